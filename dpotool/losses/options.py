@@ -1,0 +1,81 @@
+"""What a loss can be told: options with a default and a range, checked before anything is loaded or trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dpotool.errors import DpotoolError, suggest_nearest
+
+LossOptions = Mapping[str, float | str]
+"""Option name -> value, complete and checked; what `LossSpec.resolve_options` returns and `LossSpec.compute` takes."""
+
+
+def flag_of(name: str) -> str:
+    """Returns the command-line flag of an option: label_smoothing -> --label-smoothing, lambda_ -> --lambda."""
+    return "--" + name.strip("_").replace("_", "-")
+
+
+@dataclass(frozen=True, slots=True)
+class NumberOption:
+    """A number within bounds, each of which belongs to the range or not."""
+
+    name: str
+    default: float
+    help: str
+    low: float = -math.inf
+    high: float = math.inf
+    includes_low: bool = False
+    includes_high: bool = False
+
+    def check(self, value: float | str) -> float:
+        """Returns the value as a float.
+
+        Raises:
+            DpotoolError: it is no finite number in the range.
+        """
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        above = number >= self.low if self.includes_low else number > self.low
+        below = number <= self.high if self.includes_high else number < self.high
+        if not (math.isfinite(number) and above and below):
+            raise DpotoolError(
+                f"not a usable {self.name}", where=flag_of(self.name), expected=self.describe_range(), got=str(value)
+            )
+        return number
+
+    def describe_range(self) -> str:
+        """Returns the range in words: "a number, 0 <= label_smoothing < 0.5"."""
+        low = f"{self.low:g} {'<=' if self.includes_low else '<'} " if math.isfinite(self.low) else ""
+        high = f" {'<=' if self.includes_high else '<'} {self.high:g}" if math.isfinite(self.high) else ""
+        return f"a number, {low}{self.name}{high}" if low or high else "a number"
+
+
+@dataclass(frozen=True, slots=True)
+class ChoiceOption:
+    """One of a few words."""
+
+    name: str
+    default: str
+    help: str
+    choices: Sequence[str]
+
+    def check(self, value: float | str) -> str:
+        """Returns the value.
+
+        Raises:
+            DpotoolError: it is none of the choices.
+        """
+        if value not in self.choices:
+            raise DpotoolError(
+                f"unknown {self.name} {str(value)!r}",
+                where=flag_of(self.name),
+                remedy=suggest_nearest(str(value), self.choices),
+            )
+        return str(value)
+
+
+LossOption = NumberOption | ChoiceOption
