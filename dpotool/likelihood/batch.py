@@ -1,0 +1,60 @@
+"""Lays tokenized pairs out as a padded batch: two rows a pair, chosen then rejected, padding on the right.
+
+dpotool pads its own rows, so a tokenizer's padding side and padding token never change a number. Padding stands right of
+every real token, where a causal model never sees it; so no attention mask is passed, which would buy nothing and, with
+sliding windows, leaves padded positions with nothing to attend to (NaN, which then spreads: Gemma-2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from dpotool.data.pairs import TokenizedPair
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionBatch:
+    """Rows of prompt + completion."""
+
+    input_ids: Int[Tensor, "rows seq"]
+    position_ids: Int[Tensor, "rows seq"]
+    """0, 1, 2, ... from each row's first token; explicit, because not every architecture derives them alike."""
+    completion_mask: Int[Tensor, "rows seq"]
+    """1 = a completion token, whose log-probability counts; never the row's first token."""
+
+    def to(self, device: torch.device) -> CompletionBatch:
+        return CompletionBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """Returns the tensors by name, as Trainer's data loading wants them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+def collate_pairs(pairs: Sequence[TokenizedPair], *, with_rejected: bool = True) -> CompletionBatch:
+    """Builds rows (chosen_0, rejected_0, chosen_1, rejected_1, ...), or only the chosen ones."""
+    rows: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+    for pair in pairs:
+        rows.append((pair.prompt_ids, pair.chosen_ids))
+        if with_rejected:
+            rows.append((pair.prompt_ids, pair.rejected_ids))
+    return collate_rows(rows)
+
+
+def collate_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> CompletionBatch:
+    """Builds one row from each (prompt_ids, completion_ids); every prompt needs a token for the completion to follow."""
+    if any(len(prompt) == 0 for prompt, _ in rows):
+        raise ValueError("a row has an empty prompt: nothing predicts its completion's first token")
+    length = max(len(prompt) + len(completion) for prompt, completion in rows)
+    input_ids = torch.zeros(len(rows), length, dtype=torch.long)
+    completion_mask = torch.zeros_like(input_ids)
+    for row, (prompt, completion) in enumerate(rows):
+        end = len(prompt) + len(completion)
+        input_ids[row, :end] = torch.tensor([*prompt, *completion])
+        completion_mask[row, len(prompt) : end] = 1
+    position_ids = torch.arange(length).repeat(len(rows), 1)
+    return CompletionBatch(input_ids, position_ids, completion_mask)

@@ -1,0 +1,177 @@
+"""The only code in dpotool that turns hidden states into log-probabilities.
+
+The decoder runs over whole rows; the output layer runs over completion positions only, in chunks, so that no
+`[rows, seq, vocab]` tensor ever exists. What a model does to its logits after the output layer (Gemma-2's soft-capping,
+Granite's and Cohere's scaling) is kept by running the model's *own* forward over the gathered hidden states, with its
+decoder standing aside. Whether that reproduces the model is checked once per model; one for which it does not takes the
+plain path through full logits.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from dpotool.likelihood.batch import CompletionBatch
+
+logger = logging.getLogger(__name__)
+
+CHUNK_ELEMENTS = 2**24
+"""Logits alive at a time (64 MiB in float32); chunks hold CHUNK_ELEMENTS // vocab completion positions."""
+
+
+@dataclass
+class _HiddenStates(BaseModelOutputWithPast):
+    """What a decoder that stands aside returns; None for all else that an architecture may look for in it."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+
+_splits: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogps:
+    """Log-probabilities of the completion tokens of a batch, flat, in row-major order."""
+
+    logps: Float[Tensor, " tokens"]
+    """Nats, float32 or better."""
+    rows: Int[Tensor, " tokens"]
+    """Which row of the batch each token belongs to."""
+    token_ids: Int[Tensor, " tokens"]
+
+    def sum_by_row(self, n_rows: int) -> Float[Tensor, " rows"]:
+        """Sums over each row's completion tokens, in float64."""
+        sums = torch.zeros(n_rows, dtype=torch.float64, device=self.logps.device)
+        return sums.index_add(0, self.rows, self.logps.double())
+
+
+def compute_completion_logps(model: nn.Module, batch: CompletionBatch) -> Float[Tensor, " rows"]:
+    """Computes log pi(completion | prompt) of every row: nats, float64, summed over completion tokens including EOS.
+
+    Differentiable. The soft-max is taken in float32 (float64 for a float64 model), the sum in float64.
+    """
+    return compute_token_logps(model, batch).sum_by_row(len(batch.input_ids))
+
+
+def compute_token_logps(model: nn.Module, batch: CompletionBatch) -> TokenLogps:
+    """Computes log pi(token | all before it) of every completion token of the batch, in nats."""
+    rows, positions = batch.completion_mask.nonzero(as_tuple=True)
+    token_ids = batch.input_ids[rows, positions]
+    causal_lm = get_causal_lm(model)
+    if not can_split_head(causal_lm):
+        logits = _call_decoder(causal_lm, batch, whole=True)
+        return TokenLogps(_gather_logps(logits[rows, positions - 1], token_ids), rows, token_ids)
+    hidden = _call_decoder(causal_lm, batch)[rows, positions - 1]  # (tokens, hidden)
+    return TokenLogps(_chunked_logps(causal_lm, hidden, token_ids), rows, token_ids)
+
+
+def get_causal_lm(model: nn.Module) -> PreTrainedModel:
+    """Returns the transformers model inside a PEFT wrapper, or the model itself; adapters act inside its layers."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[return-value]
+
+
+def _chunked_logps(
+    model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"], token_ids: Int[Tensor, " tokens"]
+) -> Float[Tensor, " tokens"]:
+    def head(chunk: Tensor, targets: Tensor) -> Tensor:
+        return _gather_logps(_apply_head(model, chunk), targets)
+
+    size = max(1, CHUNK_ELEMENTS // model.get_output_embeddings().weight.shape[0])
+    if len(hidden) <= size:
+        return head(hidden, token_ids)
+    run: Callable[..., Tensor] = head
+    if torch.is_grad_enabled() and hidden.requires_grad:
+        # Recomputing a chunk's logits in the backward pass is what keeps only one chunk of them alive.
+        def run(chunk: Tensor, targets: Tensor) -> Tensor:
+            return checkpoint(head, chunk, targets, use_reentrant=False)
+
+    return torch.cat([run(*chunk) for chunk in zip(hidden.split(size), token_ids.split(size), strict=True)])
+
+
+def _gather_logps(logits: Float[Tensor, "tokens vocab"], token_ids: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    chosen = logits.gather(1, token_ids[:, None]).squeeze(1)
+    return chosen - torch.logsumexp(logits, dim=1)
+
+
+def _call_decoder(model: PreTrainedModel, batch: CompletionBatch, *, whole: bool = False) -> Tensor:
+    """Returns the decoder's last hidden states, (rows, seq, hidden); with `whole`, the model's (rows, seq, vocab) logits."""
+    decoder = model.get_decoder()
+    inputs: dict[str, object] = {"input_ids": batch.input_ids, "use_cache": False}
+    if "position_ids" in inspect.signature(type(decoder).forward).parameters:  # Bloom and Mamba, say, have none
+        inputs["position_ids"] = batch.position_ids
+    return (_forward_of(model) if whole else decoder)(**inputs)[0]
+
+
+def _apply_head(model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
+    """Runs the model's own forward with its decoder's work already done: output layer, soft-capping, scaling."""
+    placeholder = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
+    with _decoder_returns(model, hidden[None]):
+        return _forward_of(model)(input_ids=placeholder, use_cache=False)[0][0]
+
+
+def _forward_of(model: PreTrainedModel) -> Callable[..., tuple[Tensor, ...]]:
+    """Returns the architecture's own forward, also where a trainer has put another in front of it."""
+    return type(model).forward.__get__(model)
+
+
+@contextmanager
+def _decoder_returns(model: PreTrainedModel, hidden: Float[Tensor, "1 tokens hidden"]) -> Iterator[None]:
+    decoder = model.get_decoder()
+    kept = decoder.__dict__.get("forward")
+
+    def stand_in(*_args: object, **_kwargs: object) -> _HiddenStates:
+        return _HiddenStates(last_hidden_state=hidden)
+
+    decoder.forward = stand_in
+    try:
+        yield
+    finally:
+        if kept is None:
+            del decoder.forward
+        else:
+            decoder.forward = kept
+
+
+def can_split_head(model: PreTrainedModel) -> bool:
+    """Tells whether decoder and output layer, run apart, give the model's own logits; found out once per model."""
+    if model not in _splits:
+        _splits[model] = _check_split(model)
+        if not _splits[model]:
+            logger.warning("%s: decoder and output layer do not come apart; using full logits", type(model).__name__)
+    return _splits[model]
+
+
+@torch.no_grad()
+def _check_split(model: PreTrainedModel) -> bool:
+    decoder = model.get_decoder()
+    if decoder is model or model.get_output_embeddings() is None:
+        return False
+    was_training = model.training
+    model.eval()
+    try:
+        device = model.get_input_embeddings().weight.device
+        ids = torch.arange(1, 6, device=device)[None]
+        probe = CompletionBatch(ids, torch.arange(5, device=device)[None], torch.ones_like(ids))
+        expected = _call_decoder(model, probe, whole=True)[0]
+        got = _apply_head(model, _call_decoder(model, probe)[0])
+    except (TypeError, AttributeError, ValueError, IndexError, RuntimeError):
+        return False
+    finally:
+        model.train(was_training)
+    tolerance = 100 * torch.finfo(expected.dtype).eps * expected.abs().max().clamp(min=1.0)
+    return expected.shape == got.shape and bool((expected - got).abs().max() <= tolerance)

@@ -1,0 +1,97 @@
+"""Log-probabilities of many pairs: length-sorted token-budget batches, sharded over processes, source order restored."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from torch import Tensor, nn
+
+from dpotool.data.batches import plan_batches
+from dpotool.data.pairs import TokenizedPair
+from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.completions import compute_token_logps
+
+DEFAULT_BATCH_TOKENS = 4096
+"""Padded tokens per batch, both rows of a pair counted."""
+
+Progress = Callable[[int], None]
+
+
+@dataclass(slots=True)
+class PairLogpArrays:
+    """Sums over completion tokens (EOS included), nats, float64, aligned with the pairs they were computed for."""
+
+    chosen: np.ndarray
+    rejected: np.ndarray
+    tokens: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    """Per pair, the chosen and the rejected completion's per-token log-probabilities (float32); only on request."""
+
+
+def compute_pair_logps(
+    model: nn.Module,
+    pairs: Sequence[TokenizedPair],
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    autocast: torch.dtype | None = None,
+    with_tokens: bool = False,
+    on_progress: Progress | None = None,
+) -> PairLogpArrays:
+    """Scores every pair under the model; no gradients, dropout off, the model's mode restored.
+
+    Args:
+        batch_tokens: budget of padded tokens a batch; a pair that alone exceeds it gets a batch of its own.
+        autocast: mixed-precision type for matrix products, as in a `--bf16` training run.
+        with_tokens: also return per-token values.
+        on_progress: called with the number of pairs each finished batch held.
+    """
+    batches = plan_batches([2 * pair.longest for pair in pairs], batch_tokens)
+    state = PartialState()
+    finished: list[tuple[int, np.ndarray, np.ndarray]] = []
+    for batch in batches[state.process_index :: state.num_processes]:
+        finished += _score_batch(model, [pairs[index] for index in batch], batch, autocast)
+        if on_progress is not None:
+            on_progress(len(batch) * state.num_processes)
+    if state.num_processes > 1:
+        finished = gather_object(finished)
+    return _assemble(finished, len(pairs), with_tokens)
+
+
+def _assemble(finished: list[tuple[int, np.ndarray, np.ndarray]], n_pairs: int, with_tokens: bool) -> PairLogpArrays:
+    ordered = sorted(finished, key=lambda item: item[0])
+    if [index for index, _, _ in ordered] != list(range(n_pairs)):
+        raise RuntimeError(f"expected each of {n_pairs} pairs scored exactly once, got {len(ordered)} results")
+    chosen = np.array([tokens.sum(dtype=np.float64) for _, tokens, _ in ordered], dtype=np.float64)
+    rejected = np.array([tokens.sum(dtype=np.float64) for _, _, tokens in ordered], dtype=np.float64)
+    return PairLogpArrays(chosen, rejected, [(c, r) for _, c, r in ordered] if with_tokens else [])
+
+
+@torch.no_grad()
+def _score_batch(
+    model: nn.Module, pairs: Sequence[TokenizedPair], indices: Sequence[int], autocast: torch.dtype | None
+) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    try:
+        with autocast_to(autocast, device):
+            token_logps = compute_token_logps(model, collate_pairs(pairs).to(device)).logps
+    finally:
+        model.train(was_training)
+    lengths = [length for pair in pairs for length in (len(pair.chosen_ids), len(pair.rejected_ids))]
+    rows = np.split(_to_numpy(token_logps), np.cumsum(lengths)[:-1])
+    return [(index, rows[2 * row], rows[2 * row + 1]) for row, index in enumerate(indices)]
+
+
+def autocast_to(dtype: torch.dtype | None, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Returns torch's autocast for a mixed-precision type, or nothing for None."""
+    return torch.autocast(device.type, dtype=dtype) if dtype is not None else contextlib.nullcontext()
+
+
+def _to_numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,43 @@
+"""Content hashes of a model and a tokenizer: two runs with equal fingerprints used the same weights and the same tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+
+def fingerprint_model(model: nn.Module) -> str:
+    """Returns 16 hex digits that change with any weight, its name, type or shape, and with the architecture's settings.
+
+    A weight that is tied to another is hashed under each of its names. Settings that do not change what the model
+    computes (its path, the library's version) are left out.
+    """
+    digest = hashlib.sha256(_settings_that_count(model).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        data = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
+        digest.update(memoryview(data.numpy()))
+    return digest.hexdigest()[:16]
+
+
+def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Returns 16 hex digits that change with the vocabulary, the merge rules, special tokens and the chat template."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = [
+        backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True),
+        json.dumps(tokenizer.special_tokens_map, sort_keys=True, default=str),
+        json.dumps(tokenizer.chat_template, sort_keys=True, default=str),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def _settings_that_count(model: nn.Module) -> str:
+    config = getattr(model, "config", None)
+    settings = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
+    for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"):
+        settings.pop(name, None)
+    return json.dumps(settings, sort_keys=True, default=str)

@@ -1,0 +1,27 @@
+"""How long a sequence a model can take."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from dpotool.errors import DpotoolError
+
+MAX_LENGTH = 2048
+"""The paper's; used where neither the user nor the model's positions say less."""
+
+
+def resolve_max_length(max_length: int | None, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the longest sequence to use: what was asked for, else 2048, but never more than the model's positions."""
+    config = getattr(model, "config", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    if limit is None and tokenizer.model_max_length < 10**9:  # transformers' way of saying "not known" is about 1e30
+        limit = tokenizer.model_max_length
+    if max_length is not None and limit is not None and max_length > limit:
+        raise DpotoolError(
+            "longer than the model has positions for",
+            where="--max-length",
+            expected=f"at most {limit}",
+            got=str(max_length),
+        )
+    return max_length if max_length is not None else min(MAX_LENGTH, limit or MAX_LENGTH)

@@ -1,0 +1,70 @@
+"""Settings shared by the commands, as dataclasses: a field is a flag on the command line and a key in a config file.
+
+One place says a setting's name, type, default and help text; the command line (`cli/verbs.py`), `--config` files and
+`run.yaml` all follow from it. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Self
+
+from dpotool.errors import DpotoolError, suggest_nearest
+
+DEMO = "builtin:demo"
+
+
+def setting(default: Any, help: str, *, flag: str | None = None, panel: str | None = None) -> Any:  # noqa: A002
+    """Returns a dataclass field that carries its help text; `flag` where the option is not the field's name in kebab case."""
+    return field(default=default, metadata={"help": help, "flag": flag, "panel": panel})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Base of the commands' settings."""
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, where: str) -> Self:
+        """Builds settings from a config file's keys; an unknown key is an error that names the nearest known one."""
+        known = {field.name for field in fields(cls)}
+        for name in values:
+            if name not in known:
+                raise DpotoolError(f"unknown setting {name!r}", where=where, remedy=suggest_nearest(name, known))
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Settings):
+    """Which pairs, and how they become tokens."""
+
+    data: str = setting(
+        DEMO, "Preference pairs: a .jsonl/.json/.parquet/.csv file, a saved dataset folder, a hub id or builtin:demo."
+    )
+    split: str | None = setting(None, "Split of the data; without it, the one that suits the command.")
+    limit: int | None = setting(None, "Use the first N rows of the split.")
+    test_fraction: float | None = setting(None, "Cut this share off data that has no test split, e.g. 0.05.")
+    max_length: int | None = setting(
+        None, "Longest prompt + completion in tokens; without it 2048, or what the model's positions allow."
+    )
+    truncation: str = setting(
+        "trim-prompt",
+        "What happens to longer pairs: trim-prompt drops tokens from the prompt's start, exclude leaves the pair out.",
+    )
+    skip_invalid: bool = setting(
+        False, "Leave malformed rows out, counted and listed, instead of stopping at the first."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComputeSettings(Settings):
+    """How the numbers are computed."""
+
+    batch_tokens: int = setting(4096, "Padded tokens per scoring batch.")
+    dtype: str = setting("auto", "float32, bfloat16, float16, float64, or auto.")
+    device: str = setting("auto", "cpu, cuda, cuda:N, or auto.")
+    seed: int = setting(42, "Seed of everything random.")
+    trust_remote_code: bool = setting(False, "Run code that comes with a checkpoint.")

@@ -1,0 +1,37 @@
+"""Fixtures shared by the whole suite: everything offline, on the CPU, with caches of their own."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import random
+from pathlib import Path
+
+import pytest
+
+from dpotool.data.pairs import TokenizedPair
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """No test reads or writes the user's cache."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DPOTOOL_CACHE", str(cache))
+    return cache
+
+
+def make_pairs(n: int, *, vocab_size: int = 97, seed: int = 0, longest: int = 12) -> list[TokenizedPair]:
+    """Random pairs of uneven lengths; token 2 closes every completion."""
+    draw = random.Random(seed)
+
+    def ids(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(3, vocab_size) for _ in range(draw.randint(low, high)))
+
+    return [
+        TokenizedPair(index, (1, *ids(1, longest)), (*ids(1, longest), 2), (*ids(1, longest), 2), 2.0, 1.0)
+        for index in range(n)
+    ]
