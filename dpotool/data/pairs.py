@@ -7,8 +7,9 @@ with its reason, and what is odd but kept (truncated, merged boundary, identical
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
-Message = dict[str, str]  # {"role": ..., "content": ...}
+Message = dict[str, Any]  # {"role": ..., "content": ...}, and what else the chat template reads
 Text = str | list[Message]
 
 
@@ -23,6 +24,8 @@ class PreferencePair:
     rejected: Text
     score_chosen: float | None = None
     score_rejected: float | None = None
+    template_kwargs: dict[str, Any] | None = None
+    """What the row itself passes to the chat template (`tools`, `chat_template_kwargs`), as TRL does."""
 
     @property
     def is_conversational(self) -> bool:

@@ -1,0 +1,171 @@
+"""From the columns of a row to a preference pair: TRL's preference formats, recognised by their columns and types.
+
+    text                      prompt, chosen, rejected: strings
+    text-implicit-prompt      chosen, rejected: strings that begin alike
+    hh-transcript             chosen, rejected: HH-RLHF 'Human:/Assistant:' transcripts
+    messages                  prompt, chosen, rejected: lists of chat messages
+    messages-implicit-prompt  chosen, rejected: whole conversations (Capybara-preferences, trl-lib)
+    messages-prompt-text      the same with the prompt as a string beside them (UltraFeedback-binarized)
+
+The format is that of the first row that has one; every other row must have it too. Scores are read where the source
+has them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from dpotool.data.fields import (
+    InvalidRowError,
+    Row,
+    is_blank,
+    read_completion,
+    read_messages,
+    read_score,
+    read_string,
+    read_template_kwargs,
+)
+from dpotool.data.pairs import PreferencePair, Text
+from dpotool.data.transcripts import is_transcript, split_messages, split_text, split_transcript
+from dpotool.errors import DpotoolError
+
+TEXT_COLUMNS = ("prompt", "chosen", "rejected")
+TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
+SCORE_COLUMNS = (
+    ("score_chosen", "score_rejected"),
+    ("chosen_score", "rejected_score"),
+    ("chosen_rating", "rejected_rating"),
+    ("rating_chosen", "rating_rejected"),
+    ("chosen-rating", "rejected-rating"),
+    ("chosen_avg_rating", "rejected_avg_rating"),
+)
+KNOWN_COLUMNS = frozenset((*TEXT_COLUMNS, *TEMPLATE_COLUMNS, *chain.from_iterable(SCORE_COLUMNS)))
+
+IMPLICIT_PROMPT = "(common beginning of chosen and rejected)"
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How the rows of one source are to be read."""
+
+    format: str
+    columns: dict[str, str]
+    """dpotool field -> column it is read from."""
+
+
+def select_columns(available: list[str]) -> list[str]:
+    """Returns the columns worth reading; all of them where a completion is missing, so that the error can list them."""
+    if not {"chosen", "rejected"} <= set(available):
+        return available
+    return [name for name in available if name in KNOWN_COLUMNS]
+
+
+def detect_layout(rows: Sequence[Row], data: str) -> Layout:
+    """Recognises the format of a source from its columns (those that hold something in any row) and its first good row.
+
+    Raises:
+        DpotoolError: no row has a `chosen` or no row has a `rejected` column.
+    """
+    filled = {name for row in rows for name, value in row.items() if value is not None}
+    for name in ("chosen", "rejected"):
+        if name not in filled:
+            raise DpotoolError(
+                f"no {name!r} column",
+                where=data,
+                expected="chosen and rejected, with or without prompt",
+                got=", ".join(dict.fromkeys(key for row in rows for key in row)) or "no columns",
+                remedy="Rename the columns of the file to these",
+            )
+    has_prompt = "prompt" in filled
+    format_ = next((found for row in rows if (found := _recognise(row, has_prompt))), None)
+    if format_ is None:  # no row is well formed: any layout will do to say what is wrong with the first
+        format_ = "text" if has_prompt else "text-implicit-prompt"
+    return Layout(format_, _map_columns(format_, filled))
+
+
+def _recognise(row: Row, has_prompt: bool) -> str | None:
+    prompt, chosen, rejected = (row.get(name) for name in TEXT_COLUMNS)
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        if has_prompt:
+            return "text" if isinstance(prompt, str) else None
+        return "hh-transcript" if is_transcript(chosen) and is_transcript(rejected) else "text-implicit-prompt"
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        if not has_prompt:
+            return "messages-implicit-prompt"
+        if isinstance(prompt, str):
+            return "messages-prompt-text"
+        return "messages" if isinstance(prompt, list) else None
+    return None
+
+
+def _map_columns(format_: str, filled: set[str]) -> dict[str, str]:
+    columns = {name: name for name in TEXT_COLUMNS}
+    if format_ not in ("text", "messages", "messages-prompt-text"):
+        columns["prompt"] = IMPLICIT_PROMPT
+    for chosen, rejected in SCORE_COLUMNS:
+        if chosen in filled and rejected in filled:
+            columns |= {"score_chosen": chosen, "score_rejected": rejected}
+            break
+    return columns | {name: name for name in TEMPLATE_COLUMNS if name in filled}
+
+
+def convert_row(pair_id: int, row: Row, layout: Layout) -> PreferencePair:
+    """Makes a pair of one row.
+
+    Raises:
+        InvalidRowError: a field is missing, of the wrong type or empty, or the prompt cannot be told apart.
+    """
+    prompt, chosen, rejected = _CONVERTERS[layout.format](row)
+    for name, completion in (("chosen", chosen), ("rejected", rejected)):
+        if is_blank(completion):
+            raise InvalidRowError(f"{name!r} is empty")
+    return PreferencePair(
+        pair_id,
+        prompt,
+        chosen,
+        rejected,
+        score_chosen=read_score(row, layout.columns.get("score_chosen")),
+        score_rejected=read_score(row, layout.columns.get("score_rejected")),
+        template_kwargs=read_template_kwargs(row),
+    )
+
+
+def _convert_text(row: Row) -> tuple[Text, Text, Text]:
+    return read_string(row, "prompt"), read_string(row, "chosen"), read_string(row, "rejected")
+
+
+def _convert_text_implicit(row: Row) -> tuple[Text, Text, Text]:
+    return split_text(read_completion(row, "chosen"), read_completion(row, "rejected"))
+
+
+def _convert_transcript(row: Row) -> tuple[Text, Text, Text]:
+    return split_transcript(read_completion(row, "chosen"), read_completion(row, "rejected"))
+
+
+def _convert_messages(row: Row) -> tuple[Text, Text, Text]:
+    return read_messages(row, "prompt"), read_messages(row, "chosen"), read_messages(row, "rejected")
+
+
+def _convert_messages_implicit(row: Row) -> tuple[Text, Text, Text]:
+    return split_messages(read_messages(row, "chosen"), read_messages(row, "rejected"))
+
+
+def _convert_messages_prompt_text(row: Row) -> tuple[Text, Text, Text]:
+    """Completions that open with the assistant follow the prompt column; whole conversations hold it already."""
+    prompt = read_string(row, "prompt")
+    chosen, rejected = read_messages(row, "chosen"), read_messages(row, "rejected")
+    if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":
+        return [{"role": "user", "content": prompt}], chosen, rejected
+    return split_messages(chosen, rejected)
+
+
+_CONVERTERS = {
+    "text": _convert_text,
+    "text-implicit-prompt": _convert_text_implicit,
+    "hh-transcript": _convert_transcript,
+    "messages": _convert_messages,
+    "messages-implicit-prompt": _convert_messages_implicit,
+    "messages-prompt-text": _convert_messages_prompt_text,
+}
