@@ -1,0 +1,137 @@
+"""The runs table: one row per scored run, what the sweep plots and the sweep's own table are made of.
+
+Columns: `label` (unique, for pictures), `path`, `model`, `loss`, `lambda_schedule`, `lambda` (the constant shift
+factor; 1 for DPO, NaN for a schedule that moves and for losses without one), `lambda_min`, `lambda_max`, `beta`,
+`seed`, `data`, `split`, `n`, `n_excluded`, and for each metric of METRICS its value under its own name with
+`<metric>_low` and `<metric>_high`, the ends of its 95 % bootstrap interval. What is not known is NaN or None.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dpotool.errors import DpotoolError
+from dpotool.results.runs import RunFolder, summary_path
+from dpotool.results.summaries import MEANS, MEDIANS, PERPLEXITIES, SHARES, summarize_scores
+from dpotool.results.tables import read_metadata, read_table
+
+METRICS = (*MEANS, *(f"{name}_median" for name in MEDIANS), *SHARES, *PERPLEXITIES)
+_SCHEDULE_SIGNS = {"linear_increase": "↑", "linear_decrease": "↓"}
+
+
+def collect_runs(runs: Sequence[RunFolder], *, data: str | None = None, split: str | None = None) -> pd.DataFrame:
+    """Returns the runs table of several runs, in their order.
+
+    Args:
+        data, split: which of each run's score tables; without them the newest.
+
+    Raises DpotoolError when a run has no such score table or cannot be read.
+    """
+    rows = [_collect_run(run, data, split) for run in runs]
+    for row, label in zip(rows, _make_unique([row["label"] for row in rows], [run.name for run in runs]), strict=True):
+        row["label"] = label
+    return pd.DataFrame(rows)
+
+
+def find_scores(run: RunFolder, *, data: str | None = None, split: str | None = None) -> Path:
+    """Returns a run's score table: of the data and split named (as its metadata says), else the newest.
+
+    Raises DpotoolError when there is none.
+    """
+    for path in run.list_scores():
+        about = read_metadata(path)
+        if all(wanted is None or about.get(key) == wanted for key, wanted in (("data", data), ("split", split))):
+            return path
+    asked = " ".join(part for part in (data, split) if part)
+    raise DpotoolError(
+        f"no scores{f' of {asked}' if asked else ''} here",
+        where=str(run.path),
+        remedy=f"Run `dpotool score {run.path}` first",
+    )
+
+
+def describe_run(config: Mapping[str, Any]) -> str:
+    """Returns a run's settings as a short label: DPO, DPO-Shift λ=0.9, DPO-Shift λ=0.75→1 ↑, IPO."""
+    loss = str(config.get("loss") or "model")
+    if loss != "shift":
+        return loss.upper()
+    sign = _SCHEDULE_SIGNS.get(str(config.get("lambda_schedule")))
+    if sign is None:
+        return f"DPO-Shift λ={config['lambda_']:g}" if config.get("lambda_") is not None else "DPO-Shift"
+    ends = [config.get("lambda_min"), config.get("lambda_max")]
+    if sign == "↓":
+        ends.reverse()
+    known = "→".join(f"{end:g}" for end in ends if end is not None)
+    return f"DPO-Shift λ={known} {sign}" if known else f"DPO-Shift λ {sign}"
+
+
+def _collect_run(run: RunFolder, data: str | None, split: str | None) -> dict[str, Any]:
+    manifest = run.read_manifest()
+    config = manifest["config"]
+    table = find_scores(run, data=data, split=split)
+    about = read_metadata(table)
+    summary = _read_summary(table, about)
+    is_trained = manifest["kind"] == "train"
+    row: dict[str, Any] = {
+        "label": describe_run(config) if is_trained else run.name,
+        "path": str(run.path),
+        "model": config.get("model"),
+        "loss": config.get("loss"),
+        "lambda_schedule": _schedule_of(config),
+        "lambda": _lambda_of(config),
+        "lambda_min": _number(config.get("lambda_min")),
+        "lambda_max": _number(config.get("lambda_max")),
+        "beta": _number(about.get("beta")),
+        "seed": manifest.get("seed"),
+        "data": about.get("data"),
+        "split": about.get("split"),
+        "n": summary["n"],
+        "n_excluded": sum(summary["n_excluded"].values()),
+    }
+    for name in METRICS:
+        interval = summary.get(name) or {}
+        row[name] = _number(interval.get("mean", interval.get("value")))
+        row[f"{name}_low"] = _number(interval.get("ci_low"))
+        row[f"{name}_high"] = _number(interval.get("ci_high"))
+    return row
+
+
+def _read_summary(table: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary beside a score table; made from the table where it is missing, older or unreadable."""
+    path = summary_path(table)
+    if path.is_file() and path.stat().st_mtime_ns >= table.stat().st_mtime_ns:
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(summary, dict) and {"n", "n_excluded"} <= summary.keys():
+                return summary
+        except (OSError, ValueError):
+            pass  # the table beside it says the same
+    return summarize_scores(read_table(table), about.get("beta"))
+
+
+def _schedule_of(config: Mapping[str, Any]) -> str | None:
+    has_shift = config.get("loss") in ("dpo", "shift")
+    return (config.get("lambda_schedule") or "constant") if has_shift else None
+
+
+def _lambda_of(config: Mapping[str, Any]) -> float:
+    if config.get("loss") == "dpo":
+        return 1.0
+    return _number(config.get("lambda_")) if _schedule_of(config) == "constant" else math.nan
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _make_unique(labels: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Labels that occur more than once get the run folder's name behind them."""
+    return [
+        f"{label} ({name})" if labels.count(label) > 1 else label for label, name in zip(labels, names, strict=True)
+    ]

@@ -1,0 +1,80 @@
+"""What a score, token and theory table holds: columns, types, units and definitions (docs: DESIGN "Tables").
+
+All log-probabilities are in nats and float64. Definitions travel inside the files as Arrow field metadata.
+"""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+TABLE_KEY = b"dpotool_table"  # schema metadata: "score", "token" or "theory"
+METADATA_KEY = b"dpotool_metadata"  # schema metadata: the caller's dict, as JSON
+
+
+def _column(name: str, type_: pa.DataType, unit: str, definition: str, *, required: bool = False) -> pa.Field:
+    return pa.field(name, type_, nullable=not required, metadata={"unit": unit, "definition": definition})
+
+
+def _schema(name: str, definition: str, columns: list[pa.Field]) -> pa.Schema:
+    return pa.schema(columns, metadata={TABLE_KEY: name.encode(), b"definition": definition.encode()})
+
+
+_PAIR_ID = _column("pair_id", pa.int64(), "row", "row number in the source split, from 0", required=True)
+
+SCORE_SCHEMA = _schema(
+    "score",
+    "One row per pair. A pair that was left out has the reason in status and nulls behind it. "
+    "The reference columns and the rewards are null where there is no reference.",
+    [
+        _PAIR_ID,
+        _column("status", pa.string(), "", "'ok', or why the pair was left out", required=True),
+        _column("prompt_tokens", pa.int64(), "tokens", "tokens of the prompt after truncation"),
+        _column("chosen_tokens", pa.int64(), "tokens", "tokens of the chosen completion that count, EOS included"),
+        _column("rejected_tokens", pa.int64(), "tokens", "tokens of the rejected completion that count, EOS included"),
+        _column("chosen_logps", pa.float64(), "nats", "log pi(chosen | prompt), summed over completion tokens"),
+        _column("rejected_logps", pa.float64(), "nats", "log pi(rejected | prompt), summed over completion tokens"),
+        _column("ref_chosen_logps", pa.float64(), "nats", "chosen_logps under the reference"),
+        _column("ref_rejected_logps", pa.float64(), "nats", "rejected_logps under the reference"),
+        _column("chosen_rewards", pa.float64(), "nats", "beta * (chosen_logps - ref_chosen_logps)"),
+        _column("rejected_rewards", pa.float64(), "nats", "beta * (rejected_logps - ref_rejected_logps)"),
+        _column("reward_margins", pa.float64(), "nats", "chosen_rewards - rejected_rewards, never shifted by lambda"),
+        _column("score_chosen", pa.float64(), "", "score of the chosen completion in the data"),
+        _column("score_rejected", pa.float64(), "", "score of the rejected completion in the data"),
+    ],
+)
+
+TOKEN_SCHEMA = _schema(
+    "token",
+    "One row per completion token of every scored pair.",
+    [
+        _PAIR_ID,
+        _column("side", pa.string(), "", "'chosen' or 'rejected'", required=True),
+        _column("position", pa.int64(), "tokens", "place in the completion, from 0", required=True),
+        _column("token_id", pa.int64(), "", "token id in the model's vocabulary", required=True),
+        _column("token", pa.string(), "", "the token as text"),
+        _column("logp", pa.float64(), "nats", "log-probability of this token given all before it"),
+        _column("ref_logp", pa.float64(), "nats", "logp under the reference"),
+    ],
+)
+
+THEORY_SCHEMA = _schema(
+    "theory",
+    "One row per pair. W and L are the gradients of log pi(chosen | prompt) and log pi(rejected | prompt) over all "
+    "trained parameters.",
+    [
+        _PAIR_ID,
+        _column("grad_inner_product", pa.float64(), "nats^2", "<W, L>"),
+        _column("chosen_grad_sq_norm", pa.float64(), "nats^2", "|W|^2"),
+        _column("rejected_grad_sq_norm", pa.float64(), "nats^2", "|L|^2"),
+        _column("grad_cosine", pa.float64(), "", "<W, L> / (|W| |L|)"),
+        _column("chosen_logratios", pa.float64(), "nats", "log pi/pi_ref of the chosen completion (a)"),
+        _column("rejected_logratios", pa.float64(), "nats", "log pi/pi_ref of the rejected completion (b)"),
+        _column("u", pa.float64(), "nats^2", "gamma s(f gamma b - gamma a) <W, L>; Theorem 2.1 of arXiv:2502.07599"),
+        _column("v", pa.float64(), "nats^2", "<W, L> - |L|^2 with eta1 = 1; Theorem 2.1 of arXiv:2502.07599"),
+        _column("band_low", pa.float64(), "", "least f at which the rejected does not rise: max(0, <W, L> / |L|^2)"),
+        _column("band_high", pa.float64(), "", "greatest f at which the chosen does not fall: |W|^2 / <W, L>, or inf"),
+        _column("entanglement", pa.string(), "", "which likelihoods one DPO step on this pair alone moves, and where"),
+    ],
+)
+
+SCHEMAS = {"score": SCORE_SCHEMA, "token": TOKEN_SCHEMA, "theory": THEORY_SCHEMA}
