@@ -5,6 +5,7 @@ Parquet holds its metadata itself. CSV and JSON lines cannot: `<table>.schema.js
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 from collections.abc import Mapping
@@ -57,7 +58,9 @@ def write_table(
     write_json(_sidecar(path), _describe_schema(table.schema))
     with atomic_path(path) as temporary:
         if format == "csv":
-            table.to_pandas(types_mapper=_pandas_type).to_csv(temporary, index=False, lineterminator="\n")
+            frame = table.to_pandas(types_mapper=_pandas_type)
+            # a lone carriage return inside a token is a line end to readers unless the field is quoted
+            frame.to_csv(temporary, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
         else:
             with temporary.open("w", encoding="utf-8") as file:
                 file.writelines(_to_json_line(row) for row in table.to_pylist())
@@ -172,11 +175,26 @@ def _read_raw(path: Path) -> pd.DataFrame:
     if format_ == "parquet":
         return pq.read_table(path).to_pandas(types_mapper=_pandas_type)
     if format_ == "csv":
-        text = pd.read_csv(path, dtype=str, keep_default_na=False, lineterminator="\n")
-        return text.replace("", None).apply(_numbers_from_text)
+        return _read_csv(path).replace("", None).apply(_numbers_from_text)
     with path.open(encoding="utf-8") as file:
         rows = [_read_json_line(line, number) for number, line in enumerate(file, start=1) if line.strip()]
     return pd.DataFrame(rows).apply(_numbers_from_text)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """All fields as text. Not by pandas, which pads a row that was cut short with nulls."""
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            lines = list(csv.reader(file, strict=True))
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+    if not lines:
+        raise ValueError("it is empty")
+    header, *rows = lines
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise ValueError(f"row {number} has {len(row)} fields, the header {len(header)}")
+    return pd.DataFrame(rows, columns=header, dtype=object)
 
 
 def _read_json_line(line: str, number: int) -> dict[str, Any]:
