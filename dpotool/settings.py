@@ -6,32 +6,20 @@ One place says a setting's name, type, default and help text; the command line (
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Self
-
-from dpotool.errors import DpotoolError, suggest_nearest
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 DEMO = "builtin:demo"
 
 
 def setting(default: Any, help: str, *, flag: str | None = None, panel: str | None = None) -> Any:  # noqa: A002
-    """Returns a dataclass field that carries its help text; `flag` where the option is not the field's name in kebab case."""
+    """Returns a dataclass field that carries its help text; `flag` where its option is not its name."""
     return field(default=default, metadata={"help": help, "flag": flag, "panel": panel})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """Base of the commands' settings."""
-
-    @classmethod
-    def from_mapping(cls, values: Mapping[str, Any], *, where: str) -> Self:
-        """Builds settings from a config file's keys; an unknown key is an error that names the nearest known one."""
-        known = {field.name for field in fields(cls)}
-        for name in values:
-            if name not in known:
-                raise DpotoolError(f"unknown setting {name!r}", where=where, remedy=suggest_nearest(name, known))
-        return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -68,3 +56,13 @@ class ComputeSettings(Settings):
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto.")
     seed: int = setting(42, "Seed of everything random.")
     trust_remote_code: bool = setting(False, "Run code that comes with a checkpoint.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubjectSettings(DataSettings, ComputeSettings):
+    """What is examined and on what; None means: as its run was trained, or the default for a model from elsewhere."""
+
+    data: str | None = setting(None, "Preference pairs; without it, what the run was evaluated on, or builtin:demo.")
+    reference: str | None = setting(None, "Reference model; without it the run's own, or an adapter's base model.")
+    format: str = setting("parquet", "Format of the tables: parquet, csv or jsonl.")
+    output: str | None = setting(None, "Folder to write to; without it the run folder, or runs/<model name>.")

@@ -1,8 +1,8 @@
 """Lays tokenized pairs out as a padded batch: two rows a pair, chosen then rejected, padding on the right.
 
-dpotool pads its own rows, so a tokenizer's padding side and padding token never change a number. Padding stands right of
-every real token, where a causal model never sees it; so no attention mask is passed, which would buy nothing and, with
-sliding windows, leaves padded positions with nothing to attend to (NaN, which then spreads: Gemma-2).
+dpotool pads its own rows, so a tokenizer's padding side and padding token never change a number. Padding stands right
+of every real token, where a causal model never sees it; so no attention mask is passed, which would buy nothing and,
+with sliding windows, leaves padded positions with nothing to attend to (NaN, which then spreads: Gemma-2).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def collate_pairs(pairs: Sequence[TokenizedPair], *, with_rejected: bool = True)
 
 
 def collate_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> CompletionBatch:
-    """Builds one row from each (prompt_ids, completion_ids); every prompt needs a token for the completion to follow."""
+    """Builds one row from each (prompt_ids, completion_ids); a prompt without tokens is a ValueError."""
     if any(len(prompt) == 0 for prompt, _ in rows):
         raise ValueError("a row has an empty prompt: nothing predicts its completion's first token")
     length = max(len(prompt) + len(completion) for prompt, completion in rows)

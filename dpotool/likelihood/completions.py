@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -81,7 +82,8 @@ def compute_token_logps(model: nn.Module, batch: CompletionBatch) -> TokenLogps:
 
 def get_causal_lm(model: nn.Module) -> PreTrainedModel:
     """Returns the transformers model inside a PEFT wrapper, or the model itself; adapters act inside its layers."""
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[return-value]
+    inner: Any = model
+    return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
 def _chunked_logps(
@@ -109,7 +111,7 @@ def _gather_logps(logits: Float[Tensor, "tokens vocab"], token_ids: Int[Tensor, 
 
 
 def _call_decoder(model: PreTrainedModel, batch: CompletionBatch, *, whole: bool = False) -> Tensor:
-    """Returns the decoder's last hidden states, (rows, seq, hidden); with `whole`, the model's (rows, seq, vocab) logits."""
+    """Returns the last hidden states, (rows, seq, hidden); with `whole`, the model's logits, (rows, seq, vocab)."""
     decoder = model.get_decoder()
     inputs: dict[str, object] = {"input_ids": batch.input_ids, "use_cache": False}
     if "position_ids" in inspect.signature(type(decoder).forward).parameters:  # Bloom and Mamba, say, have none
@@ -164,7 +166,7 @@ def _check_split(model: PreTrainedModel) -> bool:
     was_training = model.training
     model.eval()
     try:
-        device = model.get_input_embeddings().weight.device
+        device = next(model.parameters()).device
         ids = torch.arange(1, 6, device=device)[None]
         probe = CompletionBatch(ids, torch.arange(5, device=device)[None], torch.ones_like(ids))
         expected = _call_decoder(model, probe, whole=True)[0]

@@ -1,4 +1,4 @@
-"""Log-probabilities of many pairs: length-sorted token-budget batches, sharded over processes, source order restored."""
+"""Log-probabilities of many pairs: length-sorted token-budget batches, shared out over processes, order restored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Content hashes of a model and a tokenizer: two runs with equal fingerprints used the same weights and the same tokens."""
+"""Content hashes of a model and a tokenizer: equal fingerprints mean the same weights and the same tokens."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ safetensors only: nothing is ever unpickled, and no code that comes with a check
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,6 +16,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as transformers_logging
 
 from dpotool.errors import DpotoolError
+
+Locate = Callable[[str], str]
+"""Turns a model's name into a path or hub id; the command line's knows builtin:demo."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 

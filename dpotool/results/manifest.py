@@ -29,7 +29,7 @@ def collect_manifest(
     config: Mapping[str, Any],
     *,
     seed: int | None = None,
-    fingerprints: Mapping[str, str] | None = None,
+    fingerprints: Mapping[str, str | None] | None = None,
     data: Mapping[str, Any] | None = None,
     devices: Sequence[str] = (),
 ) -> dict[str, Any]:

@@ -1,0 +1,116 @@
+"""What a command prints: results on stdout; notes, warnings and progress on stderr; one JSON object with --json."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from dpotool.progress import Progress
+
+PIPED_WIDTH = 200
+"""Columns of a table that goes into a pipe or file, where nothing says how wide it may be."""
+
+
+class Console(Progress):
+    """A command's voice. In a distributed run only the main process speaks."""
+
+    def __init__(self, *, as_json: bool = False) -> None:
+        from rich.console import Console as RichConsole
+
+        self.as_json = as_json
+        self._is_main = _is_main_process()
+        self._said: set[str] = set()
+        width = None if sys.stdout.isatty() else PIPED_WIDTH
+        self._out = RichConsole(soft_wrap=True, highlight=False, markup=False, width=width)
+        self._err = RichConsole(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+    def note(self, text: str) -> None:
+        """Prints a note on stderr, once: what a sweep's runs have in common need not be said by each."""
+        if self._is_main and text not in self._said:
+            self._said.add(text)
+            self._err.print(text, style="dim")
+
+    def warn(self, text: str) -> None:
+        if self._is_main:
+            self._err.print(f"warning: {text}", style="yellow")
+
+    def say(self, text: str = "") -> None:
+        """Prints a line of the result; nothing with --json."""
+        if self._is_main and not self.as_json:
+            self._out.print(text)
+
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Prints a table; the first column is left-aligned, the others right."""
+        from rich import box
+        from rich.table import Table
+
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        for number, column in enumerate(columns):
+            table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
+        for row in rows:
+            table.add_row(*row)
+        if self._is_main and not self.as_json:
+            self._out.print(table)
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Prints the machine-readable result, if that was asked for."""
+        if self._is_main and self.as_json:
+            from dpotool.results.plain import to_json_plain
+
+            sys.stdout.write(json.dumps(to_json_plain(result), ensure_ascii=False) + "\n")
+
+    @contextmanager
+    def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
+        """Shows a bar with rate and time left, where stderr is a terminal."""
+        if not (self._is_main and self._err.is_terminal):
+            yield lambda n: None
+            return
+        from rich import progress as bars
+
+        columns = (
+            bars.TextColumn("{task.description}"),
+            bars.BarColumn(),
+            bars.MofNCompleteColumn(),
+            _rate_column(),
+            bars.TimeRemainingColumn(),
+        )
+        with bars.Progress(*columns, console=self._err, transient=True) as progress:
+            task = progress.add_task(description, total=total)
+            yield lambda n: progress.advance(task, n)
+
+
+def _is_main_process() -> bool:
+    """Tells without importing accelerate, whose launcher sets RANK."""
+    import os
+
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def _rate_column() -> Any:
+    from rich.progress import ProgressColumn, Task
+    from rich.text import Text
+
+    class RateColumn(ProgressColumn):
+        """Units per second."""
+
+        def render(self, task: Task) -> Text:
+            speed = task.finished_speed or task.speed
+            return Text(f"{speed:.1f}/s" if speed else "-/s")
+
+    return RateColumn()
+
+
+def format_interval(value: dict[str, float] | None, digits: int = 2, scale: float = 1.0) -> str:
+    """Returns '1.23 [1.10, 1.36]' for a summary's {mean|value, ci_low, ci_high}; '-' where there is none."""
+    if value is None:
+        return "-"
+    centre = value["mean"] if "mean" in value else value["value"]
+    if centre is None:
+        return "-"
+    low, high = value["ci_low"], value["ci_high"]
+    if low is None or high is None:
+        return f"{scale * centre:.{digits}f}"
+    return f"{scale * centre:.{digits}f} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"

@@ -1,0 +1,81 @@
+"""`dpotool score`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dpotool.cli.console import Console, format_interval
+from dpotool.cli.verbs import add_verb
+from dpotool.scoring.config import ScoreConfig
+
+if TYPE_CHECKING:
+    from dpotool.scoring.run import ScoreResult
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    argument = (
+        "models",
+        list[str] | None,
+        "Run folders, checkpoints, adapters or hub ids; without one, the newest run.",
+    )
+    add_verb(app, "score", ScoreConfig, argument=argument, epilog="Example: dpotool score runs/my-run --json")(run)
+
+
+def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None:
+    """Score test pairs: chosen and rejected log-likelihoods, rewards, margins, displacement; a row per pair."""
+    from dpotool.cli.demo import locate_model
+    from dpotool.results.runs import newest_run
+    from dpotool.scoring.run import score_models
+
+    if not models:
+        models = [str(newest_run(kind="train").path)]
+        console.note(f"scoring the newest run, {models[0]}")
+    results = score_models(models, config, progress=console, locate=locate_model(console))
+    for title, columns, rows in tabulate_scores(results):
+        console.table(title, columns, rows)
+    for result in results:
+        console.say(f"scores: {result.path}")
+    console.finish({"results": [{"path": str(r.path), "label": r.label, **r.summary} for r in results]})
+
+
+_ROWS: tuple[tuple[str, str, int, float], ...] = (
+    ("log pi(chosen), mean", "chosen_logps", 2, 1),
+    ("log pi(chosen), median", "chosen_logps_median", 2, 1),
+    ("log pi(rejected), mean", "rejected_logps", 2, 1),
+    ("log pi(rejected), median", "rejected_logps_median", 2, 1),
+    ("perplexity on chosen", "chosen_perplexity", 3, 1),
+    ("perplexity on rejected", "rejected_perplexity", 3, 1),
+    ("change of log pi(chosen)", "chosen_displacement", 2, 1),
+    ("change of log pi(rejected)", "rejected_displacement", 2, 1),
+    ("pairs with chosen displaced, %", "chosen_displaced_share", 1, 100),
+    ("reward margin", "reward_margins", 4, 1),
+    ("reward accuracy, %", "reward_accuracy", 1, 100),
+)
+
+
+def tabulate_scores(results: Sequence[ScoreResult]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Returns the tables to print, one for each (data, split) that was scored, a column per model."""
+    groups: dict[str, list[ScoreResult]] = {}
+    for result in results:
+        summary = result.summary
+        groups.setdefault(f"{summary['data']} [{summary['split']}], n = {summary['n']}", []).append(result)
+    tables = []
+    for name, group in groups.items():
+        rows = [
+            [label, *(format_interval(result.summary.get(key), digits, scale) for result in group)]
+            for label, key, digits, scale in _ROWS
+        ]
+        rows.append(["ties", *(str(result.summary["ties"]) for result in group)])
+        rows.append(["pairs left out", *(_describe_exclusions(result.summary) for result in group)])
+        title = f"{name}; nats summed over completion tokens, 95 % bootstrap intervals over pairs"
+        tables.append((title, ["", *(result.label for result in group)], rows))
+    return tables
+
+
+def _describe_exclusions(summary: dict[str, Any]) -> str:
+    excluded = summary["n_excluded"]
+    return ", ".join(f"{count} {reason}" for reason, count in excluded.items()) or "0"

@@ -1,0 +1,52 @@
+"""`dpotool train`."""
+
+from __future__ import annotations
+
+import typer
+
+from dpotool.cli.console import Console
+from dpotool.cli.verbs import add_verb
+from dpotool.training.config import TrainConfig
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    add_verb(app, "train", TrainConfig, epilog="Example: dpotool train --loss shift --lambda 0.9")(run)
+
+
+def run(config: TrainConfig, console: Console) -> None:
+    """Train a model on preference pairs by DPO, DPO-Shift or another loss; leaves a run folder that is a checkpoint."""
+    from dpotool.cli.demo import locate_model
+    from dpotool.training.run import train
+
+    result = train(config, progress=console, locate=locate_model(console))
+    rows = result.folder.read_metrics()
+    last = {name: value for row in rows for name, value in row.items()}
+    if result.was_interrupted:
+        console.say(f"interrupted, work saved: continue with dpotool train --resume --output {result.folder.path}")
+    else:
+        console.table(*summarize_training(result.folder.name, last))
+        console.say(f"run folder: {result.folder.path}")
+        console.say(f"next: dpotool score {result.folder.path}")
+    status = "interrupted" if result.was_interrupted else "finished"
+    console.finish({"run": str(result.folder.path), "status": status, "metrics": last})
+    if result.was_interrupted:
+        raise typer.Exit(130)
+
+
+def summarize_training(name: str, last: dict[str, float]) -> tuple[str, list[str], list[list[str]]]:
+    """Returns title, columns and rows of the table shown after training."""
+    shown = {
+        "loss": "loss",
+        "logps/chosen": "log pi(chosen), nats",
+        "logps/rejected": "log pi(rejected), nats",
+        "displacement/chosen": "change of log pi(chosen), nats",
+        "rewards/margins": "reward margin",
+        "rewards/accuracies": "reward accuracy",
+    }
+    rows = [
+        [label, *(f"{last[key]:.4g}" if key in last else "-" for key in (name_, f"eval_{name_}"))]
+        for name_, label in shown.items()
+        if name_ in last or f"eval_{name_}" in last
+    ]
+    return f"{name}, step {int(last['step'])}", ["mean over pairs", "last steps", "evaluation"], rows

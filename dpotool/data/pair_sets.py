@@ -1,0 +1,54 @@
+"""From a data argument to tokenized pairs in one call: what every command that needs pairs does first."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from dpotool.data.pairs import PairSet
+from dpotool.data.sources import load_preferences
+from dpotool.data.tokenization import tokenize_preferences
+from dpotool.progress import SILENT, Progress
+from dpotool.settings import DataSettings
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+def load_pair_set(
+    settings: DataSettings,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int | None,
+    seed: int,
+    default_split: str = "test",
+    progress: Progress = SILENT,
+) -> PairSet:
+    """Loads and tokenizes the pairs that the settings ask for, and says what it found and what it left out."""
+    data = load_preferences(
+        settings.data,
+        split=settings.split,
+        limit=settings.limit,
+        seed=seed,
+        test_fraction=settings.test_fraction,
+        skip_invalid=settings.skip_invalid,
+        default_split=default_split,
+    )
+    pair_set = tokenize_preferences(data, tokenizer, max_length=max_length, truncation=settings.truncation)
+    progress.note(describe_pair_set(pair_set))
+    return pair_set
+
+
+def describe_pair_set(pair_set: PairSet) -> str:
+    """Returns one line: where the pairs are from, how the columns were read, and what happened to them."""
+    source, counts = pair_set.source, pair_set.counts
+    mapping = ", ".join(field if field == column else f"{field}={column}" for field, column in source.columns.items())
+    parts = [f"{source.name} [{source.split}]: {counts.n_pairs} pairs, {source.format} ({mapping})"]
+    parts += [f"{n} left out: {reason}" for reason, n in counts.n_excluded.items()]
+    odd = {
+        "truncated": counts.n_truncated,
+        "with a merged boundary": counts.n_boundary_merged,
+        "identical": counts.n_identical,
+        "duplicate": counts.n_duplicate,
+    }
+    parts += [f"{n} {name}" for name, n in odd.items() if n]
+    return "; ".join(parts)

@@ -1,0 +1,84 @@
+"""Opens what is examined: tokenizer, model, pairs, and the log-probabilities of policy and reference on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from dpotool.data.pair_sets import load_pair_set
+from dpotool.data.pairs import PairSet
+from dpotool.likelihood.reference import ReferenceLogps, load_or_compute_reference
+from dpotool.models.limits import resolve_max_length
+from dpotool.models.loading import Locate, load_model, load_tokenizer
+from dpotool.models.subject import Subject
+from dpotool.progress import Progress
+
+
+@dataclass(frozen=True, slots=True)
+class OpenSubject:
+    """A subject with everything loaded."""
+
+    subject: Subject
+    tokenizer: PreTrainedTokenizerBase
+    policy: nn.Module
+    reference: nn.Module | None
+    pair_set: PairSet
+    max_length: int
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        return torch.bfloat16 if self.subject.bf16 else None
+
+    def compute_logps(self, model: nn.Module, name: str, progress: Progress) -> ReferenceLogps:
+        """Returns log pi of every pair under the policy or the reference, from the store where it has them."""
+        with progress.track(f"scoring {name}", len(self.pair_set.pairs)) as advance:
+            logps = load_or_compute_reference(
+                model,
+                self.pair_set.pairs,
+                batch_tokens=self.subject.config.batch_tokens,
+                autocast=self.autocast,
+                on_progress=advance,
+            )
+        progress.note(f"{name}: {logps.n_cached} of {len(self.pair_set.pairs)} pairs were in the store")
+        return logps
+
+    def compute_reference_logps(self, progress: Progress) -> ReferenceLogps | None:
+        """Returns log pi_ref of every pair, or None where there is no reference.
+
+        Warns where the model that a run names as its reference is no longer the one it trained against.
+        """
+        if self.reference is None:
+            return None
+        logps = self.compute_logps(self.reference, "reference", progress)
+        if self.subject.reference_fingerprint not in (None, logps.fingerprint):
+            progress.warn(
+                f"{self.subject.label}: its reference {self.subject.reference} is not the model it was trained "
+                f"against (fingerprint {logps.fingerprint}, then {self.subject.reference_fingerprint}); "
+                "log-ratios are against the new one"
+            )
+        return logps
+
+
+def open_subject(subject: Subject, progress: Progress, locate: Locate, *, dtype: str | None = None) -> OpenSubject:
+    """Loads tokenizer, policy and pairs, and the reference in the policy's numeric type.
+
+    Args:
+        dtype: type to load in where 'auto' would be wrong.
+    """
+    config = subject.config
+    model_path = locate(subject.model)
+    trust = config.trust_remote_code
+    tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
+    policy = load_model(model_path, dtype=dtype or subject.dtype, device=config.device, trust_remote_code=trust)
+    max_length = resolve_max_length(config.max_length, policy, tokenizer)
+    pair_set = load_pair_set(config, tokenizer, max_length=max_length, seed=config.seed, progress=progress)
+    reference = None
+    if subject.reference is not None:
+        policy_dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
+        path = locate(subject.reference)
+        reference = load_model(path, dtype=policy_dtype, device=config.device, trust_remote_code=trust)
+        reference.requires_grad_(False)
+    return OpenSubject(subject, tokenizer, policy, reference, pair_set, max_length)

@@ -1,0 +1,99 @@
+"""What is examined: a model, with what its run folder knows about its reference, its data and its precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dpotool.errors import DpotoolError
+from dpotool.models.loading import is_adapter_folder, read_adapter_base
+from dpotool.results.runs import RunFolder
+from dpotool.settings import DEMO, SubjectSettings
+
+DEFAULT_BETA = 0.1
+_INHERITED = ("split", "limit", "test_fraction", "max_length", "truncation", "skip_invalid", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """A model and the settings that hold for it, all of them resolved."""
+
+    model: str
+    label: str
+    reference: str | None
+    """None: there is no reference, and no rewards."""
+    reference_fingerprint: str | None
+    """What the run's reference was when it trained; None for a model from elsewhere or another reference."""
+    folder: RunFolder
+    config: SubjectSettings
+    beta: float
+    dtype: str
+    bf16: bool
+
+
+def describe_subject(model: str, config: SubjectSettings) -> Subject:
+    """Works out what a model is compared with and on which pairs, from its run folder if it has one.
+
+    Raises:
+        DpotoolError: it is a run folder that holds no trained model.
+    """
+    run = read_training_run(model)
+    if run is None:
+        return _from_elsewhere(model, config)
+    trained: Mapping[str, Any] = run["config"]
+    own_reference = trained.get("reference") or trained["model"]
+    fingerprint = (run.get("fingerprints") or {}).get("reference")
+    return Subject(
+        model=model,
+        label=Path(model).resolve().name,
+        reference=config.reference or own_reference,
+        reference_fingerprint=fingerprint if config.reference in (None, own_reference) else None,
+        folder=RunFolder(config.output or model),
+        config=inherit_data(config, trained),
+        beta=trained.get("beta") or DEFAULT_BETA,
+        dtype=trained.get("dtype", "auto") if config.dtype == "auto" else config.dtype,
+        bf16=bool(trained.get("bf16")) and config.dtype == "auto",
+    )
+
+
+def read_training_run(model: str) -> dict[str, Any] | None:
+    """Returns the manifest of a folder that `dpotool train` wrote, or None for any other model."""
+    if not (Path(model) / "run.yaml").is_file():
+        return None
+    manifest = RunFolder(model).read_manifest()
+    if manifest.get("kind") != "train":
+        raise DpotoolError(
+            "holds no trained model", where=model, expected="a run of kind train", got=f"kind {manifest.get('kind')}"
+        )
+    return manifest
+
+
+def inherit_data(config: SubjectSettings, trained: Mapping[str, Any]) -> SubjectSettings:
+    """Fills in the data a run was evaluated on, row for row, unless other data was asked for."""
+    if config.data is not None:
+        return replace(config, max_length=config.max_length or trained.get("max_length"))
+    if trained.get("eval_data"):
+        own = {name: trained.get(name) for name in _INHERITED}
+        own |= {"data": trained["eval_data"], "split": trained.get("eval_split"), "limit": trained.get("eval_limit")}
+    else:
+        own = {name: trained.get(name) for name in (*_INHERITED, "data")}
+    given = {name: getattr(config, name) for name in ("split", "limit", "max_length")}
+    return replace(config, **(own | {name: value for name, value in given.items() if value is not None}))
+
+
+def _from_elsewhere(model: str, config: SubjectSettings) -> Subject:
+    base = read_adapter_base(model) if is_adapter_folder(model) else None
+    name = Path(model).name if Path(model).exists() else model.replace("/", "--").replace(":", "-")
+    return Subject(
+        model=model,
+        label=name,
+        reference=config.reference or base,
+        reference_fingerprint=None,
+        folder=RunFolder(config.output or Path("runs") / name),
+        config=replace(config, data=config.data or DEMO),
+        beta=DEFAULT_BETA,
+        dtype=config.dtype,
+        bf16=False,
+    )

@@ -1,0 +1,136 @@
+"""Scores models on a test set: a row per pair, and a summary with intervals over pairs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from accelerate import PartialState
+
+from dpotool.errors import DpotoolError
+from dpotool.likelihood.pair_logps import compute_pair_logps
+from dpotool.likelihood.subject import OpenSubject, open_subject
+from dpotool.models.fingerprint import fingerprint_tokenizer
+from dpotool.models.loading import Locate
+from dpotool.models.subject import Subject, describe_subject
+from dpotool.progress import SILENT, Progress
+from dpotool.results.atomic import ensure_writable, write_json
+from dpotool.results.manifest import collect_manifest
+from dpotool.results.runs import summary_path
+from dpotool.results.schemas import SCORE_SCHEMA, TOKEN_SCHEMA
+from dpotool.results.summaries import summarize_scores
+from dpotool.results.tables import write_table
+from dpotool.scoring.config import ScoreConfig
+from dpotool.scoring.frame import build_score_frame, build_token_frame
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreResult:
+    """One model's scores."""
+
+    label: str
+    frame: pd.DataFrame
+    summary: dict[str, Any]
+    path: Path
+
+
+def score_models(
+    models: Sequence[str], config: ScoreConfig, *, progress: Progress = SILENT, locate: Locate = str
+) -> list[ScoreResult]:
+    """Scores each model and writes scores/<data>-<split>.parquet with its summary beside it.
+
+    Log-probabilities that were computed before, for the same weights and tokens, come from the store.
+
+    Raises:
+        DpotoolError: a model, its reference or the data cannot be used; models before it keep their scores.
+    """
+    if config.beta is not None and not config.beta > 0:
+        raise DpotoolError("must be above 0", where="--beta", got=str(config.beta))
+    subjects = [describe_subject(model, config) for model in models]
+    if len({subject.folder.path.resolve() for subject in subjects}) < len(subjects):
+        raise DpotoolError(
+            "two models would write the same scores",
+            where="score",
+            remedy="Score them apart, each with its own --output",
+        )
+    for subject in subjects:
+        ensure_writable(subject.folder.path)
+    return [
+        _score(replace(subject, beta=config.beta or subject.beta), config, progress, locate) for subject in subjects
+    ]
+
+
+def _score(subject: Subject, config: ScoreConfig, progress: Progress, locate: Locate) -> ScoreResult:
+    opened = open_subject(subject, progress, locate)
+    policy_logps = opened.compute_logps(opened.policy, subject.label, progress)
+    reference_logps = opened.compute_reference_logps(progress)
+    if reference_logps is None:
+        progress.warn(f"{subject.label}: no reference, so no rewards and no displacement. Name one with --reference")
+    frame = build_score_frame(opened.pair_set, policy_logps, reference_logps, subject.beta)
+    fingerprints = {
+        "model": policy_logps.fingerprint,
+        "reference": reference_logps.fingerprint if reference_logps else None,
+        "tokenizer": fingerprint_tokenizer(opened.tokenizer),
+        "data": opened.pair_set.source.fingerprint,
+    }
+    result = _write(opened, frame, fingerprints)
+    if config.tokens:
+        _write_tokens(opened)
+    return result
+
+
+def _write(opened: OpenSubject, frame: pd.DataFrame, fingerprints: dict[str, str | None]) -> ScoreResult:
+    subject, source = opened.subject, opened.pair_set.source
+    config = subject.config
+    path = subject.folder.scores_path(source.name, source.split, config.format)
+    about = {**_describe(opened), "fingerprints": fingerprints}
+    summary = {**about, **summarize_scores(frame, subject.beta, opened.pair_set.counts.to_dict(), seed=config.seed)}
+    if PartialState().is_main_process:
+        write_table(frame, path, SCORE_SCHEMA, about, format=config.format)
+        write_json(summary_path(path), summary)
+        if not subject.folder.manifest_path.exists():
+            settings = {**config.to_dict(), "model": subject.model, "max_length": opened.max_length}
+            manifest = collect_manifest("score", settings, fingerprints=fingerprints, data=asdict(source))
+            subject.folder.write_manifest(manifest | {"status": "finished"})
+    return ScoreResult(subject.label, frame, summary, path)
+
+
+def _write_tokens(opened: OpenSubject) -> None:
+    subject, pair_set = opened.subject, opened.pair_set
+    policy, reference = (
+        None
+        if model is None
+        else compute_pair_logps(
+            model,
+            pair_set.pairs,
+            batch_tokens=subject.config.batch_tokens,
+            autocast=opened.autocast,
+            with_tokens=True,
+        )
+        for model in (opened.policy, opened.reference)
+    )
+    assert policy is not None
+    used = {token for pair in pair_set.pairs for token in (*pair.chosen_ids, *pair.rejected_ids)}
+    texts = {token: str(opened.tokenizer.decode([token])) for token in used}
+    frame = build_token_frame(pair_set.pairs, policy, reference, texts)
+    source, format_ = pair_set.source, subject.config.format
+    if PartialState().is_main_process:
+        path = subject.folder.tokens_path(source.name, source.split, format_)
+        write_table(frame, path, TOKEN_SCHEMA, _describe(opened), format=format_)
+
+
+def _describe(opened: OpenSubject) -> dict[str, Any]:
+    """What a table says about itself."""
+    subject, source = opened.subject, opened.pair_set.source
+    return {
+        "model": subject.model,
+        "label": subject.label,
+        "reference": subject.reference,
+        "data": source.name,
+        "split": source.split,
+        "beta": subject.beta,
+        "max_length": opened.max_length,
+    }

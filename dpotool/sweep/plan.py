@@ -1,0 +1,89 @@
+"""The cells of a sweep: one training run each, all from the same start and on the same pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from dpotool.errors import DpotoolError
+from dpotool.sweep.config import SweepConfig
+from dpotool.training.config import TrainConfig, TrainingSettings
+
+_LINEAR = ("linear_increase", "linear_decrease")
+_OF_SCHEDULES = ("lambda_min", "lambda_max")
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run of a sweep."""
+
+    name: str
+    """Folder under the sweep's, e.g. dpo, shift-0.9, linear-increase."""
+    config: TrainConfig
+
+
+def plan_cells(config: SweepConfig, folder: Path) -> list[Cell]:
+    """Returns the runs to make, DPO first, then by falling lambda, then schedules.
+
+    Raises:
+        DpotoolError: the grid is empty, repeats itself or cannot be read.
+    """
+    cells = [_fixed(config, folder, value) for value in sorted(_parse_lambdas(config.lambdas), reverse=True)]
+    cells += [_linear(config, folder, kind) for kind in _parse_schedules(config.schedules)]
+    if not cells:
+        raise DpotoolError("nothing to train", where="sweep", remedy="Give --lambdas or --schedules")
+    names = [cell.name for cell in cells]
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise DpotoolError(f"asked for twice: {', '.join(repeated)}", where="sweep")
+    return cells
+
+
+def choose_folder(config: SweepConfig) -> Path:
+    """Returns the sweep's folder: the same settings lead to the same one, so that a second call continues the first."""
+    if config.output:
+        return Path(config.output)
+    digest = hashlib.sha256(json.dumps(config.to_dict(), sort_keys=True).encode()).hexdigest()[:8]
+    data = re.sub(r"[^\w.-]+", "-", Path(config.data.removeprefix("builtin:")).name.split(".")[0])
+    return Path("runs") / f"sweep-{data}-{digest}"
+
+
+def _fixed(config: SweepConfig, folder: Path, lambda_: float) -> Cell:
+    if lambda_ == 1:
+        return Cell("dpo", _train_config(config, folder / "dpo", loss="dpo"))
+    name = f"shift-{lambda_:g}"
+    return Cell(name, _train_config(config, folder / name, loss="shift", lambda_=lambda_))
+
+
+def _linear(config: SweepConfig, folder: Path, kind: str) -> Cell:
+    name = kind.replace("_", "-")
+    ends = {end: getattr(config, end) for end in _OF_SCHEDULES}
+    return Cell(name, _train_config(config, folder / name, loss="shift", lambda_schedule=kind, **ends))
+
+
+def _train_config(config: SweepConfig, folder: Path, **loss: object) -> TrainConfig:
+    shared = {field.name: getattr(config, field.name) for field in fields(TrainingSettings)}
+    shared |= {"output": str(folder), **dict.fromkeys(_OF_SCHEDULES)}
+    return TrainConfig(**(shared | loss))
+
+
+def _parse_lambdas(text: str) -> list[float]:
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise DpotoolError(
+            "not a list of numbers", where="--lambdas", expected="e.g. 0.5,0.9,1.0", got=repr(text)
+        ) from None
+
+
+def _parse_schedules(text: str) -> list[str]:
+    kinds = [part.strip().replace("-", "_") for part in text.split(",") if part.strip()]
+    for kind in kinds:
+        if kind not in _LINEAR:
+            raise DpotoolError(
+                f"unknown schedule {kind!r}", where="--schedules", expected=" or ".join(_LINEAR), got=repr(text)
+            )
+    return kinds

@@ -1,0 +1,143 @@
+"""Runs a sweep: trains every cell from the same start, scores it, and tables the lot.
+
+The reference values are computed by the first run and found in the store by the others. What is finished stays
+finished: a second call with the same settings trains only what is missing. A cell that fails is reported at the end
+and does not stop the others.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pandas as pd
+from transformers.trainer_utils import get_last_checkpoint
+
+from dpotool.errors import DpotoolError
+from dpotool.models.loading import Locate
+from dpotool.progress import SILENT, Progress
+from dpotool.results.atomic import atomic_path, ensure_writable
+from dpotool.results.comparison import collect_runs
+from dpotool.results.manifest import collect_manifest
+from dpotool.results.runs import RunFolder
+from dpotool.scoring.config import ScoreConfig
+from dpotool.scoring.run import score_models
+from dpotool.sweep.config import SweepConfig
+from dpotool.sweep.plan import Cell, choose_folder, plan_cells
+from dpotool.training.config import check_config, fill_in
+from dpotool.training.objective import build_objective
+from dpotool.training.run import train
+
+
+@dataclass(frozen=True, slots=True)
+class SweepResult:
+    """What a sweep has after this call."""
+
+    folder: Path
+    table: pd.DataFrame
+    """The runs table (`results.comparison`) of the finished cells."""
+    failures: dict[str, str]
+    """Cell -> why it failed."""
+    n_trained: int
+    """Cells trained by this call; the others were there."""
+    was_interrupted: bool = False
+
+
+def sweep(config: SweepConfig, *, progress: Progress = SILENT, locate: Locate = str) -> SweepResult:
+    """Trains and scores the whole grid and writes runs.csv beside the cells.
+
+    Raises:
+        DpotoolError: the settings of any cell are wrong (before anything runs), the folder holds another sweep, or
+            no cell could be finished.
+    """
+    folder = choose_folder(config)
+    cells = plan_cells(config, folder)
+    for cell in cells:
+        check_config(fill_in(cell.config))
+        build_objective(cell.config, progress)
+    _claim(folder, config)
+    failures: dict[str, str] = {}
+    finished: list[RunFolder] = []
+    n_trained = 0
+    was_interrupted = False
+    for number, cell in enumerate(cells, start=1):
+        progress.note(f"{cell.name} ({number} of {len(cells)})")
+        try:
+            outcome = _run_cell(cell, progress, locate)
+        except DpotoolError as error:
+            failures[cell.name] = str(error)
+            progress.warn(f"{cell.name}: {error}")
+            continue
+        if outcome == "interrupted":
+            was_interrupted = True
+            break
+        n_trained += outcome == "trained"
+        finished.append(RunFolder(Path(folder / cell.name)))
+    return _conclude(folder, finished, failures, n_trained, was_interrupted)
+
+
+def _run_cell(cell: Cell, progress: Progress, locate: Locate) -> str:
+    """Returns 'trained', 'kept' or 'interrupted'; a finished cell is not touched, an interrupted one goes on."""
+    path = Path(str(cell.config.output))
+    status = _status(path)
+    if status != "finished":
+        can_resume = status is not None and get_last_checkpoint(str(path)) is not None
+        if path.exists() and not can_resume:
+            shutil.rmtree(path)  # began, but left nothing to go on from
+        result = train(replace(cell.config, resume=can_resume), progress=progress, locate=locate)
+        if result.was_interrupted:
+            return "interrupted"
+    if not RunFolder(path).list_scores():
+        settings = ScoreConfig(
+            batch_tokens=cell.config.batch_tokens,
+            device=cell.config.device,
+            trust_remote_code=cell.config.trust_remote_code,
+        )
+        score_models([str(path)], settings, progress=progress, locate=locate)
+    return "kept" if status == "finished" else "trained"
+
+
+def _status(path: Path) -> str | None:
+    """Returns the status in a cell's manifest, or None where there is none that can be read."""
+    try:
+        return str(RunFolder(path).read_manifest()["status"])
+    except DpotoolError:
+        return None
+
+
+def _claim(folder: Path, config: SweepConfig) -> None:
+    """Makes the sweep's folder, or makes sure that it holds this very sweep; a wider grid is still the same sweep."""
+    settings = {
+        name: value for name, value in config.to_dict().items() if name not in ("output", "lambdas", "schedules")
+    }
+    run = RunFolder(folder)
+    if run.manifest_path.exists():
+        manifest = run.read_manifest()
+        for name, value in settings.items():
+            if manifest["kind"] != "sweep" or manifest["config"].get(name) != value:
+                raise DpotoolError(
+                    "holds another sweep",
+                    where=str(folder),
+                    expected=f"{name} = {manifest['config'].get(name)}",
+                    got=str(value),
+                    remedy="Choose another --output, or the settings it began with",
+                )
+        run.update_manifest(status="running", config=config.to_dict())
+        return
+    ensure_writable(folder)
+    run.write_manifest(collect_manifest("sweep", config.to_dict()))
+
+
+def _conclude(
+    folder: Path, finished: list[RunFolder], failures: dict[str, str], n_trained: int, was_interrupted: bool
+) -> SweepResult:
+    run = RunFolder(folder)
+    run.update_manifest(status="interrupted" if was_interrupted else "failed" if failures else "finished")
+    if not finished and failures:
+        name, reason = next(iter(failures.items()))
+        raise DpotoolError(f"no cell could be finished; {name}: {reason}", where=str(folder))
+    table = collect_runs(finished) if finished else pd.DataFrame()
+    with atomic_path(folder / "runs.csv") as path:
+        table.to_csv(path, index=False)
+    return SweepResult(folder, table, failures, n_trained, was_interrupted)

@@ -1,0 +1,78 @@
+"""Translates a TrainConfig into transformers' TrainingArguments."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainingArguments
+
+from dpotool.errors import DpotoolError
+from dpotool.models.loading import resolve_device
+from dpotool.training.config import TrainConfig
+
+LOGS_PER_RUN = 50
+EVALUATIONS_PER_RUN = 4
+ROLLING_SAVE_STEPS = 200
+"""Without --save-steps one checkpoint is kept against interruptions, and removed when the run has finished."""
+
+
+def build_training_arguments(config: TrainConfig, folder: Path, n_pairs: int, *, has_eval: bool) -> TrainingArguments:
+    """Returns the Trainer's arguments; unset intervals are spread evenly over the run's steps."""
+    n_steps = count_steps(config, n_pairs)
+    try:
+        return TrainingArguments(
+            output_dir=str(folder),
+            learning_rate=config.learning_rate,
+            num_train_epochs=config.epochs,
+            max_steps=config.max_steps or -1,
+            per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.gradient_accumulation,
+            **_checkpointing(config),
+            optim=config.optimizer,
+            lr_scheduler_type=config.scheduler,
+            warmup_steps=config.warmup_ratio,  # below 1 it is a share of the steps
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+            bf16=config.bf16,
+            use_cpu=resolve_device(config.device).type == "cpu",
+            seed=config.seed,
+            eval_strategy="steps" if has_eval else "no",
+            eval_on_start=has_eval and not config.resume,
+            eval_steps=config.eval_steps or max(1, n_steps // EVALUATIONS_PER_RUN),
+            logging_strategy="steps",
+            logging_steps=config.logging_steps or max(1, n_steps // LOGS_PER_RUN),
+            logging_nan_inf_filter=False,
+            save_strategy="steps",
+            save_steps=config.save_steps or ROLLING_SAVE_STEPS,
+            save_total_limit=None if config.save_steps or config.save_at else 1,
+            report_to=config.report_to.split(","),
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+        )
+    except (ValueError, ImportError, TypeError) as error:
+        raise DpotoolError(
+            f"transformers refuses the settings ({str(error).strip().splitlines()[0]})",
+            where="train",
+            remedy="See --optimizer, --scheduler, --report-to and --bf16",
+        ) from None
+
+
+def _checkpointing(config: TrainConfig) -> dict[str, Any]:
+    """Returns the switch for recomputing activations, under the name that the installed transformers has for it."""
+    if not config.gradient_checkpointing:
+        return {}
+    names = TrainingArguments.__dataclass_fields__
+    name = "activation_checkpointing" if "activation_checkpointing" in names else "gradient_checkpointing"
+    return {name: True, f"{name}_kwargs": {"use_reentrant": False}}
+
+
+def count_steps(config: TrainConfig, n_pairs: int) -> int:
+    """Returns the number of optimiser steps of one process; the Trainer's own count rules, this one sets intervals."""
+    if config.max_steps:
+        return config.max_steps
+    assert config.batch_size is not None and config.epochs is not None  # noqa: PT018 (both filled in by now)
+    micro_batches = math.ceil(n_pairs / config.batch_size)
+    return max(1, math.ceil(config.epochs * math.ceil(micro_batches / config.gradient_accumulation)))

@@ -1,0 +1,139 @@
+"""Everything `dpotool train` can be told, and what it fills in where nothing was said. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from dpotool.errors import DpotoolError
+from dpotool.settings import DEMO, ComputeSettings, DataSettings, setting
+
+_LOSS, _STEPS, _LOG, _LORA = "Loss", "Optimisation", "Evaluation, checkpoints, logging", "LoRA"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(DataSettings, ComputeSettings):
+    """What a single run and a sweep can both be told; None means: fill in what suits the model (see `fill_in`)."""
+
+    model: str = setting(DEMO, "Model to start from: folder, hub id or builtin:demo.")
+    reference: str | None = setting(None, "Reference model; without it, the model as it is before training.")
+    output: str | None = setting(None, "Run folder; without it runs/<loss>-<data>-<time>.")
+    beta: float | None = setting(None, "Strength of the pull to the reference; 0.1 unless told otherwise.", panel=_LOSS)
+    lambda_min: float | None = setting(None, "Lower end of a linear schedule.", panel=_LOSS)
+    lambda_max: float | None = setting(None, "Upper end of a linear schedule; 1 in the paper.", panel=_LOSS)
+    allow_lambda_above_one: bool = setting(False, "Admit a shift factor above 1.", panel=_LOSS)
+    learning_rate: float | None = setting(None, "Peak learning rate.", panel=_STEPS)
+    epochs: float | None = setting(None, "Passes over the data.", panel=_STEPS)
+    max_steps: int | None = setting(None, "Stop after N optimiser steps.", panel=_STEPS)
+    batch_size: int | None = setting(None, "Pairs per device and micro-batch.", panel=_STEPS)
+    gradient_accumulation: int = setting(1, "Micro-batches per optimiser step.", panel=_STEPS)
+    gradient_checkpointing: bool = setting(
+        False, "Recompute activations in the backward pass to save memory.", panel=_STEPS
+    )
+    optimizer: str = setting(
+        "adamw_torch", "Any of transformers' optimisers, e.g. paged_adamw_32bit (dpotool[bnb]).", panel=_STEPS
+    )
+    scheduler: str = setting("cosine", "Learning-rate schedule, by transformers' name.", panel=_STEPS)
+    warmup_ratio: float = setting(0.1, "Share of steps in which the learning rate rises.", panel=_STEPS)
+    weight_decay: float = setting(0.0, "Weight decay.", panel=_STEPS)
+    max_grad_norm: float = setting(1.0, "Clip gradients to this norm; 0 does not clip.", panel=_STEPS)
+    bf16: bool = setting(False, "Mixed precision: bfloat16 matrix products on float32 weights.", panel=_STEPS)
+    eval_data: str | None = setting(None, "Pairs to evaluate on; without it, the data's own test split.", panel=_LOG)
+    eval_split: str | None = setting(None, "Split of the evaluation data.", panel=_LOG)
+    eval_limit: int | None = setting(None, "Evaluate on the first N rows.", panel=_LOG)
+    eval_steps: int | None = setting(
+        None, "Evaluate every N steps; without it four times, and before the first step.", panel=_LOG
+    )
+    logging_steps: int | None = setting(None, "Log every N steps; without it fifty times.", panel=_LOG)
+    save_steps: int | None = setting(None, "Keep a checkpoint every N steps.", panel=_LOG)
+    save_at: str | None = setting(None, "Keep checkpoints after these steps too, e.g. 5,10,20.", panel=_LOG)
+    report_to: str = setting("none", "tensorboard, wandb, ..., as transformers knows them.", panel=_LOG)
+    lora: bool = setting(False, "Train a low-rank adapter and leave the model as it is (dpotool[peft]).", panel=_LORA)
+    lora_r: int = setting(16, "Rank of the adapter.", panel=_LORA)
+    lora_alpha: float = setting(32.0, "Scale of the adapter; its output is multiplied by alpha / r.", panel=_LORA)
+    lora_dropout: float = setting(0.0, "Dropout before the adapter.", panel=_LORA)
+    lora_targets: str = setting("all-linear", "Layers that get one: all-linear or names, comma-separated.", panel=_LORA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(TrainingSettings):
+    """Settings of one training run."""
+
+    loss: str = setting("dpo", "Loss: dpo, shift, odpo, ipo, hinge, robust or sft.", panel=_LOSS)
+    lambda_: float | None = setting(
+        None, "Shift factor on the rejected reward (--loss shift).", flag="--lambda", panel=_LOSS
+    )
+    lambda_schedule: str | None = setting(
+        None, "constant, linear_increase or linear_decrease over optimiser steps (--loss shift).", panel=_LOSS
+    )
+    label_smoothing: float | None = setting(None, "Assumed share of flipped labels (dpo, robust).", panel=_LOSS)
+    alpha: float | None = setting(None, "Scale of ODPO's offset.", panel=_LOSS)
+    score_offset: str | None = setting(None, "ODPO's offset of the scores: log, raw or ratio.", panel=_LOSS)
+    resume: bool = setting(False, "Continue an interrupted run from its newest checkpoint.", panel=_LOG)
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What fills in for unset hyperparameters; chosen for a newcomer's first run, not for a paper."""
+
+    learning_rate: float
+    epochs: float
+    batch_size: int
+
+
+DEMO_DEFAULTS = Defaults(learning_rate=3e-4, epochs=1.0, batch_size=32)
+FULL_DEFAULTS = Defaults(learning_rate=1e-6, epochs=1.0, batch_size=8)
+SFT_DEFAULTS = Defaults(learning_rate=2e-5, epochs=1.0, batch_size=8)
+LORA_FACTOR = 10.0
+"""An adapter learns well at about ten times the learning rate of the whole model."""
+
+
+def fill_in(config: TrainConfig) -> TrainConfig:
+    """Returns the configuration with its unset hyperparameters resolved; these are what run.yaml records.
+
+    A dtype of 'auto' becomes float32 here, not the checkpoint's own type: an update of 1e-6 is less than a bfloat16
+    weight can show, so training one in place would round most of each step away.
+    """
+    if config.model == DEMO and config.loss != "sft":
+        defaults = DEMO_DEFAULTS
+    else:
+        defaults = SFT_DEFAULTS if config.loss == "sft" else FULL_DEFAULTS
+    rate = defaults.learning_rate * (LORA_FACTOR if config.lora else 1.0)
+    return replace(
+        config,
+        dtype="float32" if config.dtype == "auto" else config.dtype,
+        learning_rate=rate if config.learning_rate is None else config.learning_rate,
+        epochs=defaults.epochs if config.epochs is None else config.epochs,
+        batch_size=defaults.batch_size if config.batch_size is None else config.batch_size,
+    )
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuses numbers that no run can use, before anything is loaded."""
+    positive = (
+        "batch_size",
+        "gradient_accumulation",
+        "epochs",
+        "max_steps",
+        "eval_steps",
+        "logging_steps",
+        "save_steps",
+    )
+    for name in (*positive, "learning_rate", "limit", "eval_limit", "batch_tokens", "max_length", "lora_r"):
+        value = getattr(config, name)
+        if value is not None and value <= 0:
+            raise DpotoolError("must be above 0", where=f"--{name.replace('_', '-')}", got=str(value))
+    if not 0 <= config.warmup_ratio < 1:
+        raise DpotoolError(
+            "out of range", where="--warmup-ratio", expected="0 to below 1", got=str(config.warmup_ratio)
+        )
+    if config.bf16 and config.dtype not in ("auto", "float32"):
+        raise DpotoolError("mixed precision needs float32 weights", where="--bf16", got=f"--dtype {config.dtype}")
+    parse_steps(config.save_at)
+
+
+def parse_steps(text: str | None) -> frozenset[int]:
+    """Reads '5,10,20' as a set of step numbers."""
+    try:
+        return frozenset(int(part) for part in text.split(",")) if text else frozenset()
+    except ValueError:
+        raise DpotoolError("not a list of steps", where="--save-at", expected="e.g. 5,10,20", got=repr(text)) from None

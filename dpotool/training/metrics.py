@@ -1,0 +1,86 @@
+"""The numbers a training run logs, under TRL's names: means over pairs since the last log, never means of batch means.
+
+Rewards, margins and accuracies are unshifted whatever the loss (beta times the log-ratio; a tie counts as wrong).
+`displacement/chosen` is the mean change of log pi(chosen) against the reference, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from transformers import TrainerState
+
+from dpotool.likelihood.pair_logps import PairLogpArrays
+from dpotool.losses.registry import PairLogps
+from dpotool.training.dataset import PAIR_COLUMNS, PairCollator, PairDataset
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from dpotool.training.trainer import Objective
+
+
+def compute_pair_metrics(pairs: PairLogps, beta: float) -> dict[str, Tensor]:
+    """Returns per-pair values, (batch,) each, of everything whose mean is logged; what is not known is left out."""
+    metrics = {"logps/chosen": pairs.policy_chosen_logps}
+    if pairs.reference_chosen_logps is not None:
+        metrics["displacement/chosen"] = pairs.policy_chosen_logps - pairs.reference_chosen_logps
+    if pairs.policy_rejected_logps is not None:
+        metrics["logps/rejected"] = pairs.policy_rejected_logps
+        if pairs.reference_rejected_logps is not None and pairs.reference_chosen_logps is not None:
+            rejected_logratios = pairs.policy_rejected_logps - pairs.reference_rejected_logps
+            margins = beta * (metrics["displacement/chosen"] - rejected_logratios)
+            metrics["rewards/chosen"] = beta * metrics["displacement/chosen"]
+            metrics["rewards/rejected"] = beta * rejected_logratios
+            metrics["rewards/margins"] = margins
+            metrics["rewards/accuracies"] = torch.where(margins.isnan(), margins, (margins > 0).to(margins.dtype))
+    return metrics
+
+
+class PairSums:
+    """Running sums over the pairs of the steps since the last log."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._n_pairs = 0
+        self._shift = 1.0
+
+    @torch.no_grad()
+    def add(self, pairs: PairLogps, beta: float, shift: float) -> None:
+        """Adds a micro-batch; nothing is moved off the device, so this never waits for it."""
+        for name, values in compute_pair_metrics(pairs, beta).items():
+            total = values.detach().double().sum()
+            self._sums[name] = self._sums[name] + total if name in self._sums else total
+        self._n_pairs += len(pairs.policy_chosen_logps)
+        self._shift = shift
+
+    def pop(self, accelerator: Accelerator) -> dict[str, float]:
+        """Returns the means over all pairs of all processes, with the newest shift factor, and starts anew."""
+        if not self._n_pairs:
+            return {}
+        count = torch.tensor(float(self._n_pairs), dtype=torch.float64)
+        stacked = torch.stack([*self._sums.values(), count.to(next(iter(self._sums.values())).device)])
+        *totals, n_pairs = accelerator.reduce(stacked, reduction="sum").tolist()
+        means = {name: total / n_pairs for name, total in zip(self._sums, totals, strict=True)}
+        self._sums, self._n_pairs = {}, 0
+        return {name: value for name, value in means.items() if not math.isnan(value)} | {"lambda": self._shift}
+
+
+def summarize_pairs(
+    logps: PairLogpArrays, dataset: PairDataset, objective: Objective, state: TrainerState
+) -> dict[str, float]:
+    """Returns the means over an evaluation set, with its mean loss under the objective's current shift factor."""
+    columns = PairCollator()([dataset[index] for index in range(len(dataset))])
+    pairs = PairLogps(
+        policy_chosen_logps=torch.from_numpy(logps.chosen),
+        policy_rejected_logps=torch.from_numpy(logps.rejected),
+        **{name: columns[name] for name in PAIR_COLUMNS},
+    )
+    shift = objective.shift_at(max(0, min(state.global_step, state.max_steps) - 1), max(1, state.max_steps))
+    losses = objective.loss.compute(pairs, objective.options, shift)
+    weight = columns["chosen_tokens"].sum() if objective.loss.reduction == "chosen_tokens" else len(losses)
+    means = {name: float(values.mean()) for name, values in compute_pair_metrics(pairs, objective.beta).items()}
+    return {"loss": float(losses.sum() / weight)} | {k: v for k, v in means.items() if not math.isnan(v)}

@@ -1,0 +1,62 @@
+"""What a run minimises: a loss, its options and the schedule of its shift factor, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from dpotool.losses.options import LossOptions
+from dpotool.losses.registry import LossSpec, get_loss
+from dpotool.losses.schedules import LambdaSchedule, describe_risk
+from dpotool.progress import SILENT, Progress
+from dpotool.training.config import TrainConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """What is minimised: a loss, its options, and the schedule of its shift factor."""
+
+    loss: LossSpec
+    options: LossOptions
+    schedule: LambdaSchedule | None = None
+
+    @property
+    def beta(self) -> float:
+        """The scale of rewards; a loss without one (SFT) reports none."""
+        return float(self.options.get("beta", math.nan))
+
+    def shift_at(self, step: int, n_steps: int) -> float:
+        """Returns f(lambda, t) for the optimiser step about to be made, counted from 0; 1 for losses without it."""
+        return 1.0 if self.schedule is None else self.schedule.at(step, n_steps)
+
+
+def build_objective(config: TrainConfig, progress: Progress = SILENT) -> Objective:
+    """Checks loss, options and lambda before anything is loaded.
+
+    Raises:
+        DpotoolError: unknown loss, an option out of range or of another loss, or a lambda where there is none.
+    """
+    loss = get_loss(config.loss)
+    options = loss.resolve_options(
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+        alpha=config.alpha,
+        score_offset=config.score_offset,
+    )
+    lambdas = (config.lambda_, config.lambda_min, config.lambda_max, config.lambda_schedule)
+    if not loss.takes_lambda:
+        for flag, value in zip(("--lambda", "--lambda-min", "--lambda-max", "--lambda-schedule"), lambdas, strict=True):
+            if value is not None:
+                loss.refuse_lambda(flag)
+        return Objective(loss, options)
+    schedule = LambdaSchedule(
+        config.lambda_schedule or "constant",
+        config.lambda_,
+        config.lambda_min,
+        config.lambda_max,
+        allow_above_one=config.allow_lambda_above_one,
+    )
+    risk = describe_risk(schedule)
+    if risk is not None:
+        progress.warn(risk)
+    return Objective(loss, options, schedule)

@@ -1,0 +1,67 @@
+"""The model that is trained: loaded, with an adapter if one is asked for, and with dropout off."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dpotool.errors import DpotoolError
+from dpotool.models.loading import import_peft, is_adapter_folder, load_model
+from dpotool.training.config import TrainConfig
+
+
+def load_policy(config: TrainConfig, model_path: str) -> nn.Module:
+    """Loads the model as it is before training, without a new adapter, dropout off; it is the default reference."""
+    if config.lora and is_adapter_folder(model_path):
+        raise DpotoolError(
+            "the model is itself an adapter, and a new one cannot stand on top of it",
+            where="--lora",
+            remedy="Leave --lora out to train this adapter on, or merge it into its base model first",
+        )
+    model = load_model(
+        model_path,
+        dtype=config.dtype,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+    )
+    if is_adapter_folder(model_path):
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_("lora_" in name or "modules_to_save" in name)
+    disable_dropout(model)
+    return model
+
+
+def add_adapter(model: nn.Module, config: TrainConfig, base: str) -> nn.Module:
+    """Puts a new LoRA adapter on the model; it starts as the identity, so step 0 is the reference."""
+    peft: Any = import_peft("--lora")
+    targets: str | list[str] = config.lora_targets
+    if config.lora_targets != "all-linear":
+        targets = [name.strip() for name in config.lora_targets.split(",")]
+    settings = peft.LoraConfig(
+        r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets,
+        task_type="CAUSAL_LM",
+    )
+    try:
+        adapted = peft.get_peft_model(model, settings)
+        # peft notes the path as the user gave it, which leads nowhere from another folder
+        adapted.peft_config["default"].base_model_name_or_path = (
+            str(Path(base).resolve()) if Path(base).exists() else base
+        )
+        return adapted
+    except ValueError as error:
+        raise DpotoolError(str(error).splitlines()[0], where="--lora-targets", got=config.lora_targets) from None
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Sets every dropout to 0, as TRL does: with it, the policy at step 0 would differ from its own reference."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name in ("attention_dropout", "dropout", "hidden_dropout"):  # read by attention functions, not modules
+            if isinstance(getattr(module, name, None), float):
+                setattr(module, name, 0.0)

@@ -1,0 +1,122 @@
+"""Everything before the first step: model, pairs, reference values, manifest, trainer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+
+from accelerate import PartialState
+from torch import nn
+from transformers import PreTrainedTokenizerBase, PrinterCallback
+
+from dpotool.models.fingerprint import fingerprint_model, fingerprint_tokenizer
+from dpotool.models.limits import resolve_max_length
+from dpotool.models.loading import Locate, load_tokenizer
+from dpotool.progress import Progress
+from dpotool.results.manifest import collect_manifest
+from dpotool.results.runs import RunFolder
+from dpotool.training.arguments import build_training_arguments
+from dpotool.training.callbacks import CheckpointAt, GradientGuard, MetricsWriter
+from dpotool.training.config import TrainConfig, parse_steps
+from dpotool.training.dataset import PairDataset
+from dpotool.training.folder import describe_devices
+from dpotool.training.objective import Objective
+from dpotool.training.pair_sets import RunPairs, load_run_pairs
+from dpotool.training.policy import add_adapter, load_policy
+from dpotool.training.reference import check_step_zero, compute_references, load_reference
+from dpotool.training.trainer import PreferenceTrainer
+
+
+def prepare_trainer(
+    config: TrainConfig, objective: Objective, folder: RunFolder, progress: Progress, locate: Locate
+) -> PreferenceTrainer:
+    """Loads everything, computes what is computed once, writes the manifest, and builds the trainer."""
+    model_path = locate(config.model)
+    tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
+    policy = load_policy(config, model_path)
+    config = replace(config, max_length=resolve_max_length(config.max_length, policy, tokenizer))
+    config, pairs = load_run_pairs(config, tokenizer, progress)
+    if objective.loss.validate_pairs is not None:
+        for pair_set in pairs.all:
+            objective.loss.validate_pairs(pair_set.pairs, objective.options)
+    fingerprints = {
+        "model": fingerprint_model(policy),
+        "tokenizer": fingerprint_tokenizer(tokenizer),
+        "data": pairs.train.source.fingerprint,
+    }
+    datasets = [PairDataset(pair_set.pairs) for pair_set in pairs.all]
+    if "reference" in objective.loss.needs:
+        path = locate(config.reference) if config.reference else None
+        reference = load_reference(config, policy, path)
+        values = compute_references(config, reference, pairs.all, progress)
+        datasets = [
+            PairDataset(pair_set.pairs, logps.chosen, logps.rejected)
+            for pair_set, logps in zip(pairs.all, values, strict=True)
+        ]
+        fingerprints["reference"] = values[0].fingerprint
+        del reference
+    if PartialState().is_main_process:
+        _write_manifest(config, objective, pairs, fingerprints, policy, folder)
+    if config.lora:
+        policy = add_adapter(policy, config, model_path)
+    trainer = _build_trainer(config, objective, policy, tokenizer, datasets, folder, progress)
+    if not config.resume and "reference" in fingerprints:
+        is_own_start = fingerprints["reference"] == fingerprints["model"]
+        check_step_zero(trainer, datasets[0], is_own_start=is_own_start, progress=progress)
+    return trainer
+
+
+def _write_manifest(
+    config: TrainConfig,
+    objective: Objective,
+    pairs: RunPairs,
+    fingerprints: dict[str, str],
+    policy: nn.Module,
+    folder: RunFolder,
+) -> None:
+    """Writes run.yaml with everything resolved; a resumed run keeps the one it began with."""
+    if config.resume:
+        folder.update_manifest(status="running")
+        return
+    schedule = asdict(objective.schedule) if objective.schedule is not None else {}
+    resolved = {
+        **config.to_dict(),
+        **objective.options,
+        "lambda_schedule": schedule.get("kind"),
+        **{name: schedule.get(name) for name in ("lambda_", "lambda_min", "lambda_max")},
+        "resume": False,
+        "output": None,  # a repetition gets a folder of its own
+    }
+    data = {
+        name: {**asdict(pair_set.source), **pair_set.counts.to_dict()}
+        for name, pair_set in zip(("train", "eval"), pairs.all, strict=False)
+    }
+    manifest = collect_manifest(
+        "train", resolved, fingerprints=fingerprints, data=data, devices=describe_devices(policy)
+    )
+    folder.write_manifest(manifest)
+
+
+def _build_trainer(
+    config: TrainConfig,
+    objective: Objective,
+    policy: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    datasets: list[PairDataset],
+    folder: RunFolder,
+    progress: Progress,
+) -> PreferenceTrainer:
+    has_eval = len(datasets) > 1
+    arguments = build_training_arguments(config, folder.path, len(datasets[0]), has_eval=has_eval)
+    trainer = PreferenceTrainer(
+        policy,
+        arguments,
+        objective,
+        train_dataset=datasets[0],
+        eval_dataset=datasets[1] if has_eval else None,
+        tokenizer=tokenizer,
+        batch_tokens=config.batch_tokens,
+        callbacks=[GradientGuard(), MetricsWriter(folder.append_metrics), CheckpointAt(parse_steps(config.save_at))],
+        progress=progress,
+    )
+    trainer.remove_callback(PrinterCallback)  # prints every logged row on stdout
+    return trainer

@@ -1,0 +1,98 @@
+"""The reference of a training run: values computed once before it, and the check that they are the right ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import nn
+
+from dpotool.data.pairs import PairSet
+from dpotool.errors import DpotoolError
+from dpotool.likelihood.reference import ReferenceLogps, load_or_compute_reference
+from dpotool.models.fingerprint import fingerprint_model
+from dpotool.models.loading import load_model
+from dpotool.progress import Progress
+from dpotool.training.config import TrainConfig
+from dpotool.training.dataset import PairDataset
+from dpotool.training.trainer import PreferenceTrainer
+
+CHECKED_PAIRS = 8
+NOISE_PER_LOGP = 1e-4
+"""Relative difference allowed between two float32 computations of one sum; other batches move it by less than 1e-5."""
+NOISE_PER_TOKEN_BF16 = 0.05
+"""Nats a token by which two bfloat16 computations of one sum may differ."""
+
+
+def compute_references(
+    config: TrainConfig, reference: nn.Module, pair_sets: list[PairSet], progress: Progress
+) -> list[ReferenceLogps]:
+    """Computes log pi_ref of every pair of every set, in the precision that training runs in; see the store's hits."""
+    values = []
+    for pair_set in pair_sets:
+        name = f"reference on {pair_set.source.name} [{pair_set.source.split}]"
+        with progress.track(name, len(pair_set.pairs)) as advance:
+            computed = load_or_compute_reference(
+                reference,
+                pair_set.pairs,
+                batch_tokens=config.batch_tokens,
+                autocast=torch.bfloat16 if config.bf16 else None,
+                on_progress=advance,
+            )
+        progress.note(f"{name}: {computed.n_cached} of {len(pair_set.pairs)} pairs were in the store")
+        values.append(computed)
+    return values
+
+
+def load_reference(config: TrainConfig, policy: nn.Module, path: str | None) -> nn.Module:
+    """Returns the reference model: the policy as it stands, or the model that `--reference` names."""
+    if path is None:
+        return policy
+    return load_model(
+        path, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+    ).requires_grad_(False)
+
+
+def check_step_zero(
+    trainer: PreferenceTrainer, dataset: PairDataset, *, is_own_start: bool, progress: Progress
+) -> None:
+    """Compares policy and reference before the first step: one that starts from its reference has margins of zero.
+
+    A reference of another content (`--reference`) has margins of its own; their size is shown instead.
+
+    Raises:
+        DpotoolError: the reference values are not those of the model that training starts from.
+    """
+    n_pairs = min(CHECKED_PAIRS, len(dataset))
+    pairs = dataset.pairs[:n_pairs]
+    logps = trainer.score(pairs)
+    difference = np.concatenate(
+        [logps.chosen - dataset.chosen_reference[:n_pairs], logps.rejected - dataset.rejected_reference[:n_pairs]]
+    )
+    if not is_own_start:
+        progress.note(
+            "the reference is another model: before training, log-ratios differ from 0 by "
+            f"{np.abs(difference).mean():.3g} nats on average ({n_pairs} pairs)"
+        )
+        return
+    scale = np.abs(np.concatenate([logps.chosen, logps.rejected]))
+    tokens = np.array([len(pair.chosen_ids) for pair in pairs] + [len(pair.rejected_ids) for pair in pairs])
+    allowed = NOISE_PER_TOKEN_BF16 * tokens if _is_low_precision(trainer) else 1e-3 + NOISE_PER_LOGP * scale
+    if not bool((np.abs(difference) <= allowed).all()):
+        worst = int(np.argmax(np.abs(difference) / allowed))
+        raise DpotoolError(
+            "the reference does not match: before the first step the policy must equal it",
+            where=f"pair {pairs[worst % n_pairs].pair_id}",
+            expected=f"a log-ratio of 0 within {allowed[worst]:.2g} nats",
+            got=f"{difference[worst]:.4g}",
+            remedy="Clear the stored reference values ($DPOTOOL_CACHE/reference), or name the model with --reference",
+        )
+
+
+def is_same_model(policy: nn.Module, reference: nn.Module) -> bool:
+    """Tells whether two models have the same weights."""
+    return policy is reference or fingerprint_model(policy) == fingerprint_model(reference)
+
+
+def _is_low_precision(trainer: PreferenceTrainer) -> bool:
+    weights = {parameter.dtype for parameter in trainer.policy.parameters()}
+    return bool(trainer.args.bf16) or bool(weights & {torch.bfloat16, torch.float16})

@@ -1,0 +1,158 @@
+"""Preference training on `transformers.Trainer`; everything it already does (accumulation, schedules, saving, resuming,
+logging services, several processes) is left to it.
+
+What is added: the forward pass returns completion log-probabilities, the loss comes from the registry, its mean is over
+the pairs of the *whole* optimiser step, logged means are means over pairs, and evaluation is the code `score` runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+
+from dpotool.data.pairs import TokenizedPair
+from dpotool.errors import DpotoolError
+from dpotool.likelihood.batch import CompletionBatch
+from dpotool.likelihood.completions import can_split_head, compute_completion_logps, get_causal_lm
+from dpotool.likelihood.pair_logps import PairLogpArrays, compute_pair_logps
+from dpotool.losses.registry import PairLogps
+from dpotool.progress import SILENT, Progress
+from dpotool.training.dataset import PAIR_COLUMNS, PairCollator, PairDataset
+from dpotool.training.metrics import PairSums, summarize_pairs
+from dpotool.training.objective import Objective
+
+_BATCH_KEYS = ("input_ids", "position_ids", "completion_mask")
+
+
+def route_forward(model: nn.Module) -> None:
+    """Lets `model(input_ids, position_ids, completion_mask)` answer with (rows,) log-probabilities.
+
+    DDP and FSDP synchronise gradients only for what happens inside the wrapped module's own forward, so the
+    log-probabilities have to be computed there. Any other call goes where it went before.
+    """
+    original = model.forward
+    can_split_head(get_causal_lm(model))  # found out here, before any wrapper shards the weights
+
+    def forward(*args: Any, completion_mask: Tensor | None = None, **kwargs: Any) -> Any:
+        if completion_mask is None:
+            return original(*args, **kwargs)
+        return compute_completion_logps(model, CompletionBatch(completion_mask=completion_mask, **kwargs))
+
+    model.forward = forward
+
+
+class PreferenceTrainer(Trainer):
+    """Trainer for one `Objective` over preference pairs."""
+
+    objective: Objective
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: TrainingArguments,
+        objective: Objective,
+        *,
+        train_dataset: PairDataset,
+        eval_dataset: PairDataset | None,
+        tokenizer: PreTrainedTokenizerBase,
+        batch_tokens: int,
+        callbacks: list[TrainerCallback],
+        progress: Progress = SILENT,
+    ) -> None:
+        route_forward(model)
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            processing_class=tokenizer,
+            data_collator=PairCollator(with_rejected=objective.loss.takes_rejected),
+            callbacks=callbacks,
+        )
+        self.objective = objective
+        self.policy = model
+        self.pairs = train_dataset.pairs
+        self.batch_tokens = batch_tokens
+        self.progress = progress
+        self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step's count, not by accumulation
+        self.last_evaluation: PairLogpArrays | None = None
+        self._sums = PairSums()
+
+    def _set_signature_columns_if_needed(self) -> None:
+        self._signature_columns = None
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Tensor]], device: torch.device) -> Tensor:
+        """Counts what the loss is a mean of, pairs or chosen tokens, over all micro-batches and processes of a step."""
+        per_token = self.objective.loss.reduction == "chosen_tokens"
+        counts = [
+            batch["chosen_tokens"].sum() if per_token else torch.tensor(len(batch["chosen_tokens"]))
+            for batch in batch_samples
+        ]
+        total = torch.stack(counts).sum().to(device)
+        return self.accelerator.gather(total).sum() if self.args.world_size > 1 else total
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Returns this micro-batch's share of the step's mean loss."""
+        if return_outputs or num_items_in_batch is None:
+            raise RuntimeError("PreferenceTrainer evaluates by `evaluate`, which needs no loss outputs")
+        shift = self.objective.shift_at(self.state.global_step, self.state.max_steps)
+        logps = model(**{key: inputs[key] for key in _BATCH_KEYS})
+        pairs = _to_pair_logps(logps, inputs, has_rejected=self.objective.loss.takes_rejected)
+        losses = self.objective.loss.compute(pairs, self.objective.options, shift)
+        if not bool(torch.isfinite(losses).all()):
+            raise NonFiniteError(f"the loss of {int((~torch.isfinite(losses)).sum())} pairs is not a number")
+        self._sums.add(pairs, self.objective.beta, shift)
+        # Gradients are averaged over processes, and the count is the whole step's.
+        return losses.sum() / num_items_in_batch * self.accelerator.num_processes
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds the means over all pairs since the last log to a training row."""
+        if "loss" in logs:
+            logs |= self._sums.pop(self.accelerator)
+        super().log(logs, start_time)
+
+    def evaluate(  # type: ignore[override]  # an evaluation set is always pairs
+        self,
+        eval_dataset: PairDataset | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Scores the evaluation pairs as `dpotool score` does, and logs their means."""
+        dataset = eval_dataset or self.eval_dataset
+        if not isinstance(dataset, PairDataset):
+            raise TypeError(f"expected a PairDataset to evaluate on, got {type(dataset).__name__}")
+        with self.progress.track("evaluating", len(dataset)) as advance:
+            self.last_evaluation = self.score(dataset.pairs, advance)
+        metrics = summarize_pairs(self.last_evaluation, dataset, self.objective, self.state)
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def score(self, pairs: list[TokenizedPair], advance: Callable[[int], None] | None = None) -> PairLogpArrays:
+        """Returns the policy's log-probabilities of pairs, in the precision that the training steps run in."""
+        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        autocast = torch.bfloat16 if self.args.bf16 else None
+        return compute_pair_logps(model, pairs, batch_tokens=self.batch_tokens, autocast=autocast, on_progress=advance)
+
+
+class NonFiniteError(DpotoolError):
+    """The loss or a gradient is no finite number; the weights in memory are still those of the last good step."""
+
+
+def _to_pair_logps(logps: Tensor, inputs: dict[str, Tensor], *, has_rejected: bool) -> PairLogps:
+    """Splits row log-probabilities (chosen_0, rejected_0, chosen_1, ...) and adds the batch's per-pair values."""
+    per_pair = {name: inputs[name] for name in PAIR_COLUMNS}
+    if not has_rejected:
+        return PairLogps(policy_chosen_logps=logps, **per_pair)
+    return PairLogps(policy_chosen_logps=logps[0::2], policy_rejected_logps=logps[1::2], **per_pair)
