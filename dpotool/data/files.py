@@ -10,7 +10,7 @@ import csv
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def _read_jsonl(path: Path) -> Iterator[SourceRow]:
             content = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
             if not content.strip():
                 continue
-            value, problem = _parse_row(content)
+            value, problem = _parse_row(content.rstrip(b"\r\n"))
             yield SourceRow(row_id, value, problem, line)
             row_id += 1
 
@@ -110,16 +110,15 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
     csv.field_size_limit(_MAX_CSV_CELL)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
-        for row_id in count():
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                raise DpotoolError(f"broken CSV: {error}", where=f"{path}:{reader.line_num}") from error
-            except UnicodeDecodeError as error:
-                raise DpotoolError("not UTF-8", where=f"{path}:{reader.line_num + 1}") from error
-            if cells is None:
-                return
-            yield _read_cells(row_id, cells, reader.line_num)
+        done = 0
+        try:
+            for row_id, cells in enumerate(reader):
+                done = reader.line_num
+                yield _read_cells(row_id, cells, done)
+        except csv.Error as error:
+            raise DpotoolError(f"broken CSV: {error}", where=f"{path}:{max(done, 1) + 1}") from error
+        except UnicodeDecodeError as error:
+            raise DpotoolError("not UTF-8", where=str(path)) from error
 
 
 def _read_cells(row_id: int, cells: dict[str | None, Any], last_line: int) -> SourceRow:
