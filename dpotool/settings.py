@@ -62,7 +62,9 @@ class ComputeSettings(Settings):
 class SubjectSettings(DataSettings, ComputeSettings):
     """What is examined and on what; None means: as its run was trained, or the default for a model from elsewhere."""
 
-    data: str | None = setting(None, "Preference pairs; without it, what the run was evaluated on, or builtin:demo.")
+    data: str | None = setting(  # type: ignore[assignment]  # resolved by `describe_subject`
+        None, "Preference pairs; without it, what the run was evaluated on, or builtin:demo."
+    )
     reference: str | None = setting(None, "Reference model; without it the run's own, or an adapter's base model.")
     format: str = setting("parquet", "Format of the tables: parquet, csv or jsonl.")
     output: str | None = setting(None, "Folder to write to; without it the run folder, or runs/<model name>.")

@@ -9,10 +9,11 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from dpotool.errors import DpotoolError
@@ -82,9 +83,7 @@ def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrained
     return tokenizer
 
 
-def load_model(
-    model: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
-) -> PreTrainedModel | nn.Module:
+def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False) -> nn.Module:
     """Loads a causal LM, or an adapter on its base model, in evaluation mode.
 
     Args:
@@ -97,7 +96,7 @@ def load_model(
     """
     source = read_adapter_base(model) if is_adapter_folder(model) else model
     with _one_line_errors("model", source), _quiet_transformers():
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
             source, dtype=resolve_dtype(dtype), use_safetensors=True, trust_remote_code=trust_remote_code
         )
     if source != model:
@@ -105,13 +104,13 @@ def load_model(
     return loaded.to(resolve_device(device)).eval()
 
 
-def _load_adapter(base: PreTrainedModel, folder: str) -> nn.Module:
+def _load_adapter(base: nn.Module, folder: str) -> nn.Module:
     peft = import_peft(folder)
     with _one_line_errors("adapter", folder):
         return peft.PeftModel.from_pretrained(base, folder, is_trainable=False)
 
 
-def import_peft(where: str) -> object:
+def import_peft(where: str) -> Any:
     """Imports peft, or says how to install it."""
     try:
         import peft

@@ -50,7 +50,7 @@ def describe_subject(model: str, config: SubjectSettings) -> Subject:
         label=Path(model).resolve().name,
         reference=config.reference or own_reference,
         reference_fingerprint=fingerprint if config.reference in (None, own_reference) else None,
-        folder=RunFolder(config.output or model),
+        folder=RunFolder(Path(config.output or model)),
         config=inherit_data(config, trained),
         beta=trained.get("beta") or DEFAULT_BETA,
         dtype=trained.get("dtype", "auto") if config.dtype == "auto" else config.dtype,
@@ -62,7 +62,7 @@ def read_training_run(model: str) -> dict[str, Any] | None:
     """Returns the manifest of a folder that `dpotool train` wrote, or None for any other model."""
     if not (Path(model) / "run.yaml").is_file():
         return None
-    manifest = RunFolder(model).read_manifest()
+    manifest = RunFolder(Path(model)).read_manifest()
     if manifest.get("kind") != "train":
         raise DpotoolError(
             "holds no trained model", where=model, expected="a run of kind train", got=f"kind {manifest.get('kind')}"
@@ -75,11 +75,11 @@ def inherit_data(config: SubjectSettings, trained: Mapping[str, Any]) -> Subject
     if config.data is not None:
         return replace(config, max_length=config.max_length or trained.get("max_length"))
     if trained.get("eval_data"):
-        own = {name: trained.get(name) for name in _INHERITED}
+        own: dict[str, Any] = {name: trained.get(name) for name in _INHERITED}
         own |= {"data": trained["eval_data"], "split": trained.get("eval_split"), "limit": trained.get("eval_limit")}
     else:
         own = {name: trained.get(name) for name in (*_INHERITED, "data")}
-    given = {name: getattr(config, name) for name in ("split", "limit", "max_length")}
+    given: dict[str, Any] = {name: getattr(config, name) for name in ("split", "limit", "max_length")}
     return replace(config, **(own | {name: value for name, value in given.items() if value is not None}))
 
 
@@ -91,7 +91,7 @@ def _from_elsewhere(model: str, config: SubjectSettings) -> Subject:
         label=name,
         reference=config.reference or base,
         reference_fingerprint=None,
-        folder=RunFolder(config.output or Path("runs") / name),
+        folder=RunFolder(Path(config.output) if config.output else Path("runs") / name),
         config=replace(config, data=config.data or DEMO),
         beta=DEFAULT_BETA,
         dtype=config.dtype,

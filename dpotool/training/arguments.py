@@ -20,6 +20,7 @@ ROLLING_SAVE_STEPS = 200
 
 def build_training_arguments(config: TrainConfig, folder: Path, n_pairs: int, *, has_eval: bool) -> TrainingArguments:
     """Returns the Trainer's arguments; unset intervals are spread evenly over the run's steps."""
+    assert config.learning_rate is not None and config.epochs is not None and config.batch_size is not None
     n_steps = count_steps(config, n_pairs)
     try:
         return TrainingArguments(
@@ -73,6 +74,6 @@ def count_steps(config: TrainConfig, n_pairs: int) -> int:
     """Returns the number of optimiser steps of one process; the Trainer's own count rules, this one sets intervals."""
     if config.max_steps:
         return config.max_steps
-    assert config.batch_size is not None and config.epochs is not None  # noqa: PT018 (both filled in by now)
+    assert config.batch_size is not None and config.epochs is not None
     micro_batches = math.ceil(n_pairs / config.batch_size)
     return max(1, math.ceil(config.epochs * math.ceil(micro_batches / config.gradient_accumulation)))

@@ -15,7 +15,7 @@ from transformers import Trainer
 from dpotool.errors import DpotoolError
 from dpotool.results.atomic import ensure_writable
 from dpotool.results.runs import RunFolder
-from dpotool.training.config import TrainConfig, fill_in
+from dpotool.training.config import TrainConfig
 
 _NOT_SETTINGS = {"resume", "output"}
 
@@ -50,10 +50,9 @@ def _reopen(config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
         raise DpotoolError("is no training run", where=config.output, got=f"kind {manifest['kind']}")
     known = {field.name for field in fields(TrainConfig)}
     began = TrainConfig(**{name: value for name, value in manifest["config"].items() if name in known})
-    untouched = fill_in(TrainConfig(model=config.model, loss=config.loss, lora=config.lora)).to_dict()
+    unset = TrainConfig().to_dict()
     for name, value in config.to_dict().items():
-        is_given = value != untouched[name] and value is not None
-        if name not in _NOT_SETTINGS and is_given and value != getattr(began, name):
+        if name not in _NOT_SETTINGS and value not in (unset[name], getattr(began, name)):
             raise DpotoolError(
                 "a run is resumed with the settings it began with",
                 where=f"--{name.strip('_').replace('_', '-')}",

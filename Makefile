@@ -1,0 +1,45 @@
+# Every target sets up what it needs: `make demo` and `make test` work from a bare clone with CPython 3.11 to 3.13.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: help demo test test-real lint format docs clean
+
+help:
+	@echo "make demo       train a lambda sweep on the built-in model and pairs, score, theory, plots (about 4 minutes)"
+	@echo "make test       lint, types and the whole suite"
+	@echo "make test-real  the tests on a real pretrained model (DPOTOOL_REAL_MODEL) and real pairs"
+	@echo "make docs       write docs/cli.md again from the commands"
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	@touch $@
+
+demo: $(READY)
+	$(BIN)/dpotool sweep --lambdas 0.5,0.75,0.9,0.95,1.0 --output runs/demo
+	$(BIN)/dpotool theory-gap --limit 100 --output runs/demo
+	$(BIN)/dpotool plot all runs/demo
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest -q -m "not real and not gpu" $(ARGS)
+
+test-real: $(READY)
+	$(BIN)/python -m pytest -q -m real $(ARGS)
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+docs: $(READY)
+	$(BIN)/python -m dpotool.cli.reference > docs/cli.md
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,56 @@
+"""Two gloo processes under torchrun give the numbers of one process with twice the batch."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from training_helpers import read_weights, training_rows
+
+from dpotool.results.runs import RunFolder
+
+pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+
+
+def launch(n_processes: int, *arguments: str) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
+    command += [f"--nproc-per-node={n_processes}", "-m", "dpotool", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+
+
+def flags(settings: dict[str, Any], **changes: Any) -> list[str]:
+    merged = {**settings, "device": "cpu", "dtype": "float64", **changes}
+    return [part for name, value in merged.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+@pytest.mark.parametrize("loss", ["dpo", "sft"])
+def test_two_processes_equal_one(settings: dict[str, Any], tmp_path: Path, loss: str) -> None:
+    launch(1, "train", *flags(settings, loss=loss, batch_size=8, output=tmp_path / "one"))
+    launch(2, "train", *flags(settings, loss=loss, batch_size=4, output=tmp_path / "two"))
+    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
+    expected = read_weights(one.path)
+    for name, weight in read_weights(two.path).items():
+        assert torch.allclose(weight, expected[name], rtol=1e-7, atol=1e-10), name
+    for ours, theirs in zip(training_rows(two), training_rows(one), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+        assert ours["logps/chosen"] == pytest.approx(theirs["logps/chosen"], rel=1e-6)
+
+
+def test_scores_hold_each_pair_once(settings: dict[str, Any], tmp_path: Path) -> None:
+    import pandas as pd
+
+    base = ["--data", settings["data"], "--device", "cpu", "--beta", "0.1"]
+    for n in (1, 2):
+        # each its own cache, or the second would only read what the first computed
+        os.environ["DPOTOOL_CACHE"] = str(tmp_path / f"cache{n}")
+        launch(n, "score", settings["model"], *base, "--output", str(tmp_path / f"out{n}"))
+    frames = [pd.read_parquet(next((tmp_path / f"out{n}" / "scores").glob("*.parquet"))) for n in (1, 2)]
+    assert frames[0]["pair_id"].tolist() == frames[1]["pair_id"].tolist() == list(range(32))
+    assert frames[0]["chosen_logps"].tolist() == pytest.approx(frames[1]["chosen_logps"].tolist(), rel=1e-5)
