@@ -69,11 +69,15 @@ def tabulate_scores(results: Sequence[ScoreResult]) -> list[tuple[str, list[str]
             [label, *(format_interval(result.summary.get(key), digits, scale) for result in group)]
             for label, key, digits, scale in _ROWS
         ]
-        rows.append(["ties", *(str(result.summary["ties"]) for result in group)])
+        rows.append(["ties", *(_count(result.summary["ties"]) for result in group)])
         rows.append(["pairs left out", *(_describe_exclusions(result.summary) for result in group)])
         title = f"{name}; nats summed over completion tokens, 95 % bootstrap intervals over pairs"
         tables.append((title, ["", *(result.label for result in group)], rows))
     return tables
+
+
+def _count(n: int | None) -> str:
+    return "-" if n is None else str(n)
 
 
 def _describe_exclusions(summary: dict[str, Any]) -> str:

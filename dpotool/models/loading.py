@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from transformers.utils import logging as transformers_logging
 
 from dpotool.errors import DpotoolError
+from dpotool.models.precision import use_fast_float32_on_cpu
 
 Locate = Callable[[str], str]
 """Turns a model's name into a path or hub id; the command line's knows builtin:demo."""
@@ -101,7 +102,10 @@ def load_model(model: str, *, dtype: str = "auto", device: str = "auto", trust_r
         )
     if source != model:
         loaded = _load_adapter(loaded, model)
-    return loaded.to(resolve_device(device)).eval()
+    target = resolve_device(device)
+    if target.type == "cpu":
+        use_fast_float32_on_cpu()
+    return loaded.to(target).eval()
 
 
 def _load_adapter(base: nn.Module, folder: str) -> nn.Module:
