@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -132,7 +133,7 @@ def _one_line_errors(what: str, source: str) -> Iterator[None]:
     """Turns the loaders' long explanations into one line that says which model or tokenizer could not be had."""
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         folder = Path(source).expanduser()
         if folder.is_dir() and not (folder / "config.json").is_file() and what != "adapter":
             raise DpotoolError(

@@ -41,7 +41,7 @@ def test_full_logits_path_gives_the_same_numbers(family: str, monkeypatch: pytes
 
 
 def test_soft_capping_is_not_lost() -> None:
-    """Without Gemma-2's tanh cap (3.0 here) the logits are larger and the numbers differ; the test above would be blind."""
+    """Without Gemma-2's tanh cap (3.0 here) the numbers differ, so the test above is not blind to it."""
     model, batch = build_family("gemma2"), collate_rows(ROWS)
     capped = compute_completion_logps(model, batch)
     model.config.final_logit_softcapping = None
