@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dpotool.cli.console import Console, format_interval
-from dpotool.cli.verbs import add_verb
+from dpotool.cli.verbs import Positional, add_verb
 from dpotool.scoring.config import ScoreConfig
 
 if TYPE_CHECKING:
     from dpotool.scoring.run import ScoreResult
 
+_MODELS = Positional(
+    "models", list[str] | None, "Run folders, checkpoints, adapters or hub ids; without one, the newest run."
+)
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command."""
-    argument = (
-        "models",
-        list[str] | None,
-        "Run folders, checkpoints, adapters or hub ids; without one, the newest run.",
-    )
-    add_verb(app, "score", ScoreConfig, argument=argument, epilog="Example: dpotool score runs/my-run --json")(run)
+    epilog = "Example: dpotool score runs/my-run --json"
+    add_verb(app, "score", ScoreConfig, positionals=(_MODELS,), epilog=epilog)(run)
 
 
 def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None:

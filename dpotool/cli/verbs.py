@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import Field, fields
+from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
 
@@ -17,18 +17,27 @@ from dpotool.settings import Settings
 S = TypeVar("S", bound=Settings)
 
 
+@dataclass(frozen=True, slots=True)
+class Positional:
+    """A command's positional argument."""
+
+    name: str
+    type: Any
+    help: str
+    required: bool = False
+
+
 def add_verb(
     app: typer.Typer,
     name: str,
     settings: type[S],
     *,
-    argument: tuple[str, Any, str] | None = None,
+    positionals: tuple[Positional, ...] = (),
     epilog: str | None = None,
 ) -> Callable[[Callable[..., None]], None]:
-    """Registers `function(settings, console, [argument])` as the command `name`; its docstring is the help text.
+    """Registers `function(settings, console, *positionals)` as the command `name`; its docstring is the help text.
 
     Args:
-        argument: (name, type, help) of the command's positional arguments, where it has any.
         epilog: an example.
     """
 
@@ -36,23 +45,28 @@ def add_verb(
         def command(context: typer.Context, **values: Any) -> None:
             console = Console(as_json=values.pop("json_"))
             values.pop("config")
-            positional = [values.pop(argument[0])] if argument else []
-            # Click fills `values` from flags, then the config file, then the defaults.
-            function(settings(**values), console, *positional)
+            arguments = [values.pop(positional.name) for positional in positionals]
+            try:
+                # Click fills `values` from flags, then the config file, then the defaults.
+                function(settings(**values), console, *arguments)
+            except KeyboardInterrupt:
+                console.note("interrupted")
+                raise typer.Exit(130) from None
 
         command.__doc__ = function.__doc__
-        command.__signature__ = _signature_of(settings, argument)  # type: ignore[attr-defined]
+        command.__signature__ = _signature_of(settings, positionals)  # type: ignore[attr-defined]
         command.__annotations__ = {}
         app.command(name, epilog=epilog)(command)
 
     return register
 
 
-def _signature_of(settings: type[Settings], argument: tuple[str, Any, str] | None) -> inspect.Signature:
+def _signature_of(settings: type[Settings], positionals: tuple[Positional, ...]) -> inspect.Signature:
     parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
-    if argument:
-        name, kind, text = argument
-        parameters.append(_parameter(name, Annotated[kind, typer.Argument(help=text, show_default=False)], None))
+    for positional in positionals:
+        argument = typer.Argument(help=positional.help, show_default=False)
+        default = inspect.Parameter.empty if positional.required else None
+        parameters.append(_parameter(positional.name, Annotated[positional.type, argument], default))
     hints = get_type_hints(settings)
     parameters += [_option_of(field, hints[field.name]) for field in fields(settings)]
     config = typer.Option(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from dpotool.data.columns import IMPLICIT_PROMPT, convert_row, detect_layout, select_columns
+from dpotool.data.columns import FORMATS, IMPLICIT_PROMPT, convert_row, detect_layout, select_columns
 from dpotool.data.fields import InvalidRowError
 from dpotool.data.pairs import PreferencePair
 from dpotool.errors import DpotoolError
@@ -189,3 +192,22 @@ def test_only_known_columns_are_read_unless_one_is_missing() -> None:
         "score_chosen",
     ]
     assert select_columns(["question", "chosen"]) == ["question", "chosen"]
+
+
+DOCS = Path(__file__).parents[2] / "docs" / "data-formats.md"
+EXAMPLES = re.findall(r"^### `([a-z-]+)`\n.*?^```json\n(.*?)^```", DOCS.read_text(encoding="utf-8"), re.M | re.S)
+
+
+def test_the_docs_show_every_format() -> None:
+    assert sorted(format_ for format_, _ in EXAMPLES) == sorted(FORMATS)
+
+
+@pytest.mark.parametrize(("format_", "block"), EXAMPLES)
+def test_the_examples_in_the_docs_have_the_format_they_are_shown_for(format_: str, block: str) -> None:
+    rows = [json.loads(line) for line in block.splitlines()]
+    layout = detect_layout(rows, "docs")
+    assert layout.format == format_
+    pairs = [convert_row(index, row, layout) for index, row in enumerate(rows)]
+    assert len(pairs) == 2
+    if format_ == "text-implicit-prompt":
+        assert [pair.prompt for pair in pairs] == ["The sky is", "Q: 1 + 1?\nA:"]

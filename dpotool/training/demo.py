@@ -1,0 +1,65 @@
+"""The built-in model as a user meets it: built and SFT-trained on first use by dpotool's own loss, then kept.
+
+DPO starts from a model that has learned the task, so the demo's first stage is SFT on the chosen answers, as in the
+paper. The result depends on the seed, the grammar and the settings alone; its folder's name is their hash.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from dpotool.data.demo import generate_demo_rows
+from dpotool.likelihood.reference import cache_root
+from dpotool.models.demo import DEMO_SFT, build_demo_model, build_demo_tokenizer
+from dpotool.progress import SILENT, Progress
+from dpotool.settings import DEMO
+from dpotool.training.config import TrainConfig
+from dpotool.training.run import train
+
+SEED = 42
+
+
+def ensure_demo_model(progress: Progress = SILENT) -> Path:
+    """Returns the folder of the SFT-trained built-in model, making it on first use (under a minute on two cores)."""
+    folder = cache_root() / f"demo-{_content_key()}"
+    if (folder / "config.json").is_file():
+        return folder
+    progress.note(f"first use of {DEMO}: training the built-in model, kept in {folder}")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        untrained, trained = Path(temporary) / "untrained", Path(temporary) / "trained"
+        build_demo_model(SEED).save_pretrained(untrained)
+        build_demo_tokenizer().save_pretrained(untrained)
+        train(_sft_config(untrained, trained), progress=progress)
+        if not (folder / "config.json").is_file():  # unless another process was faster
+            shutil.rmtree(folder, ignore_errors=True)
+            trained.rename(folder)
+    return folder
+
+
+def _sft_config(model: Path, output: Path) -> TrainConfig:
+    return TrainConfig(
+        model=str(model),
+        data=DEMO,
+        loss="sft",
+        learning_rate=DEMO_SFT.learning_rate,
+        epochs=DEMO_SFT.epochs,
+        batch_size=DEMO_SFT.batch_size,
+        device="cpu",
+        seed=SEED,
+        output=str(output),
+        eval_steps=10**9,
+    )
+
+
+def _content_key() -> str:
+    """Returns a hash of everything the trained model depends on but the library versions."""
+    rows = json.dumps([generate_demo_rows("train"), generate_demo_rows("test")], sort_keys=True)
+    model = build_demo_model(SEED).config.to_json_string()
+    settings = json.dumps(asdict(DEMO_SFT))
+    return hashlib.sha256("\0".join((rows, model, settings, str(SEED))).encode()).hexdigest()[:12]
