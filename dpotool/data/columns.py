@@ -169,3 +169,4 @@ _CONVERTERS = {
     "messages-implicit-prompt": _convert_messages_implicit,
     "messages-prompt-text": _convert_messages_prompt_text,
 }
+FORMATS = tuple(_CONVERTERS)

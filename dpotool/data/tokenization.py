@@ -49,7 +49,9 @@ def tokenize_preferences(
             (where that is for the maximum length, it says which would fit).
     """
     if truncation not in TRUNCATIONS:
-        raise DpotoolError(f"unknown truncation {truncation!r}", remedy=suggest_nearest(truncation, TRUNCATIONS))
+        raise DpotoolError(
+            f"unknown truncation {truncation!r}", where="--truncation", remedy=suggest_nearest(truncation, TRUNCATIONS)
+        )
     fitter = _Fitter(PairEncoder(tokenizer), max_length, is_trimming=truncation == "trim-prompt")
     for start in range(0, len(data.pairs), _CHUNK_PAIRS):
         fitter.add(data.pairs[start : start + _CHUNK_PAIRS])
