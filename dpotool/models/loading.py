@@ -137,7 +137,7 @@ def _one_line_errors(what: str, source: str) -> Iterator[None]:
         folder = Path(source).expanduser()
         if folder.is_dir() and not (folder / "config.json").is_file() and what != "adapter":
             raise DpotoolError(
-                f"no {what} can be loaded: the folder has no config.json",
+                "holds no model: there is no config.json in it",
                 where=source,
                 remedy="Give the folder of a Hugging Face checkpoint (a run folder of `dpotool train` is one)",
             ) from None

@@ -31,7 +31,7 @@ def test_missing_checkpoint(load: object) -> None:
 
 
 def test_folder_without_a_model(tmp_path: Path) -> None:
-    with pytest.raises(DpotoolError, match=r"no model can be loaded: the folder has no config\.json"):
+    with pytest.raises(DpotoolError, match=r"holds no model: there is no config\.json"):
         load_model(str(tmp_path))
 
 

@@ -1,0 +1,233 @@
+"""Bad input gets one clear line on stderr, exit code 1, and nothing is lost; wrong usage gets exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import build_byte_tokenizer, save_tiny_model, write_pairs
+
+from dpotool.results import atomic
+
+GOOD = {"prompt": "Say red:", "chosen": " red", "rejected": " blue"}
+
+
+@pytest.fixture
+def fails(dpotool: Any) -> Any:
+    """Calls the command and returns its one line of complaint."""
+
+    def run(*words: object) -> str:
+        outcome = dpotool(*words)
+        assert outcome.code == 1, outcome
+        lines = [line for line in outcome.err.splitlines() if line.startswith("error: ")]
+        assert len(lines) == 1, outcome.err
+        assert "Traceback" not in outcome.err
+        return lines[0]
+
+    return run
+
+
+def write_rows(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("bad", "complaint"),
+    [
+        ({**GOOD, "rejected": ""}, "'rejected' is empty"),
+        ({"prompt": "a", "chosen": "b"}, "rejected"),
+        ({**GOOD, "chosen": 7}, "'chosen'"),
+        ('{"prompt": "cut sho', "JSON"),
+    ],
+    ids=["empty completion", "missing field", "wrong type", "broken JSON"],
+)
+def test_malformed_rows_name_their_line(fails: Any, model: Path, tmp_path: Path, bad: Any, complaint: str) -> None:
+    path = write_rows(tmp_path / "pairs.jsonl", [GOOD, GOOD, bad, GOOD, bad])
+    line = fails("train", "--model", model, "--data", path)
+    assert line.startswith(f"error: {path}:3: ")
+    assert complaint in line
+    assert "1 more row is malformed" in line
+    assert "--skip-invalid" in line
+
+
+def test_skip_invalid_counts_what_it_leaves_out(dpotool: Any, model: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "pairs.jsonl", [GOOD, "{", GOOD])
+    outcome = dpotool("score", model, "--data", path, "--skip-invalid", "--output", "out", "--json")
+    assert outcome.code == 0
+    [result] = json.loads(outcome.out)["results"]
+    assert result["n"] == 2
+    assert sum(result["n_excluded"].values()) == 1
+
+
+def test_missing_column(fails: Any, model: Path, tmp_path: Path) -> None:
+    path = write_rows(tmp_path / "pairs.jsonl", [{"question": "a", "answer": "b"}])
+    line = fails("score", model, "--data", path)
+    assert "question" in line and "chosen" in line
+
+
+@pytest.mark.parametrize("data", ["nowhere.jsonl", "no-such/dataset"])
+def test_missing_data(fails: Any, model: Path, data: str) -> None:
+    assert data in fails("score", model, "--data", data)
+
+
+def test_unknown_loss_suggests_the_nearest(fails: Any) -> None:
+    line = fails("train", "--loss", "shfit")
+    assert "unknown loss 'shfit'. Did you mean 'shift'? Known: dpo, hinge, ipo, odpo, robust, sft, shift" in line
+
+
+@pytest.mark.parametrize("verb", [("score",), ("train", "--model"), ("theory-gap", "--model")])
+def test_missing_checkpoint(fails: Any, verb: tuple[str, ...], pairs: Path) -> None:
+    assert "nowhere/model: no such folder" in fails(*verb, "nowhere/model", "--data", pairs)
+
+
+def test_no_chat_template_for_conversations(fails: Any, tmp_path: Path) -> None:
+    model = save_tiny_model(tmp_path / "m", tokenizer=build_byte_tokenizer(chat_template=None))
+    turn = [{"role": "user", "content": "Say red"}]
+    row = {
+        "prompt": turn,
+        "chosen": [{"role": "assistant", "content": "red"}],
+        "rejected": [{"role": "assistant", "content": "blue"}],
+    }
+    assert "chat template" in fails("score", model, "--data", write_rows(tmp_path / "chat.jsonl", [row]))
+
+
+def test_max_length_too_small_for_every_pair(fails: Any, model: Path, pairs: Path) -> None:
+    line = fails("score", model, "--data", pairs, "--max-length", 3)
+    assert "max" in line and "3" in line
+
+
+def test_odpo_without_scores(fails: Any, model: Path, tmp_path: Path) -> None:
+    bare = write_pairs(tmp_path / "bare.jsonl", 6, scores=False)
+    line = fails("train", "--model", model, "--data", bare, "--loss", "odpo", "--output", "run")
+    assert "score" in line
+    assert not Path("run/model.safetensors").exists()
+
+
+def test_odpo_with_inverted_scores_names_the_row(fails: Any, model: Path, tmp_path: Path) -> None:
+    rows = [{**GOOD, "score_chosen": 5, "score_rejected": 2}, {**GOOD, "score_chosen": 1, "score_rejected": 3}]
+    line = fails(
+        "train", "--model", model, "--data", write_rows(tmp_path / "p.jsonl", rows), "--loss", "odpo", "--output", "run"
+    )
+    assert "row 1" in line or ":2" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--lambda", "0.9"), "--lambda: loss 'dpo' has no lambda"),
+        (("--loss", "shift", "--lambda", "1.05"), "--allow-lambda-above-one"),
+        (("--loss", "shift", "--lambda", "0"), "--lambda"),
+        (("--loss", "shift", "--lambda-schedule", "linear"), "--lambda-schedule"),
+        (("--beta", "0"), "--beta"),
+        (("--batch-size", "0"), "--batch-size: must be above 0; got 0"),
+        (("--truncation", "keep"), "--truncation"),
+        (("--test-fraction", "1.5"), "--test-fraction"),
+        (("--optimizer", "adamm"), "optim"),
+        (("--scheduler", "cosinus"), "schedul"),
+        (("--dtype", "float12"), "--dtype"),
+        (("--bf16", "--dtype", "bfloat16"), "--bf16"),
+        (("--save-at", "1,b"), "--save-at"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
+)
+def test_settings_that_cannot_be(fails: Any, model: Path, pairs: Path, flags: tuple[str, ...], complaint: str) -> None:
+    assert complaint in fails("train", "--model", model, "--data", pairs, "--output", "run", *flags)
+
+
+def test_lambda_above_one_warns_with_the_papers_collapse(dpotool: Any, model: Path, pairs: Path) -> None:
+    flags = ("--loss", "shift", "--lambda", "1.05", "--allow-lambda-above-one", "--max-steps", "1", "--output", "run")
+    outcome = dpotool("train", "--model", model, "--data", pairs, *flags)
+    assert outcome.code == 0
+    assert "1.05 collapsed" in outcome.err
+
+
+@pytest.mark.parametrize("content", ["kind: train\nstatus: fini", "", "[1, 2]", "kind: [", "kind: train"])
+@pytest.mark.parametrize("verb", ["score", "plot displacement"])
+def test_half_written_run_folder(fails: Any, verb: str, tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    (folder / "run.yaml").write_text(content)
+    assert str(folder) in fails(*verb.split(), folder)
+
+
+def test_folder_that_is_no_run(fails: Any, tmp_path: Path) -> None:
+    assert "holds no model" in fails("score", tmp_path)
+    assert "not a run folder" in fails("plot", "margin", tmp_path)
+
+
+def test_run_whose_training_never_finished(fails: Any, model: Path, pairs: Path) -> None:
+    flags = ("--model", model, "--data", pairs, "--learning-rate", "1e30", "--max-grad-norm", "0", "--output", "run")
+    fails("train", *flags)
+    assert "holds no model" in fails("score", "run")
+
+
+def test_read_only_output_folder(fails: Any, model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may write anywhere, so the refusal of the system is played."""
+
+    def refuse(*_args: object, **_kwargs: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    line = fails("train", "--model", model, "--data", pairs, "--output", "locked/run")
+    assert "locked" in line
+
+
+def test_full_disk_keeps_what_was_there(
+    dpotool: Any, fails: Any, model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("score", model, "--data", pairs, "--output", "out")
+    assert dpotool(*words).code == 0
+    [table] = Path("out/scores").glob("*.parquet")
+    before = table.read_bytes()
+
+    def full(*_args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(atomic, "_force_to_disk", full)
+    assert "full" in fails(*words) or "space" in fails(*words)
+    assert table.read_bytes() == before
+    assert not list(Path("out").rglob(".tmp*"))
+
+
+def test_output_that_holds_a_run_is_not_overwritten(fails: Any, dpotool: Any, model: Path, pairs: Path) -> None:
+    words = ("train", "--model", model, "--data", pairs, "--max-steps", 1, "--output", "run")
+    assert dpotool(*words).code == 0
+    weights = Path("run/model.safetensors").read_bytes()
+    assert "the output folder is not empty" in fails(*words)
+    assert Path("run/model.safetensors").read_bytes() == weights
+
+
+def test_config_files(fails: Any, tmp_path: Path) -> None:
+    assert "missing.yaml: cannot be read" in fails("train", "--config", "missing.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("loss: [")
+    assert "no valid YAML" in fails("train", "--config", broken)
+    broken.write_text("los: shift")
+    assert "unknown setting 'los'. Did you mean 'loss'?" in fails("train", "--config", broken)
+    broken.write_text("- loss")
+    assert "holds no settings" in fails("train", "--config", broken)
+
+
+def test_usage_errors_exit_with_two(dpotool: Any) -> None:
+    assert dpotool("train", "--no-such-flag").code == 2
+    assert dpotool("train", "--beta", "much").code == 2
+    assert dpotool("plot").code == 2
+    assert dpotool("fly").code == 2
+
+
+def test_nothing_to_score_or_draw(fails: Any) -> None:
+    assert "runs: no train run here" in fails("score")
+    assert "no run with anything to draw" in fails("plot", "displacement")
+    assert "unknown picture 'displacment'. Did you mean 'displacement'?" in fails("plot", "displacment")
+
+
+def test_a_sweep_folder_holds_one_sweep(fails: Any, dpotool: Any, model: Path, pairs: Path) -> None:
+    words = ("sweep", "--model", model, "--data", pairs, "--test-fraction", "0.25", "--max-steps", 1, "--output", "sw")
+    assert dpotool(*words, "--lambdas", "1.0").code == 0
+    assert "holds another sweep; expected beta = None, got 0.5" in fails(*words, "--lambdas", "1.0", "--beta", "0.5")
+    assert "asked for twice: shift-0.5" in fails(*words, "--lambdas", "0.5,0.50")
+    assert "not a list of numbers" in fails(*words, "--lambdas", "half")
+    assert "unknown schedule 'constant'" in fails(*words, "--schedules", "constant")

@@ -1,0 +1,143 @@
+"""The commands from end to end on a tiny model: what they print where, what they write, and how they find runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from dpotool.results.schemas import SCORE_SCHEMA, THEORY_SCHEMA
+
+
+@pytest.fixture
+def trained(dpotool: Any, model: Path, pairs: Path) -> Path:
+    flags = ("--model", model, "--data", pairs, "--test-fraction", "0.25", "--learning-rate", "0.01", "--batch-size", 6)
+    outcome = dpotool("train", "--loss", "shift", "--lambda", "0.8", *flags, "--output", "runs/first")
+    assert outcome.code == 0, outcome.err
+    return Path("runs/first")
+
+
+def test_train_says_where_the_run_is_and_what_to_do_next(dpotool: Any, model: Path, pairs: Path) -> None:
+    outcome = dpotool("train", "--model", model, "--data", pairs, "--max-steps", 2)
+    [folder] = Path("runs").iterdir()
+    assert folder.name.startswith("dpo-pairs-")
+    assert f"run folder: {folder}" in outcome.out
+    assert f"next: dpotool score {folder}" in outcome.out
+    assert "no evaluation. Name one with --eval-data or --test-fraction" in outcome.err
+
+
+def test_score_takes_the_newest_run_and_its_own_reference_and_data(dpotool: Any, trained: Path, model: Path) -> None:
+    outcome = dpotool("score")
+    assert "scoring the newest run, runs/first" in outcome.err
+    table = trained / "scores" / "pairs-test.parquet"
+    assert f"scores: {table}" in outcome.out
+    frame = pd.read_parquet(table)
+    assert list(frame.columns) == SCORE_SCHEMA.names
+    assert len(frame) == 6
+    summary = json.loads(table.with_suffix(".summary.json").read_text())
+    assert summary["reference"] == str(model)
+    assert summary["n"] == 6 and summary["beta"] == 0.1
+    assert frame["reward_margins"].mean() == pytest.approx(
+        0.1 * ((frame.chosen_logps - frame.ref_chosen_logps) - (frame.rejected_logps - frame.ref_rejected_logps)).mean()
+    )
+
+
+def test_json_is_one_object_and_nothing_else_on_stdout(dpotool: Any, trained: Path) -> None:
+    for words in (
+        ("score", trained, "--json"),
+        ("theory-gap", "--model", trained, "--json"),
+        ("plot", "all", trained, "--json"),
+    ):
+        outcome = dpotool(*words)
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.count("\n") == 1
+        json.loads(outcome.out)
+
+
+def test_tokens_add_up_to_the_score_table(dpotool: Any, trained: Path) -> None:
+    dpotool("score", trained, "--tokens")
+    pair_sums = pd.read_parquet(trained / "scores" / "pairs-test.parquet").set_index("pair_id")
+    tokens = pd.read_parquet(trained / "scores" / "pairs-test.tokens.parquet")
+    sums = tokens.groupby(["pair_id", "side"])[["logp", "ref_logp"]].sum().unstack()
+    assert sums["logp"]["chosen"].tolist() == pytest.approx(pair_sums["chosen_logps"].tolist(), rel=1e-5)
+    assert sums["ref_logp"]["rejected"].tolist() == pytest.approx(pair_sums["ref_rejected_logps"].tolist(), rel=1e-5)
+    assert "".join(tokens.query("side == 'chosen' and pair_id == @pair_sums.index[0]")["token"]).endswith("<eos>")
+
+
+@pytest.mark.parametrize("format_", ["csv", "jsonl"])
+def test_other_table_formats(dpotool: Any, trained: Path, format_: str) -> None:
+    assert dpotool("score", trained, "--format", format_).code == 0
+    path = trained / "scores" / f"pairs-test.{format_}"
+    frame = pd.read_csv(path) if format_ == "csv" else pd.read_json(path, lines=True)
+    assert list(frame.columns) == SCORE_SCHEMA.names and len(frame) == 6
+
+
+def test_a_model_without_reference_has_no_rewards_and_says_so(dpotool: Any, model: Path, pairs: Path) -> None:
+    outcome = dpotool("score", model, "--data", pairs, "--output", "out")
+    assert "no reference, so no rewards and no displacement" in outcome.err
+    frame = pd.read_parquet("out/scores/pairs-all.parquet")
+    assert frame["chosen_logps"].notna().all() and frame["reward_margins"].isna().all()
+
+
+def test_pairs_that_do_not_fit_are_rows_with_a_reason(dpotool: Any, model: Path, tmp_path: Path) -> None:
+    rows = [
+        {"prompt": "Say:", "chosen": " red", "rejected": " blue"},
+        {"prompt": "Say:", "chosen": " red" * 30, "rejected": " b"},
+    ]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    outcome = dpotool("score", model, "--data", path, "--max-length", 40, "--output", "out", "--json")
+    frame = pd.read_parquet("out/scores/long-all.parquet")
+    assert frame["pair_id"].tolist() == [0, 1]
+    assert frame["status"].tolist()[0] == "ok" and frame["status"].tolist()[1] != "ok"
+    assert pd.isna(frame["chosen_logps"][1])
+    [result] = json.loads(outcome.out)["results"]
+    assert result["n"] == 1 and sum(result["n_excluded"].values()) == 1
+
+
+def test_theory_gap_writes_its_table_beside_the_papers_shares(dpotool: Any, trained: Path) -> None:
+    outcome = dpotool("theory-gap", "--model", trained)
+    assert "71.4" in outcome.out and "81.7" in outcome.out
+    frame = pd.read_parquet(trained / "theory" / "pairs-test.parquet")
+    assert list(frame.columns) == THEORY_SCHEMA.names and len(frame) == 6
+    assert (frame["chosen_logratios"].abs() > 0).all(), "away from the reference"
+
+
+def test_config_file_presets_and_flags_win(dpotool: Any, model: Path, pairs: Path, tmp_path: Path) -> None:
+    config = tmp_path / "recipe.yaml"
+    config.write_text(f"model: {model}\ndata: {pairs}\nloss: shift\nlambda: 0.5\nmax-steps: 1\nbeta: 0.3\n")
+    outcome = dpotool("train", "--config", config, "--lambda", "0.7", "--output", "run", "--json")
+    assert outcome.code == 0, outcome.err
+    settings = __import__("yaml").safe_load(Path("run/run.yaml").read_text())["config"]
+    assert (settings["loss"], settings["lambda_"], settings["beta"]) == ("shift", 0.7, 0.3)
+    again = dpotool("train", "--config", "run/run.yaml", "--output", "again")
+    assert again.code == 0, again.err
+    assert Path("again/model.safetensors").read_bytes() == Path("run/model.safetensors").read_bytes()
+
+
+def test_two_models_side_by_side(dpotool: Any, model: Path, pairs: Path, trained: Path) -> None:
+    flags = ("--model", model, "--data", pairs, "--test-fraction", "0.25", "--max-steps", 2)
+    dpotool("train", *flags, "--output", "runs/second")
+    outcome = dpotool("score", "runs/first", "runs/second")
+    [header] = [line for line in outcome.out.splitlines() if "first" in line and "second" in line]
+    assert header.split() == ["first", "second"]
+
+
+def test_plot_takes_the_newest_and_names_its_pictures(dpotool: Any, trained: Path) -> None:
+    dpotool("score")
+    outcome = dpotool("plot", "displacement", "--format", "png,svg")
+    assert "drawing the newest: runs/first" in outcome.err
+    assert outcome.out.split() == ["runs/first/plots/displacement.png", "runs/first/plots/displacement.svg"]
+    assert all(Path(path).stat().st_size > 5000 for path in outcome.out.split())
+
+
+def test_version_and_module_entry(dpotool: Any) -> None:
+    import subprocess
+    import sys
+
+    assert dpotool("--version").out.startswith("dpotool 0.")
+    result = subprocess.run([sys.executable, "-m", "dpotool", "--version"], capture_output=True, text=True, check=True)
+    assert result.stdout.startswith("dpotool 0.")

@@ -1,0 +1,71 @@
+"""What is scored against what: run folders know, other models are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from dpotool.errors import DpotoolError
+from dpotool.models.subject import describe_subject
+from dpotool.scoring.config import ScoreConfig
+
+
+def write_run(folder: Path, **config: Any) -> Path:
+    folder.mkdir()
+    settings = {"model": "base", "data": "pairs.jsonl", "split": "train", "beta": 0.3, "dtype": "float32", **config}
+    manifest = {
+        "kind": "train",
+        "status": "finished",
+        "created": "2026-01-01",
+        "config": settings,
+        "fingerprints": {"reference": "abc"},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(manifest))
+    return folder
+
+
+def test_a_run_is_scored_on_what_it_was_evaluated_on(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", eval_data="test.jsonl", eval_split="all", eval_limit=9, max_length=77, seed=3)
+    subject = describe_subject(str(run), ScoreConfig())
+    assert (subject.config.data, subject.config.split, subject.config.limit) == ("test.jsonl", "all", 9)
+    assert (subject.config.max_length, subject.config.seed) == (77, 3)
+    assert (subject.reference, subject.reference_fingerprint, subject.beta) == ("base", "abc", 0.3)
+    assert (subject.dtype, subject.bf16) == ("float32", False)
+    assert subject.folder.path == run
+
+
+def test_flags_win(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", eval_data="test.jsonl", max_length=77, bf16=True)
+    config = ScoreConfig(data="other.jsonl", reference="other", limit=2, dtype="bfloat16", output=str(tmp_path / "out"))
+    subject = describe_subject(str(run), config)
+    assert (subject.config.data, subject.config.split, subject.config.limit) == ("other.jsonl", None, 2)
+    assert subject.config.max_length == 77, "sequences are cut as in training"
+    assert (subject.reference, subject.reference_fingerprint) == ("other", None)
+    assert (subject.dtype, subject.bf16) == ("bfloat16", False)
+    assert subject.folder.path == tmp_path / "out"
+
+
+def test_a_named_reference_of_the_run_is_kept(tmp_path: Path) -> None:
+    assert describe_subject(str(write_run(tmp_path / "run", reference="sft")), ScoreConfig()).reference == "sft"
+
+
+def test_a_run_trained_in_mixed_precision_is_scored_in_it(tmp_path: Path) -> None:
+    assert describe_subject(str(write_run(tmp_path / "run", bf16=True)), ScoreConfig()).bf16
+
+
+def test_a_model_from_elsewhere_has_no_reference_and_writes_under_runs(tmp_path: Path) -> None:
+    subject = describe_subject("org/model", ScoreConfig())
+    assert subject.reference is None
+    assert subject.config.data == "builtin:demo"
+    assert subject.folder.path == Path("runs/org--model")
+
+
+def test_a_sweep_is_no_model(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    manifest = yaml.safe_load((run / "run.yaml").read_text()) | {"kind": "sweep"}
+    (run / "run.yaml").write_text(yaml.safe_dump(manifest))
+    with pytest.raises(DpotoolError, match="holds no trained model; expected a run of kind train, got kind sweep"):
+        describe_subject(str(run), ScoreConfig())

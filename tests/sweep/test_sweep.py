@@ -1,0 +1,115 @@
+"""Sweeps: one start, one set of reference values, nothing done twice, and one failure does not lose the rest."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_models import save_tiny_model, write_pairs
+
+from dpotool.errors import DpotoolError
+from dpotool.likelihood import reference
+from dpotool.results.runs import RunFolder
+from dpotool.sweep import run as sweep_run
+from dpotool.sweep.config import SweepConfig
+from dpotool.sweep.plan import choose_folder, plan_cells
+from dpotool.sweep.run import sweep
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> dict[str, Any]:
+    return {
+        "model": str(save_tiny_model(tmp_path / "tiny")),
+        "data": str(write_pairs(tmp_path / "pairs.jsonl", 20)),
+        "test_fraction": 0.3,
+        "batch_size": 7,
+        "learning_rate": 1e-2,
+        "output": str(tmp_path / "sweep"),
+        "lambdas": "0.5,1.0",
+    }
+
+
+def test_plan_puts_dpo_first_and_names_its_cells() -> None:
+    config = SweepConfig(lambdas="0.5,1.0,0.9", schedules="linear_increase, linear-decrease", lambda_min=0.6)
+    cells = plan_cells(config, Path("s"))
+    assert [cell.name for cell in cells] == ["dpo", "shift-0.9", "shift-0.5", "linear-increase", "linear-decrease"]
+    assert cells[0].config.loss == "dpo" and cells[0].config.lambda_ is None
+    assert (cells[1].config.loss, cells[1].config.lambda_) == ("shift", 0.9)
+    assert cells[3].config.lambda_schedule == "linear_increase" and cells[3].config.lambda_min == 0.6
+    assert cells[1].config.lambda_min is None, "a constant lambda takes no ends"
+
+
+def test_same_settings_same_folder() -> None:
+    assert choose_folder(SweepConfig()) == choose_folder(SweepConfig())
+    assert choose_folder(SweepConfig()) != choose_folder(SweepConfig(beta=0.2))
+
+
+def test_trains_scores_and_tables_every_cell(settings: dict[str, Any]) -> None:
+    result = sweep(SweepConfig(**settings, schedules="linear_increase"))
+    assert result.n_trained == 3 and not result.failures
+    assert result.table["label"].tolist() == ["DPO", "DPO-Shift λ=0.5", "DPO-Shift λ=0.75→1 ↑"]
+    assert result.table["n"].tolist() == [6, 6, 6]
+    assert (result.table["reward_accuracy_low"] <= result.table["reward_accuracy"]).all()
+    assert (result.folder / "runs.csv").exists()
+    assert RunFolder(result.folder).read_manifest()["status"] == "finished"
+
+
+def test_all_cells_start_from_the_same_model_and_pay_the_reference_once(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[int] = []
+    real = reference.compute_pair_logps
+
+    def count(model: Any, pairs: Any, **kwargs: Any) -> Any:
+        computed.append(len(pairs))
+        return real(model, pairs, **kwargs)
+
+    monkeypatch.setattr(reference, "compute_pair_logps", count)
+    result = sweep(SweepConfig(**settings))
+    # reference on 14 training and 6 test pairs once; each of the two trained models on the test pairs
+    assert sorted(computed) == [6, 6, 6, 14]
+    manifests = [RunFolder(result.folder / name).read_manifest() for name in ("dpo", "shift-0.5")]
+    assert len({manifest["fingerprints"]["model"] for manifest in manifests}) == 1
+
+
+def test_a_second_call_repeats_nothing_and_a_wider_grid_adds_only_what_is_new(settings: dict[str, Any]) -> None:
+    first = sweep(SweepConfig(**settings))
+    weights = (first.folder / "dpo" / "model.safetensors").stat().st_mtime_ns
+    second = sweep(SweepConfig(**settings))
+    assert second.n_trained == 0
+    wider = sweep(SweepConfig(**{**settings, "lambdas": "0.5,0.8,1.0"}))
+    assert wider.n_trained == 1 and len(wider.table) == 3
+    assert (first.folder / "dpo" / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_one_failed_cell_does_not_lose_the_others(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    real = sweep_run.train
+
+    def fail_dpo(config: Any, **kwargs: Any) -> Any:
+        if config.loss == "dpo":
+            raise DpotoolError("out of luck", where="here")
+        return real(config, **kwargs)
+
+    monkeypatch.setattr(sweep_run, "train", fail_dpo)
+    result = sweep(SweepConfig(**settings))
+    assert result.failures == {"dpo": "here: out of luck"}
+    assert result.table["label"].tolist() == ["DPO-Shift λ=0.5"]
+    assert RunFolder(result.folder).read_manifest()["status"] == "failed"
+    monkeypatch.setattr(sweep_run, "train", real)
+    again = sweep(SweepConfig(**settings))
+    assert again.n_trained == 1 and len(again.table) == 2 and not again.failures
+
+
+def test_a_cell_that_left_only_pieces_is_trained_anew(settings: dict[str, Any]) -> None:
+    result = sweep(SweepConfig(**settings))
+    RunFolder(result.folder / "dpo").update_manifest(status="running")  # as a kill -9 leaves it
+    (result.folder / "dpo" / "model.safetensors").unlink()
+    assert sweep(SweepConfig(**settings)).n_trained == 1
+    assert (result.folder / "dpo" / "model.safetensors").exists()
+
+
+def test_wrong_settings_of_any_cell_stop_before_anything_runs(settings: dict[str, Any]) -> None:
+    with pytest.raises(DpotoolError, match="--allow-lambda-above-one"):
+        sweep(SweepConfig(**{**settings, "lambdas": "0.5,1.2"}))
+    assert not Path(settings["output"]).exists()
