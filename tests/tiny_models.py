@@ -15,7 +15,7 @@ CHAT_TEMPLATE = (
     "{% if message['role'] == 'assistant' %}<eos>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-WORDS = "red blue green small large quick slow warm cold old new soft hard round flat bright".split()
+WORDS = tuple("red blue green small large quick slow warm cold old new soft hard round flat bright".split())  # noqa: SIM905
 
 
 def build_byte_tokenizer(*, chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:

@@ -69,6 +69,11 @@ def open_subject(subject: Subject, progress: Progress, locate: Locate, *, dtype:
         dtype: type to load in where 'auto' would be wrong.
     """
     config = subject.config
+    if subject.on_training_pairs:
+        progress.warn(
+            f"{subject.label} was evaluated on nothing, so these are the pairs it was trained on; "
+            "name held-out ones with --data"
+        )
     model_path = locate(subject.model)
     trust = config.trust_remote_code
     tokenizer = load_tokenizer(model_path, trust_remote_code=trust)

@@ -31,6 +31,8 @@ class Subject:
     beta: float
     dtype: str
     bf16: bool
+    on_training_pairs: bool = False
+    """The run was evaluated on nothing, so what is left to look at is what it was trained on."""
 
 
 def describe_subject(model: str, config: SubjectSettings) -> Subject:
@@ -55,6 +57,7 @@ def describe_subject(model: str, config: SubjectSettings) -> Subject:
         beta=trained.get("beta") or DEFAULT_BETA,
         dtype=trained.get("dtype", "auto") if config.dtype == "auto" else config.dtype,
         bf16=bool(trained.get("bf16")) and config.dtype == "auto",
+        on_training_pairs=config.data is None and not trained.get("eval_data"),
     )
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ def build_training_arguments(config: TrainConfig, folder: Path, n_pairs: int, *,
     """Returns the Trainer's arguments; unset intervals are spread evenly over the run's steps."""
     assert config.learning_rate is not None and config.epochs is not None and config.batch_size is not None
     n_steps = count_steps(config, n_pairs)
-    try:
+    with one_line_refusals():
         return TrainingArguments(
             output_dir=str(folder),
             learning_rate=config.learning_rate,
@@ -53,7 +55,14 @@ def build_training_arguments(config: TrainConfig, folder: Path, n_pairs: int, *,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
-    except (ValueError, ImportError, TypeError) as error:
+
+
+@contextmanager
+def one_line_refusals() -> Iterator[None]:
+    """Turns what transformers says to settings it cannot use into one line."""
+    try:
+        yield
+    except (ValueError, ImportError, TypeError, RuntimeError) as error:
         raise DpotoolError(
             f"transformers refuses the settings ({str(error).strip().splitlines()[0]})",
             where="train",

@@ -10,6 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 
 from dpotool.errors import DpotoolError
@@ -30,7 +32,19 @@ def open_folder(config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
     """
     if config.resume:
         return _reopen(config)
-    folder = RunFolder(Path(config.output) if config.output else _new_name(config))
+    chosen = [config.output or str(_new_name(config))]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(chosen)  # the name holds the time of day, which the processes need not agree on
+    folder = RunFolder(Path(chosen[0]))
+    if PartialState().is_main_process:
+        _claim(folder)
+    return replace(config, output=chosen[0]), folder
+
+
+def _claim(folder: RunFolder) -> None:
+    """Makes sure that the folder is empty and can be written; what a run that failed at once left there may go."""
+    if folder.path.is_dir() and _holds_only_a_failure(folder):
+        shutil.rmtree(folder.path)
     if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
         raise DpotoolError(
             "the output folder is not empty",
@@ -38,7 +52,14 @@ def open_folder(config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
             remedy="Choose another --output, or continue an interrupted run with --resume",
         )
     ensure_writable(folder.path)
-    return replace(config, output=str(folder.path)), folder
+
+
+def _holds_only_a_failure(folder: RunFolder) -> bool:
+    """Tells whether there is nothing but the record of a run that failed before its first logged step."""
+    if {path.name for path in folder.path.iterdir()} != {"run.yaml"}:
+        return False
+    manifest = folder.read_manifest()
+    return bool(manifest["kind"] == "train" and manifest["status"] == "failed")
 
 
 def _reopen(config: TrainConfig) -> tuple[TrainConfig, RunFolder]:

@@ -14,7 +14,7 @@ from dpotool.models.loading import Locate, load_tokenizer
 from dpotool.progress import Progress
 from dpotool.results.manifest import collect_manifest
 from dpotool.results.runs import RunFolder
-from dpotool.training.arguments import build_training_arguments
+from dpotool.training.arguments import build_training_arguments, one_line_refusals
 from dpotool.training.callbacks import CheckpointAt, GradientGuard, MetricsWriter
 from dpotool.training.config import TrainConfig, parse_steps
 from dpotool.training.dataset import PairDataset
@@ -54,14 +54,14 @@ def prepare_trainer(
         ]
         fingerprints["reference"] = values[0].fingerprint
         del reference
-    if PartialState().is_main_process:
-        _write_manifest(config, objective, pairs, fingerprints, policy, folder)
     if config.lora:
         policy = add_adapter(policy, config, model_path)
     trainer = _build_trainer(config, objective, policy, tokenizer, datasets, folder, progress)
     if not config.resume and "reference" in fingerprints:
         is_own_start = fingerprints["reference"] == fingerprints["model"]
         check_step_zero(trainer, datasets[0], is_own_start=is_own_start, progress=progress)
+    if PartialState().is_main_process:
+        _write_manifest(config, objective, pairs, fingerprints, policy, folder)
     return trainer
 
 
@@ -107,16 +107,18 @@ def _build_trainer(
 ) -> PreferenceTrainer:
     has_eval = len(datasets) > 1
     arguments = build_training_arguments(config, folder.path, len(datasets[0]), has_eval=has_eval)
-    trainer = PreferenceTrainer(
-        policy,
-        arguments,
-        objective,
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1] if has_eval else None,
-        tokenizer=tokenizer,
-        batch_tokens=config.batch_tokens,
-        callbacks=[GradientGuard(), MetricsWriter(folder.append_metrics), CheckpointAt(parse_steps(config.save_at))],
-        progress=progress,
-    )
+    callbacks = [GradientGuard(), MetricsWriter(folder.append_metrics), CheckpointAt(parse_steps(config.save_at))]
+    with one_line_refusals():
+        trainer = PreferenceTrainer(
+            policy,
+            arguments,
+            objective,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1] if has_eval else None,
+            tokenizer=tokenizer,
+            batch_tokens=config.batch_tokens,
+            callbacks=callbacks,
+            progress=progress,
+        )
     trainer.remove_callback(PrinterCallback)  # prints every logged row on stdout
     return trainer

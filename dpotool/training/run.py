@@ -65,6 +65,9 @@ def _run(trainer: PreferenceTrainer, config: TrainConfig, folder: RunFolder, pro
     except NonFiniteError as error:
         folder.update_manifest(status="failed")
         raise _explain_non_finite(error, trainer, folder) from None
+    except KeyboardInterrupt:  # the second signal; the first one ends after a step
+        folder.update_manifest(status="interrupted")
+        raise
     except BaseException:
         folder.update_manifest(status="failed")
         raise
@@ -86,7 +89,11 @@ def _step_through(trainer: PreferenceTrainer, config: TrainConfig, checkpoint: s
         trainer.add_callback(StepBar(advance))
         try:
             trainer.train(resume_from_checkpoint=checkpoint)
-        except torch.OutOfMemoryError:
+        except ImportError as error:  # transformers looks for an optimiser's package only now
+            raise DpotoolError(str(error).splitlines()[0], where="train") from None
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
             raise DpotoolError(
                 "out of memory in a training step",
                 where="train",

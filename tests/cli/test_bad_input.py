@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -130,11 +131,21 @@ def test_odpo_with_inverted_scores_names_the_row(fails: Any, model: Path, tmp_pa
         (("--dtype", "float12"), "--dtype"),
         (("--bf16", "--dtype", "bfloat16"), "--bf16"),
         (("--save-at", "1,b"), "--save-at"),
+        (("--report-to", "nonsense"), "nonsense is not supported"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
 )
 def test_settings_that_cannot_be(fails: Any, model: Path, pairs: Path, flags: tuple[str, ...], complaint: str) -> None:
     assert complaint in fails("train", "--model", model, "--data", pairs, "--output", "run", *flags)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is not None, reason="bitsandbytes is installed")
+def test_an_optimizer_that_is_not_installed_leaves_a_folder_to_try_again_in(
+    fails: Any, dpotool: Any, model: Path, pairs: Path
+) -> None:
+    words = ("train", "--model", model, "--data", pairs, "--max-steps", 1, "--output", "run")
+    assert "bitsandbytes" in fails(*words, "--optimizer", "paged_adamw_32bit")
+    assert dpotool(*words).code == 0
 
 
 def test_lambda_above_one_warns_with_the_papers_collapse(dpotool: Any, model: Path, pairs: Path) -> None:

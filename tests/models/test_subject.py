@@ -37,6 +37,13 @@ def test_a_run_is_scored_on_what_it_was_evaluated_on(tmp_path: Path) -> None:
     assert subject.folder.path == run
 
 
+def test_without_evaluation_data_the_training_pairs_are_left_and_that_is_known(tmp_path: Path) -> None:
+    run = str(write_run(tmp_path / "run"))
+    subject = describe_subject(run, ScoreConfig())
+    assert (subject.config.data, subject.on_training_pairs) == ("pairs.jsonl", True)
+    assert not describe_subject(run, ScoreConfig(data="held-out.jsonl")).on_training_pairs
+
+
 def test_flags_win(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", eval_data="test.jsonl", max_length=77, bf16=True)
     config = ScoreConfig(data="other.jsonl", reference="other", limit=2, dtype="bfloat16", output=str(tmp_path / "out"))

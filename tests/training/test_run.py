@@ -222,6 +222,25 @@ def test_output_folder_with_something_in_it_is_refused(run: Run, settings: dict[
     assert folder.read_manifest()["status"] == "finished"
 
 
+def test_tensorboard_gets_the_metrics(run: Run) -> None:
+    pytest.importorskip("tensorboard", reason="the service needs its package")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    folder = run(report_to="tensorboard")
+    [events] = folder.path.rglob("events.out.tfevents.*")
+    accumulator = EventAccumulator(str(events)).Reload()
+    logged = [event.value for event in accumulator.Scalars("train/rewards/margins")]
+    assert logged == pytest.approx([row["rewards/margins"] for row in training_rows(folder)], abs=1e-7)
+
+
+def test_mixed_precision_starts_at_its_reference_too(run: Run) -> None:
+    folder = run(bf16=True)
+    assert training_rows(folder)[0]["rewards/margins"] == pytest.approx(0, abs=0.05)
+    logged = [row for row in folder.read_metrics() if "eval_logps/chosen" in row][-1]
+    [result] = score_models([str(folder.path)], ScoreConfig())
+    assert result.summary["chosen_logps"]["mean"] == pytest.approx(logged["eval_logps/chosen"], abs=1e-4)
+
+
 def test_lambda_with_another_loss_is_an_error(run: Run) -> None:
     with pytest.raises(DpotoolError, match="--lambda: loss 'ipo' has no lambda"):
         run(loss="ipo", lambda_=0.9)
