@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from transformers import TrainingArguments
 
 from dpotool.errors import DpotoolError
@@ -35,7 +36,7 @@ def build_training_arguments(config: TrainConfig, folder: Path, n_pairs: int, *,
             **_checkpointing(config),
             optim=config.optimizer,
             lr_scheduler_type=config.scheduler,
-            warmup_steps=config.warmup_ratio,  # below 1 it is a share of the steps
+            warmup_steps=int(config.warmup_ratio * n_steps),  # rounded down, so that even one step moves the weights
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             bf16=config.bf16,
@@ -80,9 +81,9 @@ def _checkpointing(config: TrainConfig) -> dict[str, Any]:
 
 
 def count_steps(config: TrainConfig, n_pairs: int) -> int:
-    """Returns the number of optimiser steps of one process; the Trainer's own count rules, this one sets intervals."""
+    """Returns the number of optimiser steps; the Trainer's own count rules, this one sets warm-up and intervals."""
     if config.max_steps:
         return config.max_steps
     assert config.batch_size is not None and config.epochs is not None
-    micro_batches = math.ceil(n_pairs / config.batch_size)
+    micro_batches = math.ceil(n_pairs / (config.batch_size * PartialState().num_processes))
     return max(1, math.ceil(config.epochs * math.ceil(micro_batches / config.gradient_accumulation)))

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from tiny_models import save_tiny_model, write_pairs
+from training_helpers import read_weights
 
 from dpotool.errors import DpotoolError
 from dpotool.results.theory_summary import summarize_theory
@@ -50,9 +51,7 @@ def test_an_adapters_gradients_are_its_own_weights(settings: dict[str, Any], tmp
     config = TrainConfig(**{**settings, "output": str(tmp_path / "run")}, lora=True, lora_r=2, learning_rate=1e-2)
     run = train(config).folder
     result = run_theory(TheoryConfig(model=str(run.path), data=settings["data"]))
-    whole = run_theory(TheoryConfig(**settings))
-    assert result.summary["n_parameters"] < whole.summary["n_parameters"] / 2
-    assert (result.frame["chosen_grad_sq_norm"] < whole.frame["chosen_grad_sq_norm"]).all()
+    assert result.summary["n_parameters"] == sum(weight.numel() for weight in read_weights(run.path).values())
 
 
 def test_an_interruption_keeps_what_was_finished(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
