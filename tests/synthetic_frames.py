@@ -65,7 +65,7 @@ def make_theory_frame(n: int = 300, *, seed: int = 0, n_parameters: int = 12, sc
     inner, w2, l2 = (W * L).sum(1), (W * W).sum(1), (L * L).sum(1)
     with np.errstate(divide="ignore"):
         case = np.select(
-            [inner <= np.minimum(w2, l2), inner >= l2], ["chosen up, rejected down", "both up"], "both down"
+            [inner <= np.minimum(w2, l2), inner >= l2], ["chosen_up_rejected_down", "both_up"], "both_down"
         )
         high = np.where(inner > 0, w2 / inner, np.inf)
     return pd.DataFrame(

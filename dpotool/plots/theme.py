@@ -1,0 +1,183 @@
+"""How every picture looks, and how it gets to disk.
+
+Figures are made without pyplot, so nothing global is left behind and no display is needed. Colour is never the only
+carrier: lines differ in dash, points in shape, areas in hatching; the palette is Okabe and Ito's, safe for colour-blind
+readers and told apart in grey.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import ParamSpec
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.results.atomic import atomic_path
+
+FORMATS = ("png", "pdf", "svg")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5C5C5C")
+CHOSEN, REJECTED, MARGIN = COLORS[:3]
+INK, MUTED, FAINT = "#1A1A1A", "#5C5C5C", "#BFBFBF"
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
+HATCHES = {"chosen": "", "rejected": "/////", "margin": "....."}
+
+_STYLE = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "axes.titlesize": 10,
+    "axes.labelsize": 9,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlelocation": "left",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "hatch.linewidth": 0.5,
+    "grid.color": "#E6E6E6",
+    "grid.linewidth": 0.7,
+    "pdf.fonttype": 42,  # text stays text in the file
+    "svg.hashsalt": "dpotool",  # the same picture is the same file
+}
+_NO_DATES = {"png": {"Software": None}, "pdf": {"CreationDate": None, "ModDate": None}, "svg": {"Date": None}}
+
+P = ParamSpec("P")
+
+
+def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
+    """Draws a picture under dpotool's style and leaves matplotlib's settings as they were."""
+
+    @functools.wraps(plot)
+    def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
+        with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+            return plot(*args, **kwargs)
+
+    return draw
+
+
+def make_figure(width: float, height: float) -> Figure:
+    """Returns an empty figure of that many inches whose parts make room for each other."""
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def set_title(figure: Figure, what: str, *subject: str) -> None:
+    """Two lines above everything: what is shown in bold, then model, data and n.
+
+    `what` is plain words: bold within a title is mathematics to matplotlib, which spaces dashes and colons its own way.
+    """
+    line = ", ".join(part for part in subject if part)
+    bold = r"$\bf{" + what.replace(" ", r"\ ") + "}$"
+    figure.suptitle(f"{bold}\n{shorten(line, _characters_across(figure))}", fontsize=10, x=0.01, ha="left")
+
+
+def set_note(figure: Figure, text: str) -> None:
+    """Small print below everything, wrapped to the figure's width."""
+    wrapped = textwrap.fill(text, _characters_across(figure, size=7.5))
+    figure.supxlabel(wrapped, fontsize=7.5, color=MUTED, x=0.01, ha="left")
+
+
+def describe_n(n: int, n_excluded: int = 0) -> str:
+    """Returns "n = 300 pairs" or "n = 300 pairs, 4 left out"."""
+    return f"n = {count(n, 'pair')}" + (f", {n_excluded:,} left out" if n_excluded else "")
+
+
+def describe_row(label: str, n: int, n_excluded: int) -> str:
+    """A row's label: its name over at most three lines, then "n = 300" or "n = 300 (4 left out)"."""
+    return f"{wrap(label, 20)}\nn = {n:,}" + (f" ({n_excluded:,} left out)" if n_excluded else "")
+
+
+def describe_ns(counts: Sequence[tuple[int, int]]) -> str:
+    """Returns the n of several (n, n_excluded) for a title: one number if they agree, else their range."""
+    if len(set(counts)) == 1:
+        return describe_n(*counts[0])
+    low, high = min(n for n, _ in counts), max(n for n, _ in counts)
+    ns = f"n = {low:,} pairs each" if low == high else f"n = {low:,} to {high:,} pairs"
+    n_excluded = sum(left_out for _, left_out in counts)
+    return ns + (f", {n_excluded:,} left out in all" if n_excluded else "")
+
+
+def count(n: int, noun: str) -> str:
+    """Returns "1 run", "2 runs"."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"
+
+
+def shorten(text: str, width: int) -> str:
+    """The text, or its beginning and end with an ellipsis between them where it is longer than `width`."""
+    if len(text) <= width:
+        return text
+    tail = (width - 1) // 2
+    return f"{text[: width - 1 - tail]}…{text[len(text) - tail :]}"
+
+
+def wrap(label: str, width: int, n_lines: int = 3) -> str:
+    """A label over at most `n_lines` lines, broken after a space, slash, dash or dot where there is one.
+
+    What would take more lines loses its middle, not its end: run folders differ at the end.
+    """
+    for length in range(width * n_lines, 0, -1):
+        lines = [""]
+        for part in re.findall(r"[^\s/_.-]*[\s/_.-]?", shorten(label, length)):
+            if lines[-1] and len(lines[-1]) + len(part.rstrip()) > width:
+                lines.append("")
+            lines[-1] += part
+        if len(lines) <= n_lines:
+            break
+    return "\n".join(line.strip() for line in lines)
+
+
+def format_number(value: float) -> str:
+    """Four figures at most, with a true minus sign: −105.3, 0.955."""
+    return (f"{value:.1f}" if abs(value) >= 10 else f"{value:.3f}").replace("-", "−")
+
+
+def choose_n_bins(n: int) -> int:
+    """Bins for a histogram of n values: about 1.6 times its root, between 12 and 60."""
+    return int(min(60, max(12, 1.6 * n**0.5)))
+
+
+def show_zero(axes: Axes) -> None:
+    """A line at zero on the x axis."""
+    axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
+
+
+def put_legend_above(axes: Axes, n_columns: int) -> None:
+    """A legend over the axes' right end, where no point or bar can be under it."""
+    axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=n_columns, borderaxespad=0.2, columnspacing=1.2)
+
+
+def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png",)) -> list[Path]:
+    """Writes `<stem>.<format>` for each format, atomically; returns the paths.
+
+    Raises DpotoolError for a format that is not known, before anything is written, or a folder that cannot be written.
+    """
+    for name in formats:
+        if name not in FORMATS:
+            raise DpotoolError(f"unknown picture format {name!r}", remedy=suggest_nearest(name, FORMATS))
+    paths = []
+    for name in formats:
+        path = Path(f"{stem}.{name}")
+        with mpl.rc_context(_STYLE), atomic_path(path) as temporary:  # type: ignore[arg-type]
+            figure.savefig(temporary, format=name, dpi=200, metadata=_NO_DATES[name])
+        paths.append(path)
+    return paths
+
+
+def _characters_across(figure: Figure, size: float = 10) -> int:
+    """How many characters of `size` points fit across; DejaVu Sans takes about 0.54 of its size a character."""
+    return int(figure.get_figwidth() * 72 / (0.54 * size))

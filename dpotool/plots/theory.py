@@ -1,0 +1,184 @@
+"""u against v of Theorem 2.1, a point per pair: in which quadrant, and which entanglement case, the pairs lie."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.scale import SymmetricalLogTransform
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from numpy.typing import NDArray
+
+from dpotool.errors import DpotoolError
+from dpotool.plots.theme import (
+    COLORS,
+    INK,
+    MUTED,
+    choose_n_bins,
+    count,
+    describe_n,
+    make_figure,
+    set_note,
+    set_title,
+    styled,
+)
+from dpotool.results.theory_summary import PAPER_SHARES, split_usable
+
+_CASE_MARKERS = ("o", "x", "^", "s", "D")
+_WIDE = 20.0  # largest over median magnitude from which an axis is drawn in powers of ten
+_PAD = {"x": 0.04, "y": 0.13}  # of the axis; above and below there must be room for the counts in the corners
+_MANY = 3000  # points from which they are drawn small, and as one image in vector formats
+
+
+@styled
+def plot_theory(table: pd.DataFrame, *, model: str, data: str, n_excluded: int = 0) -> Figure:
+    """Draws u against v with the share of each sign, histograms in the margins and the paper's shares beside ours.
+
+    Axes are linear near zero and logarithmic beyond where the values span powers of ten. One quadrant is always empty:
+    u and <W, L> have one sign, and <W, L> < 0 makes v = <W, L> - |L|^2 negative.
+
+    Args:
+        table: theory table.
+        model, data: for the title.
+        n_excluded: pairs left out before the table was made; those without finite products are added.
+
+    Raises DpotoolError when no pair has finite u and v.
+    """
+    usable, not_finite = split_usable(table)
+    if usable.empty:
+        raise DpotoolError("no pair with finite u and v to draw", remedy="Run `dpotool theory-gap` again")
+    u, v = (usable[name].to_numpy(dtype=np.float64) for name in ("u", "v"))
+    figure = make_figure(7.2, 6.9)
+    grid = figure.add_gridspec(3, 2, width_ratios=(5, 1), height_ratios=(1, 5, 0.35), wspace=0.02, hspace=0.02)
+    axes = figure.add_subplot(grid[1, 0])
+    top = figure.add_subplot(grid[0, 0], sharex=axes)
+    right = figure.add_subplot(grid[1, 1], sharey=axes)
+    _set_scale(axes, "x", u)
+    _set_scale(axes, "y", v)
+    _draw_points(axes, usable, u, v)
+    _put_legend(figure.add_subplot(grid[2, :]), axes)
+    _draw_histogram(top, u, axes.get_xlim(), "vertical")
+    _draw_histogram(right, v, axes.get_ylim(), "horizontal")
+    _count_quadrants(axes, u, v)
+    axes.set_xlabel("u ∝ ⟨W, L⟩: > 0, a λ < 1 keeps the chosen higher than DPO (nats²)")
+    axes.set_ylabel("v = ⟨W, L⟩ − ‖L‖²: < 0, DPO lowers the rejected (nats²)")
+    n_left_out = n_excluded + sum(not_finite.values())
+    set_title(figure, "u and v of Theorem 2.1 per pair", model, data, describe_n(len(u), n_left_out))
+    set_note(figure, _compare_with_paper(u, v))
+    return figure
+
+
+def _set_scale(axes: Axes, which: str, values: NDArray[np.float64]) -> None:
+    """Limits that hold all values and both signs; powers of ten where the values span them."""
+    magnitudes = np.abs(values[values != 0])
+    if not len(magnitudes) or magnitudes.max() <= _WIDE * np.median(magnitudes):
+        largest = magnitudes.max() if len(magnitudes) else 1.0
+        low, high = min(values.min(), -0.35 * largest), max(values.max(), 0.35 * largest)
+    else:
+        threshold = 10 ** np.floor(np.log10(np.percentile(magnitudes, 5)))
+        getattr(axes, f"set_{which}scale")("symlog", linthresh=threshold, linscale=0.6)
+        low, high = min(values.min(), -3 * threshold), max(values.max(), 3 * threshold)
+        _set_decade_ticks(axes, which, float(threshold), max(-low, high))
+    transform = (axes.xaxis if which == "x" else axes.yaxis).get_transform()
+    bottom, top = transform.transform(np.array([low, high]))
+    pad = _PAD[which] * (top - bottom)
+    limits = transform.inverted().transform(np.array([bottom - pad, top + pad]))
+    axes.set(**{f"{which}lim": tuple(limits)})
+    line = axes.axvline if which == "x" else axes.axhline
+    line(0, color=INK, linewidth=0.8, zorder=1)
+
+
+def _set_decade_ticks(axes: Axes, which: str, threshold: float, largest: float) -> None:
+    """Zero and at most four powers of ten on either side; matplotlib's own ticks run into each other."""
+    first, last = round(np.log10(threshold)), int(np.floor(np.log10(largest)))
+    decades = range(last, first - 1, -max(1, -(-(last - first + 1) // 4)))
+    ticks = [0.0, *(sign * 10.0**d for d in decades for sign in (-1, 1))]
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(FixedLocator(sorted(ticks)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(_format_power))
+
+
+def _format_power(value: float, _position: int | None = None) -> str:
+    if value == 0:
+        return "0"
+    return f"${'-' if value < 0 else ''}10^{{{round(np.log10(abs(value)))}}}$"
+
+
+def _draw_points(axes: Axes, usable: pd.DataFrame, u: NDArray[np.float64], v: NDArray[np.float64]) -> None:
+    """One shape and colour per entanglement case, the most frequent first."""
+    cases = usable["entanglement"].fillna("not known").map(_describe_case)
+    size = 22 if len(u) <= _MANY else 8
+    for position, (case, n_pairs) in enumerate(cases.value_counts().items()):
+        is_case = (cases == case).to_numpy()
+        marker = _CASE_MARKERS[position % len(_CASE_MARKERS)]
+        axes.scatter(
+            u[is_case], v[is_case], s=size, marker=marker, color=COLORS[position % len(COLORS)], alpha=0.65,
+            linewidths=0.9 if marker == "x" else 0.3, edgecolors=None if marker == "x" else "white",
+            rasterized=len(u) > _MANY, zorder=3, label=f"{case}: {n_pairs:,} ({_percent(n_pairs / len(u))})",
+        )  # fmt: skip
+
+
+def _describe_case(case: str) -> str:
+    """chosen_up_rejected_down -> chosen up, rejected down."""
+    return case.replace("_rejected", ", rejected").replace("_", " ")
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def _put_legend(place: Axes, axes: Axes) -> None:
+    """The entanglement cases under everything: beside the points it would push the histogram away."""
+    place.axis("off")
+    handles, labels = axes.get_legend_handles_labels()
+    place.legend(
+        handles, labels, loc="upper left", ncols=3, handletextpad=0.2, columnspacing=1.2, borderaxespad=0,
+        title="What one DPO step on the pair alone does to the likelihoods", title_fontsize=8, alignment="left",
+    )  # fmt: skip
+
+
+def _draw_histogram(axes: Axes, values: NDArray[np.float64], limits: tuple[float, float], orientation: str) -> None:
+    """Counts in bins that look equally wide on the axis, whatever its scale; the negative side is hatched."""
+    axis = axes.xaxis if orientation == "vertical" else axes.yaxis
+    transform = axis.get_transform()
+    low, high = (float(transform.transform(np.array([end]))[0]) for end in limits)
+    step = (high - low) / choose_n_bins(len(values))
+    edges = step * np.arange(np.floor(low / step), np.ceil(high / step) + 1)
+    if isinstance(transform, SymmetricalLogTransform):
+        edges = transform.inverted().transform(edges)
+    for is_negative in (False, True):
+        side = values[(values < 0) == is_negative]
+        axes.hist(
+            side, bins=list(edges), orientation=orientation, histtype="stepfilled", facecolor="#DDDDDD",  # type: ignore[arg-type]
+            edgecolor=MUTED, hatch="/////" if is_negative else "", linewidth=0.8,
+        )  # fmt: skip
+    axes.axis("off")
+
+
+def _count_quadrants(axes: Axes, u: NDArray[np.float64], v: NDArray[np.float64]) -> None:
+    """Number and share of pairs in each corner; pairs with u or v exactly zero lie in none."""
+    for x_sign, y_sign in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
+        n_pairs = int(((np.sign(u) == x_sign) & (np.sign(v) == y_sign)).sum())
+        name = f"u {'>' if x_sign > 0 else '<'} 0, v {'>' if y_sign > 0 else '<'} 0"
+        is_possible = (x_sign, y_sign) != (-1, 1)
+        share = _percent(n_pairs / len(u)) if is_possible else "cannot occur"
+        text = f"{name}\n{count(n_pairs, 'pair')}, {share}"
+        axes.text(
+            0.985 if x_sign > 0 else 0.015, 0.985 if y_sign > 0 else 0.015, text, transform=axes.transAxes,
+            ha="right" if x_sign > 0 else "left", va="top" if y_sign > 0 else "bottom", fontsize=8, zorder=5,
+            bbox={"boxstyle": "round,pad=0.25", "facecolor": "white", "edgecolor": "none", "alpha": 0.85},
+        )  # fmt: skip
+
+
+def _compare_with_paper(u: NDArray[np.float64], v: NDArray[np.float64]) -> str:
+    ours = {"u > 0": float(np.mean(u > 0)), "v < 0": float(np.mean(v < 0))}
+    theirs = (PAPER_SHARES["u_positive_share"], PAPER_SHARES["v_negative_share"])
+    shares = "; ".join(
+        f"{sign}: {_percent(our)} (paper {_percent(their)})"
+        for (sign, our), their in zip(ours.items(), theirs, strict=True)
+    )
+    n_zero = int(((u == 0) | (v == 0)).sum())
+    zero = f" {count(n_zero, 'pair')} with u or v exactly 0." if n_zero else ""
+    return f"{shares}. The paper: SFT Llama-3-8B on UltraFeedback's test set.{zero}"

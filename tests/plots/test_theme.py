@@ -1,0 +1,122 @@
+from __future__ import annotations
+
+import matplotlib as mpl
+import pytest
+
+from dpotool.errors import DpotoolError
+from dpotool.plots.theme import (
+    describe_n,
+    describe_ns,
+    describe_row,
+    format_number,
+    make_figure,
+    save_figure,
+    set_title,
+    shorten,
+    styled,
+    wrap,
+)
+
+
+def draw():
+    figure = make_figure(3, 2)
+    figure.add_subplot().plot([1, 2, 3])
+    return figure
+
+
+def test_each_format_is_written_as_what_it_says(tmp_path):
+    paths = save_figure(draw(), tmp_path / "new" / "a.b", ["png", "pdf", "svg"])
+
+    assert [path.name for path in paths] == ["a.b.png", "a.b.pdf", "a.b.svg"]
+    starts = [path.read_bytes()[:5] for path in paths]
+    assert starts == [b"\x89PNG\r", b"%PDF-", b"<?xml"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["a.b.pdf", "a.b.png", "a.b.svg"]
+
+
+@pytest.mark.parametrize("format_", ["png", "pdf", "svg"])
+def test_the_same_picture_is_the_same_file(tmp_path, format_):
+    one, two = (save_figure(draw(), tmp_path / name, [format_])[0] for name in "ab")
+
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_an_unknown_format_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(DpotoolError, match=r"unknown picture format 'pgn'. Did you mean 'png'\? Known: pdf, png, svg"):
+        save_figure(draw(), tmp_path / "a", ["png", "pgn"])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "plots").write_text("")
+
+    with pytest.raises(DpotoolError, match="a file stands where a folder is needed"):
+        save_figure(draw(), tmp_path / "plots" / "a")
+
+
+def test_drawing_leaves_matplotlibs_settings_alone():
+    before = mpl.rcParams["font.size"]
+
+    @styled
+    def plot():
+        assert mpl.rcParams["font.size"] == 9 != before
+        return draw()
+
+    plot()
+    assert mpl.rcParams["font.size"] == before
+
+
+def test_titles_say_what_in_bold_then_model_data_and_n():
+    figure = draw()
+
+    set_title(figure, "Reward margins", "demo", "test", "", "n = 3 pairs")
+
+    assert figure.get_suptitle() == "$\\bf{Reward\\ margins}$\ndemo, test, n = 3 pairs"
+
+
+def test_a_long_title_keeps_its_n():
+    figure = draw()
+
+    set_title(figure, "Reward margins", "m" * 90, "n = 3 pairs")
+
+    assert figure.get_suptitle().endswith("n = 3 pairs")
+    assert "…" in figure.get_suptitle()
+
+
+@pytest.mark.parametrize(
+    ("counts", "text"),
+    [
+        ([(300, 0)], "n = 300 pairs"),
+        ([(1, 0)], "n = 1 pair"),
+        ([(60000, 4), (60000, 4)], "n = 60,000 pairs, 4 left out"),
+        ([(300, 0), (300, 2)], "n = 300 pairs each, 2 left out in all"),
+        ([(300, 0), (200, 2)], "n = 200 to 300 pairs, 2 left out in all"),
+        ([(300, 0), (200, 0)], "n = 200 to 300 pairs"),
+    ],
+)
+def test_counts_in_titles(counts, text):
+    assert describe_ns(counts) == text
+
+
+def test_row_labels_say_how_many_pairs():
+    assert describe_n(1000, 2) == "n = 1,000 pairs, 2 left out"
+    assert describe_row("DPO", 1000, 0) == "DPO\nn = 1,000"
+    assert describe_row("DPO", 7, 1) == "DPO\nn = 7 (1 left out)"
+
+
+def test_long_labels_break_where_a_name_does_and_keep_their_end():
+    assert wrap("DPO-Shift λ=0.9", 20) == "DPO-Shift λ=0.9"
+    assert wrap("runs/shift-tldr-2026/checkpoint-1200", 20) == "runs/shift-tldr-\n2026/checkpoint-1200"
+    long = wrap("meta-llama/Meta-Llama-3-8B-Instruct--ultrafeedback-binarized-dpo-lr5e-7", 20)
+    assert long.count("\n") <= 2
+    assert long.endswith("lr5e-7")
+    assert all(len(line) <= 20 for line in long.split("\n"))
+    assert len(wrap("x" * 100, 10, 2).split("\n")) <= 2
+
+
+def test_shortened_text_has_the_length_asked_for():
+    assert shorten("abcdef", 6) == "abcdef"
+    assert shorten("abcdefg", 6) == "abc…fg"
+
+
+def test_numbers_have_a_true_minus_sign():
+    assert [format_number(value) for value in (-105.32, 0.955, -0.0444)] == ["−105.3", "0.955", "−0.044"]
