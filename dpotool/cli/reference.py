@@ -1,0 +1,126 @@
+"""Writes the reference page of the command line: `python -m dpotool.cli.reference > docs/cli.md`.
+
+It reads the commands as they are registered, not their help screens, so the page depends neither on the terminal nor
+on the versions of typer and rich.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import NoneType
+from typing import Annotated, Any, get_args, get_origin
+
+import typer
+from typer.main import get_command
+
+from dpotool.cli.app import app
+
+_PREAMBLE = """\
+# Command line
+
+<!-- Generated from the commands by `make docs`. Do not edit by hand; a test compares the two. -->
+
+- A command's result goes to stdout. Notes, warnings and progress bars go to stderr, and bars only to a terminal.
+- `--json` puts one JSON object on stdout and nothing else.
+- `--config FILE` presets any option of the command from a YAML file (`learning-rate: 5e-7`, or `learning_rate:`). A
+  `run.yaml` is such a file. Options given on the command line win.
+- Exit code 0: done. 1: a setting, a file or the data cannot be used, said in one line. 2: wrong usage. 130:
+  interrupted, with the work saved.
+- A dash in the column *default* means: nothing is set, and the text says what happens then.
+"""
+_GENERAL = "Options"
+_TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "flag", Path: "path"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Parameter:
+    """An argument or option, ready to be written down."""
+
+    names: str
+    type: str
+    default: str
+    help: str
+    panel: str
+    is_argument: bool
+
+
+def write_reference(cli: typer.Typer = app) -> str:
+    """Returns the page as Markdown: every command with its help text, example, arguments and options by panel."""
+    commands: dict[str, Any] = get_command(cli).commands  # type: ignore[attr-defined]  # several verbs make it a group
+    functions = {info.name: info.callback for info in cli.registered_commands}
+    sections = [_describe_command(f"{cli.info.name} {name}", commands[name], functions[name]) for name in commands]
+    return "\n".join([_PREAMBLE, *sections])
+
+
+def _describe_command(name: str, command: Any, function: Callable[..., Any] | None) -> str:
+    assert function is not None
+    annotations = inspect.signature(function, eval_str=True).parameters
+    parameters = [_describe_parameter(item, annotations[item.name].annotation) for item in command.params]
+    arguments = [parameter for parameter in parameters if parameter.is_argument]
+    options = [parameter for parameter in parameters if not parameter.is_argument]
+    usage = " ".join([name, "[OPTIONS]", *(argument.names for argument in arguments)])
+    parts = [f"## {name}", command.help, f"    {usage}"]
+    if command.epilog:
+        title, _, words = command.epilog.partition(": ")
+        parts.append(f"{title}: `{words}`")
+    if arguments:
+        parts.append(_table("argument", arguments))
+    for panel in dict.fromkeys(option.panel for option in options):
+        parts += [f"### {panel}", _table("option", [option for option in options if option.panel == panel])]
+    return "\n\n".join(parts) + "\n"
+
+
+def _describe_parameter(item: Any, annotation: Any) -> _Parameter:
+    """Reads what typer knows of a parameter; its type is the one the command's signature states."""
+    is_argument = item.param_type_name == "argument"
+    type_ = _name_type(get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation)
+    return _Parameter(
+        names=_name_argument(item) if is_argument else ", ".join(item.opts),
+        type=type_,
+        default="required" if item.required else _format_default(item.default),
+        help=item.help or "",
+        panel=item.rich_help_panel or _GENERAL,
+        is_argument=is_argument,
+    )
+
+
+def _name_argument(item: Any) -> str:
+    name = item.name.upper() + ("..." if item.nargs == -1 else "")
+    return name if item.required else f"[{name}]"
+
+
+def _format_default(value: Any) -> str:
+    if value is False:
+        return "off"
+    return "–" if value in (None, "") else f"`{value}`"
+
+
+def _name_type(annotation: Any) -> str:
+    """Returns a type as a reader says it; `T | None` is T, and `list[T]` says that it may be repeated."""
+    choices = [choice for choice in get_args(annotation) if choice is not NoneType]
+    if get_origin(annotation) is list:
+        return f"{_name_type(choices[0])}, repeated"
+    return _name_type(choices[0]) if choices else _TYPE_NAMES[annotation]
+
+
+def _table(title: str, parameters: Sequence[_Parameter]) -> str:
+    lines = [f"| {title} | type | default | |", "|---|---|---|---|"]
+    for parameter in parameters:
+        cells = (f"`{parameter.names}`", parameter.type, parameter.default, _escape(parameter.help))
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _escape(text: str) -> str:
+    """Keeps Markdown from reading a table's end or an HTML tag into a help text."""
+    for sign, escaped in (("|", "\\|"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(sign, escaped)
+    return text
+
+
+if __name__ == "__main__":
+    sys.stdout.write(write_reference())
