@@ -59,7 +59,7 @@ class ComputeSettings(Settings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubjectSettings(DataSettings, ComputeSettings):
+class SubjectSettings(ComputeSettings, DataSettings):
     """What is examined and on what; None means: as its run was trained, or the default for a model from elsewhere."""
 
     data: str | None = setting(  # type: ignore[assignment]  # resolved by `describe_subject`

@@ -11,7 +11,7 @@ _LOSS, _STEPS, _LOG, _LORA = "Loss", "Optimisation", "Evaluation, checkpoints, l
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings(DataSettings, ComputeSettings):
+class TrainingSettings(ComputeSettings, DataSettings):
     """What a single run and a sweep can both be told; None means: fill in what suits the model (see `fill_in`)."""
 
     model: str = setting(DEMO, "Model to start from: folder, hub id or builtin:demo.")
