@@ -15,7 +15,6 @@ import pandas as pd
 from dpotool.results.statistics import (
     N_RESAMPLES,
     bootstrap_interval,
-    bootstrap_means,
     bootstrap_ratios,
     bootstrap_shares,
 )
@@ -80,12 +79,12 @@ def summarize_scores(
     is_referenced = has_reference(scored)
     options = {"n_resamples": n_resamples, "seed": seed}
     columns = _columns(scored, is_referenced)
-    ratios = {
+    ratios = {name: (columns[name], np.ones(len(scored))) for name in MEANS if name in columns}
+    ratios |= {
         name: (columns[logps], columns[tokens]) for name, (logps, tokens) in PERPLEXITIES.items() if logps in columns
     }
-    means = bootstrap_means({name: columns[name] for name in MEANS if name in columns}, **options)
+    intervals = bootstrap_ratios(ratios, **options)
     shares = bootstrap_shares({name: columns[name] for name in SHARES if name in columns}, **options)
-    perplexities = bootstrap_ratios(ratios, **options)
     summary: dict[str, Any] = {
         "n": len(scored),
         "n_excluded": excluded,
@@ -93,13 +92,13 @@ def summarize_scores(
         "beta": beta,
         "ties": int(np.sum(columns["reward_margins"] == 0)) if is_referenced else None,
     }
-    summary |= {name: means[name].to_dict("mean") if name in means else None for name in MEANS}
+    summary |= {name: intervals[name].to_dict("mean") if name in intervals else None for name in MEANS}
     for name in MEDIANS:
         median = bootstrap_interval(columns[name], "median", **options).to_dict() if name in columns else None
         summary[f"{name}_median"] = median
     summary |= {name: shares[name].to_dict() if name in shares else None for name in SHARES}
     for name in PERPLEXITIES:
-        summary[name] = perplexities[name].to_perplexity().to_dict() if name in perplexities else None
+        summary[name] = intervals[name].to_perplexity().to_dict() if name in intervals else None
     summary["margin_identity"] = check_margin_identity(columns, beta) if is_referenced and beta is not None else None
     return summary
 
