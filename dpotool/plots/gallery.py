@@ -163,7 +163,13 @@ def _trajectory(scene: Scene) -> dict[str, Figure]:
     if not metrics:
         where = str(scene.everything[0].path)
         raise DpotoolError("no metrics.jsonl here", where=where, remedy="Only runs of `dpotool train` log a trajectory")
-    return {"trajectory": plot_trajectory(metrics, **scene.title, n_eval_pairs=int(scene.runs.iloc[0]["n"]))}
+    return {"trajectory": plot_trajectory(metrics, **scene.title, n_eval_pairs=_count_evaluated(scene))}
+
+
+def _count_evaluated(scene: Scene) -> int | None:
+    """Returns how many pairs the runs were evaluated on in training, where they agree; scores may be of other data."""
+    found = {folder.read_manifest()["data"].get("eval", {}).get("n_pairs") for folder in scene.folders}
+    return found.pop() if len(found) == 1 else None
 
 
 def _theory(scene: Scene) -> dict[str, Figure]:

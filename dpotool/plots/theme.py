@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import ParamSpec
 
 import matplotlib as mpl
+import seaborn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -31,6 +32,8 @@ DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 HATCHES = {"chosen": "", "rejected": "/////", "margin": "....."}
 
 _STYLE = {
+    **seaborn.axes_style("ticks"),
+    **seaborn.plotting_context("paper"),
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],
     "font.size": 9,
