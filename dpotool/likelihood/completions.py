@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -70,14 +71,40 @@ def compute_completion_logps(model: nn.Module, batch: CompletionBatch) -> Float[
 
 def compute_token_logps(model: nn.Module, batch: CompletionBatch) -> TokenLogps:
     """Computes log pi(token | all before it) of every completion token of the batch, in nats."""
-    rows, positions = batch.completion_mask.nonzero(as_tuple=True)
-    token_ids = batch.input_ids[rows, positions]
     causal_lm = get_causal_lm(model)
     if not can_split_head(causal_lm):
+        rows, positions = batch.completion_mask.nonzero(as_tuple=True)
+        token_ids = batch.input_ids[rows, positions]
         logits = _call_decoder(causal_lm, batch, whole=True)
         return TokenLogps(_gather_logps(logits[rows, positions - 1], token_ids), rows, token_ids)
-    hidden = _call_decoder(causal_lm, batch)[rows, positions - 1]  # (tokens, hidden)
-    return TokenLogps(_chunked_logps(causal_lm, hidden, token_ids), rows, token_ids)
+    states = compute_completion_states(causal_lm, batch)
+    return TokenLogps(_chunked_logps(causal_lm, states.hidden, states.token_ids), states.rows, states.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionStates:
+    """What the decoder alone makes of a batch: the states that predict its completion tokens, in row-major order."""
+
+    hidden: Float[Tensor, "tokens hidden"]
+    rows: Int[Tensor, " tokens"]
+    token_ids: Int[Tensor, " tokens"]
+
+
+def compute_completion_states(model: nn.Module, batch: CompletionBatch) -> CompletionStates:
+    """Runs the decoder only, for a caller that takes the output layer in portions of its own (`compute_state_logps`).
+
+    The model must be one that `can_split_head`.
+    """
+    rows, positions = batch.completion_mask.nonzero(as_tuple=True)
+    hidden = _call_decoder(get_causal_lm(model), batch)[rows, positions - 1]  # (tokens, hidden)
+    return CompletionStates(hidden, rows, batch.input_ids[rows, positions])
+
+
+def compute_state_logps(
+    model: nn.Module, hidden: Float[Tensor, "tokens hidden"], token_ids: Int[Tensor, " tokens"]
+) -> Float[Tensor, " tokens"]:
+    """Computes the log-probabilities (nats) of tokens from the states that predict them; all logits at once."""
+    return _gather_logps(_apply_head(get_causal_lm(model), hidden), token_ids)
 
 
 def get_causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -89,9 +116,7 @@ def get_causal_lm(model: nn.Module) -> PreTrainedModel:
 def _chunked_logps(
     model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"], token_ids: Int[Tensor, " tokens"]
 ) -> Float[Tensor, " tokens"]:
-    def head(chunk: Tensor, targets: Tensor) -> Tensor:
-        return _gather_logps(_apply_head(model, chunk), targets)
-
+    head = partial(compute_state_logps, model)
     size = max(1, CHUNK_ELEMENTS // model.get_output_embeddings().weight.shape[0])
     if len(hidden) <= size:
         return head(hidden, token_ids)

@@ -1,0 +1,196 @@
+"""Gradient products of many pairs at about the price of one training step, without a single weight gradient.
+
+W and L are the gradients of a pair's two summed log-probabilities over the chosen parameters; <W,L>, ‖W‖², ‖L‖² and
+‖W - L‖² follow from what one batched forward pass and one backward pass over activations hold anyway. Parameters that
+the model uses in an unusual way are found beforehand, differentiated by autograd one pair at a time, and named in the
+report. Slow truth: `dpotool.theory.products`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dpotool.data.batches import plan_batches
+from dpotool.data.pairs import TokenizedPair
+from dpotool.errors import DpotoolError
+from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Progress
+from dpotool.theory.ghost.audit import audit_parameters
+from dpotool.theory.ghost.layout import lay_out_batch
+from dpotool.theory.ghost.modes import differentiating_activations, evaluation_mode, training_only
+from dpotool.theory.ghost.passes import run_tapped
+from dpotool.theory.ghost.product_sums import ProductSums
+from dpotool.theory.ghost.selection import ParameterSelection, select_parameters
+from dpotool.theory.ghost.shares import gather_shares, share_out
+from dpotool.theory.ghost.taps import Sink, Taps
+from dpotool.theory.products import GradientProducts, PairProducts, collect_products, iter_gradient_products
+
+CANCELLATION = 2.0**18
+"""Where ‖W - L‖² is below this many rounding errors of ‖W‖² + ‖L‖² (3 % in float32), differences are summed instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What was differentiated, and how; for a result's metadata."""
+
+    parameters: str
+    """Which parameters count, in words."""
+    n_parameters: int
+    """Elements of them."""
+    n_by_form: dict[str, int]
+    """Elements whose gradient was taken in the passes, by its form (`theory.ghost.uses`; lookup+outer: tied)."""
+    fallback: tuple[str, ...]
+    """Names of those that autograd differentiated for each pair."""
+
+
+class GradientEngine:
+    """A model with the parameters that count; finds out at once how each of them can be served.
+
+    Args:
+        model: any causal language model of transformers, also inside PEFT. It is left as it was after every call.
+        parameters: `all` trained ones, `last-N`, `lora` or `head` (`select_parameters`), or a selection of one's own.
+
+    Raises:
+        DpotoolError: there is nothing to differentiate, or the weights are quantised.
+    """
+
+    def __init__(self, model: nn.Module, parameters: str | ParameterSelection = "all") -> None:
+        self.model = model
+        self.selection = select_parameters(model, parameters) if isinstance(parameters, str) else parameters
+        with evaluation_mode(model):
+            self.claims = audit_parameters(model, self.selection.parameters)
+        self.fallback = [self.selection.parameters[name] for name in self.claims.fallback]
+        one = next(iter(self.selection.parameters.values()))
+        self.device = one.device
+        self._rounding = torch.finfo(torch.float64 if one.dtype == torch.float64 else torch.float32).eps
+
+    @property
+    def report(self) -> EngineReport:
+        n_by_form: Counter[str] = Counter()
+        for name, forms in self.claims.forms.items():
+            n_by_form["+".join(form.value for form in forms)] += self.selection.parameters[name].numel()
+        return EngineReport(self.selection.label, self.selection.n_elements, dict(n_by_form), self.claims.fallback)
+
+    def iter_products(
+        self, pairs: Sequence[TokenizedPair], *, batch_tokens: int = DEFAULT_BATCH_TOKENS
+    ) -> Iterator[dict[int, PairProducts]]:
+        """Yields the products of one batch after the other, by place in `pairs`; the longest pairs come first.
+
+        Of several processes each yields its share.
+
+        Args:
+            batch_tokens: budget of padded tokens a batch, both rows of a pair counted.
+
+        Raises:
+            DpotoolError: a gradient is not finite (names the pair's row).
+        """
+        for batch in share_out(plan_batches([2 * pair.longest for pair in pairs], batch_tokens)):
+            yield dict(zip(batch, self._compute_products([pairs[place] for place in batch]), strict=True))
+
+    def _compute_products(self, pairs: Sequence[TokenizedPair]) -> list[PairProducts]:
+        products = self._run_products(pairs)
+        close = [place for place, pair in enumerate(pairs) if self._is_cancelled(pair, products[place])]
+        if close:
+            again = self._run_products([pairs[place] for place in close], with_difference=True)
+            for place, one in zip(close, again, strict=True):
+                products[place] = one
+        if self.fallback:
+            with training_only(self.model, self.fallback):
+                products = [
+                    _add(*both) for both in zip(products, iter_gradient_products(self.model, pairs), strict=True)
+                ]
+        products = [_equate(one) if _is_identical(pair) else one for pair, one in zip(pairs, products, strict=True)]
+        for one in products:
+            _check_finite(one)
+        return products
+
+    def _run_products(self, pairs: Sequence[TokenizedPair], *, with_difference: bool = False) -> list[PairProducts]:
+        by_pair = lay_out_batch(pairs, max(pair.longest for pair in pairs), together=False)
+        tied = [name for name in self.claims.forms if self.claims.is_tied(name)]
+        sums = ProductSums(by_pair, tied, with_difference=with_difference, device=self.device)
+        logps = self.run(pairs, sums).view(-1, 2)
+        rows = torch.cat([sums.totals, logps], dim=1).tolist()
+        return [PairProducts(pair.pair_id, *row) for pair, row in zip(pairs, rows, strict=True)]
+
+    def _is_cancelled(self, pair: TokenizedPair, products: PairProducts) -> bool:
+        norms = products.chosen_grad_sq_norm + products.rejected_grad_sq_norm
+        return products.grad_difference_sq_norm < CANCELLATION * self._rounding * norms and not _is_identical(pair)
+
+    def run(self, pairs: Sequence[TokenizedPair], sink: Sink) -> Float[Tensor, " rows"]:
+        """Sends what one batch of pairs gives to the sink; returns log pi of each row (nats, float64)."""
+        batch = collate_pairs(pairs).to(self.device)
+        layout = lay_out_batch(pairs, batch.input_ids.shape[1], together=self.device.type != "cpu")
+        taps = Taps(self.selection.parameters, self.claims, sink)
+        with differentiating_activations(self.model):
+            logps = run_tapped(self.model, pairs, batch, layout, taps)
+        taps.check_complete(len(pairs))
+        return logps
+
+
+def compute_fast_products(
+    model: nn.Module,
+    pairs: Sequence[TokenizedPair],
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    parameters: str = "all",
+    on_progress: Progress | None = None,
+) -> tuple[GradientProducts, EngineReport]:
+    """Computes the products of every pair, in the order of the pairs; pairs are shared out over processes.
+
+    Units, arguments and errors as in `GradientEngine`.
+
+    Args:
+        on_progress: called with the number of pairs each finished batch held.
+    """
+    engine = GradientEngine(model, parameters)
+    finished: dict[int, PairProducts] = {}
+    for batch in engine.iter_products(pairs, batch_tokens=batch_tokens):
+        finished |= batch
+        if on_progress is not None:
+            on_progress(len(batch) * PartialState().num_processes)
+    finished = dict(gather_shares(list(finished.items())))
+    return collect_products(finished[place] for place in range(len(pairs))), engine.report
+
+
+def _is_identical(pair: TokenizedPair) -> bool:
+    return pair.chosen_ids == pair.rejected_ids
+
+
+def _equate(products: PairProducts) -> PairProducts:
+    """Makes L what it is for identical completions, W, also in the last digit: a rounding error decides their case."""
+    norm = products.chosen_grad_sq_norm
+    return replace(
+        products,
+        grad_inner_product=norm,
+        rejected_grad_sq_norm=norm,
+        grad_difference_sq_norm=0.0,
+        rejected_logps=products.chosen_logps,
+    )
+
+
+def _add(products: PairProducts, others: PairProducts) -> PairProducts:
+    """Adds the products over other parameters of the same pair."""
+    return replace(
+        products,
+        grad_inner_product=products.grad_inner_product + others.grad_inner_product,
+        chosen_grad_sq_norm=products.chosen_grad_sq_norm + others.chosen_grad_sq_norm,
+        rejected_grad_sq_norm=products.rejected_grad_sq_norm + others.rejected_grad_sq_norm,
+        grad_difference_sq_norm=products.grad_difference_sq_norm + others.grad_difference_sq_norm,
+    )
+
+
+def _check_finite(products: PairProducts) -> None:
+    if not np.isfinite(astuple(products)).all():
+        raise DpotoolError(
+            "the gradient of this pair is not finite",
+            where=f"row {products.pair_id}",
+            remedy="Check the model's weights, or use --dtype float32",
+        )

@@ -1,0 +1,69 @@
+"""States a model is put into for a while, and left again as they were."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+
+@contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Dropout and router noise off. Modules that were set apart from the model's mode are set back one by one."""
+    kept = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in kept:
+            module.training = training
+
+
+@contextmanager
+def training_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Lets these parameters have a gradient, and no other."""
+    kept = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    chosen = {id(parameter) for parameter in parameters}
+    for parameter, _ in kept:
+        parameter.requires_grad_(id(parameter) in chosen)
+    try:
+        yield
+    finally:
+        for parameter, requires_grad in kept:
+            parameter.requires_grad_(requires_grad)
+
+
+@contextmanager
+def differentiating_activations(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode with every parameter frozen, and gradient checkpointing in force if it is switched on."""
+    with evaluation_mode(model), training_only(model, ()), _checkpointing(model):
+        yield
+
+
+@contextmanager
+def _checkpointing(model: nn.Module) -> Iterator[None]:
+    """Checkpoints the layers that transformers would, but only in training mode, which would bring dropout back."""
+    layers = [module for module in model.modules() if _is_checkpointed(module)]
+    kept = [layer.__dict__.get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = partial(_checkpoint, layer.forward)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, kept, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
+
+def _is_checkpointed(module: nn.Module) -> bool:
+    return isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+
+
+def _checkpoint(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)

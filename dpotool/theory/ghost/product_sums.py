@@ -1,0 +1,97 @@
+"""Adds up <W,L>, ‖W‖², ‖L‖² and ‖W - L‖² of every pair of a batch, over all parameters as they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dpotool.theory.ghost.layout import TokenLayout
+from dpotool.theory.ghost.lookup import TableRows, sum_by_id
+from dpotool.theory.ghost.outer import (
+    SharedInput,
+    compute_block_products,
+    compute_dense_products,
+    compute_gram_products,
+    raise_precision,
+)
+from dpotool.theory.ghost.uses import Part
+
+
+class ProductSums:
+    """The sums of one batch.
+
+    Args:
+        by_pair: the batch laid out pair by pair.
+        tied: names of tables that are both embedding and output layer.
+        with_difference: sum ‖W - L‖² from differences of gradients. Otherwise it is ‖W‖² - 2<W,L> + ‖L‖², which Gram
+            matrices give for nothing and which cancels where W and L are close.
+    """
+
+    def __init__(
+        self, by_pair: TokenLayout, tied: Iterable[str], *, with_difference: bool, device: torch.device
+    ) -> None:
+        n_pairs = by_pair.pairs.stop
+        self._n_numbers = 4 if with_difference else 3
+        self._totals = torch.zeros(n_pairs, self._n_numbers, dtype=torch.float64, device=device)
+        self._by_pair = by_pair
+        self._tied = {name: TableRows() for name in tied}
+        self._with_difference = with_difference
+
+    @property
+    def totals(self) -> Float[Tensor, "pairs 4"]:
+        """<W,L>, ‖W‖², ‖L‖², ‖W - L‖²; float64."""
+        if self._with_difference:
+            return self._totals
+        product, chosen, rejected = self._totals.unbind(1)
+        return torch.stack([product, chosen, rejected, chosen - 2 * product + rejected], dim=1)
+
+    def add_outer(
+        self, part: Part, layout: TokenLayout, shared: SharedInput, operand: Tensor, output_grad: Tensor
+    ) -> None:
+        table = self._tied.get(part.name)
+        if table is not None and len(layout.spans) < layout.pairs.stop - layout.pairs.start:
+            layout = self._by_pair
+        for (span, *inputs), (_, *grads) in zip(layout.split(operand), layout.split(output_grad), strict=True):
+            factors = _raise_both(*inputs), _raise_both(*grads)
+            lengths = inputs[0].shape[1], inputs[1].shape[1]
+            if self._with_difference or not shared.is_gram_cheaper(*lengths, span.n_shared):
+                products = compute_block_products(*factors, with_difference=self._with_difference)
+            else:
+                products = compute_gram_products(shared, span, *factors)
+            self._totals[span.pairs] += products
+            if table is not None:
+                table.keep_output_rows(span, *factors)
+
+    def start_lookup(self, part: Part, ids: Tensor) -> None:
+        if part.name in self._tied:
+            self._tied[part.name].set_ids(self._by_pair, ids)
+
+    def add_lookup(
+        self, part: Part, layout: TokenLayout, ids: Tensor, output_grad: Tensor, padding_idx: int | None
+    ) -> None:
+        table = self._tied.get(part.name, TableRows())
+        if not table.distinct_ids:
+            table.set_ids(self._by_pair, ids)
+        grads = self._by_pair.split(output_grad)
+        for (span, *pair_ids), (_, *pair_grads) in zip(self._by_pair.split(ids[..., None]), grads, strict=True):
+            distinct = table.distinct_ids[span.pairs.start]
+            rows = torch.stack(
+                [
+                    sum_by_id(distinct, row_ids.flatten(), raise_precision(row_grads[0]), padding_idx)
+                    for row_ids, row_grads in zip(pair_ids, pair_grads, strict=True)
+                ]
+            )
+            self._totals[span.pairs] += table.compute_products(
+                span.pairs.start, rows, with_difference=self._with_difference
+            )
+
+    def add_dense(self, part: Part, layout: TokenLayout, gradient: Float[Tensor, "completions elements"]) -> None:
+        W, L = gradient.unflatten(0, (-1, 2)).unbind(1)
+        self._totals[layout.pairs] += compute_dense_products(W, L, with_difference=self._with_difference)
+
+
+def _raise_both(chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+    return raise_precision(chosen), raise_precision(rejected)

@@ -1,0 +1,100 @@
+"""Which parameters count: all that are trained, or a named part of them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from dpotool.errors import DpotoolError
+from dpotool.likelihood.completions import get_causal_lm
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterSelection:
+    """Parameters by their names in `model.named_parameters()`, and what to call them in a result."""
+
+    label: str
+    parameters: dict[str, nn.Parameter]
+
+    @property
+    def n_elements(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters.values())
+
+
+def select_parameters(model: nn.Module, choice: str = "all") -> ParameterSelection:
+    """Returns the chosen ones among the parameters with `requires_grad`.
+
+    Args:
+        choice: `all`; `last-N`, those inside the last N decoder layers; `lora`, those of a LoRA adapter; `head`, those
+            of the output layer (where it is tied to the embedding, that one matrix with both its uses).
+
+    Raises:
+        DpotoolError: no such choice, nothing is chosen by it, or the model's weights are quantised.
+    """
+    _refuse_quantized(model)
+    label, is_chosen = _parse_choice(model, choice)
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise DpotoolError(
+            "no parameter of the model is trained, so there is no gradient",
+            remedy="Load an adapter as trainable, or unfreeze the model",
+        )
+    chosen = {name: parameter for name, parameter in trained.items() if is_chosen(name, parameter)}
+    if not chosen:
+        raise DpotoolError(
+            "none of the trained parameters is among these",
+            where="--parameters",
+            expected="a part of the model that is trained",
+            got=choice,
+        )
+    return ParameterSelection(label, chosen)
+
+
+IsChosen = Callable[[str, nn.Parameter], bool]
+
+
+def _parse_choice(model: nn.Module, choice: str) -> tuple[str, IsChosen]:
+    if choice == "all":
+        return "all trained parameters", lambda _name, _parameter: True
+    if choice == "lora":
+        return "LoRA adapter", lambda name, _parameter: "lora_" in name
+    if choice == "head":
+        output_layer = get_causal_lm(model).get_output_embeddings()
+        ids = {id(parameter) for parameter in output_layer.parameters()} if output_layer is not None else set()
+        return "output layer", lambda _name, parameter: id(parameter) in ids
+    match = re.fullmatch(r"last-([1-9]\d*)", choice)
+    if match is None:
+        raise DpotoolError(
+            "no such choice of parameters", where="--parameters", expected="all, last-N, lora or head", got=repr(choice)
+        )
+    layers = _find_layers(model)
+    n_last = int(match[1])
+    if n_last > len(layers):
+        raise DpotoolError(
+            "the model has fewer layers", where="--parameters", expected=f"at most last-{len(layers)}", got=choice
+        )
+    ids = {id(parameter) for layer in layers[-n_last:] for parameter in layer.parameters()}
+    return f"last {n_last} of {len(layers)} layers", lambda _name, parameter: id(parameter) in ids
+
+
+def _find_layers(model: nn.Module) -> list[nn.Module]:
+    """Returns the decoder's layers: the outermost list of modules in it that is as long as its config says."""
+    decoder = get_causal_lm(model).get_decoder()
+    n_layers = getattr(decoder.config, "num_hidden_layers", None)
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            return list(module)
+    raise DpotoolError("the model's layers cannot be told apart", where="--parameters", remedy="Use --parameters all")
+
+
+def _refuse_quantized(model: nn.Module) -> None:
+    quantized = [name for name, weight in model.named_parameters() if not weight.is_floating_point()]
+    if quantized or getattr(get_causal_lm(model), "is_quantized", False) or getattr(model, "hf_quantizer", None):
+        raise DpotoolError(
+            "the model's weights are quantised, and have no exact gradients",
+            where=quantized[0] if quantized else None,
+            remedy="Load it in float32 or bfloat16",
+        )
