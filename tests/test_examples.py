@@ -1,0 +1,167 @@
+"""The examples run: as a user starts them, but on a tiny model and for a few steps."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pandas as pd
+import pytest
+from shell_scripts import run_script
+from tiny_models import save_tiny_model, write_pairs
+
+from dpotool.cli.config_file import read_config
+from dpotool.cli.verbs import add_verb
+from dpotool.data.sources import load_preferences
+from dpotool.losses.scores import validate_scores
+from dpotool.training.arguments import count_steps
+from dpotool.training.config import TrainConfig, check_config, fill_in
+from dpotool.training.objective import build_objective
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An empty folder but for a tiny model and a few pairs."""
+    save_tiny_model(tmp_path / "tiny")
+    write_pairs(tmp_path / "pairs.jsonl", 24)
+    return tmp_path
+
+
+@pytest.fixture
+def start(folder: Path) -> Any:
+    """Starts an example there and returns what it printed."""
+
+    def run(name: str, *words: str) -> str:
+        outcome = run_script([str(EXAMPLES / name), *words], folder)
+        assert outcome.code == 0, outcome.err
+        return outcome.out
+
+    return run
+
+
+TRAINING = ("--model", "tiny", "--data", "pairs.jsonl", "--test-fraction", "0.25", "--max-steps", "2")
+
+
+def test_01_scores_two_runs_side_by_side(start: Any, folder: Path) -> None:
+    out = start("01_train_and_score.sh", *TRAINING)
+    assert re.search(r"^ +dpo +shift *$", out, re.MULTILINE)
+    runs = folder / "runs" / "example-01"
+    assert (runs / "plots" / "displacement.png").stat().st_size > 5000
+    assert all((runs / run / "scores" / "pairs-test.parquet").is_file() for run in ("dpo", "shift"))
+
+
+def test_02_tables_the_whole_grid(start: Any, folder: Path) -> None:
+    start("02_lambda_sweep.sh", *TRAINING)
+    runs = folder / "runs" / "example-02"
+    assert len(pd.read_csv(runs / "runs.csv")) == 5
+    assert (runs / "plots" / "tradeoff.png").is_file()
+
+
+def test_03_lists_pairs_by_their_band(start: Any, folder: Path) -> None:
+    out = start("03_theory_gap.sh", "--model", "tiny", "--data", "pairs.jsonl", "--limit", "5")
+    frame = pd.read_parquet(folder / "runs" / "example-03" / "theory" / "pairs-all.parquet")
+    assert f"{(frame['band_high'] < 1).sum()} of 5 pairs have their band below 1" in out
+
+
+def test_04_trains_on_the_file_beside_it(start: Any, folder: Path) -> None:
+    start("04_own_data.sh", "--model", "tiny", "--max-steps", "2")
+    scores = folder / "runs" / "example-04" / "scores"
+    assert len(pd.read_csv(scores / "support-test.csv")) == 6
+    assert (scores / "support-test.tokens.csv").is_file()
+
+
+def test_05_compares_two_runs_pair_by_pair(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["05_python_api.py", *TRAINING])
+    _import("05_python_api.py").main()
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert [line.partition(",")[0] for line in lines] == ["chosen_logps", "reward_margins"]
+    dpo, shift = (
+        pd.read_parquet(folder / "runs" / "example-05" / run / "scores" / "pairs-test.parquet")
+        for run in ("dpo", "shift")
+    )
+    difference = (shift["reward_margins"] - dpo["reward_margins"]).mean()
+    assert f"{difference:+.3f} nats" in lines[1]
+
+
+def test_the_small_file_suits_every_loss() -> None:
+    data = load_preferences(str(EXAMPLES / "data" / "support.jsonl"))
+    assert len(data.pairs) == 24
+    for score_offset in ("log", "raw", "ratio"):
+        validate_scores(data.pairs, {"score_offset": score_offset})
+
+
+def test_the_papers_recipe_is_the_papers() -> None:
+    """Batch 128 as 4 pairs x 32 micro-batches; 61,135 pairs of UltraFeedback then make 478 steps an epoch."""
+    given = read_config(EXAMPLES / "paper_recipe.yaml", TrainConfig)
+    config = fill_in(TrainConfig(**given))
+    check_config(config)
+    objective = build_objective(config)
+    assert (objective.loss.name, objective.beta, objective.shift_at(0, 478)) == ("shift", 0.01, 0.95)
+    assert config.batch_size is not None and config.batch_size * config.gradient_accumulation == 128
+    assert (config.learning_rate, config.epochs, config.seed) == (5e-7, 1, 42)
+    assert (config.scheduler, config.warmup_ratio, config.optimizer) == ("cosine", 0.1, "paged_adamw_32bit")
+    assert config.max_length == 2048 and config.bf16
+    assert count_steps(config, 61_135) == 478
+
+
+def test_the_command_line_reads_the_recipe() -> None:
+    import typer
+    from typer.testing import CliRunner
+
+    app = typer.Typer()
+    app.callback()(lambda: None)
+    received: list[TrainConfig] = []
+    add_verb(app, "train", TrainConfig)(lambda config, _console: received.append(config))
+    result = CliRunner().invoke(
+        app, ["train", "--config", str(EXAMPLES / "paper_recipe.yaml"), "--lambda", "0.75"], catch_exceptions=False
+    )
+    assert result.exit_code == 0, result.output
+    [config] = received
+    given = read_config(EXAMPLES / "paper_recipe.yaml", TrainConfig) | {"lambda_": 0.75}
+    assert {field.name: getattr(config, field.name) for field in fields(config) if field.name in given} == given
+
+
+def _import(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(Path(name).stem, EXAMPLES / name)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_rated_summaries_become_pairs() -> None:
+    """Ratings 6, 6, 4 leave two pairs: each of the sixes over the four; equal ratings say nothing."""
+    make_pairs = _import("smollm2/make_pairs.py").make_pairs
+    rows = list(make_pairs("Hello.", [" a", " b", " c", " a"], [6, 6, 4, 6], random.Random(0)))
+    assert {(row["chosen"], row["rejected"]) for row in rows} == {(" a", " c"), (" b", " c")}
+    assert rows[0]["prompt"] == "Summarize this post in one or two sentences.\n\nHello.\n\nTL;DR:"
+    assert (rows[0]["score_chosen"], rows[0]["score_rejected"]) == (6.0, 4.0)
+    many = list(make_pairs("Hello.", [f" {n}" for n in range(9)], list(range(9)), random.Random(0)))
+    assert len(many) == 3
+    assert json.loads(json.dumps(many)) == many
+
+
+def test_every_example_is_listed_and_can_be_started() -> None:
+    listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")
+    found = sorted(path for path in EXAMPLES.iterdir() if re.match(r"\d\d_", path.name))
+    assert len(found) == 5
+    for path in found:
+        assert f"]({path.name})" in listed
+        assert path.suffix == ".py" or os.access(path, os.X_OK)
+    for script in (*EXAMPLES.glob("*.sh"), EXAMPLES / "smollm2" / "run.sh"):
+        subprocess.run(["bash", "-n", str(script)], check=True)
