@@ -106,6 +106,9 @@ def _differentiate_rows(
             for completion in (pair.chosen_ids, pair.rejected_ids):
                 batch = collate_rows([(pair.prompt_ids, completion)]).to(engine.device)
                 (logps,) = compute_completion_logps(engine.model, batch)
+                if not logps.requires_grad:  # none of the parameters has a part in it
+                    totals.append(0.0)
+                    continue
                 gradient = torch.autograd.grad(logps, engine.fallback, allow_unused=True)
                 totals.append(sum(_dot(*both) for both in zip(gradient, steps, strict=True)))
     return torch.tensor(totals, dtype=torch.float64, device=engine.device)

@@ -70,6 +70,7 @@ class GradientEngine:
         self.fallback = [self.selection.parameters[name] for name in self.claims.fallback]
         one = next(iter(self.selection.parameters.values()))
         self.device = one.device
+        self.takes_pairs_together = one.device.type != "cpu"
         self._rounding = torch.finfo(torch.float64 if one.dtype == torch.float64 else torch.float32).eps
 
     @property
@@ -127,9 +128,9 @@ class GradientEngine:
     def run(self, pairs: Sequence[TokenizedPair], sink: Sink) -> Float[Tensor, " rows"]:
         """Sends what one batch of pairs gives to the sink; returns log pi of each row (nats, float64)."""
         batch = collate_pairs(pairs).to(self.device)
-        layout = lay_out_batch(pairs, batch.input_ids.shape[1], together=self.device.type != "cpu")
+        layout = lay_out_batch(pairs, batch.input_ids.shape[1], together=self.takes_pairs_together)
         taps = Taps(self.selection.parameters, self.claims, sink)
-        with differentiating_activations(self.model):
+        with differentiating_activations(self.model, taps):
             logps = run_tapped(self.model, pairs, batch, layout, taps)
         taps.check_complete(len(pairs))
         return logps

@@ -135,6 +135,8 @@ def _differentiate(
     """Returns log pi(completion | prompt) and its gradient. One row, hence no padding and nothing else in the graph."""
     batch = collate_rows([(prompt_ids, completion_ids)]).to(parameters[0].device)
     (logps,) = compute_completion_logps(model, batch)
+    if not logps.requires_grad:  # none of the parameters has a part in it
+        return float(logps), [None] * len(parameters)
     return float(logps.detach()), torch.autograd.grad(logps, parameters, allow_unused=True)
 
 

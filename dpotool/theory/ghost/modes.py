@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -39,19 +39,23 @@ def training_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Itera
 
 
 @contextmanager
-def differentiating_activations(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode with every parameter frozen, and gradient checkpointing in force if it is switched on."""
-    with evaluation_mode(model), training_only(model, ()), _checkpointing(model):
+def differentiating_activations(model: nn.Module, taps: AbstractContextManager[object]) -> Iterator[None]:
+    """Evaluation mode with every parameter frozen, and gradient checkpointing in force if it is switched on.
+
+    Args:
+        taps: entered while a checkpointed layer is computed again, as it must have been for the first time.
+    """
+    with evaluation_mode(model), training_only(model, ()), _checkpointing(model, taps):
         yield
 
 
 @contextmanager
-def _checkpointing(model: nn.Module) -> Iterator[None]:
+def _checkpointing(model: nn.Module, taps: AbstractContextManager[object]) -> Iterator[None]:
     """Checkpoints the layers that transformers would, but only in training mode, which would bring dropout back."""
     layers = [module for module in model.modules() if _is_checkpointed(module)]
     kept = [layer.__dict__.get("forward") for layer in layers]
     for layer in layers:
-        layer.forward = partial(_checkpoint, layer.forward)
+        layer.forward = partial(_checkpoint, layer.forward, taps)
     try:
         yield
     finally:
@@ -65,5 +69,12 @@ def _is_checkpointed(module: nn.Module) -> bool:
     return isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
 
 
-def _checkpoint(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return checkpoint(forward, *args, use_reentrant=False, preserve_rng_state=False, **kwargs)
+def _checkpoint(forward: Callable[..., Any], taps: AbstractContextManager[object], *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(
+        forward,
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=False,
+        context_fn=lambda: (nullcontext(), taps),
+        **kwargs,
+    )

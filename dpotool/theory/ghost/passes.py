@@ -35,19 +35,18 @@ def run_tapped(
 ) -> Float[Tensor, " rows"]:
     """Runs both passes, in `ghost.modes.differentiating_activations`; returns log pi of every row (nats, float64)."""
     n_rows = len(batch.input_ids)
-    with taps:
-        taps.layout = layout
-        if not can_split_head(get_causal_lm(model)):
+    taps.layout = layout
+    if not can_split_head(get_causal_lm(model)):
+        with taps:
             logps = compute_completion_logps(model, batch)
-            taps.end_forward()
-            _backward(logps.sum())
-            return logps.detach()
+        _go_back(taps, logps.sum())
+        return logps.detach()
+    with taps:
         states = compute_completion_states(model, batch)
-        taps.end_forward()
-        token_logps, hidden_grad = _run_output_layer(model, pairs, states, taps)
-        taps.layout = layout
-        if states.hidden.requires_grad:
-            states.hidden.backward(hidden_grad)
+    taps.end_forward()
+    token_logps, hidden_grad = _run_output_layer(model, pairs, states, taps)
+    taps.layout = layout
+    _go_back(taps, states.hidden, hidden_grad)
     return TokenLogps(token_logps, states.rows, states.token_ids).sum_by_row(n_rows)
 
 
@@ -60,9 +59,9 @@ def _run_output_layer(
         stop = start + sum(len(pair.chosen_ids) + len(pair.rejected_ids) for pair in group)
         hidden = states.hidden[start:stop].detach().requires_grad_(states.hidden.requires_grad)
         taps.layout = lay_out_completions(group, first, states.rows[start:stop])
-        group_logps = compute_state_logps(model, hidden, states.token_ids[start:stop])
-        taps.end_forward()
-        _backward(group_logps.sum())
+        with taps:
+            group_logps = compute_state_logps(model, hidden, states.token_ids[start:stop])
+        _go_back(taps, group_logps.sum())
         logps.append(group_logps.detach())
         grads.append(hidden.grad)
         start = stop
@@ -83,6 +82,7 @@ def _group_pairs(model: nn.Module, pairs: Sequence[TokenizedPair]) -> Iterator[t
     yield first, pairs[first:]
 
 
-def _backward(value: Tensor) -> None:
+def _go_back(taps: Taps, value: Tensor, grad: Tensor | None = None) -> None:
+    taps.end_forward()
     if value.requires_grad:
-        value.backward()
+        value.backward(grad)
