@@ -22,7 +22,7 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood import completions
 from dpotool.theory import engine as engine_module
 from dpotool.theory.engine import GradientEngine, compute_fast_products
-from dpotool.theory.ghost import outer
+from dpotool.theory.ghost import audit, outer, passes
 from dpotool.theory.products import collect_products, compute_gradient_products
 
 EXPERTS = {"mixtral", "qwen3-moe"}
@@ -119,8 +119,6 @@ def test_both_ways_of_taking_outer_products(family: str, is_gram_cheaper: bool, 
 
 @pytest.mark.parametrize("family", ["llama", "llama-tied-biased", "gemma2"])
 def test_the_output_layer_in_portions_of_whole_pairs(family: str, monkeypatch: pytest.MonkeyPatch):
-    from dpotool.theory.ghost import passes
-
     model, pairs = build_family(family), make_pairs(5)
     whole, _ = compute_fast_products(model, pairs)
     monkeypatch.setattr(passes, "CHUNK_ELEMENTS", 20 * VOCAB_SIZE)
@@ -130,15 +128,20 @@ def test_the_output_layer_in_portions_of_whole_pairs(family: str, monkeypatch: p
 
 @pytest.mark.parametrize("family", ["llama", "llama-tied-biased", "gpt2"])
 def test_a_model_whose_output_layer_does_not_come_apart(family: str, monkeypatch: pytest.MonkeyPatch):
-    from dpotool.theory.ghost import audit, passes
-
-    for module in (completions, audit, passes):
-        monkeypatch.setattr(module, "can_split_head", lambda _: False)
+    keep_output_layer(monkeypatch)
     assert_equals_slow_truth(build_family(family), make_pairs(4), tolerance=1e-12)
 
 
+def keep_output_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (completions, audit, passes):
+        monkeypatch.setattr(module, "can_split_head", lambda _: False)
+
+
+@pytest.mark.parametrize("comes_apart", [True, False])
 @pytest.mark.parametrize("family", ["qwen3", "llama-tied-biased", "gpt2"])
-def test_spans_that_hold_all_pairs_as_on_a_gpu(family: str):
+def test_spans_that_hold_all_pairs_as_on_a_gpu(family: str, comes_apart: bool, monkeypatch: pytest.MonkeyPatch):
+    if not comes_apart:
+        keep_output_layer(monkeypatch)
     engine, pairs = GradientEngine(build_family(family)), make_pairs(5)
     engine.takes_pairs_together = True
     (together,) = engine.iter_products(pairs, batch_tokens=1000)
@@ -248,12 +251,14 @@ class Tangled(nn.Module):
         self.inner = inner
         self.twice = nn.Linear(32, 32, dtype=torch.float64)
         self.borrowed = nn.Linear(32, 32, bias=False, dtype=torch.float64)
+        self.penalised = nn.Linear(32, 32, bias=False, dtype=torch.float64)
         self.squared = nn.Parameter(torch.full((32,), 0.5, dtype=torch.float64))
         self.transposed = nn.Linear(32, 32, bias=False, dtype=torch.float64)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.twice(torch.tanh(self.twice(x)))
         x = x + F.linear(x, self.borrowed.weight) + self.borrowed(x)
+        x = x + F.linear(x, self.penalised.weight) * self.penalised.weight.mean()
         x = x * self.squared**2
         return self.inner(self.transposed(x.transpose(0, 1)).transpose(0, 1))  # tokens lead, then rows
 
@@ -263,11 +268,15 @@ def test_unusual_uses_go_to_the_fallback_and_are_exact():
     layer = model.model.layers[0].mlp
     layer.gate_proj = Tangled(layer.gate_proj)
     fallback = assert_equals_slow_truth(model, make_pairs(3), tolerance=1e-12)
-    tangled = "model.layers.0.mlp.gate_proj"
-    assert fallback == tuple(
-        f"{tangled}.{name}"
-        for name in ("squared", "twice.weight", "twice.bias", "borrowed.weight", "transposed.weight")
+    names = (
+        "squared",
+        "twice.weight",
+        "twice.bias",
+        "borrowed.weight",
+        "penalised.weight",
+        "transposed.weight",
     )
+    assert fallback == tuple(f"model.layers.0.mlp.gate_proj.{name}" for name in names)
 
 
 def test_every_parameter_is_claimed_once_or_named():
