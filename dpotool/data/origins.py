@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from dpotool.data.columns import select_columns
 from dpotool.data.files import SUFFIXES, SourceRow, read_file
@@ -63,10 +63,12 @@ def open_origin(data: str) -> Origin:
 def _open_builtin(data: str) -> Origin:
     if data not in BUILTINS:
         raise DpotoolError(f"no built-in data {data!r}", remedy=suggest_nearest(data, BUILTINS))
-    return Origin(data, "demo", {"train": partial(_read_demo, "train"), "test": partial(_read_demo, "test")})
+    from dpotool.data.demo import SPLITS
+
+    return Origin(data, "demo", {split: partial(_read_demo, split) for split in SPLITS})
 
 
-def _read_demo(split: Literal["train", "test"]) -> Iterator[SourceRow]:
+def _read_demo(split: str) -> Iterator[SourceRow]:
     from dpotool.data.demo import generate_demo_rows
 
     for row_id, value in enumerate(generate_demo_rows(split)):

@@ -13,9 +13,9 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from dpotool.data.demo import generate_demo_rows
+from dpotool.data.demo import SPLITS, generate_demo_rows
 from dpotool.likelihood.reference import cache_root
-from dpotool.models.demo import DEMO_SFT, build_demo_model, build_demo_tokenizer
+from dpotool.models.demo import DEMO_SFT, build_demo_config, build_demo_model, build_demo_tokenizer
 from dpotool.progress import SILENT, Progress
 from dpotool.settings import DEMO
 from dpotool.training.config import TrainConfig
@@ -46,6 +46,7 @@ def _sft_config(model: Path, output: Path) -> TrainConfig:
     return TrainConfig(
         model=str(model),
         data=DEMO,
+        split="sft",
         loss="sft",
         learning_rate=DEMO_SFT.learning_rate,
         epochs=DEMO_SFT.epochs,
@@ -53,13 +54,13 @@ def _sft_config(model: Path, output: Path) -> TrainConfig:
         device="cpu",
         seed=SEED,
         output=str(output),
-        eval_steps=10**9,
+        eval_limit=1,  # nobody looks at it
     )
 
 
 def _content_key() -> str:
     """Returns a hash of everything the trained model depends on but the library versions."""
-    rows = json.dumps([generate_demo_rows("train"), generate_demo_rows("test")], sort_keys=True)
-    model = build_demo_model(SEED).config.to_json_string()
+    rows = json.dumps([generate_demo_rows(split) for split in SPLITS], sort_keys=True)
+    model = build_demo_config().to_json_string()
     settings = json.dumps(asdict(DEMO_SFT))
     return hashlib.sha256("\0".join((rows, model, settings, str(SEED))).encode()).hexdigest()[:12]
