@@ -15,7 +15,14 @@ from pathlib import Path
 
 from dpotool.data.demo import SPLITS, generate_demo_rows
 from dpotool.likelihood.reference import cache_root
-from dpotool.models.demo import DEMO_SFT, build_demo_config, build_demo_model, build_demo_tokenizer
+from dpotool.models.demo import (
+    CHAT_TEMPLATE,
+    DEMO_SFT,
+    VOCAB_SIZE,
+    build_demo_config,
+    build_demo_model,
+    build_demo_tokenizer,
+)
 from dpotool.progress import SILENT, Progress
 from dpotool.settings import DEMO
 from dpotool.training.config import TrainConfig
@@ -63,4 +70,6 @@ def _content_key() -> str:
     rows = json.dumps([generate_demo_rows(split) for split in SPLITS], sort_keys=True)
     model = build_demo_config().to_json_string()
     settings = json.dumps(asdict(DEMO_SFT))
-    return hashlib.sha256("\0".join((rows, model, settings, str(SEED))).encode()).hexdigest()[:12]
+    return hashlib.sha256(
+        "\0".join((rows, model, settings, CHAT_TEMPLATE, str(VOCAB_SIZE), str(SEED))).encode()
+    ).hexdigest()[:12]
