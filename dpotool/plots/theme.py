@@ -66,7 +66,7 @@ def styled(plot: Callable[P, Figure]) -> Callable[P, Figure]:
 
     @functools.wraps(plot)
     def draw(*args: P.args, **kwargs: P.kwargs) -> Figure:
-        with mpl.rc_context(_STYLE):  # type: ignore[arg-type]
+        with mpl.rc_context(_STYLE):
             return plot(*args, **kwargs)
 
     return draw
@@ -175,7 +175,7 @@ def save_figure(figure: Figure, stem: str | Path, formats: Sequence[str] = ("png
     paths = []
     for name in formats:
         path = Path(f"{stem}.{name}")
-        with mpl.rc_context(_STYLE), atomic_path(path) as temporary:  # type: ignore[arg-type]
+        with mpl.rc_context(_STYLE), atomic_path(path) as temporary:
             figure.savefig(temporary, format=name, dpi=200, metadata=_NO_DATES[name])
         paths.append(path)
     return paths
