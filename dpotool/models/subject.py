@@ -31,6 +31,8 @@ class Subject:
     beta: float
     dtype: str
     bf16: bool
+    loss: str | None = None
+    """What the run was trained by; None for a model from elsewhere."""
     on_training_pairs: bool = False
     """The run was evaluated on nothing, so what is left to look at is what it was trained on."""
 
@@ -57,6 +59,7 @@ def describe_subject(model: str, config: SubjectSettings) -> Subject:
         beta=trained.get("beta") or DEFAULT_BETA,
         dtype=trained.get("dtype", "auto") if config.dtype == "auto" else config.dtype,
         bf16=bool(trained.get("bf16")) and config.dtype == "auto",
+        loss=trained.get("loss"),
         on_training_pairs=config.data is None and not trained.get("eval_data"),
     )
 

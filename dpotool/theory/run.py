@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,9 @@ def run_theory(config: TheoryConfig, *, progress: Progress = SILENT, locate: Loc
     lambdas = parse_lambdas(config.lambdas)
     check_gamma(config.gamma)
     subject = describe_subject(config.model, config)
+    if subject.loss == "sft" and config.reference is None:
+        # the start of preference training, which will be its own reference; what SFT began with plays no part in it
+        subject = replace(subject, reference=None)
     ensure_writable(subject.folder.path)
     dtype = "float32" if subject.dtype == "auto" else subject.dtype  # bfloat16 gradients are too coarse to sum up
     opened = open_subject(subject, progress, locate, dtype=dtype)

@@ -1,27 +1,34 @@
 #!/usr/bin/env bash
-# A real model and real pairs on two CPU cores: SmolLM2-135M-Instruct and TL;DR summaries.
+# A real model and real pairs on two CPU cores: the study of docs/results.md, about an hour.
 #
 #   examples/smollm2/run.sh MODEL DATA      MODEL as get_model.py writes it; DATA holds tldr_train.jsonl, tldr_test.jsonl
+#                                           and hh_harmless_test.jsonl
 set -euo pipefail
 model=${1:?"which model? A folder written by get_model.py, or a hub id"}
 data=${2:?"which data? A folder with tldr_train.jsonl and tldr_test.jsonl"}
-out=${OUT:-runs/smollm2}
+out=${OUT:-runs}
 
 # 320 tokens keep a step small; longer pairs are left out rather than cut, so that every summary has its whole post.
-pairs=(--data "$data/tldr_train.jsonl" --max-length 320 --truncation exclude)
-test=(--eval-data "$data/tldr_test.jsonl" --eval-limit 100)
+pairs=(--data "$data/tldr_train.jsonl" --max-length 320 --truncation exclude --batch-tokens 2048)
+test=(--eval-data "$data/tldr_test.jsonl" --eval-limit 100 --logging-steps 1)
 
 # The paper's first stage: SFT on the chosen summaries. It is the start and the reference of all that follows.
 dpotool train --loss sft --model "$model" "${pairs[@]}" --limit 800 "${test[@]}" \
-    --batch-size 8 --gradient-accumulation 2 --eval-steps 1000 --output "$out/sft"
+    --batch-size 2 --gradient-accumulation 8 --eval-steps 1000 --output "$out/tldr-sft"
 
-# Before training: what the gradients say, on a few pairs (two backward passes a pair). The SFT run's own reference is
-# the model before SFT; that of DPO will be the SFT model itself.
-dpotool theory-gap --model "$out/sft" --reference "$out/sft" --data "$data/tldr_test.jsonl" --limit 40 \
-    --max-length 320 --truncation exclude
+# DPO and DPO-Shift from that start, on the same pairs in the same order.
+same=(--model "$out/tldr-sft" "${pairs[@]}" --limit 400 "${test[@]}"
+    --batch-size 1 --gradient-accumulation 8 --learning-rate 1e-5 --eval-steps 9)
+dpotool train --loss dpo "${same[@]}" --output "$out/tldr-dpo"
+dpotool train --loss shift --lambda 0.75 "${same[@]}" --output "$out/tldr-shift-0.75"
+dpotool score "$out/tldr-dpo" "$out/tldr-shift-0.75" --batch-tokens 2048
+dpotool plot all "$out/tldr-dpo" "$out/tldr-shift-0.75" --output "$out/plots"
 
-# DPO, and DPO-Shift at two lambdas, from the same start.
-dpotool sweep --model "$out/sft" "${pairs[@]}" --limit 800 "${test[@]}" --lambdas 0.75,0.9,1.0 \
-    --batch-size 8 --gradient-accumulation 2 --learning-rate 5e-6 --output "$out/sweep"
-dpotool plot all "$out/sweep"
-dpotool plot theory "$out/sft"
+# What the gradients at the start say, two backward passes a pair.
+dpotool theory-gap --model "$out/tldr-sft" --data "$data/tldr_test.jsonl" --truncation exclude --max-length 320 \
+    --limit 100 --output "$out/tldr-theory"
+dpotool plot theory "$out/tldr-theory"
+
+# HH-RLHF transcripts score too; two of the file's rows have an empty reply and are left out, counted.
+dpotool score "$out/tldr-sft" --data "$data/hh_harmless_test.jsonl" --limit 100 --skip-invalid --max-length 320 \
+    --batch-tokens 2048 --output "$out/hh"

@@ -46,6 +46,17 @@ def test_a_run_is_seen_from_its_own_reference(settings: dict[str, Any], tmp_path
     assert result.path.parent == run.path / "theory"
 
 
+def test_an_sft_run_is_the_start_of_what_follows_and_its_own_reference(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    config = TrainConfig(**{**settings, "output": str(tmp_path / "sft"), "learning_rate": 1e-2}, loss="sft")
+    run = train(config).folder
+    result = run_theory(TheoryConfig(model=str(run.path), data=settings["data"]))
+    assert result.summary["at_reference"]
+    named = run_theory(TheoryConfig(model=str(run.path), data=settings["data"], reference=settings["model"]))
+    assert not named.summary["at_reference"]
+
+
 def test_an_adapters_gradients_are_its_own_weights(settings: dict[str, Any], tmp_path: Path) -> None:
     pytest.importorskip("peft", reason="LoRA needs peft (dpotool[peft])")
     config = TrainConfig(**{**settings, "output": str(tmp_path / "run")}, lora=True, lora_r=2, learning_rate=1e-2)
