@@ -80,7 +80,7 @@ class Defaults:
     batch_size: int
 
 
-DEMO_DEFAULTS = Defaults(learning_rate=1e-4, epochs=1.0, batch_size=8)
+DEMO_DEFAULTS = Defaults(learning_rate=3e-4, epochs=1.0, batch_size=32)
 FULL_DEFAULTS = Defaults(learning_rate=1e-6, epochs=1.0, batch_size=8)
 SFT_DEFAULTS = Defaults(learning_rate=2e-5, epochs=1.0, batch_size=8)
 LORA_FACTOR = 10.0
