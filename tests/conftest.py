@@ -9,11 +9,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from dpotool.data.pairs import TokenizedPair
+from dpotool.models.precision import use_fast_float32_on_cpu
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +25,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("DPOTOOL_CACHE", str(cache))
     return cache
+
+
+@pytest.fixture(autouse=True)
+def same_arithmetic() -> Iterator[None]:
+    """Loading a model may choose torch's float32 library for the whole process; no test leaves that to the next one."""
+    kept = torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(kept)
+    use_fast_float32_on_cpu.cache_clear()
 
 
 def make_pairs(n: int, *, vocab_size: int = 97, seed: int = 0, longest: int = 12) -> list[TokenizedPair]:

@@ -114,6 +114,7 @@ def _write(
         "n_parameters": sum(trained),
         "dtype": str(next(opened.policy.parameters()).dtype).removeprefix("torch."),
         "at_reference": reference is None,
+        "n_excluded": sum(n_excluded.values()),
     }
     summary = summarize_theory(
         frame, lambdas, gamma=config.gamma, n_excluded=n_excluded, counts=counts.to_dict(), seed=config.seed
