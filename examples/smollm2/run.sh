@@ -30,5 +30,5 @@ dpotool theory-gap --model "$out/tldr-sft" --data "$data/tldr_test.jsonl" --trun
 dpotool plot theory "$out/tldr-theory"
 
 # HH-RLHF transcripts score too; two of the file's rows have an empty reply and are left out, counted.
-dpotool score "$out/tldr-sft" --data "$data/hh_harmless_test.jsonl" --limit 100 --skip-invalid --max-length 320 \
+dpotool score "$out/tldr-sft" --data "$data/hh_harmless_test.jsonl" --limit 30 --skip-invalid --max-length 320 \
     --batch-tokens 2048 --output "$out/hh"
