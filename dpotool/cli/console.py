@@ -43,8 +43,12 @@ class Console(Progress):
             self._out.print(text)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """Prints a table; the first column is left-aligned, the others right."""
+        """Prints a table; the first column is left-aligned, the others right.
+
+        In a terminal that is too narrow its lines run over the edge: rich would cut the numbers short instead.
+        """
         from rich import box
+        from rich.measure import Measurement
         from rich.table import Table
 
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
@@ -53,6 +57,8 @@ class Console(Progress):
         for row in rows:
             table.add_row(*row)
         if self._is_main and not self.as_json:
+            natural = Measurement.get(self._out, self._out.options.update(max_width=10_000), table).maximum
+            self._out.width = max(self._out.width, natural)
             self._out.print(table)
 
     def finish(self, result: dict[str, Any]) -> None:
