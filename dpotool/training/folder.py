@@ -36,7 +36,7 @@ def open_folder(config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
     if PartialState().num_processes > 1:
         broadcast_object_list(chosen)  # the name holds the time of day, which the processes need not agree on
     folder = RunFolder(Path(chosen[0]))
-    if PartialState().is_main_process:
+    if int(os.environ.get("RANK", "0")) == 0:  # set by every launcher, also before accelerate has joined the processes
         _claim(folder)
     return replace(config, output=chosen[0]), folder
 
