@@ -26,8 +26,8 @@ _PREAMBLE = """\
 
 - A command's result goes to stdout. Notes, warnings and progress bars go to stderr, and bars only to a terminal.
 - `--json` puts one JSON object on stdout and nothing else.
-- `--config FILE` presets any option of the command from a YAML file (`learning-rate: 5e-7`, or `learning_rate:`). A
-  `run.yaml` is such a file. Options given on the command line win.
+- `--config FILE` presets any option of the command from a YAML file (`learning-rate: 5e-7`, or `learning_rate:`). The
+  `run.yaml` that the same command wrote is such a file. Options given on the command line win.
 - Exit code 0: done. 1: a setting, a file or the data cannot be used, said in one line. 2: wrong usage. 130:
   interrupted, with the work saved.
 - A dash in the column *default* means: nothing is set, and the text says what happens then.
