@@ -122,6 +122,8 @@ def check_config(config: TrainConfig) -> None:
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise DpotoolError("must be above 0", where=f"--{name.replace('_', '-')}", got=str(value))
+    if not 0 <= config.seed < 2**32:
+        raise DpotoolError("out of range", where="--seed", expected="0 to 4294967295", got=str(config.seed))
     if not 0 <= config.warmup_ratio < 1:
         raise DpotoolError(
             "out of range", where="--warmup-ratio", expected="0 to below 1", got=str(config.warmup_ratio)

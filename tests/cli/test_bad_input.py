@@ -131,6 +131,7 @@ def test_odpo_with_inverted_scores_names_the_row(fails: Any, model: Path, tmp_pa
         (("--dtype", "float12"), "--dtype"),
         (("--bf16", "--dtype", "bfloat16"), "--bf16"),
         (("--save-at", "1,b"), "--save-at"),
+        (("--seed", "-1"), "--seed: out of range"),
         (("--report-to", "nonsense"), "nonsense is not supported"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else None,
