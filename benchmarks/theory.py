@@ -65,6 +65,11 @@ def draw_pairs(n_pairs: int, n_tokens: int, vocab: int) -> list[TokenizedPair]:
     return [TokenizedPair(place, ids(half), ids(n_tokens - half), ids(n_tokens - half)) for place in range(n_pairs)]
 
 
+def count_pairs(args: argparse.Namespace, n_tokens: int) -> int:
+    """Returns how many pairs of rows of that length fill a batch."""
+    return max(2, args.batch_tokens // (2 * n_tokens))
+
+
 def check_agreement(model: nn.Module, pairs: Sequence[TokenizedPair], methods: Sequence[str]) -> None:
     """Raises AssertionError if two methods' products differ by more than float32 rounding, summed as each sums it."""
     expected = METHODS[ENGINE](model, pairs)
@@ -111,7 +116,7 @@ def print_peak(model: nn.Module, args: argparse.Namespace) -> None:
     METHODS[args.peak_of](model, draw_pairs(1, 8, vocab))  # libraries loaded, threads started, engine prepared
     Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the peak back to what is resident now
     before = _read_status("VmRSS")
-    n_pairs = max(2, args.batch_tokens // (2 * args.tokens[0]))
+    n_pairs = count_pairs(args, args.tokens[0])
     METHODS[args.peak_of](model, draw_pairs(n_pairs, args.tokens[0], vocab))
     print((_read_status("VmHWM") - before) / 1024)
 
@@ -125,7 +130,7 @@ def bench_model(name: str, args: argparse.Namespace) -> None:
     model = load_model(name)
     for n_tokens in args.tokens:
         methods = [method for method in METHODS if method in args.methods]
-        n_pairs = max(2, args.batch_tokens // (2 * n_tokens))
+        n_pairs = count_pairs(args, n_tokens)
         pairs = draw_pairs(n_pairs, n_tokens, model.config.vocab_size)
         check_agreement(model, pairs, methods)
         seconds = time_methods(model, pairs, methods, args.rounds)

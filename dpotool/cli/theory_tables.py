@@ -91,7 +91,11 @@ def tabulate_forecast(advice: dict[str, Any]) -> Table:
 def tabulate_drivers(drivers: list[dict[str, Any]]) -> Table:
     """Returns the table of the pairs that push the chosen answers down most."""
     rows = [
-        [str(pair["pair_id"]), *(f"{pair[name]:+.3f}" for name in ("push", "own_push")), *map(_shorten, _texts(pair))]
+        [
+            str(pair["pair_id"]),
+            *(f"{pair[name]:+.3f}" for name in ("push", "own_push")),
+            *(_shorten(pair[name]) for name in ("chosen", "rejected")),
+        ]
         for pair in drivers
     ]
     return ["pair", "on the others", "on itself", "chosen", "rejected"], rows
@@ -105,10 +109,6 @@ def format_significant(value: Mapping[str, float | None]) -> str:
     if low is None or high is None:
         return f"{mean:.4g}"
     return f"{mean:.4g} [{low:.3g}, {high:.3g}]"
-
-
-def _texts(pair: dict[str, Any]) -> tuple[str, str]:
-    return pair["chosen"], pair["rejected"]
 
 
 def _shorten(text: str) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dpotool.results.statistics import N_RESAMPLES, bootstrap_means, bootstrap_ratios, bootstrap_shares
+from dpotool.results.theory_summary import shift_key
 
 Values = NDArray[np.float64]
 Changes = tuple[Values, Values]
@@ -83,9 +84,9 @@ def advise(
             "told from none, so there is no scale to forecast on; more pairs would give one."
         )
         return {**about, "grid": {}, "recommended_lambda": None, "basis": "no_scale", "reason": reason}
-    grid = {_key(f): _describe(changes, gain, options) for f, changes in sorted(forecast.items())}
+    grid = {shift_key(f): _describe(changes, gain, options) for f, changes in sorted(forecast.items())}
     low, high = bands
-    shares = bootstrap_shares({_key(f): (low <= f) & (f <= high) for f in forecast}, **options)
+    shares = bootstrap_shares({shift_key(f): (low <= f) & (f <= high) for f in forecast}, **options)
     for key, share in shares.items():
         grid[key]["self_step_admissible_share"] = share.to_dict()
     return {**about, "grid": grid, **_recommend(grid)}
@@ -123,10 +124,10 @@ def _recommend(grid: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     lambdas = sorted((float(key) for key in grid if float(key) <= 1), reverse=True)
     affordable = [lambdas[0]]
     for f in lambdas[1:]:
-        if not _is_affordable(grid[_key(f)]):
+        if not _is_affordable(grid[shift_key(f)]):
             break
         affordable.append(f)
-    keeping = [f for f in lambdas if grid[_key(f)]["chosen_change"]["mean"] >= 0]
+    keeping = [f for f in lambdas if grid[shift_key(f)]["chosen_change"]["mean"] >= 0]
     lowest = affordable[-1]
     if keeping and keeping[0] >= lowest:
         lambda_, basis = keeping[0], "dpo" if keeping[0] == 1 else "keeps_chosen"
@@ -142,7 +143,7 @@ def _is_affordable(cell: Mapping[str, Any]) -> bool:
 
 
 def _explain(grid: Mapping[str, Mapping[str, Any]], lambda_: float, basis: str, keeping: list[float]) -> str:
-    dpo, cell = grid[_key(1.0)], grid[_key(lambda_)]
+    dpo, cell = grid[shift_key(1.0)], grid[shift_key(lambda_)]
     fall = _say(dpo["chosen_change"], "+.2f")
     if basis == "dpo":
         return (
@@ -175,8 +176,3 @@ def _say(interval: Mapping[str, float], form: str) -> str:
 
 def _margin(changes: Changes) -> Values:
     return changes[0] - changes[1]
-
-
-def _key(f: float) -> str:
-    """A shift factor as a JSON key: 0.9, 1, 1.05."""
-    return f"{f:g}"

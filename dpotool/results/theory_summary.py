@@ -80,10 +80,10 @@ def summarize_theory(
         "entanglement": _count_cases(usable["entanglement"], options),
         "band": _describe_band(usable, list(gaps), options),
         "gaps": {
-            _key(f): {kind: _describe_gaps(columns, is_usable, options) for kind, columns in kinds.items()}
+            shift_key(f): {kind: _describe_gaps(columns, is_usable, options) for kind, columns in kinds.items()}
             for f, kinds in gaps.items()
         },
-        "sign_disagreements": {_key(f): _compare_signs(kinds, is_usable, options) for f, kinds in gaps.items()},
+        "sign_disagreements": {shift_key(f): _compare_signs(kinds, is_usable, options) for f, kinds in gaps.items()},
     }
 
 
@@ -136,7 +136,7 @@ def _describe_band(frame: pd.DataFrame, lambdas: Sequence[float], options: Mappi
     is_bounded = np.isfinite(high)
     chosen, rejected = (frame[f"{side}_grad_sq_norm"].to_numpy(dtype=np.float64) for side in ("chosen", "rejected"))
     centre = np.sqrt(chosen[rejected > 0] / rejected[rejected > 0])
-    shares = {_key(f): (low <= f) & (f <= high) for f in (*lambdas, 1.0)}
+    shares = {shift_key(f): (low <= f) & (f <= high) for f in (*lambdas, 1.0)}
     return {
         "bounded_share": bootstrap_shares({"": is_bounded}, **options)[""].to_dict(),
         "low_median": bootstrap_interval(low[is_bounded], "median", **options).to_dict(),
@@ -146,6 +146,6 @@ def _describe_band(frame: pd.DataFrame, lambdas: Sequence[float], options: Mappi
     }
 
 
-def _key(f: float) -> str:
+def shift_key(f: float) -> str:
     """A shift factor as a JSON key: 0.9, 1, 1.05."""
     return f"{f:g}"

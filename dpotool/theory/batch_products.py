@@ -20,7 +20,7 @@ from dpotool.theory.directions import compute_directional_changes
 from dpotool.theory.gaps import compute_accuracy_slopes
 from dpotool.theory.ghost.selection import ParameterSelection
 from dpotool.theory.steps import FirstAdamStep, WeightedSum
-from dpotool.theory.weighted_gradients import compute_mean_gradients, compute_weighted_gradient
+from dpotool.theory.weighted_gradients import Gradient, compute_mean_gradients, compute_weighted_gradient
 
 Values = Float[np.ndarray, " pairs"]
 Both = tuple[Values, Values]
@@ -89,20 +89,7 @@ def compute_batch_products(
         directions.append(
             compute_weighted_gradient(model, pairs, weights, -weights, selection.parameters, batch_tokens=batch_tokens)
         )
-    columns = np.empty((len(directions) + len(adamw_shifts), 2, len(pairs)))
-    with progress.track("products with them", len(pairs)) as advance:
-        for half, (other_chosen, other_rejected) in zip(halves, reversed(means), strict=True):
-            steps = [
-                FirstAdamStep(WeightedSum([(1.0, other_chosen), (-shift, other_rejected)])) for shift in adamw_shifts
-            ]
-            changes, _ = compute_directional_changes(
-                model,
-                [pairs[place] for place in half],
-                [*directions, *steps],
-                batch_tokens=batch_tokens,
-                on_progress=advance,
-            )
-            columns[:, :, half] = [(change.chosen, change.rejected) for change in changes]
+    columns = _measure(model, pairs, halves, directions, means, adamw_shifts, batch_tokens, progress)
     with_chosen, with_rejected = columns[0], columns[1]
     # At the reference every k_j is gamma / 4, so K is a multiple of the difference of the means.
     with_accuracy = slopes * (with_chosen - with_rejected) if is_at_reference else columns[2]
@@ -119,3 +106,31 @@ def _split(n_pairs: int, *, in_two: bool) -> list[np.ndarray]:
     """Returns the places of all pairs, or of every second and every other one."""
     places = np.arange(n_pairs)
     return [places[0::2], places[1::2]] if in_two else [places]
+
+
+def _measure(
+    model: nn.Module,
+    pairs: Sequence[TokenizedPair],
+    halves: Sequence[np.ndarray],
+    directions: Sequence[Mapping[str, Tensor]],
+    means: Sequence[tuple[Gradient, Gradient]],
+    adamw_shifts: Sequence[float],
+    batch_tokens: int,
+    progress: Progress,
+) -> Float[np.ndarray, "directions 2 pairs"]:
+    """Returns every pair's products with the directions, then with AdamW's steps from the other half's means."""
+    columns = np.empty((len(directions) + len(adamw_shifts), 2, len(pairs)))
+    with progress.track("products with them", len(pairs)) as advance:
+        for half, (other_chosen, other_rejected) in zip(halves, reversed(means), strict=True):
+            steps = [
+                FirstAdamStep(WeightedSum([(1.0, other_chosen), (-shift, other_rejected)])) for shift in adamw_shifts
+            ]
+            changes, _ = compute_directional_changes(
+                model,
+                [pairs[place] for place in half],
+                [*directions, *steps],
+                batch_tokens=batch_tokens,
+                on_progress=advance,
+            )
+            columns[:, :, half] = [(change.chosen, change.rejected) for change in changes]
+    return columns

@@ -115,8 +115,7 @@ class GradientEngine:
 
     def _run_products(self, pairs: Sequence[TokenizedPair], *, with_difference: bool = False) -> list[PairProducts]:
         by_pair = lay_out_batch(pairs, max(pair.longest for pair in pairs), together=False)
-        tied = [name for name in self.claims.forms if self.claims.is_tied(name)]
-        sums = ProductSums(by_pair, tied, with_difference=with_difference, device=self.device)
+        sums = ProductSums(by_pair, self.claims.tied, with_difference=with_difference, device=self.device)
         logps = self.run(pairs, sums).view(-1, 2)
         rows = torch.cat([sums.totals, logps], dim=1).tolist()
         return [PairProducts(pair.pair_id, *row) for pair, row in zip(pairs, rows, strict=True)]

@@ -57,11 +57,8 @@ class TheoryMonitor:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        engine = GradientEngine(model)
-        self.left_out = engine.claims.fallback
-        self._parameters = engine.selection.parameters
-        self._claims = engine.claims
-        self._model = model
+        self._engine = GradientEngine(model)
+        self.left_out = self._engine.claims.fallback
         self._caught: _Caught | None = None
         self._sums: Counter[str] = Counter()
 
@@ -70,11 +67,11 @@ class TheoryMonitor:
         if not torch.is_grad_enabled():
             raise RuntimeError("the monitor watches training steps, not evaluations")
         pairs = _read_pairs(batch)
-        layout = lay_out_batch(pairs, batch.input_ids.shape[1], together=batch.input_ids.device.type != "cpu")
+        engine = self._engine
+        layout = lay_out_batch(pairs, batch.input_ids.shape[1], together=engine.takes_pairs_together)
         by_pair = lay_out_batch(pairs, batch.input_ids.shape[1], together=False)
-        tied = [name for name in self._claims.forms if self._claims.is_tied(name)]
-        sums = ProductSums(by_pair, tied, with_difference=False, device=batch.input_ids.device)
-        taps = Taps(self._parameters, self._claims, sums, keeps_layers=True)
+        sums = ProductSums(by_pair, engine.claims.tied, with_difference=False, device=batch.input_ids.device)
+        taps = Taps(engine.selection.parameters, engine.claims, sums, keeps_layers=True)
         logps = forward_tapped(model, pairs, batch, layout, taps)
         caught = _Caught(pairs, taps, sums, logps.detach())
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.progress import SILENT, Progress
+from dpotool.results.theory_summary import shift_key
 from dpotool.theory.directions import compute_directional_changes
 from dpotool.theory.gaps import compute_accuracy_slopes, compute_gap_weights
 from dpotool.theory.real_steps import OPTIMIZERS, StepLab
@@ -59,7 +60,7 @@ def verify_gaps(
                     _measure(lab, optimizer, gradient, rate, gamma, logratios, advance) - base
                     for rate, base in zip(rates, after_dpo[optimizer], strict=True)
                 ]
-                verified[optimizer][f"{shift:g}"] = {
+                verified[optimizer][shift_key(shift)] = {
                     gap: _compare(rates, [values[number] for values in measured], predicted[number])
                     for number, gap in enumerate(("g1", "g2"))
                 }

@@ -37,6 +37,11 @@ class Claims:
     fallback: tuple[str, ...]
     """Names without a rule, in the model's order."""
 
+    @property
+    def tied(self) -> list[str]:
+        """Names of tables that are both embedding and output layer."""
+        return [name for name in self.forms if self.is_tied(name)]
+
     def is_tied(self, name: str) -> bool:
         return len(self.forms[name]) > 1
 
