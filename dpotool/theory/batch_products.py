@@ -19,7 +19,7 @@ from dpotool.progress import SILENT, Progress
 from dpotool.theory.directions import compute_directional_changes
 from dpotool.theory.gaps import compute_accuracy_slopes
 from dpotool.theory.ghost.selection import ParameterSelection
-from dpotool.theory.steps import FirstAdamStep, WeightedSum
+from dpotool.theory.steps import first_adam_step, weighted_sum
 from dpotool.theory.weighted_gradients import Gradient, compute_mean_gradients, compute_weighted_gradient
 
 Values = Float[np.ndarray, " pairs"]
@@ -79,7 +79,7 @@ def compute_batch_products(
         ]
     shares = [len(half) / len(pairs) for half in halves]
     mean_chosen, mean_rejected = (
-        WeightedSum([(share, mean[side]) for share, mean in zip(shares, means, strict=True)]) for side in (0, 1)
+        weighted_sum([(share, mean[side]) for share, mean in zip(shares, means, strict=True)]) for side in (0, 1)
     )
     slopes = compute_accuracy_slopes(*logratios, gamma)
     is_at_reference = not np.any(logratios)
@@ -123,7 +123,7 @@ def _measure(
     with progress.track("products with them", len(pairs)) as advance:
         for half, (other_chosen, other_rejected) in zip(halves, reversed(means), strict=True):
             steps = [
-                FirstAdamStep(WeightedSum([(1.0, other_chosen), (-shift, other_rejected)])) for shift in adamw_shifts
+                first_adam_step(weighted_sum([(1.0, other_chosen), (-shift, other_rejected)])) for shift in adamw_shifts
             ]
             changes, _ = compute_directional_changes(
                 model,

@@ -31,7 +31,7 @@ from dpotool.results.schemas import PREDICTION_SCHEMA
 from dpotool.results.tables import write_table
 from dpotool.theory.config import PredictConfig
 from dpotool.theory.directions import compute_directional_changes
-from dpotool.theory.steps import ParameterDifference
+from dpotool.theory.steps import parameter_difference
 
 POINTS = ("from", "middle", "to")
 
@@ -119,7 +119,7 @@ def compute_prediction(
     for name, model in (("first", first), ("second", second)):
         with progress.track(f"scoring the {name}", len(pairs)) as advance:
             logps.append(compute_pair_logps(model, pairs, batch_tokens=batch_tokens, on_progress=advance))
-    difference = ParameterDifference({name: weight.data for name, weight in start.items()}, end)
+    difference = parameter_difference({name: weight.data for name, weight in start.items()}, end)
     with progress.track("first-order changes", len(pairs)) as advance, _standing_at(at, first, second) as model:
         (changes,), _ = compute_directional_changes(
             model,

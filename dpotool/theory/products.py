@@ -12,7 +12,6 @@ Memory: the model, two gradients of its size, and the activations of one sequenc
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass
 
 import numpy as np
@@ -24,6 +23,7 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.batch import collate_rows
 from dpotool.likelihood.completions import compute_completion_logps
+from dpotool.theory.ghost.modes import evaluation_mode
 
 CHUNK_ELEMENTS = 2**22
 """Gradient elements converted to float64 at a time (32 MiB each for W, L and W - L)."""
@@ -104,7 +104,7 @@ def iter_gradient_products(model: nn.Module, pairs: Iterable[TokenizedPair]) -> 
             remedy="Load an adapter as trainable, or unfreeze the model",
         )
     for pair in pairs:
-        with _evaluation_mode(model):
+        with evaluation_mode(model):
             chosen_logps, W = _differentiate(model, parameters, pair.prompt_ids, pair.chosen_ids)
             rejected_logps, L = _differentiate(model, parameters, pair.prompt_ids, pair.rejected_ids)
         values = [*_compute_products(W, L), chosen_logps, rejected_logps]
@@ -116,16 +116,6 @@ def iter_gradient_products(model: nn.Module, pairs: Iterable[TokenizedPair]) -> 
                 remedy="Check the model's weights, or use --dtype float32",
             )
         yield products
-
-
-@contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @torch.enable_grad()

@@ -16,6 +16,7 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.reference import ReferenceLogps
 from dpotool.likelihood.subject import OpenSubject, open_subject
+from dpotool.models.adapters import mark_trained_parameters
 from dpotool.models.loading import Locate
 from dpotool.models.subject import describe_subject
 from dpotool.progress import SILENT, Progress
@@ -72,16 +73,8 @@ def run_theory(config: TheoryConfig, *, progress: Progress = SILENT, locate: Loc
     opened = open_subject(subject, progress, locate, dtype=dtype)
     reference = opened.compute_reference_logps(progress)
     opened = replace(opened, reference=None)  # its values are here, its memory is needed
-    _choose_trained_parameters(opened)
+    mark_trained_parameters(opened.policy)
     return _Study(config, opened, lambdas, reference, progress).run()
-
-
-def _choose_trained_parameters(opened: OpenSubject) -> None:
-    """Marks what training would move: an adapter's own weights where the policy has one, else every weight."""
-    named = list(opened.policy.named_parameters())
-    adapter = {name for name, _ in named if "lora_" in name or "modules_to_save" in name}
-    for name, parameter in named:
-        parameter.requires_grad_(name in adapter if adapter else True)
 
 
 class _Study:

@@ -20,7 +20,7 @@ from dpotool.results.theory_summary import shift_key
 from dpotool.theory.directions import compute_directional_changes
 from dpotool.theory.gaps import compute_accuracy_slopes, compute_gap_weights
 from dpotool.theory.real_steps import OPTIMIZERS, StepLab
-from dpotool.theory.steps import LazyDirection, ParameterDifference, WeightedSum
+from dpotool.theory.steps import parameter_difference, weighted_sum
 from dpotool.theory.weighted_gradients import compute_weighted_gradient
 
 Values = Float[np.ndarray, " pairs"]
@@ -114,8 +114,8 @@ def _find_gap_direction(
             lab.model, lab.pairs, d / n, e / n, lab.parameters, batch_tokens=lab.batch_tokens
         )
     shifted, plain = (lab.find_update(optimizer, gradient, rate) for gradient in gradients)
-    difference: LazyDirection = ParameterDifference(plain, shifted)
-    return WeightedSum([(1 / rate, difference)])
+    difference = parameter_difference(plain, shifted)
+    return weighted_sum([(1 / rate, difference)])
 
 
 def _predict(

@@ -2,7 +2,7 @@
 
 One backward pass with weight gradients per batch, like a training step's, whose sum is kept. Rows of weight zero are
 not computed. Mean gradients of the chosen and of the rejected answers cost together what one training step on the same
-pairs costs, and give every batch-level quantity of the theory (`theory.gaps`, `theory.forecast`).
+pairs costs, and give every batch-level quantity of the theory (`theory.gaps`, `results.advice`).
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from dpotool.errors import DpotoolError
+from dpotool.models.adapters import mark_trained_parameters
 from dpotool.models.loading import import_peft, is_adapter_folder, load_model, quiet_transformers
 from dpotool.training.config import TrainConfig
 
@@ -28,8 +29,7 @@ def load_policy(config: TrainConfig, model_path: str) -> nn.Module:
         needs_gradients=not config.lora,
     )
     if is_adapter_folder(model_path):
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_("lora_" in name or "modules_to_save" in name)
+        mark_trained_parameters(model)
     disable_dropout(model)
     return model
 

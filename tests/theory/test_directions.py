@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.theory.directions import compute_directional_changes
 from dpotool.theory.double_precision import EverythingInFloat64
 from dpotool.theory.engine import compute_fast_products
+from dpotool.theory.ghost import directional_sums
 
 CASTS_TO_FLOAT32 = {"gemma2": 1e-6, "gemma3": 1e-7, "cohere": 1e-7, "bloom": 1e-7}
 """Families whose float64 models compute partly in float32."""
@@ -57,6 +59,29 @@ def test_equals_the_product_with_each_rows_gradient(family: str):
     np.testing.assert_allclose(changes.chosen, expected[:, 0], atol=tolerance)
     np.testing.assert_allclose(changes.rejected, expected[:, 1], atol=tolerance)
     assert bool(report.fallback) == (family in {"mixtral", "qwen3-moe"})
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", "falcon", "mixtral"])
+def test_a_long_prompt_is_multiplied_once_for_both_completions(family: str, monkeypatch: pytest.MonkeyPatch):
+    model = build_family(family)
+    drawn = make_pairs(3, longest=8)
+    prompts = [tuple(range(3, 3 + n)) for n in (50, 33, 41)]  # their whole sixteens are shared: 48, 32, 32
+    pairs = [replace(pair, prompt_ids=prompt) for pair, prompt in zip(drawn, prompts, strict=True)]
+    direction = draw_direction(model)
+    seen = []
+    original = directional_sums._SharedPrompts.compute_products
+    monkeypatch.setattr(
+        directional_sums._SharedPrompts,
+        "compute_products",
+        lambda self, matrix: seen.append(len(self._inputs)) or original(self, matrix),
+    )
+    (changes,), _ = compute_directional_changes(model, pairs, [direction])
+    expected = differentiate_rows(model, pairs, direction)
+    tolerance = CASTS_TO_FLOAT32.get(family, 1e-11) * np.abs(expected).max()
+    np.testing.assert_allclose(changes.chosen, expected[:, 0], atol=tolerance)
+    np.testing.assert_allclose(changes.rejected, expected[:, 1], atol=tolerance)
+    n_tokens = sum(2 * len(pair.prompt_ids) + len(pair.chosen_ids) + len(pair.rejected_ids) for pair in pairs)
+    assert seen and max(seen) < 0.75 * n_tokens
 
 
 @pytest.fixture
