@@ -12,6 +12,7 @@ dpotool's choice of float32 library (`models.precision`), which is faster here; 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import platform
 import random
@@ -95,8 +96,12 @@ def time_methods(
     return {method: statistics.median(values) for method, values in seconds.items()}
 
 
-def measure_peak(args: argparse.Namespace, model: str, method: str, n_tokens: int) -> float:
-    """Returns the peak of resident memory above the loaded model, in MiB, from a process that does nothing else."""
+def measure_peaks(args: argparse.Namespace, model: str, method: str, n_tokens: int) -> tuple[float, float]:
+    """Returns two peaks above the loaded model, in MiB, from a process that does nothing else.
+
+    The first is of resident memory; the second of what torch has given out to tensors, without the libraries' own
+    buffers and what the allocator does not give back, which weigh more the smaller a model is.
+    """
     command = [
         sys.executable,
         __file__,
@@ -108,17 +113,33 @@ def measure_peak(args: argparse.Namespace, model: str, method: str, n_tokens: in
         str(args.threads),
     ]
     command += ["--peak-of", method, "--tokens", str(n_tokens), "--library", args.library]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    resident, tensors = map(float, output.split()[-2:])
+    return resident, tensors
 
 
-def print_peak(model: nn.Module, args: argparse.Namespace) -> None:
+def print_peaks(model: nn.Module, args: argparse.Namespace) -> None:
     vocab = model.config.vocab_size
     METHODS[args.peak_of](model, draw_pairs(1, 8, vocab))  # libraries loaded, threads started, engine prepared
     Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the peak back to what is resident now
     before = _read_status("VmRSS")
     n_pairs = count_pairs(args, args.tokens[0])
-    METHODS[args.peak_of](model, draw_pairs(n_pairs, args.tokens[0], vocab))
-    print((_read_status("VmHWM") - before) / 1024)
+    pairs = draw_pairs(n_pairs, args.tokens[0], vocab)
+    METHODS[args.peak_of](model, pairs)
+    resident = (_read_status("VmHWM") - before) / 1024
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+        METHODS[args.peak_of](model, pairs)
+    print(resident, _find_tensor_peak(profiler) / 2**20)
+
+
+def _find_tensor_peak(profiler: torch.profiler.profile) -> int:
+    """Returns the most bytes of tensors alive at a time among those that were made while the profiler looked on."""
+    assert profiler.profiler is not None
+    results = profiler.profiler.kineto_results
+    assert results is not None
+    events = [event for event in results.events() if event.name() == "[memory]"]
+    sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(itertools.accumulate(sizes), default=0)
 
 
 def _read_status(field: str) -> int:
@@ -140,7 +161,7 @@ def bench_model(name: str, args: argparse.Namespace) -> None:
             row["time / training step"] = seconds[method] / seconds[STEP]
             row["time / dpotool"] = seconds[method] / seconds[ENGINE]
             if n_tokens in args.peak:
-                row["peak MiB"] = measure_peak(args, name, method, n_tokens)
+                row["peak MiB"], row["of tensors"] = measure_peaks(args, name, method, n_tokens)
             print(json.dumps(row), flush=True)
             with ROWS.open("a", encoding="utf-8") as file:  # a benchmark that is cut short has not run in vain
                 file.write(json.dumps(row) + "\n")
@@ -191,7 +212,7 @@ def main() -> None:
         use_fast_float32_on_cpu()
     models = [] if args.only_write else args.model or [RANDOM]
     if args.peak_of:
-        print_peak(load_model(models[0]), args)
+        print_peaks(load_model(models[0]), args)
         return
     for name in models:
         bench_model(name, args)
