@@ -83,7 +83,8 @@ def advise(
             f"On these {len(gain)} pairs DPO's first step raises the margin of other pairs by an amount that cannot be "
             "told from none, so there is no scale to forecast on; more pairs would give one."
         )
-        return {**about, "grid": {}, "recommended_lambda": None, "basis": "no_scale", "reason": reason}
+        nothing = {"recommended_lambda": None, "lowest_affordable_lambda": None}
+        return {**about, "grid": {}, **nothing, "basis": "no_scale", "reason": reason}
     grid = {shift_key(f): _describe(changes, gain, options) for f, changes in sorted(forecast.items())}
     low, high = bands
     shares = bootstrap_shares({shift_key(f): (low <= f) & (f <= high) for f in forecast}, **options)
@@ -133,7 +134,8 @@ def _recommend(grid: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         lambda_, basis = keeping[0], "dpo" if keeping[0] == 1 else "keeps_chosen"
     else:
         lambda_, basis = lowest, "limits_cost"
-    return {"recommended_lambda": lambda_, "basis": basis, "reason": _explain(grid, lambda_, basis, keeping)}
+    reason = _explain(grid, lambda_, basis, keeping, lowest)
+    return {"recommended_lambda": lambda_, "lowest_affordable_lambda": lowest, "basis": basis, "reason": reason}
 
 
 def _is_affordable(cell: Mapping[str, Any]) -> bool:
@@ -142,14 +144,17 @@ def _is_affordable(cell: Mapping[str, Any]) -> bool:
     return bool(is_not_worse and cell["margin_change"]["mean"] >= MARGIN_FLOOR)
 
 
-def _explain(grid: Mapping[str, Mapping[str, Any]], lambda_: float, basis: str, keeping: list[float]) -> str:
+def _explain(
+    grid: Mapping[str, Mapping[str, Any]], lambda_: float, basis: str, keeping: list[float], lowest: float
+) -> str:
     dpo, cell = grid[shift_key(1.0)], grid[shift_key(lambda_)]
     fall = _say(dpo["chosen_change"], "+.2f")
     if basis == "dpo":
         return (
             f"DPO itself (lambda 1) is predicted to move log pi(chosen) by {fall} nats for each nat of margin it "
             "gains: to first order there is no displacement to undo. Training can still displace by curvature, which "
-            "no first step shows: see log pi(chosen) of a short DPO run, or `dpotool predict` on it."
+            "no first step shows: see log pi(chosen) of a short DPO run, or `dpotool predict` on it. "
+            f"If it falls there, {_describe_lowest(lowest)}."
         )
     effect = (
         f"DPO is predicted to move log pi(chosen) by {fall} nats for each nat of margin it gains; "
@@ -164,9 +169,15 @@ def _explain(grid: Mapping[str, Mapping[str, Any]], lambda_: float, basis: str, 
         if keeping
         else "No lambda of the grid keeps the chosen answers from falling"
     )
+    return f"{effect} {cure}; {_describe_lowest(lambda_)}."
+
+
+def _describe_lowest(lowest: float) -> str:
+    if lowest == 1:
+        return "every smaller lambda of the grid costs accuracy that these pairs can show, or half of the margin"
     return (
-        f"{effect} {cure}; {lambda_:g} is the smallest whose accuracy cannot be told from DPO's and that keeps "
-        f"{100 * MARGIN_FLOOR:.0f} % of its margin."
+        f"{lowest:g} is the smallest lambda whose accuracy cannot be told from DPO's and that keeps "
+        f"{100 * MARGIN_FLOOR:.0f} % of its margin"
     )
 
 

@@ -65,6 +65,9 @@ def test_without_displacement_dpo_is_recommended():
     assert dpo["chosen_change"]["mean"] - dpo["rejected_change"]["mean"] == pytest.approx(1.0)
     assert dpo["margin_change"] == {"mean": 1.0, "ci_low": 1.0, "ci_high": 1.0}
     assert "to first order there is no displacement" in advice["reason"]
+    assert advice["lowest_affordable_lambda"] == 0.5 and "0.5 is the smallest lambda whose" in advice["reason"]
+    highs = {f: advice["grid"][f]["accuracy_difference"]["ci_high"] for f in ("0.5", "0.2")}
+    assert highs["0.2"] < 0 <= highs["0.5"]
 
 
 def test_with_displacement_the_largest_lambda_that_keeps_the_chosen_is_recommended():
@@ -82,6 +85,7 @@ def test_where_the_cure_costs_too_much_the_cost_is_limited():
     """
     advice = advise_on(4.0)
     assert (advice["recommended_lambda"], advice["basis"]) == (0.7, "limits_cost")
+    assert advice["lowest_affordable_lambda"] == 0.7
     assert advice["grid"]["0.6"]["margin_change"]["mean"] == pytest.approx(0.48, abs=0.02)
     assert "Only at lambda 0.2 would the chosen answers stop falling, which costs more" in advice["reason"]
 
@@ -94,6 +98,7 @@ def test_an_accuracy_that_is_surely_lower_is_not_affordable():
     advice = advise(changes, (np.zeros(100), np.ones(100)), optimizer="sgd")
     assert advice["grid"]["0.5"]["margin_change"]["mean"] > 0.5
     assert advice["recommended_lambda"] == 1.0 and "Only at lambda 0.5" in advice["reason"]
+    assert "every smaller lambda of the grid costs accuracy" in advice["reason"]
 
 
 def test_accuracy_is_the_share_of_margins_that_rise():
