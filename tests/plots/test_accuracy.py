@@ -75,10 +75,11 @@ def test_crowded_lambdas_are_not_numbered_on_top_of_each_other():
 
 
 def test_one_run_and_runs_without_intervals_can_be_drawn():
-    plot_accuracy(make_runs_table((1.0,)), model="m", data="d").canvas.draw()
-    plot_accuracy(make_runs_table((), ("IPO",)), model="m", data="d").canvas.draw()
-    runs = make_runs_table((0.5, 1.0)).assign(reward_accuracy_low=np.nan, reward_accuracy_high=np.nan)
-    plot_accuracy(runs, model="m", data="d").canvas.draw()
+    unbounded = make_runs_table((0.5, 1.0)).assign(reward_accuracy_low=np.nan, reward_accuracy_high=np.nan)
+    for runs in (make_runs_table((1.0,)), make_runs_table((), ("IPO",)), unbounded):
+        figure = plot_accuracy(runs, model="m", data="d")
+        figure.canvas.draw()
+        assert figure.axes[0].has_data()
 
 
 def test_runs_without_accuracy_are_counted_and_none_at_all_is_an_error():

@@ -103,7 +103,10 @@ def test_no_text_runs_out_of_the_picture_or_into_another():
 def test_one_pair_can_be_drawn_even_without_gradients(inner, chosen, rejected):
     frame = frame_of(inner, chosen, rejected).fillna({"band_low": 0.0})
 
-    plot_band(frame, model="m", data="d").canvas.draw()
+    figure = plot_band(frame, model="m", data="d")
+    figure.canvas.draw()
+
+    assert "n = 1 pair" in figure.get_suptitle()
 
 
 def test_nothing_to_draw_is_one_line():

@@ -102,7 +102,10 @@ def test_pairs_that_are_not_finite_or_exactly_zero_are_counted():
 
 @pytest.mark.parametrize(("u", "v"), [([3.0], [-2.0]), ([0.0], [0.0])])
 def test_one_pair_can_be_drawn(u, v):
-    plot_theory(frame_of(u, v), model="m", data="d").canvas.draw()
+    figure = plot_theory(frame_of(u, v), model="m", data="d")
+    figure.canvas.draw()
+
+    assert "n = 1 pair" in figure.get_suptitle()
 
 
 def test_nothing_to_draw_is_one_line():
