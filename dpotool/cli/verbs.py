@@ -41,6 +41,7 @@ def add_verb(
     """Registers `function(settings, console, *positionals)` as the command `name`; its docstring is the help text.
 
     Args:
+        name: of a command, or of a group (`app`) and its command: 'cache ls'.
         epilog: an example.
     """
 
@@ -63,7 +64,7 @@ def add_verb(
         _SETTINGS[name] = settings
         command.__signature__ = _signature_of(name, settings, positionals)  # type: ignore[attr-defined]
         command.__annotations__ = {}
-        app.command(name, epilog=epilog)(command)
+        app.command(name.rpartition(" ")[2], epilog=epilog)(command)
 
     return register
 
