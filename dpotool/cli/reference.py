@@ -93,6 +93,8 @@ def _describe_parameter(item: Any, annotation: Any) -> _Parameter:
     """Reads what typer knows of a parameter; its type is the one the command's signature states."""
     is_argument = item.param_type_name == "argument"
     type_ = _name_type(get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation)
+    if item.metavar:  # read by a function of its own
+        type_ = item.metavar.replace("<int>|", "integer or ")
     return _Parameter(
         names=_name_argument(item) if is_argument else ", ".join(item.opts),
         type=type_,

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.budget import resolve_batch_tokens, run_within_memory
 from dpotool.likelihood.completions import compute_token_logps
+from dpotool.settings import AUTO
 
 DEFAULT_BATCH_TOKENS = 4096
 """Padded tokens per batch, both rows of a pair counted."""
@@ -53,7 +55,7 @@ def compute_pair_logps(
     model: nn.Module,
     pairs: Sequence[TokenizedPair],
     *,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    batch_tokens: int | str = DEFAULT_BATCH_TOKENS,
     autocast: torch.dtype | None = None,
     with_tokens: bool = False,
     on_progress: Progress | None = None,
@@ -62,17 +64,29 @@ def compute_pair_logps(
     """Scores every pair under the model; no gradients, dropout off, the model's mode restored.
 
     Args:
-        batch_tokens: budget of padded tokens a batch; a pair that alone exceeds it gets a batch of its own.
+        batch_tokens: budget of padded tokens a batch, or 'auto' (`resolve_batch_tokens`); a pair that alone exceeds it
+            gets a batch of its own. A batch that runs out of memory is halved and tried again.
         autocast: mixed-precision type for matrix products, as in a `--bf16` training run.
         with_tokens: also return per-token values.
         on_progress: called with the number of pairs each finished batch held.
         on_scored: called with this process's pairs as each batch is finished.
+
+    Raises:
+        DpotoolError: memory does not hold a single pair.
     """
-    batches = plan_batches([2 * pair.longest for pair in pairs], batch_tokens)
+
+    def plan(places: Sequence[int], budget: int) -> list[list[int]]:
+        batches = plan_batches([2 * pairs[place].longest for place in places], budget)
+        return [[places[index] for index in batch] for batch in batches]
+
+    def run(batch: Sequence[int]) -> list[ScoredPair]:
+        return _score_batch(model, [pairs[index] for index in batch], batch, autocast)
+
+    batches = plan(range(len(pairs)), resolve_batch_tokens(batch_tokens, model))
     state = PartialState()
     finished: list[ScoredPair] = []
-    for batch in batches[state.process_index :: state.num_processes]:
-        scored = _score_batch(model, [pairs[index] for index in batch], batch, autocast)
+    share = batches[state.process_index :: state.num_processes]
+    for batch, scored in run_within_memory(pairs, share, run, plan=plan if batch_tokens == AUTO else None):
         finished += scored
         if on_scored is not None:
             on_scored(scored)

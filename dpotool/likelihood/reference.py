@@ -55,7 +55,7 @@ def load_or_compute_reference(
     model: nn.Module,
     pairs: Sequence[TokenizedPair],
     *,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    batch_tokens: int | str = DEFAULT_BATCH_TOKENS,
     autocast: torch.dtype | None = None,
     store: Path | None = None,
     label: str | None = None,

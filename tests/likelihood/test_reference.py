@@ -144,10 +144,11 @@ THE_OTHER = """
 import sys, time
 from pathlib import Path
 from conftest import make_pairs
-from model_families import build_family
+from transformers import LlamaForCausalLM
 from dpotool.likelihood import reference
 reference.SECONDS_BETWEEN_WRITES = 0.0
-model, ready, go = build_family("llama"), Path(sys.argv[1]), Path(sys.argv[2])
+folder, ready, go = map(Path, sys.argv[1:])
+model = LlamaForCausalLM.from_pretrained(folder)
 ready.touch()
 while not go.exists():
     time.sleep(0.001)
@@ -165,8 +166,10 @@ def test_two_processes_share_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyP
     model, pairs = build_family("llama"), make_pairs(24)
     direct = reference.compute_pair_logps(model, pairs)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    ready, go = tmp_path / "ready", tmp_path / "go"
-    other = subprocess.Popen([sys.executable, "-c", THE_OTHER, str(ready), str(go)], env=environment)
+    model.save_pretrained(tmp_path / "model")
+    paths = [tmp_path / name for name in ("model", "ready", "go")]
+    ready, go = paths[1:]
+    other = subprocess.Popen([sys.executable, "-c", THE_OTHER, *map(str, paths)], env=environment)
     while not ready.exists():
         assert other.poll() is None
         time.sleep(0.01)
