@@ -6,15 +6,48 @@ One place says a setting's name, type, default and help text; the command line (
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dpotool.errors import DpotoolError
+
 DEMO = "builtin:demo"
+AUTO = "auto"
 
 
-def setting(default: Any, help: str, *, flag: str | None = None, panel: str | None = None) -> Any:  # noqa: A002
-    """Returns a dataclass field that carries its help text; `flag` where its option is not its name."""
-    return field(default=default, metadata={"help": help, "flag": flag, "panel": panel})
+def setting(
+    default: Any,
+    help: str,  # noqa: A002
+    *,
+    flag: str | None = None,
+    panel: str | None = None,
+    parser: Callable[[Any], Any] | None = None,
+) -> Any:
+    """Returns a dataclass field that carries its help text.
+
+    Args:
+        flag: where its option is not its name.
+        parser: reads a value from the command line or a config file where its type does not say how.
+    """
+    return field(default=default, metadata={"help": help, "flag": flag, "panel": panel, "parser": parser})
+
+
+def parse_batch_tokens(value: int | str) -> int | str:
+    """Reads a number of tokens, or 'auto'.
+
+    Raises:
+        DpotoolError: it is neither.
+    """
+    if value == AUTO:
+        return AUTO
+    try:
+        number = int(value)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise DpotoolError("is out of range", where="--batch-tokens", expected="at least 1, or auto", got=str(value))
+    return number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +85,12 @@ class DataSettings(Settings):
 class ComputeSettings(Settings):
     """How the numbers are computed."""
 
-    batch_tokens: int = setting(4096, "Padded tokens per scoring batch.")
+    batch_tokens: int | str = setting(
+        AUTO,
+        "Padded tokens per scoring batch; auto: what free memory allows, on a CPU at most 4096. What does not fit into "
+        "memory is halved.",
+        parser=parse_batch_tokens,
+    )
     dtype: str = setting("auto", "float32, bfloat16, float16, float64, or auto.")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto.")
     seed: int = setting(42, "Seed of everything random.")

@@ -16,7 +16,7 @@ FLOORS = [
     {"errors"},
     {"hub", "progress", "settings"},
     {"data", "results"},
-    {"models", "plots"},
+    {"models", "plots", "cache"},
     {"likelihood", "report"},
     {"losses"},
     {"theory"},
@@ -27,7 +27,7 @@ FLOORS = [
 """A room may import from its own floor's own room and from every floor below it; rooms of one floor are strangers."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
-TORCH_FREE = ("errors", "hub", "progress", "settings", "results", "plots", "report")
+TORCH_FREE = ("errors", "hub", "progress", "settings", "results", "plots", "report", "cache")
 HEAVY = ("torch", "transformers", "accelerate", "datasets")
 
 

@@ -124,3 +124,12 @@ def format_interval(value: dict[str, float] | None, digits: int = 2, scale: floa
 def format_number(value: float, digits: int) -> str:
     """Returns a number with so many digits behind the point; what rounds to zero has no sign."""
     return f"{value:z.{digits}f}"
+
+
+def format_bytes(n_bytes: float) -> str:
+    """Returns a size as people read it: '870 B', '3.7 MB', '1.2 GB' (powers of 1000)."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 999.5:
+            return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.1f} TB"

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import NoneType
@@ -53,10 +53,21 @@ class _Parameter:
 
 def write_reference(cli: typer.Typer = app) -> str:
     """Returns the page as Markdown: every command with its help text, example, arguments and options by panel."""
-    commands: dict[str, Any] = get_command(cli).commands  # type: ignore[attr-defined]  # several verbs make it a group
-    functions = {info.name: info.callback for info in cli.registered_commands}
-    sections = [_describe_command(f"{cli.info.name} {name}", commands[name], functions[name]) for name in commands]
+    root: Any = get_command(cli)
+    sections = [
+        _describe_command(name, command, function) for name, command, function in _walk(str(cli.info.name), cli, root)
+    ]
     return "\n".join([_PREAMBLE, *sections])
+
+
+def _walk(name: str, cli: typer.Typer, group: Any) -> Iterator[tuple[str, Any, Callable[..., Any] | None]]:
+    """Yields each command under its whole name, those of groups after the plain ones."""
+    functions = {info.name: info.callback for info in cli.registered_commands}
+    for word, function in functions.items():
+        yield f"{name} {word}", group.commands[word], function
+    for info in cli.registered_groups:
+        assert info.typer_instance is not None
+        yield from _walk(f"{name} {info.name}", info.typer_instance, group.commands[info.name])
 
 
 def _describe_command(name: str, command: Any, function: Callable[..., Any] | None) -> str:
@@ -82,6 +93,8 @@ def _describe_parameter(item: Any, annotation: Any) -> _Parameter:
     """Reads what typer knows of a parameter; its type is the one the command's signature states."""
     is_argument = item.param_type_name == "argument"
     type_ = _name_type(get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation)
+    if item.metavar:  # read by a function of its own
+        type_ = item.metavar.replace("<int>|", "integer or ")
     return _Parameter(
         names=_name_argument(item) if is_argument else ", ".join(item.opts),
         type=type_,

@@ -41,6 +41,7 @@ def add_verb(
     """Registers `function(settings, console, *positionals)` as the command `name`; its docstring is the help text.
 
     Args:
+        name: of a command, or of a group (`app`) and its command: 'cache ls'.
         epilog: an example.
     """
 
@@ -63,7 +64,7 @@ def add_verb(
         _SETTINGS[name] = settings
         command.__signature__ = _signature_of(name, settings, positionals)  # type: ignore[attr-defined]
         command.__annotations__ = {}
-        app.command(name, epilog=epilog)(command)
+        app.command(name.rpartition(" ")[2], epilog=epilog)(command)
 
     return register
 
@@ -92,13 +93,15 @@ def _signature_of(name: str, settings: type[Settings], positionals: tuple[Positi
 
 def _option_of(field: Field[Any], hint: Any) -> inspect.Parameter:
     flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
+    parser = field.metadata["parser"]
     option = typer.Option(
         *flag.split(","),
+        **({"parser": parser, "metavar": "<int>|auto"} if parser else {}),
         help=escape_markup(field.metadata["help"]),
         rich_help_panel=field.metadata["panel"],
         show_default=not (field.default is None or field.default is False or field.default == ""),
     )
-    return _parameter(field.name, Annotated[hint, option], field.default)
+    return _parameter(field.name, Annotated[str if parser else hint, option], field.default)
 
 
 def _switch_off(name: str) -> inspect.Parameter:

@@ -15,12 +15,30 @@ from torch import Tensor, nn
 from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.budget import resolve_batch_tokens, run_within_memory
 from dpotool.likelihood.completions import compute_token_logps
+from dpotool.settings import AUTO
 
 DEFAULT_BATCH_TOKENS = 4096
 """Padded tokens per batch, both rows of a pair counted."""
 
 Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredPair:
+    """What scoring a batch gives for one pair."""
+
+    index: int
+    """Place among the pairs that were asked for."""
+    chosen: np.ndarray
+    rejected: np.ndarray
+    """Log-probability of each completion token (nats, float32 or better)."""
+
+    @property
+    def sums(self) -> tuple[float, float]:
+        """log pi of the chosen and of the rejected completion, nats."""
+        return float(self.chosen.sum(dtype=np.float64)), float(self.rejected.sum(dtype=np.float64))
 
 
 @dataclass(slots=True)
@@ -37,24 +55,41 @@ def compute_pair_logps(
     model: nn.Module,
     pairs: Sequence[TokenizedPair],
     *,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    batch_tokens: int | str = DEFAULT_BATCH_TOKENS,
     autocast: torch.dtype | None = None,
     with_tokens: bool = False,
     on_progress: Progress | None = None,
+    on_scored: Callable[[Sequence[ScoredPair]], None] | None = None,
 ) -> PairLogpArrays:
     """Scores every pair under the model; no gradients, dropout off, the model's mode restored.
 
     Args:
-        batch_tokens: budget of padded tokens a batch; a pair that alone exceeds it gets a batch of its own.
+        batch_tokens: budget of padded tokens a batch, or 'auto' (`resolve_batch_tokens`); a pair that alone exceeds it
+            gets a batch of its own. A batch that runs out of memory is halved and tried again.
         autocast: mixed-precision type for matrix products, as in a `--bf16` training run.
         with_tokens: also return per-token values.
         on_progress: called with the number of pairs each finished batch held.
+        on_scored: called with this process's pairs as each batch is finished.
+
+    Raises:
+        DpotoolError: memory does not hold a single pair.
     """
-    batches = plan_batches([2 * pair.longest for pair in pairs], batch_tokens)
+
+    def plan(places: Sequence[int], budget: int) -> list[list[int]]:
+        batches = plan_batches([2 * pairs[place].longest for place in places], budget)
+        return [[places[index] for index in batch] for batch in batches]
+
+    def run(batch: Sequence[int]) -> list[ScoredPair]:
+        return _score_batch(model, [pairs[index] for index in batch], batch, autocast)
+
+    batches = plan(range(len(pairs)), resolve_batch_tokens(batch_tokens, model))
     state = PartialState()
-    finished: list[tuple[int, np.ndarray, np.ndarray]] = []
-    for batch in batches[state.process_index :: state.num_processes]:
-        finished += _score_batch(model, [pairs[index] for index in batch], batch, autocast)
+    finished: list[ScoredPair] = []
+    share = batches[state.process_index :: state.num_processes]
+    for batch, scored in run_within_memory(pairs, share, run, plan=plan if batch_tokens == AUTO else None):
+        finished += scored
+        if on_scored is not None:
+            on_scored(scored)
         if on_progress is not None:
             on_progress(len(batch) * state.num_processes)
     if state.num_processes > 1:
@@ -62,19 +97,19 @@ def compute_pair_logps(
     return _assemble(finished, len(pairs), with_tokens)
 
 
-def _assemble(finished: list[tuple[int, np.ndarray, np.ndarray]], n_pairs: int, with_tokens: bool) -> PairLogpArrays:
-    ordered = sorted(finished, key=lambda item: item[0])
-    if [index for index, _, _ in ordered] != list(range(n_pairs)):
+def _assemble(finished: list[ScoredPair], n_pairs: int, with_tokens: bool) -> PairLogpArrays:
+    ordered = sorted(finished, key=lambda pair: pair.index)
+    if [pair.index for pair in ordered] != list(range(n_pairs)):
         raise RuntimeError(f"expected each of {n_pairs} pairs scored exactly once, got {len(ordered)} results")
-    chosen = np.array([tokens.sum(dtype=np.float64) for _, tokens, _ in ordered], dtype=np.float64)
-    rejected = np.array([tokens.sum(dtype=np.float64) for _, _, tokens in ordered], dtype=np.float64)
-    return PairLogpArrays(chosen, rejected, [(c, r) for _, c, r in ordered] if with_tokens else [])
+    sums = np.array([pair.sums for pair in ordered], dtype=np.float64).reshape(-1, 2)
+    tokens = [(pair.chosen, pair.rejected) for pair in ordered] if with_tokens else []
+    return PairLogpArrays(sums[:, 0].copy(), sums[:, 1].copy(), tokens)
 
 
 @torch.no_grad()
 def _score_batch(
     model: nn.Module, pairs: Sequence[TokenizedPair], indices: Sequence[int], autocast: torch.dtype | None
-) -> list[tuple[int, np.ndarray, np.ndarray]]:
+) -> list[ScoredPair]:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
@@ -85,7 +120,7 @@ def _score_batch(
         model.train(was_training)
     lengths = [length for pair in pairs for length in (len(pair.chosen_ids), len(pair.rejected_ids))]
     rows = np.split(_to_numpy(token_logps), np.cumsum(lengths)[:-1])
-    return [(index, rows[2 * row], rows[2 * row + 1]) for row, index in enumerate(indices)]
+    return [ScoredPair(index, rows[2 * row], rows[2 * row + 1]) for row, index in enumerate(indices)]
 
 
 def autocast_to(dtype: torch.dtype | None, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -1,38 +1,42 @@
 """Reference log-probabilities, computed once per pair and kept under a key of content.
 
-The key of a pair is a hash of what its values depend on: the reference model's weights, the numeric types, and the
-pair's token ids with the boundary. So a second run, a sweep, a subset and a superset all find what was computed before,
-and a changed weight, template or tokenizer finds nothing. One folder holds one (model, types); every write adds a file
-of its own and renames it into place, so concurrent runs can share a store.
+The key of a pair is a hash of what its values depend on: the reference model's weights and settings, the numeric
+types, and the pair's token ids with the boundary, which hold all that tokenizer and chat template do. So a second run,
+a sweep, a subset and a superset all find what was computed before, and a changed weight or template finds nothing.
+What only moves values within rounding is not in the key: how pairs were batched and laid out, the attention
+implementation, the device and its matrix library, the versions of torch and transformers (recorded beside the values).
+Files and their handling: `dpotool.cache`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import logging
-import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from dpotool.cache.entries import name_store, record_use
+from dpotool.cache.parts import Values, merge_parts, read_parts, write_part
+from dpotool.cache.root import reference_root
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
-from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, PairLogpArrays, Progress, compute_pair_logps
+from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Progress, ScoredPair, compute_pair_logps
 from dpotool.models.fingerprint import fingerprint_model
-from dpotool.results.atomic import atomic_path
 
 logger = logging.getLogger(__name__)
 
-
-def cache_root() -> Path:
-    """Returns where dpotool keeps what it can compute again: $DPOTOOL_CACHE, else ~/.cache/dpotool."""
-    return Path(os.environ.get("DPOTOOL_CACHE", "~/.cache/dpotool")).expanduser()
+SECONDS_BETWEEN_WRITES = 60.0
+"""What is computed is kept at least this often, and at every way out but a kill."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,57 +55,122 @@ def load_or_compute_reference(
     model: nn.Module,
     pairs: Sequence[TokenizedPair],
     *,
-    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    batch_tokens: int | str = DEFAULT_BATCH_TOKENS,
     autocast: torch.dtype | None = None,
     store: Path | None = None,
+    label: str | None = None,
     on_progress: Progress | None = None,
 ) -> ReferenceLogps:
     """Returns log pi_ref of every pair's chosen and rejected completion, from the store where it has them.
 
-    Units as in `compute_pair_logps`. Missing pairs are computed and added to the store.
+    Units as in `compute_pair_logps`. Missing pairs are computed and added to the store, in parts while the work goes
+    on: a kill loses a minute's work, any other interruption none.
+
+    Args:
+        store: folder to keep values in; without it the user's cache.
+        label: name or path of the model, for people who look into the store.
     """
     fingerprint = fingerprint_model(model)
-    types = f"{next(model.parameters()).dtype}-{autocast}".replace("torch.", "")
-    folder = (store or cache_root() / "reference") / f"{fingerprint}-{types}"
-    keys = [_key_of(pair) for pair in pairs]
-    known = _read_store(folder)
+    folder = (store or reference_root()) / name_store(fingerprint, describe_types(model, autocast))
+    keys = [hash_pair(pair) for pair in pairs]
+    known = read_known(folder, keys)
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
     if on_progress is not None:
         on_progress(sum(key in known for key in keys))
+    keeper = _Keeper(folder, list(missing), _name_of(model, label))
     if missing:
-        computed = compute_pair_logps(
-            model, list(missing.values()), batch_tokens=batch_tokens, autocast=autocast, on_progress=on_progress
-        )
+        try:
+            computed = compute_pair_logps(
+                model,
+                list(missing.values()),
+                batch_tokens=batch_tokens,
+                autocast=autocast,
+                on_progress=on_progress,
+                on_scored=keeper.take,
+            )
+        finally:
+            keeper.finish()
         known |= dict(zip(missing, zip(computed.chosen, computed.rejected, strict=True), strict=True))
-        if PartialState().is_main_process:
-            _add_to_store(folder, list(missing), computed)
+    elif known:
+        keeper.finish()
     values = np.array([known[key] for key in keys], dtype=np.float64).reshape(-1, 2)
     n_cached = sum(key not in missing for key in keys)
     return ReferenceLogps(values[:, 0].copy(), values[:, 1].copy(), n_cached, fingerprint)
 
 
-def _key_of(pair: TokenizedPair) -> str:
+def describe_types(model: nn.Module, autocast: torch.dtype | None) -> str:
+    """Returns the numeric types that values depend on: of the weights, then of mixed precision."""
+    return f"{next(model.parameters()).dtype}-{autocast}".replace("torch.", "")
+
+
+def hash_pair(pair: TokenizedPair) -> str:
+    """Returns the key of a pair among one model's values: 32 hex digits of its token ids and their boundary."""
     text = "|".join(",".join(map(str, ids)) for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _read_store(folder: Path) -> dict[str, tuple[float, float]]:
-    known: dict[str, tuple[float, float]] = {}
-    for path in sorted(folder.glob("*.parquet")):
-        try:
-            frame = pd.read_parquet(path)
-            values = zip(frame["chosen_logps"], frame["rejected_logps"], strict=True)
-        except (OSError, ValueError, KeyError):
-            continue  # an unreadable file only costs its pairs a second computation
-        known |= dict(zip(frame["key"], values, strict=True))
-    return known
+def read_known(folder: Path, keys: Sequence[str]) -> Values:
+    """Returns what the store has of these keys; of several processes all see what the first one read.
+
+    They must agree on what is left to compute, and another command may be adding to the store meanwhile.
+    """
+    found: list[Values] = [{}]
+    if PartialState().is_main_process:
+        parts = read_parts(folder)
+        for path, reason in parts.unreadable.items():
+            logger.warning("%s: damaged, its reference values are computed again (%s)", path, reason)
+        found = [{key: parts.values[key] for key in keys if key in parts.values}]
+    if PartialState().num_processes > 1:
+        broadcast_object_list(found)
+    return found[0]
 
 
-def _add_to_store(folder: Path, keys: list[str], logps: PairLogpArrays) -> None:
-    frame = pd.DataFrame({"key": keys, "chosen_logps": logps.chosen, "rejected_logps": logps.rejected})
-    name = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
+class _Keeper:
+    """Writes finished pairs to the store while others are still being computed; a store that fails costs no result."""
+
+    def __init__(self, folder: Path, keys: Sequence[str], model: str) -> None:
+        self.folder = folder
+        self.keys = keys
+        self.model = model
+        self.waiting: Values = {}
+        self.n_written = 0
+        self.written_at = time.monotonic()
+
+    def take(self, scored: Sequence[ScoredPair]) -> None:
+        """Takes pairs in by their place among the keys; writes when it is time."""
+        self.waiting |= {self.keys[pair.index]: pair.sums for pair in scored}
+        if time.monotonic() - self.written_at >= SECONDS_BETWEEN_WRITES:
+            with _harmless():
+                self._write()
+
+    def finish(self) -> None:
+        """Writes what still waits, notes that the model was used, and merges the files if they are many."""
+        with _harmless():
+            self._write()
+            if PartialState().is_main_process:
+                record_use(self.folder, self.model, _versions(), is_written=self.n_written > 0)
+                merge_parts(self.folder)
+
+    def _write(self) -> None:
+        waiting, self.waiting, self.written_at = self.waiting, {}, time.monotonic()
+        write_part(self.folder, waiting)
+        self.n_written += len(waiting)
+
+
+@contextmanager
+def _harmless() -> Iterator[None]:
     try:
-        with atomic_path(folder / f"{name}.parquet") as path:
-            frame.to_parquet(path, index=False)
-    except DpotoolError as error:  # a store that cannot be written costs time, not results
+        yield
+    except DpotoolError as error:
         logger.warning("reference values are not kept: %s", error)
+
+
+def _versions() -> Mapping[str, str]:
+    return {name: importlib.metadata.version(name) for name in ("dpotool", "torch", "transformers")}
+
+
+def _name_of(model: nn.Module, label: str | None) -> str:
+    """Returns the label, or where the model was loaded from; a path so that it can be found from anywhere."""
+    name = label or str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__)
+    path = Path(name).expanduser()
+    return str(path.resolve()) if path.exists() else name

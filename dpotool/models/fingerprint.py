@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,4 +41,13 @@ def _settings_that_count(model: nn.Module) -> str:
     settings = config.to_dict() if config is not None and hasattr(config, "to_dict") else {}
     for name in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache", "architectures"):
         settings.pop(name, None)
+    adapters = getattr(model, "peft_config", None)
+    if isinstance(adapters, dict):
+        settings["adapters"] = {name: _scale_of(adapter.to_dict()) for name, adapter in adapters.items()}
     return json.dumps(settings, sort_keys=True, default=str)
+
+
+def _scale_of(adapter: dict[str, Any]) -> dict[str, Any]:
+    """What an adapter's settings do to the effect of its weights."""
+    names = ("peft_type", "r", "lora_alpha", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+    return {name: adapter[name] for name in names if name in adapter}

@@ -22,6 +22,7 @@ from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.budget import run_within_memory
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Progress
 from dpotool.theory.ghost.audit import audit_parameters
 from dpotool.theory.ghost.layout import lay_out_batch
@@ -91,10 +92,15 @@ class GradientEngine:
             batch_tokens: budget of padded tokens a batch, both rows of a pair counted.
 
         Raises:
-            DpotoolError: a gradient is not finite (names the pair's row).
+            DpotoolError: a gradient is not finite, or memory does not hold a single pair (names the pair's row).
         """
-        for batch in share_out(plan_batches([2 * pair.longest for pair in pairs], batch_tokens)):
-            yield dict(zip(batch, self._compute_products([pairs[place] for place in batch]), strict=True))
+
+        def run(batch: Sequence[int]) -> list[PairProducts]:
+            return self._compute_products([pairs[place] for place in batch])
+
+        batches = share_out(plan_batches([2 * pair.longest for pair in pairs], batch_tokens))
+        for batch, products in run_within_memory(pairs, batches, run):
+            yield dict(zip(batch, products, strict=True))
 
     def _compute_products(self, pairs: Sequence[TokenizedPair]) -> list[PairProducts]:
         products = self._run_products(pairs)

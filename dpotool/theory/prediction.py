@@ -19,6 +19,7 @@ from torch import nn
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
+from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.subject import open_subject
 from dpotool.models.loading import Locate, load_tokenizer, merge_adapter
@@ -77,8 +78,9 @@ def run_prediction(
     _check_tokenizers(locate(start), opened.tokenizer, config, where=start)
     assert opened.reference is not None
     first, second = merge_adapter(opened.reference), merge_adapter(opened.policy)
+    batch_tokens = resolve_batch_tokens(config.batch_tokens, first, with_gradients=True)
     frame = compute_prediction(
-        first, second, opened.pair_set.pairs, at=config.at, batch_tokens=config.batch_tokens, progress=progress
+        first, second, opened.pair_set.pairs, at=config.at, batch_tokens=batch_tokens, progress=progress
     )
     about = _describe(subject, config, start) | {
         "data": opened.pair_set.source.name,

@@ -13,6 +13,7 @@ from accelerate import PartialState
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
+from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.reference import ReferenceLogps
 from dpotool.likelihood.subject import OpenSubject, open_subject
@@ -93,6 +94,7 @@ class _Study:
         self.lambdas = lambdas
         self.reference = reference
         self.progress = progress
+        self.batch_tokens = resolve_batch_tokens(config.batch_tokens, opened.policy, with_gradients=True)
         self.engine = GradientEngine(opened.policy, config.parameters)
         self.found: dict[str, Any] = {}
         self.was_interrupted = False
@@ -124,7 +126,7 @@ class _Study:
         finished: dict[int, PairProducts] = {}
         try:
             with self.progress.track("gradient products", len(pairs)) as advance:
-                for batch in self.engine.iter_products(pairs, batch_tokens=self.config.batch_tokens):
+                for batch in self.engine.iter_products(pairs, batch_tokens=self.batch_tokens):
                     finished |= batch
                     advance(len(batch) * n_processes)
         except KeyboardInterrupt:
@@ -148,7 +150,7 @@ class _Study:
             (frame["chosen_logratios"].to_numpy(), frame["rejected_logratios"].to_numpy()),
             gamma=self.config.gamma,
             adamw_shifts=sorted({*self.lambdas, 1.0}) if self.config.optimizer == "adamw" else (),
-            batch_tokens=self.config.batch_tokens,
+            batch_tokens=self.batch_tokens,
             progress=self.progress,
         )
         frame = add_batch_columns(frame, batch)
@@ -185,11 +187,11 @@ class _Study:
         chosen, rejected = reference_logps
         with in_float64(policy):
             if chosen is None or rejected is None:
-                own = compute_pair_logps(policy, pairs[:n], batch_tokens=self.config.batch_tokens)
+                own = compute_pair_logps(policy, pairs[:n], batch_tokens=self.batch_tokens)
                 chosen, rejected = own.chosen, own.rejected
             known = (chosen[:n], rejected[:n])
             beta = self.opened.subject.beta
-            lab = StepLab(policy, selection.parameters, pairs[:n], known, beta, self.config.batch_tokens)
+            lab = StepLab(policy, selection.parameters, pairs[:n], known, beta, self.batch_tokens)
             verified = verify_gaps(lab, self.lambdas, gamma=self.config.gamma, progress=self.progress)
         self.found["verification"] = {"n": n, "dtype": "float64", "optimizers": verified}
 

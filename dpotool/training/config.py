@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name
 from dpotool.losses.schedules import DEFAULT_LAMBDA, DEFAULT_LAMBDA_MAX, DEFAULT_LAMBDA_MIN
-from dpotool.settings import DEMO, ComputeSettings, DataSettings, setting
+from dpotool.settings import DEMO, ComputeSettings, DataSettings, parse_batch_tokens, setting
 
 _LOSS, _STEPS, _LOG, _LORA = "Loss", "Optimisation", "Evaluation, checkpoints, logging", "LoRA"
 
@@ -159,10 +159,11 @@ def check_config(config: TrainConfig) -> None:
         "logging_steps",
         "save_steps",
     )
-    for name in (*positive, "learning_rate", "limit", "eval_limit", "batch_tokens", "max_length", "lora_r"):
+    for name in (*positive, "learning_rate", "limit", "eval_limit", "max_length", "lora_r"):
         value = getattr(config, name)
         if value is not None and value <= 0:
             raise DpotoolError("must be above 0", where=f"--{name.replace('_', '-')}", got=str(value))
+    parse_batch_tokens(config.batch_tokens)
     if not 0 <= config.seed < 2**32:
         raise DpotoolError("out of range", where="--seed", expected="0 to 4294967295", got=str(config.seed))
     if not 0 <= config.warmup_ratio < 1:

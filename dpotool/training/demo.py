@@ -13,8 +13,8 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
+from dpotool.cache.root import DEMO_PREFIX, cache_root
 from dpotool.data.demo import SPLITS, generate_demo_rows
-from dpotool.likelihood.reference import cache_root
 from dpotool.models.demo import (
     CHAT_TEMPLATE,
     DEMO_SFT,
@@ -38,7 +38,7 @@ def ensure_demo_model(progress: Progress = SILENT) -> Path:
     Raises:
         KeyboardInterrupt: its training was interrupted; nothing is kept, and the next use begins anew.
     """
-    folder = cache_root() / f"demo-{_content_key()}"
+    folder = cache_root() / f"{DEMO_PREFIX}{_content_key()}"
     if (folder / "config.json").is_file():
         return folder
     progress.note(f"first use of {DEMO}: training the built-in model, kept in {folder}")

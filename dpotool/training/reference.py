@@ -36,6 +36,7 @@ def compute_references(
                 pair_set.pairs,
                 batch_tokens=config.batch_tokens,
                 autocast=torch.bfloat16 if config.bf16 else None,
+                label=config.reference or config.model,
                 on_progress=advance,
             )
         progress.note(f"{name}: {computed.n_cached} of {len(pair_set.pairs)} pairs were in the store")
@@ -84,7 +85,7 @@ def check_step_zero(
             where=f"pair {pairs[worst % n_pairs].pair_id}",
             expected=f"a log-ratio of 0 within {allowed[worst]:.2g} nats",
             got=f"{difference[worst]:.4g}",
-            remedy="Clear the stored reference values ($DPOTOOL_CACHE/reference), or name the model with --reference",
+            remedy="Clear the stored values (`dpotool cache clear`), or name the model with --reference",
         )
 
 

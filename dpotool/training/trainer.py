@@ -63,7 +63,7 @@ class PreferenceTrainer(Trainer):
         train_dataset: PairDataset,
         eval_dataset: PairDataset | None,
         tokenizer: PreTrainedTokenizerBase,
-        batch_tokens: int,
+        batch_tokens: int | str,
         callbacks: list[TrainerCallback],
         progress: Progress = SILENT,
         monitor: TheoryMonitor | None = None,

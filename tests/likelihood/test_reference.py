@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +16,8 @@ import torch
 from conftest import make_pairs
 from model_families import build_family
 
+from dpotool.cache.checking import check_store
+from dpotool.cache.entries import list_entries
 from dpotool.likelihood import reference
 from dpotool.likelihood.reference import load_or_compute_reference
 
@@ -75,13 +81,14 @@ def test_duplicate_pairs_are_computed_once(counted: list[int]) -> None:
     assert len(result.chosen) == 12
 
 
-def test_a_broken_file_only_costs_time(counted: list[int], own_cache: Path) -> None:
+def test_a_broken_file_only_costs_time(counted: list[int], own_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = build_family("llama")
     load_or_compute_reference(model, PAIRS)
     [stored] = own_cache.rglob("*.parquet")
     stored.write_bytes(b"PAR1 half a file")
     result = load_or_compute_reference(model, PAIRS)
     assert counted == [6, 6]
+    assert f"{stored}: damaged, its reference values are computed again" in caplog.text
     assert np.isfinite(result.chosen).all()
 
 
@@ -91,3 +98,86 @@ def test_an_unwritable_store_costs_no_result(caplog: pytest.LogCaptureFixture, t
     result = load_or_compute_reference(build_family("llama"), PAIRS, store=blocked)
     assert len(result.chosen) == 6
     assert "reference values are not kept" in caplog.text
+
+
+def test_an_interruption_keeps_what_was_finished(counted: list[int]) -> None:
+    model = build_family("llama")
+    seen: list[int] = []
+
+    def stop(n: int) -> None:
+        seen.append(n)
+        if len(seen) == 4:  # the first call tells what was in the store
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_or_compute_reference(model, PAIRS, batch_tokens=1, on_progress=stop)
+    assert seen == [0, 1, 1, 1]
+    result = load_or_compute_reference(model, PAIRS)
+    assert (counted, result.n_cached) == ([6, 3], 3)
+
+
+def test_values_are_written_while_others_are_computed(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With no time between writes every batch of one pair makes a file, and at sixteen files they become one."""
+    monkeypatch.setattr(reference, "SECONDS_BETWEEN_WRITES", 0.0)
+    model, files = build_family("llama"), []
+
+    def look(_: int) -> None:
+        files.append(len(list(own_cache.rglob("*.parquet"))))
+
+    load_or_compute_reference(model, PAIRS, batch_tokens=1, on_progress=look)
+    assert files == [0, 1, 2, 3, 4, 5, 6]
+    load_or_compute_reference(model, make_pairs(20, seed=1), batch_tokens=1)
+    assert len(list(own_cache.rglob("*.parquet"))) == 1
+    assert load_or_compute_reference(model, [*PAIRS, *make_pairs(20, seed=1)]).n_cached == 26
+
+
+def test_what_is_not_finite_is_computed_again(counted: list[int]) -> None:
+    model = build_family("llama")
+    with torch.no_grad():
+        model.get_output_embeddings().weight[5] = float("nan")
+    assert np.isnan(load_or_compute_reference(model, PAIRS).chosen).all()
+    load_or_compute_reference(model, PAIRS)
+    assert counted == [6, 6]
+
+
+THE_OTHER = """
+import sys, time
+from pathlib import Path
+from conftest import make_pairs
+from transformers import LlamaForCausalLM
+from dpotool.likelihood import reference
+reference.SECONDS_BETWEEN_WRITES = 0.0
+folder, ready, go = map(Path, sys.argv[1:])
+model = LlamaForCausalLM.from_pretrained(folder)
+ready.touch()
+while not go.exists():
+    time.sleep(0.001)
+found = reference.load_or_compute_reference(model, make_pairs(24)[:16], batch_tokens=1)
+again = reference.load_or_compute_reference(model, make_pairs(24)[:16])
+assert again.n_cached == 16, again.n_cached
+assert (abs(found.chosen - again.chosen) < 1e-9).all()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_share_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each computes 16 of 24 pairs, 8 of them both do; afterwards all 24 are there, and they are the right ones."""
+    monkeypatch.setattr(reference, "SECONDS_BETWEEN_WRITES", 0.0)
+    model, pairs = build_family("llama"), make_pairs(24)
+    direct = reference.compute_pair_logps(model, pairs)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    model.save_pretrained(tmp_path / "model")
+    paths = [tmp_path / name for name in ("model", "ready", "go")]
+    ready, go = paths[1:]
+    other = subprocess.Popen([sys.executable, "-c", THE_OTHER, *map(str, paths)], env=environment)
+    while not ready.exists():
+        assert other.poll() is None
+        time.sleep(0.01)
+    go.touch()
+    load_or_compute_reference(model, pairs[8:][::-1], batch_tokens=1)
+    assert other.wait(timeout=120) == 0
+    result = load_or_compute_reference(model, pairs)
+    assert result.n_cached == 24
+    np.testing.assert_allclose(result.rejected, direct.rejected, rtol=1e-9)
+    (entry,) = list_entries()
+    assert (entry.n_pairs, check_store(entry).is_sound) == (24, True)

@@ -1,0 +1,94 @@
+"""Deletes from the cache what was chosen: only files that dpotool wrote, known by their names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from dpotool.cache.entries import CacheEntry, list_own_files
+from dpotool.errors import DpotoolError
+
+
+@dataclass(frozen=True, slots=True)
+class Cleared:
+    """What was deleted."""
+
+    n_entries: int
+    n_files: int
+    n_bytes: int
+    left: tuple[Path, ...]
+    """Folders that stay, for the files in them that are not dpotool's."""
+
+
+def choose_entries(
+    entries: Sequence[CacheEntry], *, model: str | None = None, older_than_days: float | None = None
+) -> list[CacheEntry]:
+    """Returns the entries of a model (name or path as listed, its last part, or a fingerprint's beginning), unused for
+    so many days; without either, all of them.
+
+    Raises:
+        DpotoolError: no entry is of that model, or the age is below zero.
+    """
+    if older_than_days is not None and not older_than_days >= 0:
+        raise DpotoolError("must not be negative", where="--older-than", got=f"{older_than_days:g}")
+    chosen = [entry for entry in entries if model is None or is_of_model(entry, model)]
+    if model is not None and not chosen:
+        raise DpotoolError(
+            "nothing in the cache is of this model",
+            where=model,
+            remedy="`dpotool cache ls` lists names and fingerprints",
+        )
+    if older_than_days is None:
+        return chosen
+    oldest = datetime.now(UTC) - timedelta(days=older_than_days)
+    return [entry for entry in chosen if entry.last_used < oldest]
+
+
+def is_of_model(entry: CacheEntry, model: str) -> bool:
+    """Tells whether an entry belongs to the model that goes by this name, path or fingerprint."""
+    names = {name for known in entry.models for name in (known, Path(known).name)}
+    is_fingerprint = len(model) >= 4 and entry.fingerprint.startswith(model)
+    return is_fingerprint or bool(names & {model, model.rstrip("/"), str(Path(model).expanduser().resolve())})
+
+
+def clear_entries(entries: Sequence[CacheEntry]) -> Cleared:
+    """Deletes the entries' own files, and their folders where nothing else is in them.
+
+    Raises:
+        DpotoolError: a file cannot be deleted.
+    """
+    n_files = n_bytes = 0
+    left = []
+    for entry in entries:
+        for path in list_own_files(entry.path):
+            n_bytes += _delete(path)
+            n_files += 1
+        _remove_empty_folders(entry.path)
+        if entry.path.exists():
+            left.append(entry.path)
+    return Cleared(len(entries), n_files, n_bytes, tuple(left))
+
+
+def _delete(path: Path) -> int:
+    try:
+        size = path.stat().st_size
+        path.unlink()
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise DpotoolError(
+            f"cannot be deleted ({error.strerror or error})", where=str(path), remedy="Check who owns the folder"
+        ) from None
+    return size
+
+
+def _remove_empty_folders(folder: Path) -> None:
+    with suppress(OSError):  # something of others is in it
+        for inner in folder.glob("checkpoint-*"):
+            if inner.is_dir() and not inner.is_symlink():
+                with suppress(OSError):
+                    inner.rmdir()
+        folder.rmdir()

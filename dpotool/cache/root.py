@@ -1,0 +1,22 @@
+"""Where dpotool keeps what it can compute again: reference values, and the built-in model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+DEMO_PREFIX = "demo-"
+"""The built-in model lies in demo-<hash of what it is made of>."""
+
+
+def cache_root() -> Path:
+    """Returns $DPOTOOL_CACHE, else ~/.cache/dpotool."""
+    return Path(os.environ.get("DPOTOOL_CACHE", "~/.cache/dpotool")).expanduser()
+
+
+def reference_root() -> Path:
+    """Returns the folder of reference values, one folder in it for each (model, numeric types).
+
+    A release that changes what is computed for the same weights and tokens takes another name here.
+    """
+    return cache_root() / "reference"

@@ -1,0 +1,142 @@
+"""`dpotool cache ls|verify|clear`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dpotool.cache.config import CacheClearConfig, CacheListConfig, CacheVerifyConfig
+from dpotool.cli.console import Console, format_bytes
+from dpotool.cli.verbs import add_verb
+from dpotool.errors import DpotoolError
+from dpotool.settings import SubjectSettings
+
+if TYPE_CHECKING:
+    from dpotool.cache.entries import CacheEntry
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the commands."""
+    group = typer.Typer(help="List, check or delete what is kept between runs: reference values, the built-in model.")
+    add_verb(group, "cache ls", CacheListConfig, epilog="Example: dpotool cache ls --json")(list_cache)
+    add_verb(group, "cache verify", CacheVerifyConfig, epilog="Example: dpotool cache verify")(verify_cache)
+    add_verb(group, "cache clear", CacheClearConfig, epilog="Example: dpotool cache clear --older-than 30")(clear_cache)
+    app.add_typer(group, name="cache", no_args_is_help=True)
+
+
+def list_cache(config: CacheListConfig, console: Console) -> None:
+    """List each model that values are kept of: name, fingerprint, numeric types, pairs, size, last use."""
+    from dpotool.cache.entries import list_entries
+    from dpotool.cache.root import cache_root
+
+    entries = list_entries()
+    n_bytes = sum(entry.n_bytes for entry in entries)
+    if entries:
+        console.table(str(cache_root()), *_tabulate(entries))
+    console.say(f"{len(entries)} entries, {format_bytes(n_bytes)} in {cache_root()}")
+    console.finish({"root": str(cache_root()), "entries": [entry.to_dict() for entry in entries], "n_bytes": n_bytes})
+
+
+def _tabulate(entries: Sequence[CacheEntry]) -> tuple[list[str], list[list[str]]]:
+    rows = [
+        [
+            _name(entry),
+            entry.kind if entry.is_complete else f"{entry.kind}, incomplete",
+            entry.fingerprint,
+            entry.types,
+            "-" if entry.n_pairs is None else str(entry.n_pairs),
+            str(entry.n_files),
+            format_bytes(entry.n_bytes),
+            entry.last_used.astimezone().strftime("%Y-%m-%d %H:%M"),
+        ]
+        for entry in entries
+    ]
+    return ["model", "what", "fingerprint", "types", "pairs", "files", "size", "last used"], rows
+
+
+def _name(entry: CacheEntry) -> str:
+    if not entry.models:
+        return "(not recorded)"
+    others = len(entry.models) - 1
+    return entry.models[-1] + (f" and {others} other name{'s' * (others > 1)}" if others else "")
+
+
+def verify_cache(config: CacheVerifyConfig, console: Console) -> None:
+    """Read every stored value: damaged files, values that are no numbers, values of one pair that disagree."""
+    from dpotool.cache.checking import check_store
+    from dpotool.cache.clearing import choose_entries
+    from dpotool.cache.entries import list_entries
+
+    if config.recompute < 0:
+        raise DpotoolError("must not be negative", where="--recompute", got=str(config.recompute))
+    if config.recompute and config.model is None:
+        raise DpotoolError("no model is named", where="--recompute", remedy="Name it with --model")
+    # a model that is computed again is found by its weights, whatever name its values are listed under
+    model = None if config.recompute else config.model
+    entries = [entry for entry in choose_entries(list_entries(), model=model) if entry.n_pairs is not None]
+    checks = {entry: check_store(entry) for entry in entries}
+    for entry, check in checks.items():
+        for name, reason in check.unreadable.items():
+            console.warn(f"{check.path / name}: damaged ({reason}); delete it, and its pairs are computed again")
+        if check.n_not_finite:
+            console.warn(f"{check.path}: {check.n_not_finite} values are no numbers; they are not used")
+        if check.n_disagreeing:
+            remedy = f"dpotool cache clear --model {entry.fingerprint}"
+            console.warn(
+                f"{check.path}: {check.n_disagreeing} rows disagree with another of the same pair, "
+                f"by up to {check.largest_difference:.3g} nats; `{remedy}` lets them be computed again"
+            )
+    n_pairs = sum(check.n_pairs for check in checks.values())
+    n_files = sum(check.n_files for check in checks.values())
+    n_unsound = sum(not check.is_sound for check in checks.values())
+    console.say(f"{n_files} files of {len(checks)} models read, {n_pairs} pairs: {n_unsound} models with findings")
+    recheck = _recompute(config, console) if config.recompute else None
+    console.finish({"stores": [check.to_dict() for check in checks.values()], "recompute": recheck})
+    if n_unsound or (recheck is not None and recheck["n_disagreeing"]):
+        raise typer.Exit(1)
+
+
+def _recompute(config: CacheVerifyConfig, console: Console) -> dict[str, Any]:
+    from dpotool.likelihood.recheck import recheck_store
+    from dpotool.training.demo import locate_model
+
+    names = {field.name for field in fields(SubjectSettings)}
+    settings = SubjectSettings(**{name: value for name, value in config.to_dict().items() if name in names})
+    assert config.model is not None
+    found = recheck_store(config.model, settings, config.recompute, progress=console, locate=locate_model(console))
+    console.say(
+        f"{found.n_compared} of {found.n_stored} stored pairs computed again: largest difference "
+        f"{found.largest_difference:.3g} nats, typical {found.typical_difference:.3g}"
+    )
+    if found.n_disagreeing:
+        console.warn(f"{found.n_disagreeing} pairs differ by more than rounding explains")
+    return asdict(found)
+
+
+def clear_cache(config: CacheClearConfig, console: Console) -> None:
+    """Delete what is kept, all of it or what --model and --older-than choose; it can all be computed again."""
+    from dpotool.cache.clearing import choose_entries, clear_entries
+    from dpotool.cache.entries import list_entries
+
+    entries = choose_entries(list_entries(), model=config.model, older_than_days=config.older_than)
+    if entries and not config.yes:
+        console.table("to be deleted", *_tabulate(entries))
+        _ask(f"Delete {len(entries)} entries, {format_bytes(sum(entry.n_bytes for entry in entries))}?")
+    cleared = clear_entries(entries)
+    console.say(f"freed {format_bytes(cleared.n_bytes)}: {cleared.n_files} files of {cleared.n_entries} entries")
+    for path in cleared.left:
+        console.note(f"{path} stays, for files in it that are not dpotool's")
+    console.finish(asdict(cleared))
+
+
+def _ask(question: str) -> None:
+    if not sys.stdin.isatty():
+        raise DpotoolError(
+            "nobody is there to be asked", where="cache clear", remedy="Pass --yes to delete all the same"
+        )
+    if not typer.confirm(question, err=True):
+        raise typer.Exit(1)

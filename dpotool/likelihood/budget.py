@@ -1,0 +1,186 @@
+"""How many tokens a batch may hold: as told, or what free memory allows; and batches that turn out too large."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psutil  # comes with accelerate
+import torch
+from torch import nn
+
+from dpotool.data.pairs import TokenizedPair
+from dpotool.errors import DpotoolError
+from dpotool.likelihood.completions import CHUNK_ELEMENTS, can_split_head, get_causal_lm
+from dpotool.settings import AUTO
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+Plan = Callable[[Sequence[int], int], list[list[int]]]
+"""Makes batches of the pairs with these places, of at most so many tokens each."""
+
+MOST_TOKENS = {"cpu": 4096}
+"""Beyond this a larger batch is no faster; a CPU's caches hold less than a batch anyway."""
+MOST_TOKENS_ELSEWHERE = 65_536
+SHARE_OF_FREE_MEMORY = 0.5
+"""Of what is free at the start; the estimate below is rough, and others use the machine too."""
+
+
+def resolve_batch_tokens(batch_tokens: int | str, model: nn.Module, *, with_gradients: bool = False) -> int:
+    """Returns the budget of padded tokens a batch: a number as it is; 'auto' by free memory and the model's size.
+
+    Auto is half of the free memory of the model's device, less one chunk of logits, divided by what a token takes
+    (`estimate_bytes_per_token`); at most 4,096 on a CPU and 65,536 elsewhere.
+
+    Args:
+        with_gradients: activations of all layers are kept for a backward pass, and four buffers of the weights' size.
+    """
+    if batch_tokens != AUTO:
+        return int(batch_tokens)
+    device = next(model.parameters()).device
+    most = MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
+    free = measure_free_memory(device)
+    if with_gradients:
+        free -= 4 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    usable = SHARE_OF_FREE_MEMORY * free - estimate_chunk_bytes(model)
+    return max(1, min(most, int(usable / estimate_bytes_per_token(model, with_gradients=with_gradients))))
+
+
+def estimate_bytes_per_token(model: nn.Module, *, with_gradients: bool = False) -> int:
+    """Returns about how much memory (bytes) a padded token takes at the peak of a forward pass.
+
+    In the widest moment of a layer: eight vectors of the hidden size, four of the feed-forward size (of a mixture, of
+    the experts that a token goes to), and two of the hidden size in float32 where norms are taken in it. Full logits
+    are added for a model whose output layer cannot run apart. With gradients every layer keeps its own.
+    """
+    config = getattr(get_causal_lm(model).config, "get_text_config", lambda: get_causal_lm(model).config)()
+    size = next(model.parameters()).element_size()
+    hidden = int(getattr(config, "hidden_size", 1024))
+    per_layer = size * (8 * hidden + 4 * _feed_forward_size(config, hidden)) + 8 * hidden
+    n_layers = int(getattr(config, "num_hidden_layers", None) or 1) if with_gradients else 1
+    logits = 0 if can_split_head(get_causal_lm(model)) else int(config.vocab_size) * (size + 8)
+    return n_layers * per_layer + logits
+
+
+def _feed_forward_size(config: Any, hidden: int) -> int:
+    own = next((getattr(config, name) for name in ("intermediate_size", "ffn_dim", "n_inner") if _has(config, name)), 0)
+    experts = int(getattr(config, "moe_intermediate_size", None) or own or 0)
+    n_used = int(getattr(config, "num_experts_per_tok", None) or 1)
+    return max(int(own or 0), experts * n_used) or 4 * hidden
+
+
+def _has(config: Any, name: str) -> bool:
+    return isinstance(getattr(config, name, None), int)
+
+
+def estimate_chunk_bytes(model: nn.Module) -> int:
+    """Returns the memory (bytes) of the logits that are alive at a time: in the model's type and twice in float32."""
+    return CHUNK_ELEMENTS * (next(model.parameters()).element_size() + 8)
+
+
+def measure_free_memory(device: torch.device) -> int:
+    """Returns the bytes that can still be allocated: of the accelerator, or of the machine or this process's group."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
+    free = int(psutil.virtual_memory().available)
+    limit = _read_number("/sys/fs/cgroup/memory.max")
+    used = _read_number("/sys/fs/cgroup/memory.current")
+    return free if limit is None or used is None else max(0, min(free, limit - used))
+
+
+def _read_number(path: str) -> int | None:
+    """Reads a control group's number; None where there is none, or no limit ('max')."""
+    try:
+        return int(Path(path).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
+def run_within_memory(
+    pairs: Sequence[TokenizedPair],
+    batches: Sequence[Sequence[int]],
+    run: Callable[[Sequence[int]], R],
+    *,
+    plan: Plan | None = None,
+) -> Iterator[tuple[Sequence[int], R]]:
+    """Runs batches (places in `pairs`) one after the other; one that runs out of memory is split and tried again.
+
+    What was finished stays finished. Without `plan` only the batch that failed is halved; with it all that remains is
+    planned anew with half of that batch's tokens.
+
+    Yields:
+        Each batch as it was run, and what `run` returned for it.
+
+    Raises:
+        DpotoolError: there is no memory for a single pair; names it and its lengths.
+    """
+    waiting = deque(batches)
+    said: set[int] = set()
+    while waiting:
+        batch = waiting.popleft()
+        result = _try(run, batch)
+        if not isinstance(result, _OutOfMemory):
+            yield batch, result
+            continue
+        if len(batch) == 1:
+            raise _explain(pairs[batch[0]], result)
+        halves = _split(pairs, batch, waiting, plan)
+        if len(batch) not in said:
+            said.add(len(batch))
+            logger.warning("out of memory with a batch of %d pairs: going on with half as many", len(batch))
+        waiting = halves
+
+
+class _OutOfMemory:
+    """What a batch comes to that does not fit."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+
+def _try(run: Callable[[Sequence[int]], R], batch: Sequence[int]) -> R | _OutOfMemory:
+    try:
+        return run(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        device = "the accelerator" if isinstance(error, torch.OutOfMemoryError) else "memory"
+    # Only here is the failed pass's own memory free: the exception held on to its frames.
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return _OutOfMemory(device)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tells whether an error says that memory could not be had: CUDA's own, or a RuntimeError of other allocators."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    text = str(error)
+    signs = ("you tried to allocate", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def _split(
+    pairs: Sequence[TokenizedPair], batch: Sequence[int], waiting: deque[Sequence[int]], plan: Plan | None
+) -> deque[Sequence[int]]:
+    middle = (len(batch) + 1) // 2
+    if plan is None:
+        return deque([batch[:middle], batch[middle:], *waiting])
+    remaining = [place for other in (batch, *waiting) for place in other]
+    tokens = middle * 2 * max(pairs[place].longest for place in batch)
+    return deque(plan(remaining, tokens))
+
+
+def _explain(pair: TokenizedPair, failure: _OutOfMemory) -> DpotoolError:
+    lengths = f"{len(pair.prompt_ids)} prompt, {len(pair.chosen_ids)} chosen and {len(pair.rejected_ids)} rejected"
+    return DpotoolError(
+        f"does not fit into {failure.device} even by itself",
+        where=f"pair {pair.pair_id}",
+        got=f"{lengths} tokens",
+        remedy="Lower --max-length, or use --dtype bfloat16 or another --device",
+    )

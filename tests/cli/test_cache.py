@@ -1,0 +1,78 @@
+"""`dpotool cache` after real scorings: what it lists, checks, computes again and deletes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from dpotool.cache.parts import list_parts
+
+
+@pytest.fixture
+def scored(dpotool, model: Path, pairs: Path, own_cache: Path) -> Path:  # type: ignore[no-untyped-def]
+    """The one folder of values that a scoring left."""
+    assert dpotool("score", model, "--data", pairs, "--device", "cpu").code == 0
+    (folder,) = (own_cache / "reference").iterdir()
+    return folder
+
+
+def test_ls_names_the_model_and_its_pairs(dpotool, scored: Path, model: Path) -> None:  # type: ignore[no-untyped-def]
+    shown = dpotool("cache", "ls")
+    assert shown.code == 0 and str(model) in shown.out and "1 entries" in shown.out
+    (entry,) = json.loads(dpotool("cache", "ls", "--json").out)["entries"]
+    assert entry["models"] == [str(model)]
+    assert (entry["n_pairs"], entry["types"], entry["fingerprint"]) == (24, "float32", scored.name[:16])
+    assert entry["n_bytes"] == sum(path.stat().st_size for path in scored.iterdir())
+
+
+def test_a_second_scoring_computes_nothing(dpotool, scored: Path, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
+    again = dpotool("score", model, "--data", pairs, "--device", "cpu")
+    assert "24 of 24 pairs were in the store" in again.err
+    assert len(list_parts(scored)) == 1
+
+
+def test_verify_computes_again_and_finds_a_forged_value(dpotool, scored: Path, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
+    words = ("cache", "verify", "--recompute", 24, "--model", model, "--data", pairs, "--device", "cpu")
+    sound = dpotool(*words, "--json")
+    found = json.loads(sound.out)
+    assert sound.code == 0 and [store["is_sound"] for store in found["stores"]] == [True]
+    assert (found["recompute"]["n_stored"], found["recompute"]["n_compared"]) == (24, 24)
+    assert found["recompute"]["largest_difference"] < 1e-3
+    (part,) = list_parts(scored)
+    frame = pd.read_parquet(part)
+    frame.loc[3, "chosen_logps"] -= 1.5
+    frame.to_parquet(part, index=False)
+    forged = dpotool(*words)
+    assert forged.code == 1
+    assert "24 of 24 stored pairs computed again: largest difference 1.5 nats" in forged.out
+    assert "1 pairs differ by more than rounding explains" in forged.err
+
+
+def test_verify_names_a_damaged_file(dpotool, scored: Path) -> None:  # type: ignore[no-untyped-def]
+    (part,) = list_parts(scored)
+    part.write_bytes(b"half")
+    result = dpotool("cache", "verify")
+    assert result.code == 1
+    assert f"{part}: damaged" in " ".join(result.err.split()) and "delete it" in result.err
+    assert "1 models with findings" in result.out
+
+
+def test_verify_says_what_it_needs(dpotool, scored: Path, model: Path) -> None:  # type: ignore[no-untyped-def]
+    nameless = dpotool("cache", "verify", "--recompute", 2)
+    assert nameless.code == 1 and "no model is named. Name it with --model" in nameless.err
+    others = dpotool("cache", "verify", "--recompute", 2, "--model", model, "--limit", 3, "--device", "cpu")
+    assert others.code == 1 and "none of the 3 pairs is in the store" in others.err
+
+
+def test_clear_asks_first_and_says_what_it_freed(dpotool, scored: Path, model: Path) -> None:  # type: ignore[no-untyped-def]
+    refused = dpotool("cache", "clear")
+    assert refused.code == 1 and "Pass --yes" in refused.err and scored.is_dir()
+    assert json.loads(dpotool("cache", "clear", "--older-than", 1, "--yes", "--json").out)["n_files"] == 0
+    assert scored.is_dir()
+    cleared = dpotool("cache", "clear", "--model", model, "--yes")
+    assert cleared.code == 0 and cleared.out.startswith("freed ") and "2 files of 1 entries" in cleared.out
+    assert not scored.exists()
+    assert "0 entries" in dpotool("cache", "ls").out
