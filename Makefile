@@ -3,14 +3,17 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+BENCH_VENV := .venv-bench
+BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: help demo test test-real bench lint format docs clean
+.PHONY: help demo test test-real bench bench-theory bench-likelihood lint format docs clean
 
 help:
 	@echo "make demo       theory, a lambda sweep on the built-in model and pairs, comparison, plots, report (about 4 minutes)"
 	@echo "make test       lint, types and the whole suite"
 	@echo "make test-real  the tests on a real pretrained model (DPOTOOL_REAL_MODEL) and real pairs"
-	@echo "make bench      time gradient products against their rivals, into docs/performance.md (about 30 minutes)"
+	@echo "make bench      time gradient products, scoring and training against their rivals, into docs/performance.md;"
+	@echo "                in parts: make bench-theory (about 30 minutes), make bench-likelihood (about 15)"
 	@echo "make docs       write docs/cli.md again from the commands"
 
 $(READY): pyproject.toml constraints.txt
@@ -34,10 +37,25 @@ test: lint
 test-real: $(READY)
 	$(BIN)/python -m pytest -q -m real $(ARGS)
 
+bench: bench-theory bench-likelihood
+
 # The real model as a second one, where DPOTOOL_REAL_MODEL names its folder. Nothing else should run meanwhile.
-bench: $(READY)
+bench-theory: $(READY)
 	THP_MEM_ALLOC_ENABLE=1 $(BIN)/python benchmarks/theory.py --write \
 		--model random-17M $(if $(DPOTOOL_REAL_MODEL),--model $(DPOTOOL_REAL_MODEL)) $(ARGS)
+
+# ARGS=--missing goes on where an interrupted run stopped.
+bench-likelihood: $(BENCH_READY)
+	$(BENCH_VENV)/bin/python benchmarks/likelihood.py --write \
+		$(if $(DPOTOOL_REAL_MODEL),--model $(DPOTOOL_REAL_MODEL)) $(ARGS)
+
+# The rivals live apart, so that dpotool's own environment stays as it is pinned.
+$(BENCH_READY): pyproject.toml constraints.txt benchmarks/constraints.txt
+	$(PYTHON) -m venv $(BENCH_VENV)
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BENCH_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -c benchmarks/constraints.txt -e . trl lm-eval
+	@touch $@
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -47,4 +65,4 @@ docs: $(READY)
 	$(BIN)/python -m dpotool.cli.reference > docs/cli.md
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(BENCH_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -3,7 +3,6 @@
     python benchmarks/theory.py                                              # a random Llama of 17M parameters
     python benchmarks/theory.py --model random-17M --model PATH --write      # and a checkpoint; into the page
 
-
 Everything runs in one process, the methods taking turns, after a check that they agree; the peak of memory above the
 loaded model is taken in a process of its own per method. Random tokens, half of each row prompt. All methods share
 dpotool's choice of float32 library (`models.precision`), which is faster here; --library mkl keeps torch's own.
@@ -13,8 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
-import platform
 import random
 import statistics
 import subprocess
@@ -25,35 +22,26 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import transformers
 from gradient_methods import METHODS
-from markdown import format_table, replace_section
+from harness import (
+    DOCS,
+    RANDOM,
+    PeakMemory,
+    Row,
+    append_row,
+    describe_machine,
+    load_model,
+    name_of,
+    read_newest_rows,
+)
+from page import format_table, replace_section
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.models.precision import use_fast_float32_on_cpu
 
-RANDOM = "random-17M"
 ENGINE, STEP = "dpotool", "training step (c)"
 ROWS = Path(__file__).parent / "theory.jsonl"
-DOCS = Path(__file__).parent.parent / "docs" / "performance.md"
-
-
-def load_model(name: str) -> nn.Module:
-    if name != RANDOM:
-        return AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32).eval()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=8192,
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        tie_word_embeddings=False,
-    )
-    return LlamaForCausalLM(config).eval()
 
 
 def draw_pairs(n_pairs: int, n_tokens: int, vocab: int) -> list[TokenizedPair]:
@@ -121,12 +109,12 @@ def measure_peaks(args: argparse.Namespace, model: str, method: str, n_tokens: i
 def print_peaks(model: nn.Module, args: argparse.Namespace) -> None:
     vocab = model.config.vocab_size
     METHODS[args.peak_of](model, draw_pairs(1, 8, vocab))  # libraries loaded, threads started, engine prepared
-    Path("/proc/self/clear_refs").write_text("5")  # Linux: sets the peak back to what is resident now
-    before = _read_status("VmRSS")
+    memory = PeakMemory()
+    memory.restart()
     n_pairs = count_pairs(args, args.tokens[0])
     pairs = draw_pairs(n_pairs, args.tokens[0], vocab)
     METHODS[args.peak_of](model, pairs)
-    resident = (_read_status("VmHWM") - before) / 1024
+    resident = memory.read_mib()
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
         METHODS[args.peak_of](model, pairs)
     print(resident, _find_tensor_peak(profiler) / 2**20)
@@ -142,11 +130,6 @@ def _find_tensor_peak(profiler: torch.profiler.profile) -> int:
     return max(itertools.accumulate(sizes), default=0)
 
 
-def _read_status(field: str) -> int:
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1])
-
-
 def bench_model(name: str, args: argparse.Namespace) -> None:
     model = load_model(name)
     for n_tokens in args.tokens:
@@ -156,33 +139,20 @@ def bench_model(name: str, args: argparse.Namespace) -> None:
         check_agreement(model, pairs, methods)
         seconds = time_methods(model, pairs, methods, args.rounds)
         for method in methods:
-            row: dict[str, object] = {"model": name.rstrip("/").split("/")[-1], "T": n_tokens, "method": method}
+            row: Row = {"model": name_of(name), "T": n_tokens, "method": method}
             row["pairs/s"] = n_pairs / seconds[method]
             row["time / training step"] = seconds[method] / seconds[STEP]
             row["time / dpotool"] = seconds[method] / seconds[ENGINE]
             if n_tokens in args.peak:
                 row["peak MiB"], row["of tensors"] = measure_peaks(args, name, method, n_tokens)
-            print(json.dumps(row), flush=True)
-            with ROWS.open("a", encoding="utf-8") as file:  # a benchmark that is cut short has not run in vain
-                file.write(json.dumps(row) + "\n")
+            append_row(ROWS, row)
 
 
-def read_rows() -> list[dict[str, object]]:
+def read_rows() -> list[Row]:
     """Returns the newest row of each model, length and method that this machine has measured, in order."""
-    newest = {}
-    for line in ROWS.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
-        newest[row["model"], row["T"], row["method"]] = row
     order = list(METHODS)
-    return sorted(newest.values(), key=lambda row: (row["model"], row["T"], order.index(row["method"])))
-
-
-def describe_machine() -> str:
-    """Names processor and versions, as far as the system tells."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}, Python {platform.python_version()}"
-    return f"{models[0] if models else platform.processor()}, {len(models)} cores, {versions}"
+    rows = read_newest_rows(ROWS, ("model", "T", "method"))
+    return sorted(rows, key=lambda row: (row["model"], row["T"], order.index(str(row["method"]))))
 
 
 def parse_arguments() -> argparse.Namespace:
