@@ -13,7 +13,7 @@ from dpotool.report import pictures
 from dpotool.report.blocks import Block, Bullets, Code, Paragraph, Section, Subheading, Table
 from dpotool.report.pair_choice import show_pairs
 from dpotool.report.texts import TextSource
-from dpotool.results.compared_table import tabulate_comparison, tabulate_seeds
+from dpotool.results.compared_table import EFFECTS_TITLE, tabulate_comparison, tabulate_effects, tabulate_seeds
 from dpotool.results.findings import Findings
 from dpotool.results.runs import summary_path
 from dpotool.results.summaries import check_margin_identity, split_scored
@@ -71,6 +71,9 @@ def _models(material: Material) -> list[Block]:
         "bootstrap intervals; p adjusted by Holm"
     )
     blocks: list[Block] = [Table(caption, columns, rows)]
+    if findings.comparison.differences:
+        title = EFFECTS_TITLE.format(baseline=findings.comparison.baseline)
+        blocks.append(Table(title, *tabulate_effects(findings.comparison)))
     if findings.seeds:
         caption = (
             "Settings trained with several seeds, against the baseline of the same seed; intervals over training too"
