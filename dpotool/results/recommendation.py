@@ -69,8 +69,8 @@ def _state(comparison: Comparison, best: str, affordable: Sequence[str], floor: 
     gain, cost = _gain(comparison, best), comparison.differences[best]["reward_accuracy"]["difference"]
     return (
         f"Take {best}: of the runs with a reward accuracy within {base}'s 95 % interval (at least {100 * floor:.1f} %) "
-        f"it keeps the chosen log-likelihood highest, {_interval(gain, 2)} nats above {base}, for "
-        f"{_interval(cost, 1, 100)} points of accuracy."
+        f"it keeps the chosen log-likelihood highest, {_interval(gain, 2)} nats above {base}; accuracy changes by "
+        f"{_interval(cost, 1, 100)} points."
     )
 
 
@@ -181,8 +181,8 @@ def _state_theory(
     if n < _MIN_RANKED:
         return f"{n} lambdas are too few to say whether theory orders them right.{named}"
     return (
-        f"{source} orders {n} runs by chosen log-likelihood with a rank agreement (Kendall's tau) of "
-        f"{say('chosen')}, by reward accuracy with {say('accuracy')}.{named}"
+        f"{source} orders {n} runs by chosen log-likelihood with a rank agreement of {say('chosen')}, by reward "
+        f"accuracy with {say('accuracy')} (Kendall's tau: 1 is the order measured, -1 its reverse).{named}"
     )
 
 

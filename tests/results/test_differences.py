@@ -227,7 +227,7 @@ def test_the_forecast_stands_beside_what_was_measured(comparison):
     assert theory["rows"][0]["measured_chosen"] == pytest.approx(dpo["chosen_displacement"])
     assert theory["rank_agreement"]["chosen"]["tau"] == pytest.approx(1.0)
     assert theory["rank_agreement"]["accuracy"]["tau"] is None, "the forecast holds them all equal"
-    assert "rank agreement (Kendall's tau) of +1.00, by reward accuracy with not defined" in theory["statement"]
+    assert "rank agreement of +1.00, by reward accuracy with not defined (Kendall's tau: 1 is" in theory["statement"]
     assert "It recommended lambda 0.9 before any training" in theory["statement"]
 
 
