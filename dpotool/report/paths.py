@@ -7,11 +7,9 @@ behind an ellipsis. Texts of pairs are left as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-from dpotool.report.blocks import Block, Bullets, Code, Page, Paragraph, Table
+from dpotool.report.blocks import Page, map_text
 
 # an absolute path of two parts or more: after a blank, bracket, quote or equals sign, never inside a word or an address
 _ABSOLUTE = re.compile(r"""(?<![\w.:/\\…~-])(?:~|[A-Za-z]:(?=\\))?[/\\](?:[^\s/\\'"`,;:]+[/\\])+([^\s/\\'"`,;:]*)""")
@@ -21,13 +19,7 @@ def hide_paths(page: Page, here: Path | None = None) -> Page:
     """Returns the page with every absolute path cut to what is below `here` (the working directory) or to its name."""
     base = (here or Path.cwd()).resolve()
 
-    def cut(text: str) -> str:
-        return _ABSOLUTE.sub(lambda found: _shorten(found, base), text)
-
-    sections = [
-        replace(section, blocks=[_cut_block(block, cut) for block in section.blocks]) for section in page.sections
-    ]
-    return replace(page, title=cut(page.title), subtitle=cut(page.subtitle), sections=sections)
+    return map_text(page, lambda text: _ABSOLUTE.sub(lambda found: _shorten(found, base), text))
 
 
 def _shorten(found: re.Match[str], base: Path) -> str:
@@ -35,13 +27,3 @@ def _shorten(found: re.Match[str], base: Path) -> str:
     if path != base and path.is_relative_to(base):
         return str(path.relative_to(base))
     return f"…/{found.group(1) or path.name}"
-
-
-def _cut_block(block: Block, cut: Callable[[str], str]) -> Block:
-    if isinstance(block, Paragraph | Code):
-        return replace(block, text=cut(block.text))
-    if isinstance(block, Bullets):
-        return replace(block, items=[cut(item) for item in block.items])
-    if isinstance(block, Table):
-        return replace(block, caption=cut(block.caption), rows=[[cut(cell) for cell in row] for row in block.rows])
-    return block

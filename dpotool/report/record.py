@@ -82,7 +82,11 @@ def check_itself(material: Material) -> list[Block]:
             rows.append([run.label, "-", "-", "-", "no reference or no beta"])
             continue
         check = check_margin_identity(_identity_columns(run.frame), float(beta))
-        numbers = [f"{check['from_means']:.6f}", f"{check['mean_margin']:.6f}", f"{check['difference']:.0e}"]
+        numbers = [
+            f"{check['from_means']:.6f}",
+            f"{check['mean_margin']:.6f}",
+            f"{check['difference']:.0e}" if check["difference"] else "0",
+        ]
         rows.append([run.label, *numbers, "holds" if check["holds"] else "FAILS"])
     columns = ["run", "β × (change of chosen − change of rejected)", "mean margin", "difference", "identity"]
     note = (

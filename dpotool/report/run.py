@@ -15,7 +15,7 @@ from dpotool import __version__
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.scene import Scene
-from dpotool.report.blocks import Page, Picture
+from dpotool.report.blocks import Page, Picture, map_text
 from dpotool.report.config import ReportConfig
 from dpotool.report.material import Material
 from dpotool.report.paths import hide_paths
@@ -56,7 +56,8 @@ def write_report(paths: Sequence[str], config: ReportConfig, *, find_texts: Find
     texts = find_texts(findings, config.pairs)
 
     def build(dpi: int) -> Page:
-        return hide_paths(build_page(paths, findings, config, texts, dpi))
+        page = build_page(paths, findings, config, texts, dpi)
+        return hide_paths(map_text(page, lambda text: text.replace("log pi(", "log π(")))
 
     target = Path(config.output) if config.output else Path(paths[0]) / f"report{FORMATS[format_]}"
     if format_ == "html":

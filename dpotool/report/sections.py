@@ -35,7 +35,7 @@ def _verdict(material: Material) -> list[Block]:
     for label, verdict in findings.verdicts.items():
         states = [verdict["criteria"][name] for name in _CRITERIA] if verdict else ["-"] * len(_CRITERIA)
         rows.append([label, verdict["kind"] if verdict else "no reference", *map(_say_state, states)])
-    caption = "Verdict on each model, and the four questions behind it: yes or no where the whole 95 % interval says so"
+    caption = "Verdict on each model by four questions: yes or no where the whole 95 % interval says so, else open"
     return [*blocks, Table(caption, _VERDICT_COLUMNS, rows, is_text=True)]
 
 
@@ -66,6 +66,8 @@ def _words(material: Material) -> list[Block]:
 def _models(material: Material) -> list[Block]:
     findings = material.findings
     columns, rows = tabulate_comparison(findings.comparison, findings.verdicts)
+    verdict = columns.index("displacement")  # has a table of its own, above
+    columns, *rows = ([*row[:verdict], *row[verdict + 1 :]] for row in (columns, *rows))
     caption = (
         f"Differences from {findings.comparison.baseline} over the same pairs; nats unless it says otherwise; 95 % "
         "bootstrap intervals; p adjusted by Holm"
@@ -108,8 +110,8 @@ def _trajectory(material: Material) -> list[Block]:
 _FORECAST = (
     "Before any training, `dpotool theory-gap` took one optimiser step from the gradients of the pairs and read off "
     "what it does to pairs it was not taken from, for each λ. Such a step has no length of its own: predicted changes "
-    "are those at which DPO reaches the margin it did reach. So DPO's margin is borrowed from the measurement, all else "
-    "is forecast. Changes in nats."
+    "are those at which DPO reaches the margin it did reach. So DPO's margin is borrowed from the measurement; all "
+    "else is forecast. Changes in nats."
 )
 _PRINTED = (
     "The printed theorem gives the direction of a first step, not its size: only the order of its numbers is compared."
