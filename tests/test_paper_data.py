@@ -20,10 +20,19 @@ def test_the_printed_margins_are_not_those_of_the_printed_means(method: str, exp
     margin = table.loc[method, "beta"] * (change["chosen_logps"] - change["rejected_logps"])
     assert margin == pytest.approx(expected, abs=5e-4)
     assert abs(margin - table.loc[method, "printed_mean_margin"]) > 0.04
+    assert margin == pytest.approx(table.loc[method, "margin_from_means"], abs=5e-4)
     assert f"| {expected} | 0.58 |" in (DOCS / "paper-check.md").read_text(encoding="utf-8")
 
 
-def test_the_margins_end_above_dpos_at_095() -> None:
+def test_what_is_not_at_hand_is_left_empty_and_said() -> None:
+    table = pd.read_csv(DOCS / "data" / "paper_table2.csv").set_index("method")
+    assert table.loc["KTO", ["beta", "chosen_logps", "rejected_logps"]].isna().all()
+    assert "Missing: the means of KTO" in (DOCS / "paper-check.md").read_text(encoding="utf-8")
+
+
+def test_the_margins_end_above_dpos_from_095_on() -> None:
+    """And the list is apart from the table: (0.582 - 0.5227) / 0.01 = 5.93 nats."""
     margins = pd.read_csv(DOCS / "data" / "paper_margins.csv").set_index("lambda")["printed_mean_margin"]
-    assert margins.loc[:0.95].is_monotonic_increasing and len(margins) == 11
-    assert margins[0.95] > margins[1.0] > margins[0.9]
+    assert margins.loc[:0.98].is_monotonic_increasing and len(margins) == 13
+    assert margins.loc[[0.95, 0.98, 0.99]].min() > margins[1.0] > margins[0.9]
+    assert (margins[1.0] - 0.5227) / 0.01 == pytest.approx(5.93, abs=0.01)

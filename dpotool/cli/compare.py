@@ -24,26 +24,37 @@ def register(app: typer.Typer) -> None:
 
 def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
     """Compare scored models pair by pair: differences with intervals, adjusted p-values, a verdict, the one to take."""
-    from dpotool.results.compared_table import build_comparison_frame, check_format, tabulate_comparison, write_rows
+    from dpotool.results.compared_table import build_comparison_frame, check_format
     from dpotool.results.findings import find_out
 
     check_format(config.format)
     findings = find_out(runs, baseline=config.baseline, data=config.data, split=config.split, seed=config.seed)
     for problem in findings.comparison.problems:
         console.warn(problem)
-    columns, rows = tabulate_comparison(findings.comparison, findings.verdicts)
-    if config.format == "table":
-        console.table(describe_setting(findings), columns, rows)
-    elif config.format == "csv":
+    if config.format == "csv":
         frame = build_comparison_frame(findings.comparison, findings.verdicts)
         console.say(frame.to_csv(index=False, lineterminator="\n").rstrip("\n"))
     else:
-        console.say(write_rows(columns, rows, config.format).rstrip("\n"))
+        show_tables(findings, config.format, console)
     if config.format == "table":
         show_seeds(findings, console)
     if config.format in ("table", "markdown"):
         show_conclusions(findings, console)
     console.finish(findings.to_dict())
+
+
+def show_tables(findings: Findings, format_: str, console: Console) -> None:
+    """Prints the differences, and the effect sizes with the ties."""
+    from dpotool.results.compared_table import EFFECTS_TITLE, tabulate_comparison, tabulate_effects, write_rows
+
+    differences = tabulate_comparison(findings.comparison, findings.verdicts)
+    effects = tabulate_effects(findings.comparison)
+    if format_ == "table":
+        console.table(describe_setting(findings), *differences)
+        if findings.comparison.differences:
+            console.table(EFFECTS_TITLE.format(baseline=findings.comparison.baseline), *effects)
+    else:
+        console.say("\n".join(write_rows(*each, format_) for each in (differences, effects)).rstrip("\n"))
 
 
 def describe_setting(findings: Findings) -> str:

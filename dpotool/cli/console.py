@@ -21,25 +21,40 @@ class Console(Progress):
         from rich.console import Console as RichConsole
 
         self.as_json = as_json
-        self._is_main = _is_main_process()
+        self.is_main = _is_main_process()
         self._said: set[str] = set()
+        self._has_bars = True
         width = None if sys.stdout.isatty() else PIPED_WIDTH
         self._out = RichConsole(soft_wrap=True, highlight=False, markup=False, width=width)
-        self._err = RichConsole(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        self.err = RichConsole(stderr=True, soft_wrap=True, highlight=False, markup=False)
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether stderr, where progress is shown, is a terminal."""
+        return bool(self.err.is_terminal)
+
+    @contextmanager
+    def keep_bars_off(self) -> Iterator[None]:
+        """Shows no bars while the block runs: something else moves on the screen."""
+        self._has_bars = False
+        try:
+            yield
+        finally:
+            self._has_bars = True
 
     def note(self, text: str) -> None:
         """Prints a note on stderr, once: what a sweep's runs have in common need not be said by each."""
-        if self._is_main and text not in self._said:
+        if self.is_main and text not in self._said:
             self._said.add(text)
-            self._err.print(text, style="dim")
+            self.err.print(text, style="dim")
 
     def warn(self, text: str) -> None:
-        if self._is_main:
-            self._err.print(f"warning: {text}", style="yellow")
+        if self.is_main:
+            self.err.print(f"warning: {text}", style="yellow")
 
     def say(self, text: str = "") -> None:
         """Prints a line of the result; nothing with --json."""
-        if self._is_main and not self.as_json:
+        if self.is_main and not self.as_json:
             self._out.print(text)
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -56,14 +71,14 @@ class Console(Progress):
             table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
         for row in rows:
             table.add_row(*row)
-        if self._is_main and not self.as_json:
+        if self.is_main and not self.as_json:
             natural = Measurement.get(self._out, self._out.options.update(max_width=10_000), table).maximum
             self._out.width = max(self._out.width, natural)
             self._out.print(table)
 
     def finish(self, result: dict[str, Any]) -> None:
         """Prints the machine-readable result, if that was asked for."""
-        if self._is_main and self.as_json:
+        if self.is_main and self.as_json:
             from dpotool.results.plain import to_json_plain
 
             sys.stdout.write(json.dumps(to_json_plain(result), ensure_ascii=False) + "\n")
@@ -71,7 +86,7 @@ class Console(Progress):
     @contextmanager
     def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
         """Shows a bar with rate and time left, where stderr is a terminal."""
-        if not (self._is_main and self._err.is_terminal):
+        if not (self.is_main and self.is_terminal and self._has_bars):
             yield lambda n: None
             return
         from rich import progress as bars
@@ -83,7 +98,7 @@ class Console(Progress):
             _rate_column(),
             bars.TimeRemainingColumn(),
         )
-        with bars.Progress(*columns, console=self._err, transient=True) as progress:
+        with bars.Progress(*columns, console=self.err, transient=True) as progress:
             task = progress.add_task(description, total=total)
             yield lambda n: progress.advance(task, n)
 

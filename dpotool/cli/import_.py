@@ -11,7 +11,7 @@ from dpotool.scoring.foreign.config import ImportConfig
 _FILE = Positional(
     "file",
     str,
-    "TRL's trainer_state.json, reward-bench's --save_all JSON lines, or a .pt dict of tensors.",
+    "TRL's trainer_state.json, rewardbench's _outputs.jsonl or _all.jsonl, or a .pt dict of tensors.",
     required=True,
 )
 
@@ -27,7 +27,15 @@ def run(config: ImportConfig, console: Console, file: str) -> None:
     from dpotool.scoring.foreign.run import import_file
 
     result = import_file(file, config)
+    if result.left_out:
+        console.warn(f"{file}: left out, as no column by pair: {', '.join(result.left_out)}")
     console.say(f"{result.kind}: {result.n_rows} rows to {result.path}")
     console.finish(
-        {"path": str(result.path), "folder": str(result.folder.path), "kind": result.kind, "n_rows": result.n_rows}
+        {
+            "path": str(result.path),
+            "folder": str(result.folder.path),
+            "kind": result.kind,
+            "n_rows": result.n_rows,
+            "left_out": result.left_out,
+        }
     )

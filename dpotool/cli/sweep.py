@@ -25,13 +25,19 @@ def run(config: SweepConfig, console: Console) -> None:
     """Train a grid of lambdas, schedules, losses and seeds from one start; score, compare, draw and report it."""
     from accelerate import PartialState
 
+    from dpotool.cli.live_table import show_board
     from dpotool.sweep.run import sweep
     from dpotool.training.demo import locate_model
 
     if config.dry_run:
         show_plan(config, console)
         return
-    result = sweep(config, progress=console, locate=locate_model(console))
+    result = sweep(
+        config,
+        progress=console,
+        locate=locate_model(console),
+        watch=lambda board: show_board(board, console, config.jobs),
+    )
     if len(result.table):
         first = result.table.iloc[0]
         title = f"{first['model']} on {first['data']} [{first['split']}], n = {first['n']}; 95 % intervals over pairs"

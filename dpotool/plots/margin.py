@@ -25,8 +25,8 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
-from dpotool.results.statistics import bootstrap_interval
-from dpotool.results.summaries import split_scored
+from dpotool.results.statistics import Interval, bootstrap_shares
+from dpotool.results.summaries import read_clusters, split_scored
 
 _CENTRAL = (0.5, 99.5)
 
@@ -44,30 +44,33 @@ def plot_margin(tables: Mapping[str, pd.DataFrame], *, model: str, data: str) ->
     Raises DpotoolError when a table has no margins.
     """
     margins = {label: _margins(label, table) for label, table in tables.items()}
-    pooled = np.concatenate([values for values, _ in margins.values()])
-    edges = _edges(pooled, max(len(values) for values, _ in margins.values()))
+    pooled = np.concatenate([values for values, *_ in margins.values()])
+    edges = _edges(pooled, max(len(values) for values, *_ in margins.values()))
     n_rows = len(margins)
     figure = make_figure(7.5, 1.5 + n_rows * (1.0 if n_rows <= 4 else 0.62))
     grid = figure.subplots(n_rows, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
-    for axes, (label, (values, n_excluded)) in zip(grid, margins.items(), strict=True):
+    for axes, (label, (values, n_excluded, share)) in zip(grid, margins.items(), strict=True):
         _draw_ridge(axes, values, edges)
-        _describe_row(axes, label, values, n_excluded)
+        _describe_row(axes, label, values, n_excluded, share)
     grid[0].set_xlim(edges[0], edges[-1])
     grid[0].set_ylim(0, 1.12 * max(axes.dataLim.y1 for axes in grid))
     grid[-1].set_xlabel("reward margin, β · (change of chosen − change of rejected), nats")
-    set_title(figure, "Reward margins", model, data, describe_ns([(len(v), n) for v, n in margins.values()]))
+    set_title(figure, "Reward margins", model, data, describe_ns([(len(v), n) for v, n, _ in margins.values()]))
     n_outside = int(((pooled < edges[0]) | (pooled > edges[-1])).sum())
     beyond = f" {n_outside:,} of {len(pooled):,} values lie beyond the axis." if n_outside else ""
     set_note(figure, "Share of pairs per bin; triangle at the mean; brackets are 95 % bootstrap intervals." + beyond)
     return figure
 
 
-def _margins(label: str, table: pd.DataFrame) -> tuple[NDArray[np.float64], int]:
+def _margins(label: str, table: pd.DataFrame) -> tuple[NDArray[np.float64], int, Interval]:
+    """Margins, how many pairs were left out, and the share above 0; pairs of one prompt are drawn together."""
     rows, excluded = split_scored(table)
-    values = rows["reward_margins"].dropna().to_numpy(dtype=np.float64)
+    rows = rows[rows["reward_margins"].notna()]
+    values = rows["reward_margins"].to_numpy(dtype=np.float64)
     if not len(values):
         raise DpotoolError("no reward margins to draw", where=label, remedy="Score it again with --reference")
-    return values, sum(excluded.values())
+    clusters = read_clusters(rows) if "prompt_id" in rows else None
+    return values, sum(excluded.values()), bootstrap_shares({"": values > 0}, clusters=clusters)[""]
 
 
 def _edges(pooled: NDArray[np.float64], n: int) -> NDArray[np.float64]:
@@ -95,8 +98,7 @@ def _draw_ridge(axes: Axes, values: NDArray[np.float64], edges: NDArray[np.float
     axes.spines["left"].set_visible(False)
 
 
-def _describe_row(axes: Axes, label: str, values: NDArray[np.float64], n_excluded: int) -> None:
-    share = bootstrap_interval(values > 0, "share")
+def _describe_row(axes: Axes, label: str, values: NDArray[np.float64], n_excluded: int, share: Interval) -> None:
     n_ties = int((values == 0).sum())
     axes.set_ylabel(describe_row(label, len(values), n_excluded), rotation=0, ha="right", va="center", labelpad=6)
     text = f"{share.value:.1%} above 0\n[{share.ci_low:.1%}, {share.ci_high:.1%}]"

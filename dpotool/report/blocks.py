@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,3 +97,23 @@ class Page:
     subtitle: str
     sections: list[Section]
     footer: str
+
+
+def map_text(page: Page, change: Callable[[str], str]) -> Page:
+    """Returns the page with every text changed but those of pairs and figures."""
+    sections = [
+        replace(section, blocks=[_map_block(block, change) for block in section.blocks]) for section in page.sections
+    ]
+    return replace(page, title=change(page.title), subtitle=change(page.subtitle), sections=sections)
+
+
+def _map_block(block: Block, change: Callable[[str], str]) -> Block:
+    if isinstance(block, Paragraph | Code):
+        return replace(block, text=change(block.text))
+    if isinstance(block, Bullets):
+        return replace(block, items=[change(item) for item in block.items])
+    if isinstance(block, Table):
+        rows = [[change(cell) for cell in row] for row in block.rows]
+        columns = [change(column) for column in block.columns]
+        return replace(block, caption=change(block.caption), columns=columns, rows=rows)
+    return block

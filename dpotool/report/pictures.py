@@ -18,11 +18,10 @@ from dpotool.plots.quadrants import QUADRANTS, count_quadrants, plot_quadrants
 from dpotool.plots.scene import Scene
 from dpotool.plots.tradeoff import is_on_front, plot_tradeoff
 from dpotool.report.blocks import Paragraph, Picture
+from dpotool.report.size import DPI
 
-DPI = 120
 
-
-def draw_displacement(scene: Scene) -> list[Picture | Paragraph]:
+def draw_displacement(scene: Scene, dpi: int = DPI) -> list[Picture | Paragraph]:
     """The paper's main figure and the margins behind it."""
     tables = scene.read_scores()
     means = "; ".join(
@@ -37,20 +36,20 @@ def draw_displacement(scene: Scene) -> list[Picture | Paragraph]:
     )
     return [
         *_try(
-            "displacement", lambda: plot_displacement(tables, **scene.title),
+            dpi, "displacement", lambda: plot_displacement(tables, **scene.title),
             f"Histograms of chosen and rejected log-likelihoods and of the reward margin, a row per model. {means}.",
             "Log-likelihoods of chosen and rejected completions and reward margins, a row per model; the dashed "
             "outline is the reference.",
         ),
         *_try(
-            "margin", lambda: plot_margin(tables, **scene.title),
+            dpi, "margin", lambda: plot_margin(tables, **scene.title),
             f"Histograms of reward margins, a ridge per model. {margins}.",
             "Reward margins; what lies right of zero is reward accuracy.",
         ),
     ]  # fmt: skip
 
 
-def draw_accuracy(scene: Scene) -> list[Picture | Paragraph]:
+def draw_accuracy(scene: Scene, dpi: int = DPI) -> list[Picture | Paragraph]:
     """Reward accuracy against lambda."""
     known = scene.runs[scene.runs["reward_accuracy"].notna()]
     values = "; ".join(
@@ -59,13 +58,13 @@ def draw_accuracy(scene: Scene) -> list[Picture | Paragraph]:
         for row in known.to_dict("records")
     )
     return _try(
-        "accuracy", lambda: plot_accuracy(scene.runs, **scene.title),
+        dpi, "accuracy", lambda: plot_accuracy(scene.runs, **scene.title),
         f"Reward accuracy with intervals, runs ordered by lambda. {values}.",
         "Reward accuracy against λ; λ = 1 is DPO.",
     )  # fmt: skip
 
 
-def draw_tradeoff(scene: Scene) -> list[Picture | Paragraph]:
+def draw_tradeoff(scene: Scene, dpi: int = DPI) -> list[Picture | Paragraph]:
     """The Pareto front."""
     known = scene.runs[scene.runs[["chosen_logps", "reward_accuracy"]].notna().all(axis=1)]
     front: Sequence[str] = []
@@ -73,14 +72,14 @@ def draw_tradeoff(scene: Scene) -> list[Picture | Paragraph]:
         on_front = is_on_front(known["chosen_logps"].to_numpy(float), known["reward_accuracy"].to_numpy(float))
         front = [str(label) for label in known["label"][on_front]]
     return _try(
-        "tradeoff", lambda: plot_tradeoff(scene.runs, **scene.title),
+        dpi, "tradeoff", lambda: plot_tradeoff(scene.runs, **scene.title),
         f"Mean log-likelihood of chosen against reward accuracy, a point per run. On the Pareto front: "
         f"{', '.join(front) or 'none'}.",
         "The trade-off; no run is better in both than one on the dashed Pareto front.",
     )  # fmt: skip
 
 
-def draw_quadrants(scene: Scene) -> list[Picture | Paragraph]:
+def draw_quadrants(scene: Scene, dpi: int = DPI) -> list[Picture | Paragraph]:
     """Which way the pairs moved."""
     tables = scene.read_scores()
 
@@ -94,13 +93,13 @@ def draw_quadrants(scene: Scene) -> list[Picture | Paragraph]:
     except (TypeError, ValueError):
         words = ""  # no reference: the figure says so itself
     return _try(
-        "quadrants", lambda: plot_quadrants(tables, **scene.title),
+        dpi, "quadrants", lambda: plot_quadrants(tables, **scene.title),
         f"Change of the chosen against change of the rejected log-likelihood, a point per pair. {words}.",
         "Change of chosen against change of rejected log-likelihood, a panel per model and a point per pair.",
     )  # fmt: skip
 
 
-def draw_trajectory(scene: Scene) -> list[Picture | Paragraph]:
+def draw_trajectory(scene: Scene, dpi: int = DPI) -> list[Picture | Paragraph]:
     """Log-likelihoods while training."""
     ends = []
     for label, rows in scene.read_metrics().items():
@@ -113,16 +112,16 @@ def draw_trajectory(scene: Scene) -> list[Picture | Paragraph]:
                     f"{last['eval_logps/chosen']:.2f} at step {int(last['step'])}"
                 )
     return _try(
-        "trajectory", lambda: KINDS["trajectory"](scene)["trajectory"],
+        dpi, "trajectory", lambda: KINDS["trajectory"](scene)["trajectory"],
         f"Mean log-likelihoods of chosen and rejected over optimiser steps, a panel per run. {'; '.join(ends)}.",
         "Mean log-likelihoods of chosen and rejected while training.",
     )  # fmt: skip
 
 
-def draw_theory(scene: Scene) -> list[Picture | Paragraph]:
+def draw_theory(scene: Scene, dpi: int = DPI) -> list[Picture | Paragraph]:
     """u against v of Theorem 2.1, and the forecast with what came of it."""
     blocks = _try(
-        "theory", lambda: KINDS["theory"](scene)["theory"],
+        dpi, "theory", lambda: KINDS["theory"](scene)["theory"],
         "Scatter of u against v of Theorem 2.1, a point per pair, with the share of pairs in each quadrant and the "
         "entanglement case of each as its shape; the table below has the numbers.",
         "u and v of Theorem 2.1 per pair, before training.",
@@ -132,7 +131,7 @@ def draw_theory(scene: Scene) -> list[Picture | Paragraph]:
     return [
         *blocks,
         *_try(
-            "forecast", lambda: KINDS["forecast"](scene)["forecast"],
+            dpi, "forecast", lambda: KINDS["forecast"](scene)["forecast"],
             "Forecast change of chosen and rejected log-likelihoods and reward accuracy by lambda, and what the runs "
             "measured; the table below has the numbers.",
             "The forecast made before training, and what training measured.",
@@ -140,14 +139,14 @@ def draw_theory(scene: Scene) -> list[Picture | Paragraph]:
     ]  # fmt: skip
 
 
-def _try(name: str, draw: Callable[[], Figure], alt: str, caption: str) -> list[Picture | Paragraph]:
-    """The picture, or a sentence that says why there is none."""
+def _try(dpi: int, name: str, draw: Callable[[], Figure], alt: str, caption: str) -> list[Picture | Paragraph]:
+    """The picture, shown at the same size whatever its dots per inch, or a sentence that says why there is none."""
     try:
         figure = draw()
     except DpotoolError as error:
         return [Paragraph(f"Not drawn: {error}.", tone="note")]
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
     width, height = (round(DPI * inches) for inches in figure.get_size_inches())
     return [Picture(name, buffer.getvalue(), " ".join(alt.split()), caption, width, height)]
 

@@ -9,14 +9,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup, escape
 
 from dpotool import __version__
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.scene import Scene
-from dpotool.report.blocks import Page, Picture
+from dpotool.report.blocks import Page, Picture, map_text
 from dpotool.report.config import ReportConfig
-from dpotool.report.sections import Material, build_sections
+from dpotool.report.material import Material
+from dpotool.report.paths import hide_paths
+from dpotool.report.sections import build_sections
+from dpotool.report.size import DPI, fit_page
 from dpotool.report.texts import TextSource
 from dpotool.results.atomic import write_bytes, write_text
 from dpotool.results.findings import Findings, find_out
@@ -49,11 +53,18 @@ def write_report(paths: Sequence[str], config: ReportConfig, *, find_texts: Find
     if config.pairs < 0:
         raise DpotoolError("must not be negative", where="--pairs", got=str(config.pairs))
     findings = find_out(paths, baseline=config.baseline, data=config.data, split=config.split, seed=config.seed)
-    page = build_page(paths, findings, config, find_texts(findings, config.pairs))
+    texts = find_texts(findings, config.pairs)
+
+    def build(dpi: int) -> Page:
+        page = build_page(paths, findings, config, texts, dpi)
+        return hide_paths(map_text(page, lambda text: text.replace("log pi(", "log π(")))
+
     target = Path(config.output) if config.output else Path(paths[0]) / f"report{FORMATS[format_]}"
     if format_ == "html":
-        write_text(target, render_html(page))
+        page, html = fit_page(build, render_html)
+        write_text(target, html)
     else:
+        page = build(DPI)
         folder = target.with_suffix("").with_name(f"{target.stem}_pictures")
         for picture in _pictures(page):
             write_bytes(folder / f"{picture.name}.png", picture.png)
@@ -61,13 +72,15 @@ def write_report(paths: Sequence[str], config: ReportConfig, *, find_texts: Find
     return Report(target, page, findings)
 
 
-def build_page(paths: Sequence[str], findings: Findings, config: ReportConfig, texts: TextSource) -> Page:
+def build_page(
+    paths: Sequence[str], findings: Findings, config: ReportConfig, texts: TextSource, dpi: int = DPI
+) -> Page:
     """Collects everything the page says, in no format yet."""
     comparison = findings.comparison
     folders = [run.folder for run in comparison.scored]
     scene = Scene(comparison.runs, folders, findings.folders, PlotConfig(data=config.data, split=config.split))
     manifests = {run.label: run.folder.read_manifest() for run in comparison.scored}
-    material = Material(findings, scene, texts, list(paths), config.pairs, manifests)
+    material = Material(findings, scene, texts, list(paths), config.pairs, manifests, dpi)
     first = comparison.runs.iloc[0]
     n = len(comparison.runs)
     subtitle = f"{n} model{'' if n == 1 else 's'} on {first['data']} [{first['split']}], n = {first['n']}"
@@ -101,8 +114,17 @@ def _environment(*, is_html: bool) -> jinja2.Environment:
     )
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     environment.filters["cell"] = _escape_markdown
+    environment.filters["interval"] = _set_interval
     environment.filters["fenced"] = _fence
     return environment
+
+
+def _set_interval(cell: str) -> Markup:
+    """A number with its interval on a line below it, which makes tables half as wide."""
+    value, bracket, interval = cell.partition(" [")
+    if not (bracket and interval.endswith("]")):
+        return escape(cell)
+    return Markup('{} <span class="ci">[{}</span>').format(value, interval)
 
 
 def _escape_markdown(text: str) -> str:

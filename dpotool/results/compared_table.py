@@ -17,7 +17,7 @@ FORMATS = ("table", "csv", "markdown", "latex")
 _LATEX_SIGNS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "λ": r"$\lambda$", "→": r"$\to$", "↑": r"$\uparrow$",
-    "↓": r"$\downarrow$", "<": r"$<$", "Δ": r"$\Delta$",
+    "↓": r"$\downarrow$", "<": r"$<$", "Δ": r"$\Delta$", "∞": r"$\infty$",
 }  # fmt: skip
 
 
@@ -25,8 +25,9 @@ def tabulate_comparison(
     comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None]
 ) -> tuple[list[str], list[list[str]]]:
     """Returns columns and rows for a reader: each model's numbers, its differences with intervals, adjusted p."""
-    columns = ["model", "log pi(chosen)", "chosen, difference", "p", "accuracy, %", "accuracy, difference in points"]
-    columns += ["p (accuracy)", "displacement", "rejected, difference", "margin, difference"]
+    columns = ["model", "log pi(chosen)", "chosen, difference", "p (chosen)", "accuracy, %"]
+    columns += ["accuracy, difference in points", "p (accuracy)", "displacement", "rejected, difference"]
+    columns += ["margin, difference"]
     rows = []
     for run in comparison.runs.to_dict("records"):
         label = str(run["label"])
@@ -42,6 +43,53 @@ def tabulate_comparison(
         cells += [accuracy, _interval(ranked, 1, 100), format_p(ranked), kind]
         rows.append([*cells, _interval(difference["rejected_logps"], 2), _interval(difference["reward_margins"], 3)])
     return columns, rows
+
+
+EFFECTS_TITLE = (
+    "Effect sizes against {baseline}, and ties. d_z: mean difference over the standard deviation of the differences; "
+    "odds ratio: pairs that only this model ranks right, for each that only {baseline} does"
+)
+"""What stands above `tabulate_effects`."""
+
+
+def tabulate_effects(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Returns columns and rows with the effect size of each difference, its interval, and the ties behind it."""
+    base = comparison.baseline
+    columns = [
+        "model",
+        "chosen, d_z",
+        "rejected, d_z",
+        "margin, d_z",
+        f"only it right : only {base} right",
+        "odds ratio",
+    ]
+    columns += ["ranked alike", "chosen equally likely", "margin exactly 0"]
+    rows = []
+    for run in comparison.scored:
+        margins = run.frame["reward_margins"]
+        zero = "-" if margins.isna().any() else f"{int((margins == 0).sum())} of {len(margins)}"
+        found = comparison.differences.get(run.label)
+        if found is None:
+            rows.append([run.label, "baseline", *[""] * 6, zero])
+            continue
+        cells = [_effect(found[name]) for name in ("chosen_logps", "rejected_logps", "reward_margins")]
+        ranked, chosen = found["reward_accuracy"], found["chosen_logps"]
+        cells.append("-" if ranked is None else f"{ranked['only_model']} : {ranked['only_baseline']}")
+        cells.append(_effect(ranked, sign=""))
+        cells += ["-" if each is None else f"{each['n_ties']} of {each['n']}" for each in (ranked, chosen)]
+        rows.append([run.label, *cells, zero])
+    return columns, rows
+
+
+def _effect(difference: Mapping[str, Any] | None, sign: str = "+") -> str:
+    """Returns "+0.42 [+0.31, +0.53]"; "-" where nothing varies, so that there is no scale to measure on."""
+    if difference is None or math.isnan(difference["effect_size"]["value"]):
+        return "-"
+    value, low, high = (
+        "\N{INFINITY}" if math.isinf(end) else f"{end:{sign}.2f}"
+        for end in (difference["effect_size"][name] for name in ("value", "ci_low", "ci_high"))
+    )
+    return f"{value} [{low}, {high}]"
 
 
 def tabulate_seeds(seeds: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -122,8 +170,9 @@ def _is_shown(interval: Mapping[str, float]) -> bool:
 def build_comparison_frame(comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None]) -> pd.DataFrame:
     """Returns a row per model and a column per number, for other programs; nothing rounded.
 
-    `<metric>_difference` with `_low`, `_high`, `<metric>_p_value`, `_p_adjusted`, `_effect_size` with its ends;
-    empty for the baseline.
+    `<metric>_difference` with `_low`, `_high`, `<metric>_p_value`, `_p_adjusted`, `_effect_size` with its ends (Cohen's
+    d_z, of a share the odds ratio; inf where unbounded), `_ties`, and of a share `_only_model` and `_only_baseline`,
+    the pairs it is true of in one of the two alone; empty for the baseline.
     """
     kept = ["label", "path", "loss", "lambda_schedule", "lambda", "beta", "seed", "data", "split", "n", "n_excluded"]
     rows = []
@@ -137,6 +186,9 @@ def build_comparison_frame(comparison: Comparison, verdicts: Mapping[str, Mappin
         for name in (*MEAN_METRICS, *SHARE_METRICS):
             row |= {name: run.get(name), f"{name}_low": run.get(f"{name}_low"), f"{name}_high": run.get(f"{name}_high")}
             row |= _flatten(name, differences.get(name))
+            if name in SHARE_METRICS:
+                found = differences.get(name) or {}
+                row |= {f"{name}_{who}": found.get(who) for who in ("only_model", "only_baseline")}
         rows.append(row)
     return pd.DataFrame(rows)
 

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, permutation_test
 
+from dpotool.results.odds import estimate_matched_odds
 from dpotool.results.statistics import (
     CONFIDENCE,
     N_RESAMPLES,
@@ -30,6 +31,7 @@ N_PERMUTATIONS = 9_999
 """Random sign changes; with the data themselves 10,000, so that the smallest p-value is 0.0001."""
 MCNEMAR = "exact McNemar test"
 SIGN_FLIPS = "sign-flip permutation test"
+STANDARDISED, ODDS = "Cohen's d_z", "matched odds ratio"
 FEW_DISCORDANT = 10
 _CELLS_PER_BATCH = 4_000_000  # permutations x pairs that scipy holds at a time
 
@@ -43,7 +45,10 @@ class PairedDifference:
     difference: Interval
     """Mean of model minus baseline, in the column's unit."""
     effect_size: Interval
-    """Cohen's d_z: mean difference over the standard deviation of the differences; has no unit."""
+    """No unit. Of means Cohen's d_z, the mean difference over the standard deviation of the differences; of shares the
+    matched odds ratio (`results.odds`)."""
+    effect: str
+    """STANDARDISED or ODDS."""
     p_value: float
     """Two-sided; NaN for fewer than two pairs."""
     test: str
@@ -60,7 +65,7 @@ class PairedDifference:
         counts = {} if self.discordant is None else {"only_model": only_model, "only_baseline": only_baseline}
         return {
             "difference": self.difference.to_dict("mean"),
-            "effect_size": self.effect_size.to_dict(),
+            "effect_size": {"kind": self.effect, **self.effect_size.to_dict()},
             "p_value": self.p_value,
             "test": self.test,
             "n": self.n,
@@ -90,6 +95,7 @@ def compare_means(
     return PairedDifference(
         difference=bootstrap_means({"": differences}, **shared)[""],
         effect_size=bootstrap_effect_size(differences, **shared),
+        effect=STANDARDISED,
         p_value=flip_signs(differences, clusters, n_permutations=n_permutations, seed=seed),
         test=SIGN_FLIPS,
         n=len(differences),
@@ -123,7 +129,8 @@ def compare_shares(
         difference=_widen_for_few(
             bootstrap_means({"": differences}, **shared)[""], only_model, only_baseline, len(differences), confidence
         ),
-        effect_size=bootstrap_effect_size(differences, **shared),
+        effect_size=estimate_matched_odds(ours & ~theirs, theirs & ~ours, **shared),
+        effect=ODDS,
         p_value=flip_signs(differences, clusters, n_permutations=n_permutations, seed=seed)
         if is_clustered
         else apply_mcnemar(only_model, only_baseline),

@@ -19,6 +19,10 @@ from dpotool.results.differences import Comparison
 from dpotool.results.runs import RunFolder, summary_path
 
 ADVICE, PAPER = "The forecast of theory-gap", "Theorem 2.1 as printed"
+_NO_SCALE = (
+    "On these pairs DPO's mean margin cannot be told from none: only the order of the predicted changes means "
+    "something, not their size."
+)
 _MIN_RANKED = 3
 """Lambdas from which a rank agreement is worth stating: two agree by chance half of the time."""
 
@@ -69,8 +73,8 @@ def _state(comparison: Comparison, best: str, affordable: Sequence[str], floor: 
     gain, cost = _gain(comparison, best), comparison.differences[best]["reward_accuracy"]["difference"]
     return (
         f"Take {best}: of the runs with a reward accuracy within {base}'s 95 % interval (at least {100 * floor:.1f} %) "
-        f"it keeps the chosen log-likelihood highest, {_interval(gain, 2)} nats above {base}, for "
-        f"{_interval(cost, 1, 100)} points of accuracy."
+        f"it keeps the chosen log-likelihood highest, {_interval(gain, 2)} nats above {base}; accuracy changes by "
+        f"{_interval(cost, 1, 100)} points."
     )
 
 
@@ -104,6 +108,7 @@ def check_theory(comparison: Comparison, theory: Mapping[str, Any]) -> dict[str,
     runs = comparison.runs
     constant = runs[runs["lambda"].notna() & runs["chosen_displacement"].notna()].sort_values("lambda", ascending=False)
     dpo = constant[constant["lambda"] == 1]
+    has_scale = bool((dpo["reward_margins_low"] > 0).any())
     scale = float((dpo["reward_margins"] / dpo["beta"]).mean()) if len(dpo) else math.nan
     rows = []
     for run in constant.to_dict("records"):
@@ -133,7 +138,8 @@ def check_theory(comparison: Comparison, theory: Mapping[str, Any]) -> dict[str,
         "rank_agreement": agreement,
         "recommended_lambda": (advice or {}).get("recommended_lambda"),
         "reason": (advice or {}).get("reason"),
-        "statement": _state_theory(source, agreement, len(rows), advice),
+        "statement": _state_theory(source, agreement, len(rows), advice)
+        + ("" if advice is None or has_scale else f" {_NO_SCALE}"),
     }
 
 
@@ -181,8 +187,8 @@ def _state_theory(
     if n < _MIN_RANKED:
         return f"{n} lambdas are too few to say whether theory orders them right.{named}"
     return (
-        f"{source} orders {n} runs by chosen log-likelihood with a rank agreement (Kendall's tau) of "
-        f"{say('chosen')}, by reward accuracy with {say('accuracy')}.{named}"
+        f"{source} orders {n} runs by chosen log-likelihood with a rank agreement of {say('chosen')}, by reward "
+        f"accuracy with {say('accuracy')} (Kendall's tau: 1 is the order measured, -1 its reverse).{named}"
     )
 
 

@@ -135,7 +135,7 @@ def _state(
             _with_number(name, _DENIALS[name], evidence) for name, state in criteria.items() if state == FAILED
         )
         return f"Harmful displacement: {details}, and {failed}.{few}"
-    unsettled = "; ".join(
+    unsettled = ", nor whether ".join(
         _with_number(name, _CRITERIA[name], evidence) for name, state in criteria.items() if state == OPEN
     )
     doubt = f"These pairs do not tell whether {unsettled}."

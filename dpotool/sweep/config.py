@@ -15,7 +15,15 @@ class SweepConfig(TrainingSettings):
     output: str | None = setting(None, "Sweep folder; without it one whose name follows from the settings.")
     lambdas: str = setting("0.5,0.75,0.9,0.95,1.0", "Fixed shift factors, comma-separated; 1.0 is DPO.", panel="Grid")
     schedules: str = setting(
-        "", "Schedules to train too, comma-separated: linear_increase, linear_decrease.", panel="Grid"
+        "", "Schedules to train too, comma-separated: linear_increase, linear_decrease, adaptive.", panel="Grid"
+    )
+    adaptive_rule: str = setting(
+        "",
+        "Rules of the adaptive schedule, comma-separated: sign, band; a cell for each, without it sign.",
+        panel="Grid",
+    )
+    theory: str | None = setting(
+        None, "Theory table of the training pairs (`dpotool theory-gap --split train`), for adaptive.", panel="Grid"
     )
     losses: str = setting("", "Other losses to train too, comma-separated: ipo, hinge, robust, odpo.", panel="Grid")
     seeds: int = setting(
@@ -27,7 +35,9 @@ class SweepConfig(TrainingSettings):
     )
 
 
-GRID = ("lambdas", "schedules", "losses", "seeds")
+GRID = ("lambdas", "schedules", "adaptive_rule", "losses", "seeds")
 """What may grow between two calls of one sweep: finished cells stay."""
+ONCE = ("theory",)
+"""What may be added to a sweep that has none, and then stays."""
 NOT_SETTINGS = ("output", "dry_run", "jobs", "batch_tokens")
 """What says where and how, and changes no number."""

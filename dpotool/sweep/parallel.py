@@ -2,18 +2,21 @@
 
 The first cell runs alone, so that the others find the built-in model and the reference values in the store. What a
 process leaves is a run folder like any other: the sweep afterwards scores what is finished and trains what is not.
+
+The first Ctrl-C (or SIGTERM) asks every run to end after its step with a checkpoint; the second kills them.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from itertools import count
+import time
+from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
 
 import torch
 from transformers.trainer_utils import get_last_checkpoint
@@ -21,39 +24,62 @@ from transformers.trainer_utils import get_last_checkpoint
 from dpotool.models.loading import Locate
 from dpotool.progress import Progress
 from dpotool.results.atomic import write_yaml
+from dpotool.sweep.board import FAILED, STOPPED, TRAINED, TRAINING, Board
 from dpotool.sweep.plan import Cell
+from dpotool.training.callbacks import StopOnSignal
+
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
-def train_apart(cells: list[Cell], n_jobs: int, progress: Progress, locate: Locate) -> int:
-    """Trains the cells, `n_jobs` at a time; returns how many finished. A cell that fails is left for the caller.
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """What came of the cells trained apart."""
 
-    Each process has its share of the processors and, where there are GPUs, one of them.
+    n_trained: int
+    was_interrupted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    cell: Cell
+    slot: int
+    process: subprocess.Popen[bytes]
+
+
+def train_apart(cells: list[Cell], n_jobs: int, board: Board, progress: Progress, locate: Locate) -> Apart:
+    """Trains the cells, `n_jobs` at a time. A cell that fails is left for the caller.
+
+    Each process has its share of the processors and, where there are GPUs, one of them. No process outlives this call.
     """
     if not cells:
-        return 0
+        return Apart(0)
     locate(cells[0].config.model)  # made once, not by all at the same time
-    slots: SimpleQueue[int] = SimpleQueue()
-    for slot in range(n_jobs):
-        slots.put(slot)
-    done = count(1)
+    waiting, running, outcomes = deque(cells), list[_Job](), list[bool]()
+    listener = StopOnSignal()
+    is_told = False
+    try:
+        with listener.listening():
+            while running or (waiting and not listener.is_stopping):
+                for job in [job for job in running if job.process.poll() is not None]:
+                    running.remove(job)
+                    outcomes.append(_conclude(job, board, is_told=is_told))
+                if listener.is_stopping and not is_told:
+                    is_told = True
+                    progress.note(f"stopping after this step: {', '.join(job.cell.name for job in running)}")
+                    _signal_all(running, signal.SIGTERM)
+                allowed = n_jobs if outcomes else 1
+                while waiting and not is_told and len(running) < allowed:
+                    slot = min(set(range(n_jobs)) - {job.slot for job in running})
+                    running.append(_start(waiting.popleft(), slot, n_jobs, board))
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+    finally:
+        _signal_all(running, signal.SIGKILL)
+        for job in running:
+            job.process.wait()
+    return Apart(sum(outcomes), listener.is_stopping)
 
-    def run(cell: Cell) -> bool:
-        slot = slots.get()
-        try:
-            is_well = _train(cell, slot, n_jobs)
-        finally:
-            slots.put(slot)
-        progress.note(f"{cell.name}: {'trained' if is_well else 'did not finish'} ({next(done)} of {len(cells)})")
-        return is_well
 
-    first, *others = cells
-    outcomes = [run(first)]
-    with ThreadPoolExecutor(n_jobs) as pool:
-        outcomes += pool.map(run, others)
-    return sum(outcomes)
-
-
-def _train(cell: Cell, slot: int, n_jobs: int) -> bool:
+def _start(cell: Cell, slot: int, n_jobs: int, board: Board) -> _Job:
     folder = Path(str(cell.config.output))
     words = ["--resume", "--output", str(folder)]
     if get_last_checkpoint(str(folder)) is None if folder.is_dir() else True:
@@ -64,11 +90,29 @@ def _train(cell: Cell, slot: int, n_jobs: int) -> bool:
     log = folder.parent / ".cells" / f"{cell.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("w", encoding="utf-8") as file:
-        result = subprocess.run(
-            [sys.executable, "-m", "dpotool", "train", *words],
-            env=os.environ | _share(slot, n_jobs), stdout=file, stderr=subprocess.STDOUT, check=False,
-        )  # fmt: skip
-    return result.returncode == 0
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dpotool.sweep.worker", str(os.getpid()), "train", *words],
+            env=os.environ | _share(slot, n_jobs),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    board.enter(cell.name, TRAINING)
+    return _Job(cell, slot, process)
+
+
+def _conclude(job: _Job, board: Board, *, is_told: bool) -> bool:
+    """Notes how a process ended; returns whether its run is finished."""
+    is_well = job.process.returncode == 0
+    board.enter(job.cell.name, TRAINED if is_well else STOPPED if is_told else FAILED)
+    return is_well
+
+
+def _signal_all(jobs: list[_Job], sign: signal.Signals) -> None:
+    for job in jobs:
+        if job.process.poll() is None:
+            job.process.send_signal(sign)
 
 
 def _share(slot: int, n_jobs: int) -> dict[str, str]:

@@ -9,11 +9,14 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from dpotool.errors import DpotoolError
+from dpotool.losses.adaptive import ADAPTIVE
 from dpotool.sweep.config import NOT_SETTINGS, SweepConfig
 from dpotool.training.config import TrainConfig, TrainingSettings
 
 _LINEAR = ("linear_increase", "linear_decrease")
-_OF_SCHEDULES = ("lambda_min", "lambda_max")
+_SCHEDULES = (*_LINEAR, ADAPTIVE)
+_USED_BY = {"lambda_min": _SCHEDULES, "lambda_max": _LINEAR, "theory": (ADAPTIVE,), "adaptive_rule": (ADAPTIVE,)}
+"""Setting -> the schedules that take it; an error without one of them."""
 _OTHER_LOSSES = ("ipo", "hinge", "robust", "odpo")
 
 
@@ -34,14 +37,9 @@ def plan_cells(config: SweepConfig, folder: Path) -> list[Cell]:
     """
     cells = [_fixed(config, folder, value) for value in sorted(_parse_lambdas(config.lambdas), reverse=True)]
     kinds = _parse_schedules(config.schedules)
-    for name in _OF_SCHEDULES:
-        if getattr(config, name) is not None and not kinds:
-            raise DpotoolError(
-                "no schedule in this sweep uses it",
-                where=f"--{name.replace('_', '-')}",
-                remedy=f"Give --schedules {' or '.join(_LINEAR)}, or leave it out",
-            )
-    cells += [_linear(config, folder, kind) for kind in kinds]
+    _refuse_unused(config, kinds)
+    for kind in kinds:
+        cells += _adaptive(config, folder) if kind == ADAPTIVE else [_linear(config, folder, kind)]
     cells += [_other(config, folder, loss) for loss in _parse_losses(config.losses)]
     if config.seeds < 1:
         raise DpotoolError("must be at least 1", where="--seeds", got=str(config.seeds))
@@ -79,8 +77,31 @@ def _fixed(config: SweepConfig, folder: Path, lambda_: float) -> Cell:
 
 def _linear(config: SweepConfig, folder: Path, kind: str) -> Cell:
     name = kind.replace("_", "-")
-    ends = {end: getattr(config, end) for end in _OF_SCHEDULES}
+    ends = {"lambda_min": config.lambda_min, "lambda_max": config.lambda_max}
     return Cell(name, _train_config(config, folder / name, loss="shift", lambda_schedule=kind, **ends))
+
+
+def _adaptive(config: SweepConfig, folder: Path) -> list[Cell]:
+    """A cell for each rule. Raises DpotoolError where there is no theory table or it cannot be found."""
+    if config.theory is not None and not Path(config.theory).is_file():
+        remedy = "Name a table, START/theory/DATA-train.parquet, as `dpotool theory-gap --split train` leaves it"
+        raise DpotoolError("no such table", where="--theory", got=config.theory, remedy=remedy)
+    cells = []
+    for rule in [part.strip() for part in config.adaptive_rule.split(",") if part.strip()] or ["sign"]:
+        name = f"adaptive-{rule}"
+        own = {"adaptive_rule": rule, "theory": config.theory, "lambda_min": config.lambda_min}
+        cells.append(Cell(name, _train_config(config, folder / name, loss="shift", lambda_schedule=ADAPTIVE, **own)))
+    return cells
+
+
+def _refuse_unused(config: SweepConfig, kinds: list[str]) -> None:
+    for name, users in _USED_BY.items():
+        if getattr(config, name) not in (None, "") and not set(users) & set(kinds):
+            raise DpotoolError(
+                "no schedule in this sweep uses it",
+                where=f"--{name.replace('_', '-')}",
+                remedy=f"Give --schedules {' or '.join(users)}, or leave it out",
+            )
 
 
 def _other(config: SweepConfig, folder: Path, loss: str) -> Cell:
@@ -97,7 +118,7 @@ def _reseed(cell: Cell, folder: Path, seed: int) -> Cell:
 
 def _train_config(config: SweepConfig, folder: Path, **loss: object) -> TrainConfig:
     shared = {field.name: getattr(config, field.name) for field in fields(TrainingSettings)}
-    shared |= {"output": str(folder), **dict.fromkeys(_OF_SCHEDULES)}
+    shared |= {"output": str(folder), "lambda_min": None, "lambda_max": None}
     return TrainConfig(**(shared | loss))
 
 
@@ -113,9 +134,9 @@ def _parse_lambdas(text: str) -> list[float]:
 def _parse_schedules(text: str) -> list[str]:
     kinds = [part.strip().replace("-", "_") for part in text.split(",") if part.strip()]
     for kind in kinds:
-        if kind not in _LINEAR:
+        if kind not in _SCHEDULES:
             raise DpotoolError(
-                f"unknown schedule {kind!r}", where="--schedules", expected=" or ".join(_LINEAR), got=repr(text)
+                f"unknown schedule {kind!r}", where="--schedules", expected=" or ".join(_SCHEDULES), got=repr(text)
             )
     return kinds
 

@@ -8,6 +8,8 @@ and does not stop the others.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,13 +26,17 @@ from dpotool.results.runs import RunFolder
 from dpotool.results.tables import read_metadata
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
-from dpotool.sweep.config import GRID, NOT_SETTINGS, SweepConfig
-from dpotool.sweep.parallel import train_apart
+from dpotool.sweep.board import DONE, FAILED, SCORING, STOPPED, TRAINING, Board
+from dpotool.sweep.config import GRID, NOT_SETTINGS, ONCE, SweepConfig
+from dpotool.sweep.parallel import Apart, train_apart
 from dpotool.sweep.plan import Cell, choose_folder, plan_cells
 from dpotool.training.arguments import check_arguments
 from dpotool.training.config import check_config, fill_in
 from dpotool.training.objective import build_objective
 from dpotool.training.run import train
+
+Watch = Callable[[Board], AbstractContextManager[None]]
+"""Shows what the runs are doing while the block runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +53,13 @@ class SweepResult:
     was_interrupted: bool = False
 
 
-def sweep(config: SweepConfig, *, progress: Progress = SILENT, locate: Locate = str) -> SweepResult:
+def _watch_nothing(_board: Board) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def sweep(
+    config: SweepConfig, *, progress: Progress = SILENT, locate: Locate = str, watch: Watch = _watch_nothing
+) -> SweepResult:
     """Trains and scores the whole grid and writes runs.csv beside the cells.
 
     Raises:
@@ -57,24 +69,34 @@ def sweep(config: SweepConfig, *, progress: Progress = SILENT, locate: Locate = 
     folder = choose_folder(config)
     cells = check_cells(config, folder)
     _claim(folder, config)
-    n_apart = train_apart(_find_open(cells), config.jobs, progress, locate) if config.jobs > 1 else 0
+    board = Board(cells)
+    with watch(board):
+        apart = train_apart(_find_open(cells), config.jobs, board, progress, locate) if config.jobs > 1 else Apart(0)
+        return _run_cells(folder, cells, apart, board, progress, locate)
+
+
+def _run_cells(
+    folder: Path, cells: list[Cell], apart: Apart, board: Board, progress: Progress, locate: Locate
+) -> SweepResult:
+    """Scores what is trained and trains what is not; after an interruption neither, but what is finished is tabled."""
     failures: dict[str, str] = {}
     finished: list[RunFolder] = []
-    n_trained = n_apart
-    was_interrupted = False
-    for number, cell in enumerate(cells, start=1):
-        progress.note(f"{cell.name} ({number} of {len(cells)})")
+    n_trained, was_interrupted = apart.n_trained, apart.was_interrupted
+    for cell in cells:
         try:
-            outcome = _run_cell(cell, progress, locate)
+            outcome = "interrupted" if was_interrupted else _run_cell(cell, board, progress, locate)
         except DpotoolError as error:
             failures[cell.name] = str(error)
+            board.enter(cell.name, FAILED)
             progress.warn(f"{cell.name}: {error}")
             continue
-        if outcome == "interrupted":
-            was_interrupted = True
-            break
+        except BaseException:
+            RunFolder(folder).update_manifest(status="interrupted")
+            raise
+        was_interrupted = was_interrupted or outcome == "interrupted"
         n_trained += outcome == "trained"
-        finished.append(RunFolder(Path(folder / cell.name)))
+        if outcome != "interrupted" or _is_scored(cell):
+            finished.append(RunFolder(Path(folder / cell.name)))
     return _conclude(folder, finished, failures, n_trained, was_interrupted)
 
 
@@ -99,7 +121,7 @@ def _find_open(cells: list[Cell]) -> list[Cell]:
     return [cell for cell in cells if not is_finished(cell)]
 
 
-def _run_cell(cell: Cell, progress: Progress, locate: Locate) -> str:
+def _run_cell(cell: Cell, board: Board, progress: Progress, locate: Locate) -> str:
     """Returns 'trained', 'kept' or 'interrupted'; a finished cell is not touched, an interrupted one goes on."""
     path = Path(str(cell.config.output))
     status = _status(path)
@@ -107,17 +129,27 @@ def _run_cell(cell: Cell, progress: Progress, locate: Locate) -> str:
         can_resume = status is not None and get_last_checkpoint(str(path)) is not None
         if path.exists() and not can_resume:
             shutil.rmtree(path)  # began, but left nothing to go on from
+        board.enter(cell.name, TRAINING)
         result = train(replace(cell.config, resume=can_resume), progress=progress, locate=locate)
         if result.was_interrupted:
+            board.enter(cell.name, STOPPED)
             return "interrupted"
-    if not any(not read_metadata(table).get("variant") for table in RunFolder(path).list_scores()):
+    if not _is_scored(cell):
+        board.enter(cell.name, SCORING)
         settings = ScoreConfig(
             batch_tokens=cell.config.batch_tokens,
             device=cell.config.device,
             trust_remote_code=cell.config.trust_remote_code,
         )
         score_models([str(path)], settings, progress=progress, locate=locate)
+    board.enter(cell.name, DONE)
     return "kept" if status == "finished" else "trained"
+
+
+def _is_scored(cell: Cell) -> bool:
+    """Whether a cell has the table of its run's own scoring."""
+    tables = RunFolder(Path(str(cell.config.output))).list_scores()
+    return is_finished(cell) and any(not read_metadata(table).get("variant") for table in tables)
 
 
 def _status(path: Path) -> str | None:
@@ -135,6 +167,8 @@ def _claim(folder: Path, config: SweepConfig) -> None:
     if run.manifest_path.exists():
         manifest = run.read_manifest()
         for name, value in settings.items():
+            if name in ONCE and manifest["config"].get(name) is None:
+                continue
             if manifest["kind"] != "sweep" or manifest["config"].get(name) != value:
                 raise DpotoolError(
                     "holds another sweep",

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A real model and real pairs on two CPU cores: the study of docs/results.md, about an hour.
+# A real model and real pairs on two CPU cores: the study of docs/results.md and of docs/examples/tldr-report.html.
+# A few hours: seven trainings of 19 steps, and gradient products of 220 pairs.
 #
 #   examples/smollm2/run.sh MODEL DATA      MODEL as get_model.py writes it; DATA holds tldr_train.jsonl, tldr_test.jsonl
 #                                           and hh_harmless_test.jsonl
@@ -18,13 +19,34 @@ dpotool train --loss sft --model "$model" "${pairs[@]}" --limit 800 "${test[@]}"
 
 # DPO and DPO-Shift from that start, on the same pairs in the same order.
 same=(--model "$out/tldr-sft" "${pairs[@]}" --limit 400 "${test[@]}"
-    --batch-size 1 --gradient-accumulation 8 --learning-rate 1e-5 --eval-steps 9)
-dpotool train --loss dpo "${same[@]}" --output "$out/tldr-dpo"
-dpotool train --loss shift --lambda 0.75 "${same[@]}" --output "$out/tldr-shift-0.75"
+    --batch-size 1 --gradient-accumulation 8 --learning-rate 1e-5)
+dpotool train --loss dpo "${same[@]}" --eval-steps 9 --output "$out/tldr-dpo"
+dpotool train --loss shift --lambda 0.75 "${same[@]}" --eval-steps 9 --output "$out/tldr-shift-0.75"
 dpotool score "$out/tldr-dpo" "$out/tldr-shift-0.75" --batch-tokens 2048
 dpotool plot all "$out/tldr-dpo" "$out/tldr-shift-0.75" --output "$out/plots"
 
-# What the gradients at the start say, two backward passes a pair.
+# The forecast for the training pairs, and a lambda for each of them: two gradients a pair, and steps on all of them.
+dpotool theory-gap --model "$out/tldr-sft" --data "$data/tldr_train.jsonl" --split train --truncation exclude \
+    --max-length 320 --limit 600 --batch-tokens 1000 --lambdas 0.5,0.75,0.9,0.95 --top 20 --check 4 \
+    --output "$out/tldr-theory-train"
+
+# More of the grid, evaluated at the start and at the end only: another lambda, a lambda for each pair, schedules.
+ends=("${same[@]}" --eval-steps 100)
+theory="$out/tldr-theory-train/theory/tldr_train-train.parquet"
+adaptive=(--loss shift --lambda-schedule adaptive --theory "$theory")
+dpotool train --loss shift --lambda 0.5 "${ends[@]}" --output "$out/tldr-shift-0.5"
+dpotool train "${adaptive[@]}" --adaptive-rule sign --lambda 0.75 "${ends[@]}" --output "$out/tldr-adaptive-sign"
+dpotool train "${adaptive[@]}" --adaptive-rule band --lambda-min 0.5 "${ends[@]}" --output "$out/tldr-adaptive-band"
+for schedule in linear_increase linear_decrease; do
+    dpotool train --loss shift --lambda-schedule $schedule --lambda-min 0.75 "${ends[@]}" --output "$out/tldr-$schedule"
+done
+
+# One page of it all.
+grid=("$out/tldr-dpo" "$out"/tldr-shift-{0.75,0.5} "$out"/tldr-adaptive-{sign,band} "$out"/tldr-linear_{increase,decrease})
+dpotool score "${grid[@]}"
+dpotool report "${grid[@]}" "$out/tldr-theory-train" --pairs 1 --output "$out/tldr-report.html"
+
+# What the gradients at the start say of the test pairs.
 dpotool theory-gap --model "$out/tldr-sft" --data "$data/tldr_test.jsonl" --truncation exclude --max-length 320 \
     --limit 100 --output "$out/tldr-theory"
 dpotool plot theory "$out/tldr-theory"

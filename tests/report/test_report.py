@@ -12,17 +12,20 @@ from scored_runs import write_scored_run
 from synthetic_frames import make_metric_rows, make_score_frame, make_theory_frame
 
 from dpotool.errors import DpotoolError
+from dpotool.report.blocks import Bullets, Code, Page, PairText, Paragraph, Picture, Section, Table
 from dpotool.report.config import ReportConfig
 from dpotool.report.pair_choice import choose_pairs
+from dpotool.report.paths import hide_paths
 from dpotool.report.run import Report, render_html, render_markdown, write_report
+from dpotool.report.size import LEAST_VALUABLE, fit_page
 from dpotool.report.texts import Texts, TextSource
 from dpotool.results.atomic import write_json
 from dpotool.results.runs import summary_path
 from dpotool.results.tables import THEORY_SCHEMA, write_table
 
 SECTIONS = [
-    "verdict", "models", "displacement", "accuracy", "tradeoff", "quadrants", "trajectory", "theory", "pairs", "data",
-    "checks", "setup", "reproduce",
+    "verdict", "words", "models", "displacement", "accuracy", "tradeoff", "quadrants", "trajectory", "theory", "pairs",
+    "data", "checks", "setup", "reproduce",
 ]  # fmt: skip
 EVIL = "<script>alert('x')</script> & <b>bold</b> ``` | *star*"
 
@@ -104,13 +107,14 @@ def test_the_structure_of_the_page(report: Report) -> None:
     pair_part = "subheading pair pair"
     assert structure == {
         "verdict": "paragraph paragraph paragraph table",
-        "models": "table bullets",
+        "words": "table",
+        "models": "table table bullets",
         "displacement": "picture picture",
         "accuracy": "picture",
         "tradeoff": "picture",
         "quadrants": "picture",
         "trajectory": "picture",
-        "theory": "picture table paragraph",
+        "theory": "picture paragraph table paragraph",
         "pairs": f"paragraph {pair_part} {pair_part}",
         "data": "table bullets",
         "checks": "table paragraph",
@@ -164,13 +168,13 @@ def test_every_figure_has_words_for_who_cannot_see_it(report: Report, outline: O
     assert len(images) == 7
     assert all(len(image["alt"] or "") > 60 for image in images)
     assert len(outline.find("figcaption")) == 7
-    displacement = next(block for block in report.page.sections[2].blocks if block.kind == "picture")
+    displacement = next(block for block in report.page.sections[3].blocks if block.kind == "picture")
     assert "DPO: mean log-likelihood of chosen -" in displacement.alt
 
 
 def test_tables_have_captions_and_headers(outline: Outline) -> None:
     tables = outline.find("table")
-    assert len(tables) == len(outline.find("caption")) == 8
+    assert len(tables) == len(outline.find("caption")) == 10
     assert {header["scope"] for header in outline.find("th")} == {"col", "row"}
     [html] = outline.find("html")
     assert html["lang"] == "en"
@@ -178,7 +182,7 @@ def test_tables_have_captions_and_headers(outline: Outline) -> None:
 
 def test_what_scrolls_can_be_reached_by_keyboard(outline: Outline) -> None:
     scrolling = [attributes for attributes in outline.find("div") if attributes.get("class") == "scroll"]
-    assert len(scrolling) == 15
+    assert len(scrolling) == 17
     assert all(each["tabindex"] == "0" and each["aria-label"] for each in scrolling)
 
 
@@ -191,15 +195,89 @@ def test_it_suits_dark_print_and_phones(report: Report) -> None:
 def test_numbers_are_those_of_compare(report: Report, outline: Outline) -> None:
     findings = report.findings
     for sentence in (*findings.sentences, findings.statement, findings.recommendation["statement"]):
-        assert sentence in outline.text
+        assert sentence.replace("log pi(", "log π(") in outline.text
     assert outline.text.count("holds") >= 3, "the margin identity of each run"
-    assert "2 left out, does not fit max length" in outline.text
+    assert "Every run: 2 of the scored rows left out, does not fit max length." in outline.text
 
 
-def test_reproduction_names_every_run(report: Report, runs: list[str]) -> None:
-    code = " ".join(block.text for block in report.page.sections[-1].blocks if block.kind == "code")
+def test_reproduction_names_every_run_from_where_it_was_made(
+    runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(runs[0]).parent)
+    page = write_report(runs, ReportConfig(output=str(tmp_path / "r.md"), pairs=0)).page
+    code = " ".join(block.text for block in page.sections[-1].blocks if block.kind == "code")
+    assert code.startswith("dpotool report dpo shift-0.9 shift-0.5")
     for path in runs:
-        assert f"dpotool train --config {path}/run.yaml" in code
+        assert f"dpotool train --config {Path(path).name}/run.yaml" in code
+
+
+def test_no_folder_of_this_machine_is_on_the_page(report: Report, outline: Outline, runs: list[str]) -> None:
+    assert str(Path(runs[0]).parent) not in outline.text
+    assert "dpotool report …/dpo …/shift-0.9 …/shift-0.5" in outline.text
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("data /home/me/pairs/train.jsonl, limit", "data …/train.jsonl, limit"),
+        ("Go on with /base/runs/dpo.", "Go on with runs/dpo."),
+        ("--config '/home/me/x/run.yaml'", "--config '…/run.yaml'"),
+        ("~/data/a.jsonl C:\\Users\\me\\a.jsonl", "…/a.jsonl …/a.jsonl"),
+        ("runs/dpo and/or https://host/a/b, 1/2/3", "runs/dpo and/or https://host/a/b, 1/2/3"),
+        ("nats/token/pair at /start", "nats/token/pair at /start"),
+    ],
+)
+def test_absolute_paths_lose_their_folders(text: str, expected: str) -> None:
+    blocks = [Paragraph(text), Bullets([text]), Table("t", ["c"], [[text]]), Code(text)]
+    page = hide_paths(Page("t", "s", [Section("a", "A", blocks)], "f"), Path("/base"))
+    paragraph, bullets, table, code = page.sections[0].blocks
+    assert paragraph.text == bullets.items[0] == table.rows[0][0] == code.text == expected
+
+
+def make_heavy_page(dpi: int) -> Page:
+    """Two figures of 100 kB at 120 dots per inch and a pair with a long prompt: 285 kB as base64 and text."""
+    size = 100_000 * dpi**2 // 120**2
+    pictures = [Picture(name, b"x" * size, f"words for {name}", f"{name}.", 10, 10) for name in ("margin", "accuracy")]
+    pair = PairText("Pair 1", "numbers", "p" * 20_000, "c" * 10, "r")
+    return Page("t", "s", [Section("a", "A", [*pictures, pair])], "Written.")
+
+
+@pytest.mark.parametrize(
+    ("limit", "n_pictures", "footer"),
+    [
+        (400_000, 2, "Written."),
+        (200_000, 2, "Written. Figures are coarser to keep this page below 5 MB."),
+        (
+            150_000,
+            2,
+            "Written. Figures are coarser and texts are cut to 2,000 characters to keep this page below 5 MB.",
+        ),
+        (100_000, 1, "Written. Some figures are left out and texts are cut to 2,000 characters to keep this page b"),
+        (30_000, 0, "Written. Some figures are left out and"),
+    ],
+)
+def test_a_page_that_is_too_large_shrinks_and_says_so(limit: int, n_pictures: int, footer: str) -> None:
+    page, html = fit_page(make_heavy_page, render_html, limit)
+    assert len(html.encode()) <= limit
+    assert html.count("<img") == n_pictures
+    assert page.footer.startswith(footer)
+    if n_pictures == 1:
+        assert (
+            "Left out to keep this page small: margin. `dpotool plot margin` draws it. In words: words for margin"
+            in html
+        )
+    if limit < 200_000:
+        assert "p … [18,000 characters left out]" in html and "cccccccccc" in html
+
+
+def test_what_cannot_shrink_is_refused() -> None:
+    with pytest.raises(DpotoolError, match=r"would have 0\.0 MB even without figures; .*fewer runs, or on fewer pairs"):
+        fit_page(make_heavy_page, render_html, 1_000)
+
+
+def test_every_figure_of_a_report_may_go(report: Report) -> None:
+    names = {block.name for section in report.page.sections for block in section.blocks if block.kind == "picture"}
+    assert names | {"forecast"} == set(LEAST_VALUABLE)
 
 
 def test_markdown_lies_beside_its_pictures(runs: list[str], tmp_path: Path) -> None:

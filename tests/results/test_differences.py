@@ -14,6 +14,7 @@ from dpotool.results.compared_table import (
     build_comparison_frame,
     describe_differences,
     tabulate_comparison,
+    tabulate_effects,
     write_rows,
 )
 from dpotool.results.differences import MEAN_METRICS, SHARE_METRICS, Comparison, compare_runs
@@ -147,6 +148,35 @@ def test_tables_for_papers(comparison):
     assert latex.endswith("\\bottomrule\n\\end{tabular}\n")
 
 
+def test_effect_sizes_have_intervals_and_ties_are_counted(comparison):
+    columns, [ours, base, half] = tabulate_effects(comparison)
+    assert columns == [
+        "model", "chosen, d_z", "rejected, d_z", "margin, d_z", "only it right : only DPO right", "odds ratio",
+        "ranked alike", "chosen equally likely", "margin exactly 0",
+    ]  # fmt: skip
+    chosen = comparison.differences["DPO-Shift λ=0.9"]["chosen_logps"]["effect_size"]
+    assert ours[1] == f"{chosen['value']:+.2f} [{chosen['ci_low']:+.2f}, {chosen['ci_high']:+.2f}]"
+    accuracy = comparison.differences["DPO-Shift λ=0.5"]["reward_accuracy"]
+    assert half[4] == f"{accuracy['only_model']} : {accuracy['only_baseline']}"
+    assert half[5].startswith(f"{accuracy['only_model'] / accuracy['only_baseline']:.2f} [")
+    assert half[6] == f"{120 - accuracy['only_model'] - accuracy['only_baseline']} of 120"
+    assert base[:2] == ["DPO", "baseline"] and base[-1] == "0 of 120"
+
+
+def test_an_effect_without_spread_or_bound_is_shown_as_such(tmp_path):
+    """Every margin of the second run is the first's plus 1: no spread, and it alone ranks right what the first ties."""
+    frame = make_score_frame(20, seed=1)
+    frame["reward_margins"] = [0.0] * 4 + [1.0] * 16
+    first = write_scored_run(tmp_path / "dpo", frame=frame, loss="dpo")
+    second = write_scored_run(
+        tmp_path / "ipo", frame=frame.assign(reward_margins=frame["reward_margins"] + 1), loss="ipo"
+    )
+    _, [base, ours] = tabulate_effects(compare_runs([first, second]))
+    assert ours[1:5] == ["-", "-", "-", "4 : 0"]
+    assert ours[5].startswith("∞ [0.66, ∞]")
+    assert (base[-1], ours[-1], ours[7]) == ("4 of 20", "0 of 20", "20 of 20")
+
+
 def test_csv_has_every_number(comparison):
     frame = build_comparison_frame(comparison, {})
 
@@ -154,6 +184,9 @@ def test_csv_has_every_number(comparison):
     assert pd.isna(frame.loc[1, "chosen_logps_difference"])
     assert frame.loc[0, "chosen_logps_difference_low"] < frame.loc[0, "chosen_logps_difference"]
     assert frame["reward_accuracy_p_adjusted"].notna().sum() == 2
+    odds = frame["reward_accuracy_only_model"] / frame["reward_accuracy_only_baseline"]
+    assert frame.loc[2, "reward_accuracy_effect_size"] == pytest.approx(odds[2])
+    assert frame.loc[0, "chosen_logps_ties"] == 0
 
 
 def test_the_knee_is_the_highest_within_dpos_interval(comparison):
@@ -194,7 +227,7 @@ def test_the_forecast_stands_beside_what_was_measured(comparison):
     assert theory["rows"][0]["measured_chosen"] == pytest.approx(dpo["chosen_displacement"])
     assert theory["rank_agreement"]["chosen"]["tau"] == pytest.approx(1.0)
     assert theory["rank_agreement"]["accuracy"]["tau"] is None, "the forecast holds them all equal"
-    assert "rank agreement (Kendall's tau) of +1.00, by reward accuracy with not defined" in theory["statement"]
+    assert "rank agreement of +1.00, by reward accuracy with not defined (Kendall's tau: 1 is" in theory["statement"]
     assert "It recommended lambda 0.9 before any training" in theory["statement"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,47 @@ def test_plan_puts_dpo_first_and_names_its_cells() -> None:
     assert cells[1].config.lambda_min is None, "a constant lambda takes no ends"
 
 
-@pytest.mark.parametrize("end", ["lambda_min", "lambda_max"])
-def test_ends_without_a_schedule_are_refused(end: str) -> None:
-    with pytest.raises(DpotoolError, match=f"--{end.replace('_', '-')}: no schedule in this sweep uses it"):
-        plan_cells(SweepConfig(**{end: 0.6}), Path("s"))
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"lambda_min": 0.6}, "--lambda-min: no schedule .* Give --schedules linear_increase or linear_decrease or ad"),
+        (
+            {"lambda_max": 0.6, "schedules": "adaptive"},
+            "--lambda-max: no schedule .* linear_increase or linear_decrease,",
+        ),
+        ({"theory": "t.parquet"}, "--theory: no schedule in this sweep uses it. Give --schedules adaptive"),
+        ({"adaptive_rule": "band"}, "--adaptive-rule: no schedule in this sweep uses it. Give --schedules adaptive"),
+        ({"theory": "no.parquet", "schedules": "adaptive"}, "--theory: no such table; got no.parquet. Name a table, "),
+        ({"schedules": "cosine"}, "unknown schedule 'cosine'; expected linear_increase or linear_decrease or adaptive"),
+    ],
+)
+def test_what_no_schedule_uses_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(DpotoolError, match=message):
+        plan_cells(SweepConfig(**given), Path("s"))
+
+
+def test_adaptive_cells_need_a_theory_table(settings: dict[str, Any]) -> None:
+    with pytest.raises(DpotoolError, match=r"needs the pairs' theory table\. Make one with dpotool theory-gap"):
+        sweep(SweepConfig(**settings, schedules="adaptive"))
+    assert not Path(settings["output"]).exists()
+
+
+def test_adaptive_rules_are_cells_and_join_a_finished_sweep(settings: dict[str, Any], tmp_path: Path) -> None:
+    from dpotool.theory.config import TheoryConfig
+    from dpotool.theory.run import run_theory
+
+    given = {name: settings[name] for name in ("model", "data", "test_fraction")}
+    config = TheoryConfig(**given, split="train", output=str(tmp_path / "theory"), pairs_only=True)
+    table = str(run_theory(config).path)
+    sweep(SweepConfig(**settings))
+    wider = SweepConfig(**settings, schedules="adaptive", adaptive_rule="sign,band", theory=table, lambda_min=0.6)
+    assert [cell.name for cell in plan_cells(wider, Path("s"))][2:] == ["adaptive-sign", "adaptive-band"]
+    result = sweep(replace(wider, lambda_min=None))
+    assert result.n_trained == 2 and not result.failures
+    assert result.table["label"].tolist()[2:] == ["DPO-Shift λ per pair (sign)", "DPO-Shift λ per pair (band)"]
+    other = str(Path(table).rename(tmp_path / "other.parquet"))
+    with pytest.raises(DpotoolError, match=r"holds another sweep; expected theory = .*, got .*other\.parquet"):
+        sweep(replace(wider, lambda_min=None, theory=other))
 
 
 def test_same_settings_same_folder() -> None:

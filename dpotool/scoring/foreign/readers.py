@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 import torch
 
+from dpotool.data.pairs import hash_prompt
 from dpotool.errors import DpotoolError
 
 KINDS = ("trl", "reward-bench", "tensors")
@@ -57,26 +58,31 @@ def read_trainer_state(path: Path, beta: float | None) -> list[dict[str, Any]]:
 
 
 def read_reward_bench(path: Path, beta: float | None) -> pd.DataFrame:
-    """Returns a score table of reward-bench's `{"chosen": reward, "rejected": reward}` lines.
+    """Returns a score table of the JSON lines that `rewardbench` writes, of either kind.
+
+    MODEL_all.jsonl (`--save_all`) has `chosen` and `rejected`; MODEL_outputs.jsonl has `scores_chosen` and
+    `scores_rejected`, with the prompt as it was put to the model, which becomes `prompt_id`.
 
     For a DPO model these are log-ratios without beta, which multiplies them here; there are no log-likelihoods.
     """
-    rewards = []
+    rows = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if line.strip():
-            rewards.append(_read_rewards(line, f"{path}:{number}"))
-    if not rewards:
+            rows.append(_read_rewards(line, f"{path}:{number}"))
+    if not rows:
         raise DpotoolError("holds no rewards", where=str(path))
     scale = 1.0 if beta is None else beta
-    frame = pd.DataFrame(rewards, columns=["chosen_rewards", "rejected_rewards"]) * scale
+    frame = pd.DataFrame(rows, columns=["chosen_rewards", "rejected_rewards", "prompt_id"])
+    frame[["chosen_rewards", "rejected_rewards"]] *= scale
     frame["reward_margins"] = frame["chosen_rewards"] - frame["rejected_rewards"]
     return frame.assign(pair_id=range(len(frame)), status="ok")
 
 
-def read_tensors(path: Path) -> pd.DataFrame:
-    """Returns a row per pair of a saved dict of one-dimensional tensors, all of one length.
+def read_tensors(path: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Returns a row per pair of a saved dict of one-dimensional tensors, all of one length, and what was left out.
 
     `sample_indices`, as princeton-nlp/unintentional-unalignment writes it, becomes `pair_id`; without it rows count.
+    Anything that is no such tensor is left out and named with its shape or type.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
@@ -88,15 +94,22 @@ def read_tensors(path: Path) -> pd.DataFrame:
     columns = {
         str(name): value for name, value in content.items() if isinstance(value, torch.Tensor) and value.ndim == 1
     }
+    left_out = [f"{name} ({_describe(value)})" for name, value in content.items() if str(name) not in columns]
     lengths = {len(value) for value in columns.values()}
     if len(lengths) != 1:
         raise DpotoolError(
             "its tensors are not a table", where=str(path), expected="one-dimensional tensors of one length",
-            got=", ".join(f"{name} of {tuple(value.shape)}" for name, value in columns.items()) or "none",
+            got=", ".join([*(f"{name} of {tuple(value.shape)}" for name, value in columns.items()), *left_out])
+            or "none",
         )  # fmt: skip
+    # float64 holds every float and every row number exactly, and numpy has no bfloat16
     frame = pd.DataFrame({name: value.to(torch.float64).numpy() for name, value in columns.items()})
     pair_ids = frame.pop(_INDEX).astype("int64") if _INDEX in frame else pd.Series(range(len(frame)))
-    return frame.assign(pair_id=pair_ids).sort_values("pair_id", ignore_index=True)
+    return frame.assign(pair_id=pair_ids).sort_values("pair_id", ignore_index=True), left_out
+
+
+def _describe(value: Any) -> str:
+    return f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
 def _read_json(path: Path) -> Any:
@@ -119,22 +132,23 @@ def _read_log(row: dict[str, Any], beta: float | None) -> dict[str, Any]:
     return found
 
 
-def _read_rewards(line: str, where: str) -> tuple[float, float]:
+def _read_rewards(line: str, where: str) -> tuple[float, float, str | None]:
     try:
         row = json.loads(line)
-        chosen, rejected = (_read_number(row[side]) for side in ("chosen", "rejected"))
+        prefix = "scores_" if "scores_chosen" in row else ""
+        chosen, rejected = (_read_number(row[f"{prefix}{side}"]) for side in ("chosen", "rejected"))
     except (ValueError, KeyError, TypeError, IndexError):
         raise DpotoolError(
-            "not a line of reward-bench's --save_all",
+            "not a line that rewardbench writes for pairs",
             where=where,
-            expected='{"chosen": number, "rejected": number}',
+            expected='{"chosen": number, "rejected": number} or "scores_chosen" and "scores_rejected"',
             got=line[:60],
         ) from None
-    return chosen, rejected
+    return chosen, rejected, hash_prompt(row["prompt"]) if row.get("prompt") else None
 
 
 def _read_number(value: Any) -> float:
-    """A reward, which some of its pipelines wrap in a list of one."""
+    """A reward; `_all.jsonl` has a list of one where the reward model gives an array of shape (batch, 1)."""
     number = float(value[0] if isinstance(value, list) else value)
     if not math.isfinite(number):
         raise ValueError(number)

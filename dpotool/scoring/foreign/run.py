@@ -31,6 +31,8 @@ class ImportResult:
     path: Path
     """The table that was written."""
     n_rows: int
+    left_out: list[str]
+    """What of the file is in no table, named with its shape or type."""
 
 
 def import_file(file: str, config: ImportConfig) -> ImportResult:
@@ -46,11 +48,11 @@ def import_file(file: str, config: ImportConfig) -> ImportResult:
     kind = recognise(path) if config.kind is None else config.kind
     if not path.is_file():
         raise DpotoolError("no such file", where=file)
-    content = _READERS[kind](path, config)
+    content, left_out = _READERS[kind](path, config)
     folder = RunFolder(Path(config.output) if config.output else Path("runs") / _name(path))
     _claim(folder, path, config)
     target = _write(folder, path, config, content)
-    return ImportResult(folder, kind, target, len(content))
+    return ImportResult(folder, kind, target, len(content), left_out)
 
 
 def _name(path: Path) -> str:
@@ -102,22 +104,23 @@ def _write(folder: RunFolder, path: Path, config: ImportConfig, content: Any) ->
     return target
 
 
-def _read_pairs(path: Path, config: ImportConfig) -> pd.DataFrame:
+def _read_pairs(path: Path, config: ImportConfig) -> tuple[pd.DataFrame, list[str]]:
     """A table of tensors; a score table where it holds log-likelihoods of both completions."""
-    frame = read_tensors(path)
+    frame, left_out = read_tensors(path)
     if not {"chosen_logps", "rejected_logps"} <= set(frame):
-        return frame
+        return frame, left_out
     frame["status"] = "ok"
     if {"ref_chosen_logps", "ref_rejected_logps"} <= set(frame):
         beta = 1.0 if config.beta is None else config.beta
         for side in ("chosen", "rejected"):
             frame[f"{side}_rewards"] = beta * (frame[f"{side}_logps"] - frame[f"ref_{side}_logps"])
         frame["reward_margins"] = frame["chosen_rewards"] - frame["rejected_rewards"]
-    return frame[[name for name in SCORE_SCHEMA.names if name in frame]]
+    left_out += [f"{name} (no column of a score table)" for name in frame if name not in SCORE_SCHEMA.names]
+    return frame[[name for name in SCORE_SCHEMA.names if name in frame]], left_out
 
 
-_READERS: dict[str, Callable[[Path, ImportConfig], Any]] = {
-    "trl": lambda path, config: read_trainer_state(path, config.beta),
-    "reward-bench": lambda path, config: read_reward_bench(path, config.beta),
+_READERS: dict[str, Callable[[Path, ImportConfig], tuple[Any, list[str]]]] = {
+    "trl": lambda path, config: (read_trainer_state(path, config.beta), []),
+    "reward-bench": lambda path, config: (read_reward_bench(path, config.beta), []),
     "tensors": _read_pairs,
 }

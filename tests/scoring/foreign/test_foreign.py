@@ -27,10 +27,57 @@ from dpotool.scoring.foreign.run import import_file
 
 
 def write_reward_bench(path: Path, rewards: list[tuple[Any, Any]]) -> Path:
-    """As rewardbench.py writes its `--save_all` file."""
+    """As `actual_main` of allenai/reward-bench, rewardbench/rewardbench.py (d5b87d1) writes MODEL_all.jsonl.
+
+    With --save_all, a line for each pair of the lists of scores; a reward model that answers with an array of shape
+    (batch, 1) leaves lists of one there, since `.tolist()` makes the scores.
+    """
     with path.open("w") as file:
         for chosen, rejected in rewards:
             file.write(json.dumps({"chosen": chosen, "rejected": rejected}) + "\n")
+    return path
+
+
+def write_reward_bench_outputs(path: Path, chosen: torch.Tensor, rejected: torch.Tensor, prompts: list[str]) -> Path:
+    """As the same function writes MODEL_outputs.jsonl, always: a table of columns, a line of all of them per row.
+
+    Rewards of a batch come as a tensor of shape (batch,) or (batch, 1); lists of lists are flattened; then the texts
+    and whatever other columns the data set had.
+    """
+    scores = [rewards.float().cpu().numpy().tolist() for rewards in (chosen, rejected)]
+    results = [1 if one > other else 0 for one, other in zip(*scores, strict=True)]
+    flat = [[item for row in side for item in (row if isinstance(row, list) else [row])] for side in scores]
+    table = {
+        "prompt": prompts,
+        "results": results,
+        "scores_chosen": flat[0],
+        "scores_rejected": flat[1],
+        "text_chosen": [f"{prompt} yes" for prompt in prompts],
+        "text_rejected": [f"{prompt} no" for prompt in prompts],
+        "subset": ["alpacaeval-easy"] * len(prompts),
+        "id": list(range(len(prompts))),
+    }
+    with path.open("w") as file:
+        for row in range(len(prompts)):
+            json.dump({name: column[row] for name, column in table.items()}, file)
+            file.write("\n")
+    return path
+
+
+def write_unalignment(path: Path, indices: torch.Tensor, ches: list[torch.Tensor], **more: Any) -> Path:
+    """As `main` of princeton-nlp/unintentional-unalignment (8567b81), compute_preference_similarity_per_example.py.
+
+    `sample_indices`: int64, a slice of `torch.randperm`; the distances float32 and negated; the scores
+    `torch.tensor` of a list of scalars in the model's own type. All of shape (pairs,).
+    """
+    results = {
+        "sample_indices": indices,
+        "minus_normalized_edit_distances": -torch.tensor([0.5, 0.25, 1.0]).to(torch.float),
+        "ches_scores": torch.tensor(ches),
+        "ln_ches_scores": torch.tensor([score / 100 for score in ches]),
+        "last_hidden_embedding_inner_prods": torch.tensor([2 * score for score in ches]),
+    }
+    torch.save(results | more, path)
     return path
 
 
@@ -93,24 +140,45 @@ def test_rewards_compare_by_margin_and_accuracy(tmp_path: Path) -> None:
     assert len(report.page.sections) == 13
 
 
-def test_a_dict_of_tensors_becomes_a_table_by_pair(tmp_path: Path) -> None:
-    """As compute_preference_similarity_per_example.py of princeton-nlp/unintentional-unalignment saves it."""
-    results = {
-        "sample_indices": torch.tensor([5, 2, 9]),
-        "minus_normalized_edit_distances": torch.tensor([-0.5, -0.25, -1.0]),
-        "ches_scores": torch.tensor([1.5, -2.0, 0.0]),
-        "ln_ches_scores": torch.tensor([0.1, -0.2, 0.0]),
-        "last_hidden_embedding_inner_prods": torch.tensor([3.0, 2.0, 1.0]),
-    }
+@pytest.mark.parametrize("shape", [(40,), (40, 1)])
+def test_what_rewardbench_always_writes_has_prompts_too(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    """Two pairs a prompt: they are one draw of the bootstrap."""
+    chosen, rejected = torch.arange(40.0).reshape(shape), torch.full(shape, 19.5)
+    file = write_reward_bench_outputs(
+        tmp_path / "m_outputs.jsonl", chosen, rejected, [f"<s>prompt {row // 2}" for row in range(40)]
+    )
+
+    result = import_file(str(file), ImportConfig(output=str(tmp_path / "run"), beta=0.1))
+
+    frame = read_table(result.path)
+    assert frame["chosen_rewards"].tolist() == pytest.approx([0.1 * row for row in range(40)])
+    assert (frame["reward_margins"] > 0).mean() == 0.5
+    assert frame["prompt_id"].nunique() == 20 and frame["prompt_id"][0] == frame["prompt_id"][1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_dict_of_tensors_becomes_a_table_by_pair(tmp_path: Path, dtype: torch.dtype) -> None:
     folder = tmp_path / "OLMo-1B_ultrafeedback"
     folder.mkdir()
-    torch.save(results, folder / "results_samples.pt")
+    ches = [torch.tensor(value, dtype=dtype) for value in (1.5, -2.0, 0.0)]
+    file = write_unalignment(folder / "results_samples.pt", torch.tensor([5, 2, 9]), ches)
 
-    result = import_file(str(folder / "results_samples.pt"), ImportConfig(output=str(tmp_path / "run")))
+    result = import_file(str(file), ImportConfig(output=str(tmp_path / "run")))
 
     frame = pd.read_csv(result.path)
     assert frame["pair_id"].tolist() == [2, 5, 9]
     assert frame["ches_scores"].tolist() == [-2.0, 1.5, 0.0]
+    assert frame["minus_normalized_edit_distances"].tolist() == [-0.25, -0.5, -1.0]
+    assert result.left_out == []
+
+
+def test_what_is_no_column_is_named(tmp_path: Path) -> None:
+    """Copies of the script save a score for each layer beside these."""
+    file = write_unalignment(
+        tmp_path / "results_samples.pt", torch.arange(3), [torch.tensor(1.0)] * 3, layers=torch.zeros(3, 7), name="a"
+    )
+    result = import_file(str(file), ImportConfig(output=str(tmp_path / "run")))
+    assert result.left_out == ["layers (shape (3, 7))", "name (str)"]
 
 
 def test_tensors_of_log_likelihoods_become_scores(tmp_path: Path) -> None:
@@ -146,7 +214,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.Mon
     [
         ("state.json", "{}", r"state\.json: holds no log_history\. Name the trainer_state\.json"),
         ("state.json", "{", "cannot be read as JSON"),
-        ("a.jsonl", '{"chosen": 1}\n', r"a\.jsonl:1: not a line of reward-bench's --save_all; expected"),
+        ("a.jsonl", '{"chosen": 1}\n', r"a\.jsonl:1: not a line that rewardbench writes for pairs; expected"),
         ("a.jsonl", '{"chosen": 1, "rejected": 2}\n{"chosen": NaN, "rejected": 2}\n', r"a\.jsonl:2: not a line"),
         ("a.jsonl", "", "holds no rewards"),
         ("a.csv", "x", "cannot tell what wrote it from its name"),

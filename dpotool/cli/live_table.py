@@ -1,0 +1,115 @@
+"""What `dpotool sweep` shows while it runs: a table that is live on a terminal, plain lines everywhere else."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from dpotool.cli.console import Console, format_number
+
+if TYPE_CHECKING:
+    from dpotool.sweep.board import Board, CellState
+
+_COLUMNS = ("run", "state", "log pi(chosen)", "log pi(rejected)", "margin", "left")
+_CAPTION = (
+    "Means in nats: while training of the last logged batch, once done of the test pairs.\n"
+    "Ctrl-C stops after this step; the same command goes on from there."
+)
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+@contextmanager
+def show_board(board: Board, console: Console, n_jobs: int) -> Iterator[None]:
+    """Shows the board on stderr while the block runs."""
+    if not console.is_main:
+        yield
+    elif console.is_terminal:
+        from rich.live import Live
+
+        with (
+            console.keep_bars_off(),
+            Live(get_renderable=lambda: draw_board(board, n_jobs), console=console.err, refresh_per_second=2),
+        ):
+            yield
+    else:
+        with _telling(board, console):
+            yield
+
+
+def draw_board(board: Board, n_jobs: int) -> Any:
+    """Returns the board as rich's table, a row per planned run."""
+    from rich import box
+    from rich.table import Table
+
+    states = board.read()
+    left = board.estimate_left(states, n_jobs)
+    n_done = sum(state.phase == "done" for state in states)
+    title = f"{n_done} of {len(states)} runs done" + (f", about {format_time(left)} of training left" if left else "")
+    table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
+    for number, column in enumerate(_COLUMNS):
+        table.add_column(column, justify="right" if number > 1 else "left", no_wrap=True)
+    for state in states:
+        table.add_row(*describe_state(state), style="dim" if state.phase == "waiting" else None)
+    return table
+
+
+def describe_state(state: CellState) -> list[str]:
+    """Returns the cells of one row."""
+    phase = state.phase
+    if phase in ("training", "stopped") and state.step is not None:
+        phase += f", step {state.step} of {state.n_steps or '?'}"
+    elif phase == "training":
+        phase = "loading"
+    numbers = [
+        "" if value is None else format_number(value, digits)
+        for value, digits in ((state.chosen_logps, 2), (state.rejected_logps, 2), (state.reward_margin, 3))
+    ]
+    return [state.name, phase, *numbers, "" if state.seconds_left is None else format_time(state.seconds_left)]
+
+
+def format_time(seconds: float) -> str:
+    """Returns 0:07, 12:40 or 1:02:10."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def _telling(board: Board, console: Console) -> Iterator[None]:
+    """Prints a line whenever a run comes to another phase or another quarter of its steps."""
+    told: dict[str, tuple[str, int]] = {}
+    is_over = threading.Event()
+
+    def look() -> None:
+        for line in tell_news(board.read(), told):
+            console.note(line)
+
+    def watch() -> None:
+        while not is_over.wait(_SECONDS_BETWEEN_LOOKS):
+            look()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+        look()
+
+
+def tell_news(states: Sequence[CellState], told: dict[str, tuple[str, int]]) -> list[str]:
+    """Returns a line for each run that has come further than `told` says, and brings that up to date."""
+    lines = []
+    for number, state in enumerate(states, start=1):
+        quarter = 4 * (state.step or 0) // (state.n_steps or 1) if state.phase == "training" else 0
+        if state.phase == "waiting" or told.get(state.name) == (state.phase, quarter):
+            continue
+        told[state.name] = (state.phase, quarter)
+        name, phase, chosen, rejected, margin, left = describe_state(state)
+        values = {"log pi(chosen)": chosen, "log pi(rejected)": rejected, "margin": margin, "left": left}
+        known = ", ".join(f"{what} {value}" for what, value in values.items() if value)
+        lines.append(f"{name} ({number} of {len(states)}): {phase}" + (f"; {known}" if known else ""))
+    return lines

@@ -1,0 +1,26 @@
+"""All that a report is made from, collected once and handed to every section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dpotool.plots.scene import Scene
+from dpotool.report.texts import TextSource
+from dpotool.results.findings import Findings
+
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """All that a report is made from."""
+
+    findings: Findings
+    scene: Scene
+    texts: TextSource
+    paths: list[str]
+    """What the user named."""
+    n_pairs: int
+    manifests: dict[str, dict[str, Any]]
+    """label -> run.yaml"""
+    dpi: int
+    """Dots per inch of the figures."""

@@ -1,0 +1,161 @@
+"""The sections that let a reader check and repeat a report: data problems, self-check, settings, commands."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from dpotool.report.blocks import Block, Bullets, Code, Paragraph, Subheading, Table
+from dpotool.report.material import Material
+from dpotool.results.runs import summary_path
+from dpotool.results.summaries import check_margin_identity, split_scored
+from dpotool.results.tables import read_table
+
+
+def list_data_problems(material: Material) -> list[Block]:
+    """Counts of what was left out or is odd among scored pairs, and what happened to the training pairs."""
+    columns = ["run", "rows", "scored", "left out", "prompt shortened", "token across prompt and answer"]
+    columns += ["chosen = rejected", "pair occurs twice", "margin exactly 0"]
+    rows: list[list[str]] = []
+    found: dict[str, list[str]] = {}
+    for run in material.findings.comparison.scored:
+        summary = _read_summary(run.path)
+        counts = summary.get("counts") or {}
+        excluded = _count_excluded(run.path)
+        names = ("n_rows", "n_truncated", "n_boundary_merged", "n_identical", "n_duplicate")
+        n_rows, *odd = (_show(counts.get(name)) or "-" for name in names)
+        ties = int((run.frame["reward_margins"] == 0).sum()) if run.is_referenced else "-"
+        rows.append([run.label, n_rows, str(len(run.frame)), str(sum(excluded.values())), *odd, str(ties)])
+        for reason, n in excluded.items():
+            found.setdefault(f"{n} of the scored rows left out, {reason}.", []).append(run.label)
+    blocks: list[Block] = [Table("The scored pairs: how many were left out or are odd in some way", columns, rows)]
+    for label, manifest in material.manifests.items():
+        for problem in _list_training_problems(manifest):
+            found.setdefault(problem, []).append(label)
+    nothing = Paragraph("Nothing was left out, shortened, merged, identical or twice there.")
+    return [*blocks, Bullets(_say_of_whom(found, list(material.manifests))) if found else nothing]
+
+
+_ODD = {
+    "n_truncated": "had their prompt shortened",
+    "n_boundary_merged": "have a token across prompt and answer",
+    "n_identical": "have a chosen answer equal to the rejected one",
+    "n_duplicate": "occur twice",
+}
+
+
+def _list_training_problems(manifest: Mapping[str, Any]) -> list[str]:
+    part = (manifest.get("data") or {}).get("train") or {}
+    left_out = part.get("n_excluded") or {}
+    problems = [f"{n} of {part.get('n_rows')} training rows left out, {reason}." for reason, n in left_out.items()]
+    return problems + [f"{part[name]} training pairs {what}." for name, what in _ODD.items() if part.get(name)]
+
+
+def _say_of_whom(found: Mapping[str, Sequence[str]], labels: Sequence[str]) -> list[str]:
+    """What is true of every run is said once."""
+    return [
+        f"{'Every run' if len(whose) == len(labels) and len(labels) > 1 else ', '.join(whose)}: {what}"
+        for what, whose in found.items()
+    ]
+
+
+def _count_excluded(path: Any) -> dict[str, int]:
+    return split_scored(read_table(path))[1]
+
+
+def _read_summary(path: Any) -> dict[str, Any]:
+    try:
+        summary = json.loads(summary_path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
+def check_itself(material: Material) -> list[Block]:
+    """The margin identity, run by run."""
+    rows = []
+    for run in material.findings.comparison.scored:
+        beta = run.about.get("beta")
+        if not run.is_referenced or beta is None:
+            rows.append([run.label, "-", "-", "-", "no reference or no beta"])
+            continue
+        check = check_margin_identity(_identity_columns(run.frame), float(beta))
+        numbers = [
+            f"{check['from_means']:.6f}",
+            f"{check['mean_margin']:.6f}",
+            f"{check['difference']:.0e}" if check["difference"] else "0",
+        ]
+        rows.append([run.label, *numbers, "holds" if check["holds"] else "FAILS"])
+    columns = ["run", "β × (change of chosen − change of rejected)", "mean margin", "difference", "identity"]
+    note = (
+        "The mean margin must equal β times the difference of the mean changes. It is a check of this report against "
+        "its own tables: it fails where rewards were made with another β or another reference than the table says."
+    )
+    return [Table("The margin identity", columns, rows), Paragraph(note, tone="note")]
+
+
+def _identity_columns(frame: Any) -> Mapping[str, Any]:
+    names = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps", "chosen_rewards")
+    columns = {name: frame[name].to_numpy(float) for name in (*names, "rejected_rewards", "reward_margins")}
+    for side in ("chosen", "rejected"):
+        columns[f"{side}_displacement"] = columns[f"{side}_logps"] - columns[f"ref_{side}_logps"]
+    return columns
+
+
+def say_how_to_repeat(material: Material) -> list[Block]:
+    """The commands that make the page and the runs again, and the tables that were read."""
+    scored = material.findings.comparison.scored
+    lines = [f"dpotool report {shlex.join(material.paths)}", f"dpotool compare {shlex.join(material.paths)}"]
+    trained = []
+    for run in scored:
+        if material.manifests[run.label]["kind"] == "train":
+            path = str(run.folder.path)
+            trained.append(f"dpotool train --config {shlex.quote(path)}/run.yaml --output {shlex.quote(path)}-again")
+            trained.append(f"dpotool score {shlex.quote(path)}-again")
+    blocks: list[Block] = [
+        Paragraph("The page again, from the tables, without any model:"),
+        Code("\n".join(lines)),
+    ]
+    if trained:
+        blocks += [
+            Paragraph("The runs again. On the same machine and versions the numbers repeat; see the manifest above."),
+            Code("\n".join(trained)),
+        ]
+    sources = [f"{run.label}: {run.path}" for run in scored]
+    if material.findings.theory:
+        sources.append(f"theory: {material.findings.theory['path']}")
+    blocks += [Subheading("Tables read"), Bullets(sources)]
+    return blocks
+
+
+def describe_setup(material: Material) -> list[Block]:
+    """Settings in which runs differ and agree, and the machine and versions behind the first run."""
+    configs = {label: manifest["config"] for label, manifest in material.manifests.items()}
+    names = list(dict.fromkeys(name for config in configs.values() for name in config if name != "output"))
+    same, different = [], []
+    for name in names:
+        values = [_show(config.get(name)) for config in configs.values()]
+        if len(set(values)) > 1:
+            different.append((name.rstrip("_"), values))
+        elif values[0]:
+            same.append([name.rstrip("_"), values[0]])
+    blocks: list[Block] = []
+    if different:
+        rows = [[label, *(values[i] for _, values in different)] for i, label in enumerate(configs)]
+        blocks.append(Table("What differs between the runs", ["run", *(n for n, _ in different)], rows, is_text=True))
+    blocks.append(Table("What they have in common", ["setting", "value"], same, is_text=True))
+    first = next(iter(material.manifests.values()))
+    about = [[name, _show(first.get(name))] for name in ("created", "git_sha")]
+    for part in ("hardware", "fingerprints", "versions"):
+        about += [[f"{part}: {name}", _show(value)] for name, value in (first.get(part) or {}).items()]
+    label = next(iter(material.manifests))
+    blocks.append(Table(f"Manifest of {label}", ["entry", "value"], [row for row in about if row[1]], is_text=True))
+    return blocks
+
+
+def _show(value: Any) -> str:
+    if value is None or value == [] or value == "":
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
