@@ -77,13 +77,19 @@ def _show_advice(summary: dict[str, Any], console: Console) -> None:
     if advice["grid"]:
         step = {"adamw": "AdamW's first", "sgd": "a gradient"}[advice["optimizer"]]
         console.table(
-            f"Forecast: {step} step, tried on pairs it was not taken from; nats per nat of margin that DPO gains",
+            f"Forecast: {step} step, tried on pairs it was not taken from; nats per nat of margin that DPO gains; "
+            "intervals over pairs, the step held as it is",
             *theory_tables.tabulate_forecast(advice),
         )
     best = advice["recommended_lambda"]
     console.say(f"recommended lambda: {'none' if best is None else f'{best:g}'}. {advice['reason']}")
+    if not summary["at_reference"]:
+        console.note("the forecast is of a DPO training that would start from this model, itself the reference")
+    if summary.get("drivers") == []:
+        console.say("no pair pushes the mean log pi(chosen) of the others down")
     if summary.get("drivers"):
         console.table(
-            "Pairs that drive displacement: what their part in a DPO step does to the mean log pi(chosen)",
+            "Pairs that drive displacement: what their part in a gradient step on DPO's loss does to the mean "
+            "log pi(chosen), nats per nat of margin that this step gains",
             *theory_tables.tabulate_drivers(summary["drivers"]),
         )

@@ -61,10 +61,14 @@ def advise(
     bands: tuple[Values, Values],
     *,
     optimizer: str,
+    clusters: NDArray[np.str_] | None = None,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Returns the forecast for each lambda with intervals, the lambda it speaks for, and why.
+
+    Intervals are over the pairs that the step is tried on, with the step held as it is: they say how well these pairs
+    tell what this step does, and are too narrow for what a step on other pairs would do.
 
     Where the mean margin that DPO gains cannot be told from none, there is nothing to compare with: `grid` is empty,
     `recommended_lambda` None, and `reason` says so.
@@ -73,10 +77,11 @@ def advise(
         forecast: f -> predicted changes; must hold f = 1, DPO.
         bands: low and high end of each pair's admissible band.
         optimizer: whose step was predicted.
+        clusters: which prompt each pair belongs to; those of one prompt are resampled together.
     """
-    options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
+    options: dict[str, Any] = {"clusters": clusters, "n_resamples": n_resamples, "seed": seed}
     gain = _margin(forecast[1.0])
-    about = {"optimizer": optimizer, "n": len(gain)}
+    about = {"optimizer": optimizer, "n": len(gain), "intervals": "over pairs, the step held fixed"}
     scaled = bootstrap_means({"": gain / max(np.abs(gain).max(initial=0.0), 1e-300)}, **options)[""]
     if not scaled.ci_low > 0:
         reason = (

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from scipy.stats import bootstrap, spearmanr
 
 from dpotool.results.statistics import Interval, bootstrap_means, bootstrap_ratios, bootstrap_shares
+from dpotool.results.summaries import read_clusters
 
 Values = NDArray[np.float64]
+Prompts = NDArray[np.str_]
 N_RESAMPLES = 2_000
 QUANTITIES = ("chosen", "rejected", "margin")
 FEWEST_PAIRS = 3
@@ -21,7 +23,8 @@ FEWEST_PAIRS = 3
 def summarize_prediction(frame: pd.DataFrame, *, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Returns for chosen, rejected and margin, each with intervals over pairs:
 
-    `measured` and `predicted` (mean change, nats), `explained` (predicted mean over measured mean), `correlation`
+    `measured` and `predicted` (mean change, nats), `explained` (predicted mean over measured mean; None where the
+    measured one cannot be told from 0, by which nothing can be divided), `correlation`
     (Pearson) and `rank_correlation` (Spearman) over pairs, `slope` (least squares, measured on predicted: 1 if the
     prediction has the right size), and `same_sign`, the share of pairs whose direction was predicted.
 
@@ -29,7 +32,8 @@ def summarize_prediction(frame: pd.DataFrame, *, seed: int = 0) -> dict[str, dic
         frame: prediction table (PREDICTION_SCHEMA).
     """
     measured, predicted = _columns(frame, ""), _columns(frame, "predicted_")
-    return {name: _describe(measured[name], predicted[name], seed) for name in QUANTITIES}
+    clusters = read_clusters(frame)
+    return {name: _describe(measured[name], predicted[name], clusters, seed) for name in QUANTITIES}
 
 
 def _columns(frame: pd.DataFrame, prefix: str) -> dict[str, Values]:
@@ -37,30 +41,44 @@ def _columns(frame: pd.DataFrame, prefix: str) -> dict[str, Values]:
     return {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected}
 
 
-def _describe(measured: Values, predicted: Values, seed: int) -> dict[str, Any]:
-    means = bootstrap_means({"measured": measured, "predicted": predicted}, seed=seed)
-    ratio = bootstrap_ratios({"": (predicted, measured)}, seed=seed)[""] if np.any(measured) else None
-    same = bootstrap_shares({"": np.sign(measured) == np.sign(predicted)}, seed=seed)[""]
+def _describe(measured: Values, predicted: Values, clusters: Prompts | None, seed: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"clusters": clusters, "seed": seed}
+    means = bootstrap_means({"measured": measured, "predicted": predicted}, **options)
+    has_ratio = means["measured"].ci_low > 0 or means["measured"].ci_high < 0
+    ratio = bootstrap_ratios({"": (predicted, measured)}, **options)[""] if has_ratio else None
+    same = bootstrap_shares({"": np.sign(measured) == np.sign(predicted)}, **options)[""]
     return {
         **{name: interval.to_dict("mean") for name, interval in means.items()},
         "explained": None if ratio is None else ratio.to_dict(),
-        "correlation": _over_pairs(_correlate, predicted, measured, seed),
-        "rank_correlation": _over_pairs(_correlate_ranks, predicted, measured, seed),
-        "slope": _over_pairs(_fit_slope, predicted, measured, seed),
+        "correlation": _over_pairs(_correlate, predicted, measured, clusters, seed),
+        "rank_correlation": _over_pairs(_correlate_ranks, predicted, measured, clusters, seed),
+        "slope": _over_pairs(_fit_slope, predicted, measured, clusters, seed),
         "same_sign": same.to_dict(),
     }
 
 
 def _over_pairs(
-    statistic: Callable[[Values, Values], float], predicted: Values, measured: Values, seed: int
+    statistic: Callable[[Values, Values], float],
+    predicted: Values,
+    measured: Values,
+    clusters: Prompts | None,
+    seed: int,
 ) -> dict[str, float] | None:
     """The statistic with its bootstrap interval; None where it has no meaning (fewer than 3 pairs, or one value)."""
     if len(measured) < FEWEST_PAIRS or np.ptp(predicted) == 0 or np.ptp(measured) == 0:
         return None
+    labels = np.arange(len(measured)) if clusters is None else clusters
+    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+    def resample(drawn: NDArray[np.int_]) -> float:
+        places = np.concatenate([members[number] for number in drawn])
+        return statistic(predicted[places], measured[places])
+
+    if len(members) < FEWEST_PAIRS:
+        return None
     found = bootstrap(
-        (predicted, measured),
-        statistic,
-        paired=True,
+        (np.arange(len(members)),),
+        resample,
         vectorized=False,
         n_resamples=N_RESAMPLES,
         method="percentile",  # BCa would need a resample without each pair in turn, and these are bounded or robust

@@ -35,6 +35,9 @@ def _schema(name: str, definition: str, columns: list[pa.Field]) -> pa.Schema:
 
 
 _PAIR_ID = _column("pair_id", pa.int64(), "row", "row number in the source split, from 0", required=True)
+_PROMPT_ID = _column(
+    "prompt_id", pa.string(), "", "hash of the prompt; pairs of one prompt have the same", optional=True
+)
 
 SCORE_SCHEMA = _schema(
     "score",
@@ -43,7 +46,7 @@ SCORE_SCHEMA = _schema(
     [
         _PAIR_ID,
         _column("status", pa.string(), "", "'ok', or why the pair was left out", required=True),
-        _column("prompt_id", pa.string(), "", "hash of the prompt; pairs of one prompt have the same", optional=True),
+        _PROMPT_ID,
         _column("prompt_tokens", pa.int64(), "tokens", "tokens of the prompt after truncation"),
         _column("chosen_tokens", pa.int64(), "tokens", "tokens of the chosen completion that count, EOS included"),
         _column("rejected_tokens", pa.int64(), "tokens", "tokens of the rejected completion that count, EOS included"),
@@ -79,6 +82,8 @@ THEORY_SCHEMA = _schema(
     "trained parameters.",
     [
         _PAIR_ID,
+        _PROMPT_ID,
+        _column("pair_hash", pa.string(), "", "hash of the pair's token ids, by which a table is known", optional=True),
         _column("grad_inner_product", pa.float64(), "nats^2", "<W, L>"),
         _column("chosen_grad_sq_norm", pa.float64(), "nats^2", "|W|^2"),
         _column("rejected_grad_sq_norm", pa.float64(), "nats^2", "|L|^2"),
@@ -99,6 +104,7 @@ PREDICTION_SCHEMA = _schema(
     "One row per pair: how its log-likelihoods differ between two checkpoints, and what a first order predicts of it.",
     [
         _PAIR_ID,
+        _PROMPT_ID,
         _column("chosen_logps", pa.float64(), "nats", "log pi(chosen | prompt) at the first checkpoint"),
         _column("rejected_logps", pa.float64(), "nats", "log pi(rejected | prompt) at the first checkpoint"),
         _column("chosen_change", pa.float64(), "nats", "log pi(chosen) at the second checkpoint minus at the first"),

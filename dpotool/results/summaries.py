@@ -60,10 +60,10 @@ def _has_only_rewards(rows: pd.DataFrame) -> bool:
     return bool(len(rows)) and bool(rows["chosen_logps"].isna().all() and rows["chosen_rewards"].notna().any())
 
 
-def read_clusters(scored: pd.DataFrame) -> np.ndarray | None:
+def read_clusters(table: pd.DataFrame) -> np.ndarray | None:
     """Returns which prompt each pair belongs to, or None for a table that does not say."""
-    prompts = scored["prompt_id"]
-    return None if prompts.isna().any() else prompts.to_numpy(dtype=str)
+    prompts = table.get("prompt_id")
+    return None if prompts is None or prompts.isna().any() else prompts.to_numpy(dtype=str)
 
 
 def has_reference(scored: pd.DataFrame) -> bool:

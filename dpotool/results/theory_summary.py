@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dpotool.results.statistics import N_RESAMPLES, bootstrap_interval, bootstrap_means, bootstrap_shares
+from dpotool.results.summaries import read_clusters
 
 GapColumns = Mapping[float, Mapping[str, "PairGaps"]]
 """f -> kind of gap ("paper", "self_step", "batch") -> its columns."""
@@ -53,6 +54,8 @@ def summarize_theory(
 ) -> dict[str, Any]:
     """Returns the summary of a theory table (columns of THEORY_SCHEMA), every interval over pairs.
 
+    Where prompts repeat, pairs of one prompt are resampled together, but for medians.
+
     Args:
         gaps: per shift factor, the kinds of gap to summarise, aligned with the frame.
         gamma: slope of the smoothed target w2, as in the table's u.
@@ -61,7 +64,8 @@ def summarize_theory(
     """
     usable, not_finite = split_usable(frame)
     gaps = gaps or {}
-    options = {"n_resamples": n_resamples, "seed": seed}
+    medians: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
+    options = medians | {"clusters": read_clusters(usable)}
     u, v = (usable[name].to_numpy(dtype=np.float64) for name in ("u", "v"))
     means = bootstrap_means({"u": u, "v": v}, **options)
     shares = bootstrap_shares({"u_positive_share": u > 0, "v_negative_share": v < 0}, **options)
@@ -73,12 +77,12 @@ def summarize_theory(
         "gamma": gamma,
         "u": means["u"].to_dict("mean"),
         "v": means["v"].to_dict("mean"),
-        "u_median": bootstrap_interval(u, "median", **options).to_dict(),
-        "v_median": bootstrap_interval(v, "median", **options).to_dict(),
+        "u_median": bootstrap_interval(u, "median", **medians).to_dict(),
+        "v_median": bootstrap_interval(v, "median", **medians).to_dict(),
         **{name: share.to_dict() | {"paper": PAPER_SHARES[name]} for name, share in shares.items()},
         "paper_setting": PAPER_SETTING,
         "entanglement": _count_cases(usable["entanglement"], options),
-        "band": _describe_band(usable, list(gaps), options),
+        "band": _describe_band(usable, list(gaps), options, medians),
         "gaps": {
             shift_key(f): {kind: _describe_gaps(columns, is_usable, options) for kind, columns in kinds.items()}
             for f, kinds in gaps.items()
@@ -125,7 +129,9 @@ def _count_cases(cases: pd.Series, options: Mapping[str, Any]) -> dict[str, dict
     return {case: {"n": int(counts[case]), **share.to_dict()} for case, share in shares.items()}
 
 
-def _describe_band(frame: pd.DataFrame, lambdas: Sequence[float], options: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_band(
+    frame: pd.DataFrame, lambdas: Sequence[float], options: Mapping[str, Any], medians: Mapping[str, Any]
+) -> dict[str, Any]:
     """The band of f in which a self-step raises the chosen and lowers the rejected likelihood.
 
     `bounded_share` has <W, L> > 0, where the band ends somewhere; the medians of its ends are over those pairs, that of
@@ -139,13 +145,13 @@ def _describe_band(frame: pd.DataFrame, lambdas: Sequence[float], options: Mappi
     shares = {shift_key(f): (low <= f) & (f <= high) for f in (*lambdas, 1.0)}
     return {
         "bounded_share": bootstrap_shares({"": is_bounded}, **options)[""].to_dict(),
-        "low_median": bootstrap_interval(low[is_bounded], "median", **options).to_dict(),
-        "high_median": bootstrap_interval(high[is_bounded], "median", **options).to_dict(),
-        "centre_median": bootstrap_interval(centre, "median", **options).to_dict(),
+        "low_median": bootstrap_interval(low[is_bounded], "median", **medians).to_dict(),
+        "high_median": bootstrap_interval(high[is_bounded], "median", **medians).to_dict(),
+        "centre_median": bootstrap_interval(centre, "median", **medians).to_dict(),
         "admissible_share": {f: share.to_dict() for f, share in bootstrap_shares(shares, **options).items()},
     }
 
 
 def shift_key(f: float) -> str:
     """A shift factor as a JSON key: 0.9, 1, 1.05."""
-    return f"{f:g}"
+    return f"{f:.10g}"

@@ -65,7 +65,7 @@ def compute_batch_products(
         gamma: slope of the smoothed reward accuracy.
         adamw_shifts: shift factors f to try AdamW's first step for.
     """
-    halves = _split(len(pairs), in_two=bool(adamw_shifts))
+    halves: list[np.ndarray] = split_by_prompt(pairs) if adamw_shifts else [np.arange(len(pairs))]
     with progress.track("mean gradients", 2 * len(pairs)) as advance:
         means = [
             compute_mean_gradients(
@@ -102,10 +102,15 @@ def compute_batch_products(
     )
 
 
-def _split(n_pairs: int, *, in_two: bool) -> list[np.ndarray]:
-    """Returns the places of all pairs, or of every second and every other one."""
-    places = np.arange(n_pairs)
-    return [places[0::2], places[1::2]] if in_two else [places]
+def split_by_prompt(pairs: Sequence[TokenizedPair]) -> list[np.ndarray]:
+    """Returns the places of the pairs of every second prompt, and of every other one.
+
+    A pair whose prompt is not known has one of its own. Where all have the same prompt, the pairs themselves are split.
+    """
+    prompts = [place if pair.prompt_id is None else pair.prompt_id for place, pair in enumerate(pairs)]
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}
+    order = np.array([numbers[prompt] for prompt in prompts] if len(numbers) > 1 else range(len(pairs)))
+    return [np.flatnonzero(order % 2 == half) for half in (0, 1)]
 
 
 def _measure(

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from dpotool.results.advice import DOT_COLUMNS, GRID, advise, forecast_sgd
+from dpotool.results.summaries import read_clusters
 from dpotool.results.theory_summary import PairGaps
 from dpotool.theory.batch_products import BatchProducts, Values
 from dpotool.theory.gaps import compute_accuracy_slopes, compute_batch_gaps, compute_gap_weights, compute_self_step_gaps
@@ -79,7 +80,8 @@ def give_advice(frame: pd.DataFrame, batch: BatchProducts, shifts: Sequence[floa
     """Returns optimizer -> advice: from a gradient step on a fine grid of lambda, and AdamW's where it was taken."""
     bands = (frame["band_low"].to_numpy(), frame["band_high"].to_numpy())
     grid = tuple(sorted({*GRID, *shifts, 1.0}))
-    by_optimizer = {"sgd": advise(forecast_sgd(frame, grid), bands, optimizer="sgd", seed=seed)}
+    options: dict[str, Any] = {"clusters": read_clusters(frame), "seed": seed}
+    by_optimizer = {"sgd": advise(forecast_sgd(frame, grid), bands, optimizer="sgd", **options)}
     if batch.adamw:
-        by_optimizer["adamw"] = advise(batch.adamw, bands, optimizer="adamw", seed=seed)
+        by_optimizer["adamw"] = advise(batch.adamw, bands, optimizer="adamw", **options)
     return by_optimizer

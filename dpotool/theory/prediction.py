@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate import PartialState
@@ -26,8 +27,9 @@ from dpotool.models.loading import Locate, load_tokenizer, merge_adapter
 from dpotool.models.subject import Subject, describe_subject, read_training_run
 from dpotool.progress import SILENT, Progress
 from dpotool.results.atomic import ensure_writable, write_json
+from dpotool.results.manifest import collect_manifest
 from dpotool.results.prediction_summary import summarize_prediction
-from dpotool.results.runs import summary_path
+from dpotool.results.runs import RunFolder, summary_path
 from dpotool.results.schemas import PREDICTION_SCHEMA
 from dpotool.results.tables import write_table
 from dpotool.theory.config import PredictConfig
@@ -64,10 +66,13 @@ def run_prediction(
     if config.at not in POINTS:
         raise DpotoolError("no such point", where="--at", expected=" or ".join(POINTS), got=repr(config.at))
     subject = describe_subject(end, config)
-    start = start or _find_start(subject)
+    own_start = _find_start(subject)
+    start = start or own_start
     if start is None:
         raise DpotoolError(
-            "nothing says which model this one was trained from",
+            "nothing says which model this one was trained from"
+            if Path(end).exists()
+            else "no such folder, and of a model from the hub nothing says which one it was trained from",
             where=end,
             remedy="Name it first: dpotool predict FROM TO",
         )
@@ -90,11 +95,17 @@ def run_prediction(
         "distance": measure_distance(first, second),
     }
     summary = about | summarize_prediction(frame, seed=config.seed)
-    variant = "-".join(filter(None, (subject.variant, "" if config.at == "from" else f"at-{config.at}")))
+    from_elsewhere = "" if start == own_start else f"from-{RunFolder(Path(start)).name.replace(':', '-')}"
+    at = "" if config.at == "from" else f"at-{config.at}"
+    variant = "-".join(filter(None, (subject.variant, from_elsewhere, at)))
     path = subject.folder.prediction_path(about["data"], about["split"], config.format, variant)
     if PartialState().is_main_process:
         write_table(frame, path, PREDICTION_SCHEMA, about, format=config.format)
         write_json(summary_path(path), summary)
+        if not subject.folder.manifest_path.exists():
+            settings = {**config.to_dict(), "model": subject.model, "max_length": opened.max_length}
+            manifest = collect_manifest("prediction", settings, data=asdict(opened.pair_set.source))
+            subject.folder.write_manifest(manifest | {"status": "finished"})
     return PredictionResult(frame, summary, path)
 
 
@@ -113,14 +124,10 @@ def compute_prediction(
         at: where the gradients are taken: at the first model (`from`), at the second (`to`), or in the `middle`.
 
     Raises:
-        DpotoolError: the two do not have the same parameters.
+        DpotoolError: the two do not have the same parameters, or one of them gives a value that is not finite.
     """
     start, end = dict(first.named_parameters()), dict(second.named_parameters())
     _check_parameters(start, end)
-    logps = []
-    for name, model in (("first", first), ("second", second)):
-        with progress.track(f"scoring the {name}", len(pairs)) as advance:
-            logps.append(compute_pair_logps(model, pairs, batch_tokens=batch_tokens, on_progress=advance))
     difference = parameter_difference({name: weight.data for name, weight in start.items()}, end)
     with progress.track("first-order changes", len(pairs)) as advance, _standing_at(at, first, second) as model:
         (changes,), _ = compute_directional_changes(
@@ -130,18 +137,27 @@ def compute_prediction(
             batch_tokens=batch_tokens,
             on_progress=advance,
         )
-    before, after = logps
-    return pd.DataFrame(
+    logps: dict[str, tuple[np.ndarray, np.ndarray]] = {at: (changes.chosen_logps, changes.rejected_logps)}
+    for name, model in (("from", first), ("to", second)):
+        if name != at:
+            with progress.track(f"scoring {name}", len(pairs)) as advance:
+                scored = compute_pair_logps(model, pairs, batch_tokens=batch_tokens, on_progress=advance)
+            logps[name] = scored.chosen, scored.rejected
+    (chosen_before, rejected_before), (chosen_after, rejected_after) = logps["from"], logps["to"]
+    frame = pd.DataFrame(
         {
             "pair_id": [pair.pair_id for pair in pairs],
-            "chosen_logps": before.chosen,
-            "rejected_logps": before.rejected,
-            "chosen_change": after.chosen - before.chosen,
-            "rejected_change": after.rejected - before.rejected,
+            "prompt_id": [pair.prompt_id for pair in pairs],
+            "chosen_logps": chosen_before,
+            "rejected_logps": rejected_before,
+            "chosen_change": chosen_after - chosen_before,
+            "rejected_change": rejected_after - rejected_before,
             "predicted_chosen_change": changes.chosen,
             "predicted_rejected_change": changes.rejected,
         }
     )
+    _check_finite(frame)
+    return frame
 
 
 @contextmanager
@@ -189,6 +205,16 @@ def _check_parameters(start: dict[str, nn.Parameter], end: dict[str, nn.Paramete
                 expected=f"the same shape in both, {shapes[0] or 'none'}",
                 got=str(shapes[1] or "none"),
             )
+
+
+def _check_finite(frame: pd.DataFrame) -> None:
+    is_finite = np.isfinite(frame.drop(columns="prompt_id").to_numpy(dtype=np.float64)).all(axis=1)
+    if not is_finite.all():
+        raise DpotoolError(
+            f"a value of {int((~is_finite).sum())} of {len(frame)} pairs is not finite",
+            where=f"row {frame['pair_id'][~is_finite].iloc[0]}, for one",
+            remedy="Check both models' weights, or use --dtype float32",
+        )
 
 
 def _check_tokenizers(start: str, tokenizer: Any, config: PredictConfig, *, where: str) -> None:

@@ -15,7 +15,7 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.reference import ReferenceLogps
+from dpotool.likelihood.reference import ReferenceLogps, hash_pair
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.adapters import mark_trained_parameters
 from dpotool.models.loading import Locate
@@ -111,6 +111,9 @@ class _Study:
             reference_rejected_logps=logps[1],
             gamma=self.config.gamma,
         )
+        frame = frame.assign(
+            prompt_id=[pair.prompt_id for pair in pairs], pair_hash=[hash_pair(pair) for pair in pairs]
+        )
         batch = None
         try:
             if not self.was_interrupted:
@@ -156,7 +159,8 @@ class _Study:
         frame = add_batch_columns(frame, batch)
         self.found["advice"] = give_advice(frame, batch, self.lambdas, seed=self.config.seed)
         self.found["advice_from"] = self.config.optimizer
-        self.found["drivers"] = self._show_drivers(frame, pairs)
+        if self.found["advice"]["sgd"]["grid"]:  # else there is no scale to give a push on
+            self.found["drivers"] = self._show_drivers(frame, pairs)
         return frame, batch
 
     def _show_drivers(self, frame: pd.DataFrame, pairs: Sequence[TokenizedPair]) -> list[dict[str, Any]]:

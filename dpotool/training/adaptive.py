@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float
 
 from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
+from dpotool.likelihood.reference import hash_pair
 from dpotool.losses.adaptive import AdaptiveLambda
 from dpotool.progress import Progress
 from dpotool.results.schemas import THEORY_SCHEMA
@@ -14,6 +16,7 @@ from dpotool.results.tables import read_metadata, read_table
 from dpotool.training.config import TrainConfig
 
 Values = Float[np.ndarray, " pairs"]
+WHOLE = "all trained parameters"
 _NEEDED = ("u", "grad_inner_product", "chosen_grad_sq_norm", "rejected_grad_sq_norm")
 
 
@@ -35,6 +38,8 @@ def read_pair_shifts(rule: AdaptiveLambda, config: TrainConfig, pair_set: PairSe
             got=f"{about.get('data')} [{about.get('split')}]",
             remedy=f"Make one: dpotool theory-gap --model {config.model} --data {config.data} --split {source.split}",
         )
+    if about.get("parameters", WHOLE) != WHOLE:
+        progress.warn(f"{config.theory} counts only a part of what is trained: {about['parameters']}")
     if about and about.get("model") != config.model:
         progress.warn(f"{config.theory} was computed at {about.get('model')}, and training starts from {config.model}")
     rows = frame.drop_duplicates("pair_id").set_index("pair_id")
@@ -47,6 +52,7 @@ def read_pair_shifts(rule: AdaptiveLambda, config: TrainConfig, pair_set: PairSe
             got=f"none for row {missing[0]}, for one",
             remedy="Run theory-gap with the same --limit, --max-length and --truncation as this training",
         )
+    _check_pairs(rows["pair_hash"].reindex(ids), pair_set, config.theory)
     values = rows.loc[ids, list(_NEEDED)].to_numpy(dtype=np.float64)
     if not np.isfinite(values).all():
         raise DpotoolError("the theory table holds values that are no numbers", where=config.theory)
@@ -56,3 +62,19 @@ def read_pair_shifts(rule: AdaptiveLambda, config: TrainConfig, pair_set: PairSe
         f"1 for {int((shifts == 1).sum())} of {len(shifts)} pairs"
     )
     return shifts
+
+
+def _check_pairs(hashes: pd.Series, pair_set: PairSet, path: str) -> None:
+    """Compares tokens, not names: other data may have the same name, and other settings make other tokens."""
+    others = [
+        pair.pair_id
+        for pair, known in zip(pair_set.pairs, hashes, strict=True)
+        if pd.notna(known) and known != hash_pair(pair)
+    ]
+    if others:
+        raise DpotoolError(
+            f"the theory table is of other texts for {len(others)} of {len(hashes)} training pairs",
+            where=path,
+            got=f"row {others[0]}, for one, has other tokens",
+            remedy="Run theory-gap on these pairs, with the same tokenizer, --max-length and --truncation",
+        )

@@ -119,6 +119,18 @@ def test_without_a_gain_in_margin_there_is_no_scale_and_it_is_said():
     assert "cannot be told from none" in advice["reason"]
 
 
+def test_pairs_of_one_prompt_are_resampled_together():
+    draw = np.random.default_rng(2)
+    chosen, rejected = draw.normal(-1, 1, 60), draw.normal(-3, 1, 60)
+    changes = {1.0: (np.repeat(chosen, 3), np.repeat(rejected, 3))}
+    bands = (np.zeros(180), np.full(180, np.inf))
+    widths = []
+    for clusters in (np.repeat(np.arange(60).astype(str), 3), None):
+        change = advise(changes, bands, optimizer="adamw", clusters=clusters)["grid"]["1"]["chosen_change"]
+        widths.append(change["ci_high"] - change["ci_low"])
+    assert widths[0] / widths[1] == pytest.approx(3**0.5, rel=0.15)
+
+
 def test_drivers_by_brute_force():
     W, L = draw_gradients(30, 1.2)
     ranked = rank_drivers(table_from(W, L), 3)

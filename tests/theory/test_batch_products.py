@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
-from dpotool.theory.batch_products import compute_batch_products
+from dpotool.theory.batch_products import compute_batch_products, split_by_prompt
 from dpotool.theory.double_precision import EverythingInFloat64
 from dpotool.theory.gaps import compute_accuracy_slopes
 from dpotool.theory.ghost.selection import select_parameters
@@ -56,6 +57,14 @@ def test_products_with_means(is_away: bool):
         np.testing.assert_allclose(got[0], (W @ direction).numpy(), rtol=1e-9, atol=1e-9)
         np.testing.assert_allclose(got[1], (L @ direction).numpy(), rtol=1e-9, atol=1e-9)
     assert batch.adamw == {}
+
+
+def test_pairs_of_one_prompt_stay_in_one_half():
+    prompts = ["a", "b", "a", "c", "b", None, "d"]
+    pairs = [replace(pair, prompt_id=prompt) for pair, prompt in zip(make_pairs(7), prompts, strict=True)]
+    assert [half.tolist() for half in split_by_prompt(pairs)] == [[0, 2, 3, 6], [1, 4, 5]]
+    same = [replace(pair, prompt_id="a") for pair in pairs]
+    assert [half.tolist() for half in split_by_prompt(same)] == [[0, 2, 4, 6], [1, 3, 5]]
 
 
 def test_adamws_step_is_torchs_own_and_taken_from_the_other_half():

@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import make_pairs
 from model_families import build_family
+from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.errors import DpotoolError
@@ -102,6 +103,31 @@ def test_a_run_is_compared_with_the_model_it_began_with(settings: dict[str, Any]
 def test_a_model_from_elsewhere_needs_the_one_it_came_from(settings: dict[str, Any]) -> None:
     with pytest.raises(DpotoolError, match=r"nothing says which model .* dpotool predict FROM TO"):
         run_prediction(settings["model"], None, PredictConfig(data=settings["data"]))
+
+
+def test_what_is_not_there_is_not_asked_for_its_beginning(settings: dict[str, Any]) -> None:
+    with pytest.raises(DpotoolError, match=r"nope: no such folder, and of a model from the hub"):
+        run_prediction("nope", None, PredictConfig(data=settings["data"]))
+
+
+def test_predictions_from_two_beginnings_and_of_a_plain_model_stay_apart(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    ends = [str(save_tiny_model(tmp_path / name, seed=seed)) for name, seed in (("one", 1), ("two", 2))]
+    config = PredictConfig(data=settings["data"], output=str(tmp_path / "found"))
+    results = [run_prediction(settings["model"], start, config) for start in ends]
+    assert [result.path.name for result in results] == ["pairs-all-from-one.parquet", "pairs-all-from-two.parquet"]
+    assert all(result.path.is_file() for result in results)
+    assert RunFolder(tmp_path / "found").read_manifest()["kind"] == "prediction"
+
+
+def test_a_model_whose_values_are_no_numbers_is_named_by_row(settings: dict[str, Any], tmp_path: Path) -> None:
+    broken = save_tiny_model(tmp_path / "broken", seed=3)
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][0] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(DpotoolError, match=r"row 0, for one: a value of 6 of 6 pairs is not finite"):
+        run_prediction(str(broken), settings["model"], PredictConfig(data=settings["data"], output=str(tmp_path / "o")))
 
 
 def test_points_that_are_none() -> None:

@@ -13,11 +13,14 @@ import torch
 from training_helpers import read_weights, training_rows
 
 from dpotool.errors import DpotoolError
+from dpotool.progress import Progress
 from dpotool.results.runs import RunFolder
 from dpotool.results.schemas import THEORY_SCHEMA
 from dpotool.results.tables import read_metadata, read_table, write_table
 from dpotool.theory.config import TheoryConfig
 from dpotool.theory.run import run_theory
+from dpotool.training.config import TrainConfig
+from dpotool.training.run import train
 
 Run = Callable[..., RunFolder]
 
@@ -92,6 +95,29 @@ def test_a_table_of_other_pairs_is_refused(run: Run, table: Path) -> None:
         DpotoolError, match=r"of other pairs; expected .* \[train\], got .* \[test\]. Make one: dpotool"
     ):
         run(loss="shift", lambda_schedule="adaptive", theory=other)
+
+
+def test_a_table_of_other_texts_under_the_same_name_is_refused(
+    run: Run, table: Path, settings: dict[str, Any], tmp_path: Path
+) -> None:
+    text = Path(settings["data"]).read_text()
+    turned = text.replace("chosen", "other").replace("rejected", "chosen").replace("other", "rejected")
+    data = tmp_path / Path(settings["data"]).name
+    data.write_text(turned)
+    with pytest.raises(DpotoolError, match=r"of other texts for \d+ of 24 training pairs; got row \d+, for one"):
+        run(data=str(data), loss="shift", lambda_schedule="adaptive", theory=str(table))
+
+
+def test_a_table_of_some_parameters_is_used_with_a_warning(settings: dict[str, Any], table: Path) -> None:
+    class Warnings(Progress):
+        seen: list[str] = []  # noqa: RUF012 - one test, one list
+
+        def warn(self, text: str) -> None:
+            self.seen.append(text)
+
+    part = rewrite(table, lambda frame: frame, parameters="output layer")
+    train(TrainConfig(**settings, loss="shift", lambda_schedule="adaptive", theory=part), progress=Warnings())
+    assert f"{part} counts only a part of what is trained: output layer" in Warnings.seen
 
 
 def test_a_table_that_lacks_pairs_is_refused(run: Run, table: Path) -> None:
