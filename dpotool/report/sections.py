@@ -49,8 +49,8 @@ _WORDS = [
     ["reference", "The model as it was before training. Changes are measured against it."],
     ["displacement", "A fall of log π(chosen) below the reference, though training was meant to favour these answers."],
     ["verdict", "none: the chosen answers do not fall. benign: they fall, but the rejected ones fall more, most pairs "
-     "are still ranked right, and chosen tokens keep 90 % of their probability. harmful: one of these three is shown to "
-     "fail. unclear: these pairs do not tell."],
+     "are still ranked right, and chosen tokens keep 90 % of their probability. harmful: one of these three is shown "
+     "to fail. unclear: these pairs do not tell."],
     ["margin", "β × (change of log π(chosen) − change of log π(rejected)). What DPO raises."],
     ["accuracy", "Share of pairs with a margin above 0; a margin of exactly 0 counts as wrong."],
     ["λ", "Factor on the rejected answer's reward in DPO-Shift. 1 is DPO; smaller values push the rejected answer down "
