@@ -38,8 +38,10 @@ def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
         show_tables(findings, config.format, console)
     if config.format == "table":
         show_seeds(findings, console)
+    if config.format == "markdown":
+        console.say()  # or what follows would be a row of the table
     if config.format in ("table", "markdown"):
-        show_conclusions(findings, console)
+        show_conclusions(findings, console, bullet="- " if config.format == "markdown" else "")
     console.finish(findings.to_dict())
 
 
@@ -78,14 +80,14 @@ def show_seeds(findings: Findings, console: Console) -> None:
         console.table(title, *tabulate_seeds(findings.seeds))
 
 
-def show_conclusions(findings: Findings, console: Console) -> None:
+def show_conclusions(findings: Findings, console: Console, bullet: str = "") -> None:
     """Prints the sentences, the verdict on the baseline, the recommendation and what to do next."""
     for sentence in findings.sentences:
-        console.say(sentence)
+        console.say(bullet + sentence)
     console.say()
-    console.say(f"Verdict on {findings.comparison.baseline}: {findings.statement}")
+    console.say(f"{bullet}Verdict on {findings.comparison.baseline}: {findings.statement}")
     if findings.recommendation is not None:
-        console.say(f"Recommendation: {findings.recommendation['statement']}")
+        console.say(f"{bullet}Recommendation: {findings.recommendation['statement']}")
     if findings.theory is not None:
-        console.say(f"Theory: {findings.theory['statement']}")
-    console.say(f"Next: {findings.next_action}")
+        console.say(f"{bullet}Theory: {findings.theory['statement']}")
+    console.say(f"{bullet}Next: {findings.next_action}")

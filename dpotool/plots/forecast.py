@@ -153,7 +153,7 @@ def _describe(outcomes: pd.DataFrame | None) -> str:
     if outcomes is None:
         return text
     if not len(outcomes):
-        return f"{text} No outcomes: no runs of this model with fixed λ beside a DPO run that gained margin."
+        return f"{text} No outcomes: no runs of this model with fixed λ beside a DPO run whose gain in margin is shown."
     about = sorted({f"{row['data']} [{row['split']}] (n = {row['n']:,})" for _, row in outcomes.iterrows()})
     return (
         f"{text} Large points: {count(len(outcomes), 'run')} at the end of training, on {', '.join(about)}, per nat of "

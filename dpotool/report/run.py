@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -115,6 +116,7 @@ def _environment(*, is_html: bool) -> jinja2.Environment:
     environment.filters["base64"] = lambda data: base64.b64encode(data).decode("ascii")
     environment.filters["cell"] = _escape_markdown
     environment.filters["interval"] = _set_interval
+    environment.filters["inline"] = _set_commands
     environment.filters["fenced"] = _fence
     return environment
 
@@ -125,6 +127,11 @@ def _set_interval(cell: str) -> Markup:
     if not (bracket and interval.endswith("]")):
         return escape(cell)
     return Markup('{} <span class="ci">[{}</span>').format(value, interval)
+
+
+def _set_commands(text: str) -> Markup:
+    """What stands between backticks as code; everything else as it is."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _escape_markdown(text: str) -> str:

@@ -17,8 +17,8 @@ class SweepConfig(TrainingSettings):
     schedules: str = setting(
         "", "Schedules to train too, comma-separated: linear_increase, linear_decrease, adaptive.", panel="Grid"
     )
-    adaptive_rule: str = setting(
-        "",
+    adaptive_rule: str | None = setting(
+        None,
         "Rules of the adaptive schedule, comma-separated: sign, band; a cell for each, without it sign.",
         panel="Grid",
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dpotool.data.sources import has_test_split, load_preferences
+from dpotool.results.runs import RunFolder
 from dpotool.sweep.config import SweepConfig
-from dpotool.sweep.plan import choose_folder
+from dpotool.sweep.plan import Cell, choose_folder
 from dpotool.sweep.run import check_cells, is_finished
 from dpotool.training.arguments import count_steps
 from dpotool.training.config import fill_in
@@ -24,6 +26,8 @@ class SweepPlan:
     """Rows to train on; what does not fit or repeats is not known yet."""
     n_test: int | None
     """Rows to score; None without a test split."""
+    seconds_per_step: float | None
+    """Pace of the runs of this sweep that are finished; None before there is one."""
 
     @property
     def n_open(self) -> int:
@@ -34,12 +38,18 @@ class SweepPlan:
         """Optimiser steps still to take."""
         return sum(cell["steps"] for cell in self.cells if not cell["is_finished"])
 
+    @property
+    def seconds(self) -> float | None:
+        """Training still to do, one run at a time, at that pace."""
+        return None if self.seconds_per_step is None else self.n_steps * self.seconds_per_step
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "sweep": self.folder,
             "cells": self.cells,
             "n_open": self.n_open,
             "n_steps": self.n_steps,
+            "seconds": self.seconds,
             "n_train": self.n_train,
             "n_test": self.n_test,
         }
@@ -67,7 +77,17 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
                 "is_finished": is_finished(cell),
             }
         )
-    return SweepPlan(str(folder), rows, n_train, _count_test_rows(config))
+    return SweepPlan(str(folder), rows, n_train, _count_test_rows(config), _measure_pace(cells))
+
+
+def _measure_pace(cells: list[Cell]) -> float | None:
+    """Mean seconds a step, over the finished cells whose metrics tell how long their training took."""
+    paces = []
+    for cell in cells:
+        folder = RunFolder(Path(str(cell.config.output)))
+        rows = folder.read_metrics() if is_finished(cell) and folder.metrics_path.is_file() else []
+        paces += [row["train_runtime"] / row["step"] for row in rows if row.get("train_runtime") and row.get("step")]
+    return sum(paces) / len(paces) if paces else None
 
 
 def _count_test_rows(config: SweepConfig) -> int | None:

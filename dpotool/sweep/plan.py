@@ -87,7 +87,7 @@ def _adaptive(config: SweepConfig, folder: Path) -> list[Cell]:
         remedy = "Name a table, START/theory/DATA-train.parquet, as `dpotool theory-gap --split train` leaves it"
         raise DpotoolError("no such table", where="--theory", got=config.theory, remedy=remedy)
     cells = []
-    for rule in [part.strip() for part in config.adaptive_rule.split(",") if part.strip()] or ["sign"]:
+    for rule in [part.strip() for part in (config.adaptive_rule or "").split(",") if part.strip()] or ["sign"]:
         name = f"adaptive-{rule}"
         own = {"adaptive_rule": rule, "theory": config.theory, "lambda_min": config.lambda_min}
         cells.append(Cell(name, _train_config(config, folder / name, loss="shift", lambda_schedule=ADAPTIVE, **own)))
@@ -96,7 +96,7 @@ def _adaptive(config: SweepConfig, folder: Path) -> list[Cell]:
 
 def _refuse_unused(config: SweepConfig, kinds: list[str]) -> None:
     for name, users in _USED_BY.items():
-        if getattr(config, name) not in (None, "") and not set(users) & set(kinds):
+        if getattr(config, name) is not None and not set(users) & set(kinds):
             raise DpotoolError(
                 "no schedule in this sweep uses it",
                 where=f"--{name.replace('_', '-')}",

@@ -47,7 +47,9 @@ def test_csv_and_latex_are_only_the_table(dpotool: Any) -> None:
     latex = dpotool("compare", "dpo", "shift", "--format", "latex").out
     assert latex.startswith("\\begin{tabular}") and latex.endswith("\\end{tabular}\n")
     markdown = dpotool("compare", "dpo", "shift", "--format", "markdown").out
-    assert markdown.startswith("| model |") and "Verdict on DPO" in markdown
+    assert markdown.startswith("| model |") and "\n- Verdict on DPO" in markdown
+    assert "|\n\n- DPO-Shift λ=0.9 keeps" in markdown, "what follows is no row of the table"
+    assert latex.count("\\end{tabular}") == markdown.count("| model |") == 2, "differences, and effect sizes with ties"
 
 
 def test_one_line_for_a_wrong_format_or_baseline(dpotool: Any) -> None:

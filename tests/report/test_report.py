@@ -262,12 +262,15 @@ def test_a_page_that_is_too_large_shrinks_and_says_so(limit: int, n_pictures: in
     assert html.count("<img") == n_pictures
     assert page.footer.startswith(footer)
     if n_pictures == 1:
-        assert (
-            "Left out to keep this page small: margin. `dpotool plot margin` draws it. In words: words for margin"
-            in html
-        )
+        assert "Left out to keep this page small: margin. <code>dpotool plot margin</code> draws it." in html
+        assert "In words: words for margin" in html
     if limit < 200_000:
         assert "p … [18,000 characters left out]" in html and "cccccccccc" in html
+
+
+def test_commands_in_a_sentence_are_set_as_code() -> None:
+    page = Page("t", "s", [Section("a", "A", [Paragraph("Run `dpotool score <x>` first.")])], "f")
+    assert "<p>Run <code>dpotool score &lt;x&gt;</code> first.</p>" in render_html(page)
 
 
 def test_what_cannot_shrink_is_refused() -> None:

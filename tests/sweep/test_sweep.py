@@ -202,6 +202,8 @@ def test_a_dry_run_counts_the_work_and_leaves_nothing(settings: dict[str, Any]) 
     sweep(SweepConfig(**settings))
     later = plan_sweep(SweepConfig(**settings, seeds=2))
     assert (later.n_open, later.n_steps) == (2, 4)
+    assert plan.seconds is None
+    assert later.seconds == pytest.approx(4 * later.seconds_per_step) and later.seconds_per_step > 0
 
 
 @pytest.mark.slow
