@@ -2,13 +2,15 @@
 
 In a DPO step the gradients of all activations are there already, those of a completion's row scaled by the loss's
 derivative in its log-probability, which is known. So the products of the pairs' gradients cost their Gram matrices and
-nothing else: no further pass. They are of the network as it trained, dropout included.
+nothing else: no further pass. They are of the network as it trained, dropout included; a prompt's inputs then differ
+between a pair's two rows, and are shared only where there is none.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -59,6 +61,7 @@ class TheoryMonitor:
     def __init__(self, model: nn.Module) -> None:
         self._engine = GradientEngine(model)
         self.left_out = self._engine.claims.fallback
+        self._dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
         self._caught: _Caught | None = None
         self._sums: Counter[str] = Counter()
 
@@ -68,8 +71,8 @@ class TheoryMonitor:
             raise RuntimeError("the monitor watches training steps, not evaluations")
         pairs = _read_pairs(batch)
         engine = self._engine
-        layout = lay_out_batch(pairs, batch.input_ids.shape[1], together=engine.takes_pairs_together)
-        by_pair = lay_out_batch(pairs, batch.input_ids.shape[1], together=False)
+        lay_out = partial(lay_out_batch, pairs, batch.input_ids.shape[1], is_deterministic=not self._has_dropout())
+        layout, by_pair = lay_out(together=engine.takes_pairs_together), lay_out(together=False)
         sums = ProductSums(by_pair, engine.claims.tied, with_difference=False, device=batch.input_ids.device)
         taps = Taps(engine.selection.parameters, engine.claims, sums, keeps_layers=True)
         logps = forward_tapped(model, pairs, batch, layout, taps)
@@ -81,6 +84,10 @@ class TheoryMonitor:
         logps.register_hook(keep)
         self._caught = caught
         return logps
+
+    def _has_dropout(self) -> bool:
+        """Tells whether dropout acts now; training leaves it in an adapter's modules alone (`disable_dropout`)."""
+        return any(module.training and module.p > 0 for module in self._dropouts)
 
     def finish(
         self, reference_chosen_logps: Float[Tensor, " batch"], reference_rejected_logps: Float[Tensor, " batch"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from conftest import make_pairs
 from model_families import build_family
+from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from dpotool.data.pairs import TokenizedPair
@@ -17,7 +20,8 @@ from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.losses.registry import PairLogps, get_loss
 from dpotool.theory.double_precision import EverythingInFloat64
 from dpotool.theory.engine import compute_fast_products
-from dpotool.theory.ghost import passes
+from dpotool.theory.ghost import outer, passes, product_sums
+from dpotool.theory.ghost.layout import PairSpan
 from dpotool.theory.monitor import TheoryMonitor
 from dpotool.theory.theorem import classify_entanglement, compute_u, compute_v
 from dpotool.training.policy import disable_dropout
@@ -92,6 +96,92 @@ def test_saturated_pairs_are_left_out_and_counted():
     assert found["theory/n_saturated"] == 2
     kept = [0, 2, 4]
     assert found["theory/grad_inner_product"] == pytest.approx(expected.grad_inner_product[kept].mean(), rel=1e-6)
+
+
+LONG_PROMPTS = [
+    TokenizedPair(pair.pair_id, (1, *(3 + (5 * pair.pair_id + 7 * place) % 94 for place in range(39))), *completions_of)
+    for pair in make_pairs(3)
+    for completions_of in [(pair.chosen_ids, pair.rejected_ids)]
+]
+"""Prompts of 40 tokens, of which 32 can be shared: two spans of `ALIGNMENT`."""
+
+
+def take_gram_matrices(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Brings every layer to the Gram matrices of single pairs; returns where their numbers of shared tokens go."""
+    n_shared: list[int] = []
+    compute = product_sums.compute_gram_products
+
+    def spy(shared: object, span: PairSpan, *factors: object) -> Tensor:
+        n_shared.append(span.n_shared)
+        return compute(shared, span, *factors)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(product_sums, "compute_gram_products", spy)
+    monkeypatch.setattr(outer.SharedInput, "is_joint_gram_cheaper", lambda *_: False)
+    monkeypatch.setattr(outer.SharedInput, "is_gram_cheaper", lambda *_: True)
+    return n_shared
+
+
+def differentiate_rows(model: nn.Module, pairs: list[TokenizedPair]) -> np.ndarray:
+    """<W,L>, ‖W‖², ‖L‖² of each pair by autograd, row by row, from one forward pass over the same batch."""
+    logps = compute_completion_logps(model, collate_pairs(pairs))
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    rows = [
+        torch.cat([part.flatten() for part in torch.autograd.grad(one, parameters, retain_graph=True)]) for one in logps
+    ]
+    return np.array(
+        [[(W @ L).item(), (W @ W).item(), (L @ L).item()] for W, L in zip(rows[0::2], rows[1::2], strict=True)]
+    )
+
+
+@pytest.mark.parametrize("dropout", [0.3, 0.0])
+def test_long_prompts_are_shared_unless_dropout_sets_the_rows_apart(dropout: float, monkeypatch: pytest.MonkeyPatch):
+    """The same seed gives the same masks to the watched step and to autograd."""
+    n_shared = take_gram_matrices(monkeypatch)
+    model = add_adapter(build_family("llama"), dropout=dropout).train()
+    monitor = TheoryMonitor(model)
+    torch.manual_seed(5)
+    monitor.compute_logps(model, collate_pairs(LONG_PROMPTS)).sum().backward()
+    found = monitor.read_products()
+    torch.manual_seed(5)
+    np.testing.assert_allclose(found, differentiate_rows(model, LONG_PROMPTS), rtol=1e-9)
+    assert set(n_shared) == ({0} if dropout else {32})
+
+
+def test_dropout_that_is_switched_off_lets_prompts_be_shared(monkeypatch: pytest.MonkeyPatch):
+    n_shared = take_gram_matrices(monkeypatch)
+    model = add_adapter(build_family("llama"), dropout=0.3).eval()
+    monitor = TheoryMonitor(model)
+    monitor.compute_logps(model, collate_pairs(LONG_PROMPTS)).sum().backward()
+    np.testing.assert_allclose(monitor.read_products(), differentiate_rows(model, LONG_PROMPTS), rtol=1e-9)
+    assert set(n_shared) == {32}
+
+
+def test_an_output_layer_that_is_computed_again_drops_the_same(monkeypatch: pytest.MonkeyPatch):
+    """With an adapter on the output layer: the step's own gradients are those without checkpointing."""
+    monkeypatch.setattr(passes, "CHUNK_ELEMENTS", 20 * 97)
+    model = add_adapter(build_family("llama"), dropout=0.3, targets=("lm_head",)).train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+    def differentiate() -> list[Tensor]:
+        torch.manual_seed(5)
+        logps = TheoryMonitor(model).compute_logps(model, collate_pairs(make_pairs(5)))
+        return list(torch.autograd.grad(logps.sum(), trained))
+
+    found = differentiate()
+    monkeypatch.setattr(passes, "checkpoint", lambda compute, *arguments, **_: compute(*arguments))
+    torch.testing.assert_close(found, differentiate())
+
+
+def add_adapter(
+    model: nn.Module, *, dropout: float, targets: Sequence[str] = ("q_proj", "v_proj", "up_proj")
+) -> nn.Module:
+    config = LoraConfig(r=3, lora_alpha=6, lora_dropout=dropout, target_modules=list(targets), task_type="CAUSAL_LM")
+    model = get_peft_model(model, config).double()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.3)  # LoRA starts with B = 0, where A has no gradient
+    return model
 
 
 def test_micro_batches_add_up_and_a_log_starts_anew():
