@@ -8,6 +8,7 @@ between a pair's two rows, and are shared only where there is none.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from functools import partial
@@ -33,10 +34,6 @@ from dpotool.theory.theorem import (
     compute_v,
 )
 
-SATURATED = 1e-7
-"""A pair is left out if the loss's derivative in one of its log-probabilities is below this share of the largest in its
-micro-batch: next to nothing of its gradient is in the step."""
-
 
 @dataclass(slots=True)
 class _Caught:
@@ -61,6 +58,7 @@ class TheoryMonitor:
     def __init__(self, model: nn.Module) -> None:
         self._engine = GradientEngine(model)
         self.left_out = self._engine.claims.fallback
+        self._least_factor = _find_least_factor(next(iter(self._engine.selection.parameters.values())).dtype)
         self._dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
         self._caught: _Caught | None = None
         self._sums: Counter[str] = Counter()
@@ -117,7 +115,7 @@ class TheoryMonitor:
             raise RuntimeError("no backward pass has run since the last forward pass")
         caught.taps.end_forward()
         caught.taps.check_complete(len(caught.pairs))
-        return _unscale(caught.sums.totals, caught.factors)
+        return _unscale(caught.sums.totals, caught.factors, self._least_factor)
 
     def _add(self, inner: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
         cases = classify_entanglement(inner, chosen, rejected)
@@ -149,11 +147,25 @@ class TheoryMonitor:
         return means | {"theory/n_saturated": n_saturated}
 
 
-def _unscale(totals: Float[Tensor, "pairs 3"], factors: Float[Tensor, " rows"]) -> Float[np.ndarray, "pairs 3"]:
-    """Returns <W,L>, ‖W‖², ‖L‖² from <p W, q L>, ‖p W‖², ‖q L‖², p and q the loss's derivatives in the two logps."""
+def _find_least_factor(dtype: torch.dtype) -> float:
+    """Returns the derivative dLoss/dlogp below which a gradient has too few digits left: 3e-16 for float32 products.
+
+    Products hold it squared, and lose digits where they come below tiny / eps, 1e-31. A pair under DPO with beta .1 is
+    there at a margin beyond 330 nats, whatever the other pairs of its micro-batch do.
+    """
+    about = torch.finfo(torch.promote_types(dtype, torch.float32))
+    return math.sqrt(about.tiny / about.eps)
+
+
+def _unscale(
+    totals: Float[Tensor, "pairs 3"], factors: Float[Tensor, " rows"], least: float
+) -> Float[np.ndarray, "pairs 3"]:
+    """Returns <W,L>, ‖W‖², ‖L‖² from <p W, q L>, ‖p W‖², ‖q L‖², p and q the loss's derivatives in the two logps.
+
+    NaN where either is below `least`.
+    """
     p, q = factors[0::2].cpu().numpy(), factors[1::2].cpu().numpy()
-    least = SATURATED * max(np.abs(p).max(initial=0.0), np.abs(q).max(initial=0.0))
-    is_known = (np.abs(p) > least) & (np.abs(q) > least)
+    is_known = (np.abs(p) >= least) & (np.abs(q) >= least)
     scales = np.stack([p * q, p**2, q**2], axis=1)
     scaled = totals[:, :3].cpu().numpy()
     return np.divide(scaled, scales, out=np.full_like(scaled, np.nan), where=is_known[:, None])

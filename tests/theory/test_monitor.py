@@ -81,21 +81,51 @@ def test_equals_the_engine_and_leaves_the_step_as_it_is(
     assert found["theory/n_saturated"] == 0
 
 
-def test_saturated_pairs_are_left_out_and_counted():
-    """Two pairs far beyond their reference: s(beta (b - a)) of theirs is below 1e-7 of the others'."""
-    model, pairs = build_family("llama"), make_pairs(5)
-    expected, _ = compute_fast_products(model, pairs)
+def step_at_margins(
+    model: nn.Module, pairs: list[TokenizedPair], margins: list[float], *, beta: float
+) -> dict[str, float]:
+    """One DPO step back with reference values that give the pairs these margins in nats; returns what is logged."""
     monitor = TheoryMonitor(model)
     logps = monitor.compute_logps(model, collate_pairs(pairs))
-    reference = logps.detach()[0::2].clone(), logps.detach()[1::2].clone()
-    reference[0][[1, 3]] -= 100.0
+    chosen, rejected = logps.detach()[0::2], logps.detach()[1::2]
+    reference = chosen - torch.tensor(margins, dtype=chosen.dtype), rejected
     spec = get_loss("dpo")
-    spec.compute(PairLogps(logps[0::2], logps[1::2], *reference), spec.resolve_options(beta=BETA)).sum().backward()
+    spec.compute(PairLogps(logps[0::2], logps[1::2], *reference), spec.resolve_options(beta=beta)).sum().backward()
     monitor.finish(*reference)
-    found = monitor.pop(Accelerator(cpu=True))
+    return monitor.pop(Accelerator(cpu=True))
+
+
+def test_saturated_pairs_are_left_out_and_counted():
+    """beta .1 s(-.1 m) is 3e-21 at a margin m of 450 nats, whose square float32 cannot hold, and 5e-13 at 260."""
+    model, pairs = build_family("llama", dtype=torch.float32), make_pairs(5)
+    expected, _ = compute_fast_products(model, pairs)
+    found = step_at_margins(model, pairs, [0.0, 450.0, 260.0, 450.0, -5.0], beta=0.1)
     assert found["theory/n_saturated"] == 2
     kept = [0, 2, 4]
-    assert found["theory/grad_inner_product"] == pytest.approx(expected.grad_inner_product[kept].mean(), rel=1e-6)
+    assert found["theory/grad_inner_product"] == pytest.approx(expected.grad_inner_product[kept].mean(), rel=1e-5)
+
+
+def test_a_pair_alone_in_its_micro_batch_may_be_saturated():
+    model, pairs = build_family("llama", dtype=torch.float32), make_pairs(1)
+    assert step_at_margins(model, pairs, [450.0], beta=0.1) == {"theory/n_saturated": 1.0}
+
+
+def test_next_to_nothing_is_enough_for_a_float32_step():
+    """A derivative of .1 s(-32.5) = 7.7e-16, just above where digits are lost: each norm has five digits and more."""
+    model, pairs = build_family("llama", dtype=torch.float32), make_pairs(1)
+    expected, _ = compute_fast_products(model, pairs)
+    found = step_at_margins(model, pairs, [325.0], beta=0.1)
+    assert found["theory/n_saturated"] == 0
+    assert found["theory/chosen_grad_norm"] == pytest.approx(np.sqrt(expected.chosen_grad_sq_norm[0]), rel=1e-5)
+    assert found["theory/rejected_grad_norm"] == pytest.approx(np.sqrt(expected.rejected_grad_sq_norm[0]), rel=1e-5)
+
+
+def test_float64_carries_what_float32_cannot():
+    model, pairs = build_family("llama"), make_pairs(1)
+    with EverythingInFloat64():
+        expected, _ = compute_fast_products(model, pairs)
+        found = step_at_margins(model, pairs, [450.0], beta=0.1)
+    assert found["theory/grad_inner_product"] == pytest.approx(expected.grad_inner_product[0], rel=1e-9)
 
 
 LONG_PROMPTS = [
