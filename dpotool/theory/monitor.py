@@ -2,13 +2,16 @@
 
 In a DPO step the gradients of all activations are there already, those of a completion's row scaled by the loss's
 derivative in its log-probability, which is known. So the products of the pairs' gradients cost their Gram matrices and
-nothing else: no further pass. They are of the network as it trained, dropout included.
+nothing else: no further pass. They are of the network as it trained, dropout included; a prompt's inputs then differ
+between a pair's two rows, and are shared only where there is none.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,10 +33,6 @@ from dpotool.theory.theorem import (
     compute_u,
     compute_v,
 )
-
-SATURATED = 1e-7
-"""A pair is left out if the loss's derivative in one of its log-probabilities is below this share of the largest in its
-micro-batch: next to nothing of its gradient is in the step."""
 
 
 @dataclass(slots=True)
@@ -59,6 +58,8 @@ class TheoryMonitor:
     def __init__(self, model: nn.Module) -> None:
         self._engine = GradientEngine(model)
         self.left_out = self._engine.claims.fallback
+        self._least_factor = _find_least_factor(next(iter(self._engine.selection.parameters.values())).dtype)
+        self._dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]
         self._caught: _Caught | None = None
         self._sums: Counter[str] = Counter()
 
@@ -68,8 +69,8 @@ class TheoryMonitor:
             raise RuntimeError("the monitor watches training steps, not evaluations")
         pairs = _read_pairs(batch)
         engine = self._engine
-        layout = lay_out_batch(pairs, batch.input_ids.shape[1], together=engine.takes_pairs_together)
-        by_pair = lay_out_batch(pairs, batch.input_ids.shape[1], together=False)
+        lay_out = partial(lay_out_batch, pairs, batch.input_ids.shape[1], is_deterministic=not self._has_dropout())
+        layout, by_pair = lay_out(together=engine.takes_pairs_together), lay_out(together=False)
         sums = ProductSums(by_pair, engine.claims.tied, with_difference=False, device=batch.input_ids.device)
         taps = Taps(engine.selection.parameters, engine.claims, sums, keeps_layers=True)
         logps = forward_tapped(model, pairs, batch, layout, taps)
@@ -81,6 +82,10 @@ class TheoryMonitor:
         logps.register_hook(keep)
         self._caught = caught
         return logps
+
+    def _has_dropout(self) -> bool:
+        """Tells whether dropout acts now; training leaves it in an adapter's modules alone (`disable_dropout`)."""
+        return any(module.training and module.p > 0 for module in self._dropouts)
 
     def finish(
         self, reference_chosen_logps: Float[Tensor, " batch"], reference_rejected_logps: Float[Tensor, " batch"]
@@ -110,7 +115,7 @@ class TheoryMonitor:
             raise RuntimeError("no backward pass has run since the last forward pass")
         caught.taps.end_forward()
         caught.taps.check_complete(len(caught.pairs))
-        return _unscale(caught.sums.totals, caught.factors)
+        return _unscale(caught.sums.totals, caught.factors, self._least_factor)
 
     def _add(self, inner: np.ndarray, chosen: np.ndarray, rejected: np.ndarray, a: np.ndarray, b: np.ndarray) -> None:
         cases = classify_entanglement(inner, chosen, rejected)
@@ -142,11 +147,25 @@ class TheoryMonitor:
         return means | {"theory/n_saturated": n_saturated}
 
 
-def _unscale(totals: Float[Tensor, "pairs 3"], factors: Float[Tensor, " rows"]) -> Float[np.ndarray, "pairs 3"]:
-    """Returns <W,L>, ‖W‖², ‖L‖² from <p W, q L>, ‖p W‖², ‖q L‖², p and q the loss's derivatives in the two logps."""
+def _find_least_factor(dtype: torch.dtype) -> float:
+    """Returns the derivative dLoss/dlogp below which a gradient has too few digits left: 3e-16 for float32 products.
+
+    Products hold it squared, and lose digits where they come below tiny / eps, 1e-31. A pair under DPO with beta .1 is
+    there at a margin beyond 330 nats, whatever the other pairs of its micro-batch do.
+    """
+    about = torch.finfo(torch.promote_types(dtype, torch.float32))
+    return math.sqrt(about.tiny / about.eps)
+
+
+def _unscale(
+    totals: Float[Tensor, "pairs 3"], factors: Float[Tensor, " rows"], least: float
+) -> Float[np.ndarray, "pairs 3"]:
+    """Returns <W,L>, ‖W‖², ‖L‖² from <p W, q L>, ‖p W‖², ‖q L‖², p and q the loss's derivatives in the two logps.
+
+    NaN where either is below `least`.
+    """
     p, q = factors[0::2].cpu().numpy(), factors[1::2].cpu().numpy()
-    least = SATURATED * max(np.abs(p).max(initial=0.0), np.abs(q).max(initial=0.0))
-    is_known = (np.abs(p) > least) & (np.abs(q) > least)
+    is_known = (np.abs(p) >= least) & (np.abs(q) >= least)
     scales = np.stack([p * q, p**2, q**2], axis=1)
     scaled = totals[:, :3].cpu().numpy()
     return np.divide(scaled, scales, out=np.full_like(scaled, np.nan), where=is_known[:, None])

@@ -43,7 +43,8 @@ def forward_tapped(
     """Runs the forward pass alone, for somebody else's backward pass; returns log pi of every row (nats, float64).
 
     The output layer runs in portions of whole pairs, which are computed again on the way back where they are several,
-    so that the logits of only one are alive. Call `taps.end_forward` when the backward pass is over.
+    so that the logits of only one are alive; with the random state of the first time, as an adapter on the output layer
+    may have dropout. Call `taps.end_forward` when the backward pass is over.
     """
     taps.layout = layout
     if not can_split_head(get_causal_lm(model)):
@@ -64,7 +65,6 @@ def forward_tapped(
                     compute_state_logps,
                     *arguments,
                     use_reentrant=False,
-                    preserve_rng_state=False,
                     context_fn=partial(_enter_again, place),
                 )
             )
