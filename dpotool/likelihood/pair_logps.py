@@ -12,13 +12,12 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
-from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_token_logps
+from dpotool.likelihood.layout import AUTO, RowLayout
 
 DEFAULT_BATCH_TOKENS = 4096
-"""Padded tokens per batch, both rows of a pair counted."""
+"""Padded tokens per batch."""
 
 Progress = Callable[[int], None]
 
@@ -31,6 +30,8 @@ class PairLogpArrays:
     rejected: np.ndarray
     tokens: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     """Per pair, the chosen and the rejected completion's per-token log-probabilities (float32); only on request."""
+    n_shared: int = 0
+    """How many of the pairs were computed with their prompt shared (`likelihood.layout`)."""
 
 
 def compute_pair_logps(
@@ -39,6 +40,7 @@ def compute_pair_logps(
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     autocast: torch.dtype | None = None,
+    layout: str = AUTO,
     with_tokens: bool = False,
     on_progress: Progress | None = None,
 ) -> PairLogpArrays:
@@ -47,19 +49,23 @@ def compute_pair_logps(
     Args:
         batch_tokens: budget of padded tokens a batch; a pair that alone exceeds it gets a batch of its own.
         autocast: mixed-precision type for matrix products, as in a `--bf16` training run.
+        layout: of the rows, auto, shared or paired (`RowLayout`).
         with_tokens: also return per-token values.
         on_progress: called with the number of pairs each finished batch held.
     """
-    batches = plan_batches([2 * pair.longest for pair in pairs], batch_tokens)
+    rows = RowLayout(model, layout)
+    batches = rows.plan(pairs, batch_tokens)
     state = PartialState()
     finished: list[tuple[int, np.ndarray, np.ndarray]] = []
     for batch in batches[state.process_index :: state.num_processes]:
-        finished += _score_batch(model, [pairs[index] for index in batch], batch, autocast)
+        finished += _score_batch(rows, [pairs[index] for index in batch], batch, autocast)
         if on_progress is not None:
             on_progress(len(batch) * state.num_processes)
     if state.num_processes > 1:
         finished = gather_object(finished)
-    return _assemble(finished, len(pairs), with_tokens)
+    scored = _assemble(finished, len(pairs), with_tokens)
+    scored.n_shared = sum(map(rows.shares, pairs))
+    return scored
 
 
 def _assemble(finished: list[tuple[int, np.ndarray, np.ndarray]], n_pairs: int, with_tokens: bool) -> PairLogpArrays:
@@ -73,14 +79,15 @@ def _assemble(finished: list[tuple[int, np.ndarray, np.ndarray]], n_pairs: int, 
 
 @torch.no_grad()
 def _score_batch(
-    model: nn.Module, pairs: Sequence[TokenizedPair], indices: Sequence[int], autocast: torch.dtype | None
+    layout: RowLayout, pairs: Sequence[TokenizedPair], indices: Sequence[int], autocast: torch.dtype | None
 ) -> list[tuple[int, np.ndarray, np.ndarray]]:
+    model = layout.model
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
         with autocast_to(autocast, device):
-            token_logps = compute_token_logps(model, collate_pairs(pairs).to(device)).logps
+            token_logps = compute_token_logps(model, layout.collate(pairs).to(device)).logps
     finally:
         model.train(was_training)
     lengths = [length for pair in pairs for length in (len(pair.chosen_ids), len(pair.rejected_ids))]
