@@ -9,7 +9,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from dpotool.errors import DpotoolError
+
 DEMO = "builtin:demo"
+LAYOUTS = ("auto", "shared", "paired")
 
 
 def setting(default: Any, help: str, *, flag: str | None = None, panel: str | None = None) -> Any:  # noqa: A002
@@ -53,10 +56,25 @@ class ComputeSettings(Settings):
     """How the numbers are computed."""
 
     batch_tokens: int = setting(4096, "Padded tokens per scoring batch.")
+    layout: str = setting(
+        "auto",
+        "Rows of scoring and training steps: shared (chosen and rejected in one, their prompt computed once), paired "
+        "(one each), or auto, whichever costs less.",
+    )
     dtype: str = setting("auto", "float32, bfloat16, float16, float64, or auto.")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto.")
     seed: int = setting(42, "Seed of everything random.")
     trust_remote_code: bool = setting(False, "Run code that comes with a checkpoint.")
+
+
+def check_layout(layout: str) -> None:
+    """Refuses a layout that there is none of.
+
+    Raises:
+        DpotoolError: it is not one of `LAYOUTS`.
+    """
+    if layout not in LAYOUTS:
+        raise DpotoolError("unknown layout", where="--layout", expected=", ".join(LAYOUTS), got=repr(layout))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,9 @@ from dpotool.likelihood.batch import CompletionBatch, collate_pairs
 from dpotool.likelihood.completions import get_causal_lm
 from dpotool.likelihood.prompt_sharing import find_row_limit
 from dpotool.likelihood.shared_rows import SharedBatch, collate_shared, count_shared_tokens, pack_rows
+from dpotool.settings import LAYOUTS
 
-AUTO, SHARED, PAIRED = "auto", "shared", "paired"
+AUTO, SHARED, PAIRED = LAYOUTS
 
 MASKED_ATTENTION = 0.4
 CAUSAL_ATTENTION = 0.3
@@ -29,14 +30,23 @@ CAUSAL_ATTENTION = 0.3
 
 @dataclass(frozen=True, slots=True)
 class RowLayout:
-    """Lays out pairs for one model.
+    """Lays out pairs for one model."""
 
-    Args:
-        choice: auto, by cost; shared, wherever the model can; paired, never shared.
-    """
+    row_limit: int
+    """Tokens a shared row may have; 0: none is shared."""
+    hidden_size: int
+    is_forced: bool = False
+    """Share wherever the limit allows, whatever it costs."""
 
-    model: nn.Module
-    choice: str = AUTO
+    @classmethod
+    def of(cls, model: nn.Module, choice: str = AUTO) -> RowLayout:
+        """Returns the layout for a model.
+
+        Args:
+            choice: auto, by cost; shared, wherever the model can; paired, never shared.
+        """
+        limit = 0 if choice == PAIRED else find_row_limit(model)
+        return cls(limit, get_causal_lm(model).config.get_text_config().hidden_size, is_forced=choice == SHARED)
 
     def shares(self, pair: TokenizedPair) -> bool:
         """Tells whether a pair by itself is to share its prompt."""
@@ -67,18 +77,13 @@ class RowLayout:
         return collate(pairs, with_rejected=with_rejected)
 
     def _is_shared_better(self, pairs: Sequence[TokenizedPair], *, with_rejected: bool) -> bool:
-        if self.choice == PAIRED:
-            return False
         lengths = [count_shared_tokens(pair, with_rejected=with_rejected) for pair in pairs]
-        if max(lengths) > find_row_limit(self.model):
-            return False
-        if self.choice == SHARED:
-            return True
+        if max(lengths) > self.row_limit or self.is_forced:
+            return max(lengths) <= self.row_limit
         longest = max(pair.longest if with_rejected else length for pair, length in zip(pairs, lengths, strict=True))
         shared = self._cost(len(pack_rows(lengths)), max(lengths), MASKED_ATTENTION)
         paired = self._cost(len(pairs) * (2 if with_rejected else 1), longest, CAUSAL_ATTENTION)
         return shared < paired
 
     def _cost(self, n_rows: int, n_tokens: int, attention: float) -> float:
-        hidden = get_causal_lm(self.model).config.get_text_config().hidden_size
-        return n_rows * n_tokens * (1 + attention * n_tokens / hidden)
+        return n_rows * n_tokens * (1 + attention * n_tokens / self.hidden_size)

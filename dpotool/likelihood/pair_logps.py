@@ -53,12 +53,12 @@ def compute_pair_logps(
         with_tokens: also return per-token values.
         on_progress: called with the number of pairs each finished batch held.
     """
-    rows = RowLayout(model, layout)
+    rows = RowLayout.of(model, layout)
     batches = rows.plan(pairs, batch_tokens)
     state = PartialState()
     finished: list[tuple[int, np.ndarray, np.ndarray]] = []
     for batch in batches[state.process_index :: state.num_processes]:
-        finished += _score_batch(rows, [pairs[index] for index in batch], batch, autocast)
+        finished += _score_batch(model, rows, [pairs[index] for index in batch], batch, autocast)
         if on_progress is not None:
             on_progress(len(batch) * state.num_processes)
     if state.num_processes > 1:
@@ -79,9 +79,12 @@ def _assemble(finished: list[tuple[int, np.ndarray, np.ndarray]], n_pairs: int, 
 
 @torch.no_grad()
 def _score_batch(
-    layout: RowLayout, pairs: Sequence[TokenizedPair], indices: Sequence[int], autocast: torch.dtype | None
+    model: nn.Module,
+    layout: RowLayout,
+    pairs: Sequence[TokenizedPair],
+    indices: Sequence[int],
+    autocast: torch.dtype | None,
 ) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    model = layout.model
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()

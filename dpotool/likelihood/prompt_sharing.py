@@ -19,7 +19,12 @@ from transformers import PreTrainedModel
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.batch import collate_pairs
-from dpotool.likelihood.completions import can_split_head, compute_completion_states, get_causal_lm
+from dpotool.likelihood.completions import (
+    can_split_head,
+    compute_completion_logps,
+    compute_completion_states,
+    get_causal_lm,
+)
 from dpotool.likelihood.shared_rows import collate_shared
 
 logger = logging.getLogger(__name__)
@@ -65,6 +70,27 @@ def _read_spans(model: PreTrainedModel) -> list[int]:
     names = {name for name in vars(config) if SPANS.search(name)} | {"max_position_embeddings"}  # GPT-2: n_positions
     values = [getattr(config, name, None) for name in names]
     return [value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0]
+
+
+@torch.no_grad()
+def draws_in_training(model: nn.Module) -> bool:
+    """Tells whether the model computes differently each time in training (dropout, noise in a router).
+
+    Rows of their own give chosen and rejected draws of their own, a shared row one for both. Dropout counts where it is
+    switched on, even if nothing shows yet: a new adapter's second factor is zero.
+    """
+    if any(isinstance(module, nn.modules.dropout._DropoutNd) and module.p > 0 for module in model.modules()):
+        return True
+    device = next(model.parameters()).device
+    probe = collate_pairs(_make_probe(get_causal_lm(model).config.get_text_config().vocab_size)[0]).to(device)
+    was_training = model.training
+    model.train()
+    try:
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):  # the run's own draws stay as they were
+            first, second = (compute_completion_logps(model, probe) for _ in range(2))
+    finally:
+        model.train(was_training)
+    return not torch.equal(first, second)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from torch import nn
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
+from dpotool.likelihood.layout import AUTO
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, PairLogpArrays, Progress, compute_pair_logps
 from dpotool.models.fingerprint import fingerprint_model
 from dpotool.results.atomic import atomic_path
@@ -45,6 +46,13 @@ class ReferenceLogps:
     """How many of the pairs were found in the store."""
     fingerprint: str
     """Of the reference model's weights."""
+    n_shared: int = 0
+    n_paired: int = 0
+    """How many were computed in which layout; pairs that repeat another are computed once."""
+
+    @property
+    def layouts(self) -> dict[str, int]:
+        return {"shared": self.n_shared, "paired": self.n_paired, "stored": self.n_cached}
 
 
 def load_or_compute_reference(
@@ -53,6 +61,7 @@ def load_or_compute_reference(
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     autocast: torch.dtype | None = None,
+    layout: str = AUTO,
     store: Path | None = None,
     on_progress: Progress | None = None,
 ) -> ReferenceLogps:
@@ -68,16 +77,25 @@ def load_or_compute_reference(
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
     if on_progress is not None:
         on_progress(sum(key in known for key in keys))
+    n_shared = 0
     if missing:
         computed = compute_pair_logps(
-            model, list(missing.values()), batch_tokens=batch_tokens, autocast=autocast, on_progress=on_progress
+            model,
+            list(missing.values()),
+            batch_tokens=batch_tokens,
+            autocast=autocast,
+            layout=layout,
+            on_progress=on_progress,
         )
+        n_shared = computed.n_shared
         known |= dict(zip(missing, zip(computed.chosen, computed.rejected, strict=True), strict=True))
         if PartialState().is_main_process:
             _add_to_store(folder, list(missing), computed)
     values = np.array([known[key] for key in keys], dtype=np.float64).reshape(-1, 2)
     n_cached = sum(key not in missing for key in keys)
-    return ReferenceLogps(values[:, 0].copy(), values[:, 1].copy(), n_cached, fingerprint)
+    return ReferenceLogps(
+        values[:, 0].copy(), values[:, 1].copy(), n_cached, fingerprint, n_shared, len(missing) - n_shared
+    )
 
 
 def _key_of(pair: TokenizedPair) -> str:

@@ -9,8 +9,7 @@ states to read are listed one by one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Int
@@ -42,15 +41,19 @@ class SharedBatch:
     target_completions: Int[Tensor, " tokens"]
     """Which completion each token belongs to, in that order."""
     target_ids: Int[Tensor, " tokens"]
-    n_completions: int
+    completion_tokens: Int[Tensor, " completions"]
+    """How many tokens each completion has."""
+
+    @property
+    def n_completions(self) -> int:
+        return len(self.completion_tokens)
 
     def to(self, device: torch.device) -> SharedBatch:
-        moved: dict[str, Any] = {name: tensor.to(device) for name, tensor in self.to_dict().items()}
-        return replace(self, **moved)
+        return SharedBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
     def to_dict(self) -> dict[str, Tensor]:
         """Returns the tensors by name, as Trainer's data loading wants them."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "n_completions"}
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def find_targets(self) -> Targets:
         return Targets(self.target_rows, self.target_positions, self.target_completions, self.target_ids)
@@ -115,10 +118,9 @@ def collate_shared(pairs: Sequence[TokenizedPair], *, with_rejected: bool = True
                     completion = n_parts * index + part - 1
                     targets[index].append(_list_targets(row, last, start, completion, input_ids[row, start:end]))
                 start = end
-    rows_, positions, completions, ids_ = torch.cat([target for of_pair in targets for target in of_pair], dim=1)
-    return SharedBatch(
-        input_ids, position_ids, block_ids, rows_, positions, completions, ids_, n_completions=n_parts * len(pairs)
-    )
+    of_row, at, completions, ids_ = torch.cat([target for of_pair in targets for target in of_pair], dim=1)
+    n_tokens = completions.bincount(minlength=n_parts * len(pairs))
+    return SharedBatch(input_ids, position_ids, block_ids, of_row, at, completions, ids_, n_tokens)
 
 
 def _list_targets(row: int, last: int, start: int, completion: int, ids: Int[Tensor, " n"]) -> Int[Tensor, "4 n"]:

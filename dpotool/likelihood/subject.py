@@ -40,6 +40,7 @@ class OpenSubject:
                 self.pair_set.pairs,
                 batch_tokens=self.subject.config.batch_tokens,
                 autocast=self.autocast,
+                layout=self.subject.config.layout,
                 on_progress=advance,
             )
         progress.note(f"{name}: {logps.n_cached} of {len(self.pair_set.pairs)} pairs were in the store")

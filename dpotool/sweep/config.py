@@ -29,5 +29,5 @@ class SweepConfig(TrainingSettings):
 
 GRID = ("lambdas", "schedules", "losses", "seeds")
 """What may grow between two calls of one sweep: finished cells stay."""
-NOT_SETTINGS = ("output", "dry_run", "jobs")
+NOT_SETTINGS = ("output", "dry_run", "jobs", "layout")
 """What says where and how, and changes no number."""

@@ -19,6 +19,7 @@ from torch import nn
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
+from dpotool.likelihood.layout import AUTO
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.subject import open_subject
 from dpotool.models.loading import Locate, load_tokenizer, merge_adapter
@@ -78,7 +79,13 @@ def run_prediction(
     assert opened.reference is not None
     first, second = merge_adapter(opened.reference), merge_adapter(opened.policy)
     frame = compute_prediction(
-        first, second, opened.pair_set.pairs, at=config.at, batch_tokens=config.batch_tokens, progress=progress
+        first,
+        second,
+        opened.pair_set.pairs,
+        at=config.at,
+        batch_tokens=config.batch_tokens,
+        layout=config.layout,
+        progress=progress,
     )
     about = _describe(subject, config, start) | {
         "data": opened.pair_set.source.name,
@@ -103,6 +110,7 @@ def compute_prediction(
     *,
     at: str = "from",
     batch_tokens: int,
+    layout: str = AUTO,
     progress: Progress = SILENT,
 ) -> pd.DataFrame:
     """Computes measured and predicted changes of every pair from one model to the other (nats).
@@ -118,7 +126,9 @@ def compute_prediction(
     logps = []
     for name, model in (("first", first), ("second", second)):
         with progress.track(f"scoring the {name}", len(pairs)) as advance:
-            logps.append(compute_pair_logps(model, pairs, batch_tokens=batch_tokens, on_progress=advance))
+            logps.append(
+                compute_pair_logps(model, pairs, batch_tokens=batch_tokens, layout=layout, on_progress=advance)
+            )
     difference = ParameterDifference({name: weight.data for name, weight in start.items()}, end)
     with progress.track("first-order changes", len(pairs)) as advance, _standing_at(at, first, second) as model:
         (changes,), _ = compute_directional_changes(

@@ -36,6 +36,7 @@ def compute_references(
                 pair_set.pairs,
                 batch_tokens=config.batch_tokens,
                 autocast=torch.bfloat16 if config.bf16 else None,
+                layout=config.layout,
                 on_progress=advance,
             )
         progress.note(f"{name}: {computed.n_cached} of {len(pair_set.pairs)} pairs were in the store")

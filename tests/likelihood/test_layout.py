@@ -112,16 +112,16 @@ def make_pair(prompt: int, chosen: int, rejected: int) -> TokenizedPair:
 def test_long_prompts_are_shared_and_short_ones_are_not() -> None:
     """Hidden size 32. 60 + 10 + 10 tokens: 80 (1 + 0.4 * 80/32) = 160 against 140 (1 + 0.3 * 70/32) = 232;
     2 + 30 + 30: 62 (1 + 0.4 * 62/32) = 110 against 64 (1 + 0.3 * 32/32) = 83."""
-    layout = RowLayout(MODEL)
+    layout = RowLayout.of(MODEL)
     assert layout.shares(make_pair(60, 10, 10))
     assert not layout.shares(make_pair(2, 30, 30))
-    assert RowLayout(MODEL, "shared").shares(make_pair(2, 30, 30))
-    assert not RowLayout(MODEL, "paired").shares(make_pair(60, 10, 10))
+    assert RowLayout.of(MODEL, "shared").shares(make_pair(2, 30, 30))
+    assert not RowLayout.of(MODEL, "paired").shares(make_pair(60, 10, 10))
 
 
 def test_a_plan_keeps_to_its_budget_and_mixes_no_layouts() -> None:
     pairs = [make_pair(60, 10, 10), make_pair(2, 30, 30)] * 4
-    layout = RowLayout(MODEL)
+    layout = RowLayout.of(MODEL)
     plan = layout.plan(pairs, 200)
     assert sorted(index for batch in plan for index in batch) == list(range(8))
     batches = [layout.collate([pairs[index] for index in batch]) for batch in plan]
@@ -131,8 +131,8 @@ def test_a_plan_keeps_to_its_budget_and_mixes_no_layouts() -> None:
 
 
 def test_a_step_is_packed_and_gets_one_layout() -> None:
-    step = RowLayout(MODEL).collate_step([make_pair(60, 10, 10), make_pair(20, 10, 10), make_pair(20, 10, 9)])
+    step = RowLayout.of(MODEL).collate_step([make_pair(60, 10, 10), make_pair(20, 10, 10), make_pair(20, 10, 9)])
     assert isinstance(step, SharedBatch) and step.input_ids.shape == (2, 80)
-    assert isinstance(RowLayout(MODEL).collate_step([make_pair(2, 30, 30)] * 2), CompletionBatch)
-    alone = RowLayout(MODEL, "shared").collate_step([make_pair(20, 20, 5)] * 2, with_rejected=False)
+    assert isinstance(RowLayout.of(MODEL).collate_step([make_pair(2, 30, 30)] * 2), CompletionBatch)
+    alone = RowLayout.of(MODEL, "shared").collate_step([make_pair(20, 20, 5)] * 2, with_rejected=False)
     assert alone.n_completions == 2 and alone.input_ids.shape == (2, 40)
