@@ -25,7 +25,7 @@ MASKED_ATTENTION = 0.4
 CAUSAL_ATTENTION = 0.3
 """Cost of attention per token of the row and unit of hidden size, in a token's linear work. By operations it would be
 1/6 and 1/12; attention reaches a smaller share of a CPU's rate than matrix products do, causal attention the smallest
-(SmolLM2-135M, 2 cores, float32)."""
+(SmolLM2-135M, one thread, float32, rows of 345 to 390 tokens)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """Whether a model gives the same numbers when chosen and rejected share a row, found out on the model itself.
 
-Two probe pairs go through the decoder in both layouts. Models fail that know no position ids or count distances
+Three probe pairs go through the decoder in both layouts. Models fail that know no position ids or count distances
 themselves (alibi), that carry a state from token to token, whose attention takes no mask of its own, or whose window is
 shorter than the probe. A longer window shows in the configuration; rows are then kept within it.
 """
