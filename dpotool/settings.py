@@ -14,6 +14,7 @@ from dpotool.errors import DpotoolError
 
 DEMO = "builtin:demo"
 AUTO = "auto"
+LAYOUTS = ("auto", "shared", "paired")
 
 
 def setting(
@@ -91,10 +92,25 @@ class ComputeSettings(Settings):
         "memory is halved.",
         parser=parse_batch_tokens,
     )
+    layout: str = setting(
+        AUTO,
+        "Rows of scoring and training steps: shared (chosen and rejected in one, their prompt computed once), paired "
+        "(one each), or auto, whichever costs less.",
+    )
     dtype: str = setting("auto", "float32, bfloat16, float16, float64, or auto.")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto.")
     seed: int = setting(42, "Seed of everything random.")
     trust_remote_code: bool = setting(False, "Run code that comes with a checkpoint.")
+
+
+def check_layout(layout: str) -> None:
+    """Refuses a layout that there is none of.
+
+    Raises:
+        DpotoolError: it is not one of `LAYOUTS`.
+    """
+    if layout not in LAYOUTS:
+        raise DpotoolError("unknown layout", where="--layout", expected=", ".join(LAYOUTS), got=repr(layout))
 
 
 @dataclass(frozen=True, kw_only=True)

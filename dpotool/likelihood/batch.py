@@ -18,6 +18,18 @@ from dpotool.data.pairs import TokenizedPair
 
 
 @dataclass(frozen=True, slots=True)
+class Targets:
+    """The completion tokens of a batch, flat, completion after completion, and the states that predict them."""
+
+    rows: Int[Tensor, " tokens"]
+    positions: Int[Tensor, " tokens"]
+    """Row and position of the state that predicts each token."""
+    completions: Int[Tensor, " tokens"]
+    """Which completion each token belongs to (chosen_0, rejected_0, chosen_1, ...)."""
+    token_ids: Int[Tensor, " tokens"]
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionBatch:
     """Rows of prompt + completion."""
 
@@ -26,6 +38,14 @@ class CompletionBatch:
     """0, 1, 2, ... from each row's first token; explicit, because not every architecture derives them alike."""
     completion_mask: Int[Tensor, "rows seq"]
     """1 = a completion token, whose log-probability counts; never the row's first token."""
+
+    @property
+    def n_completions(self) -> int:
+        return len(self.input_ids)
+
+    def find_targets(self) -> Targets:
+        rows, positions = self.completion_mask.nonzero(as_tuple=True)
+        return Targets(rows, positions - 1, rows, self.input_ids[rows, positions])
 
     def to(self, device: torch.device) -> CompletionBatch:
         return CompletionBatch(*(getattr(self, field.name).to(device) for field in fields(self)))

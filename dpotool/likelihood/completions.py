@@ -26,6 +26,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from dpotool.likelihood.batch import CompletionBatch
+from dpotool.likelihood.shared_rows import SharedBatch
 
 logger = logging.getLogger(__name__)
 
@@ -47,57 +48,56 @@ _splits: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary(
 
 @dataclass(frozen=True, slots=True)
 class TokenLogps:
-    """Log-probabilities of the completion tokens of a batch, flat, in row-major order."""
+    """Log-probabilities of the completion tokens of a batch, flat, completion after completion."""
 
     logps: Float[Tensor, " tokens"]
     """Nats, float32 or better."""
     rows: Int[Tensor, " tokens"]
-    """Which row of the batch each token belongs to."""
+    """Which completion each token belongs to; where each has a row of its own, also which row."""
     token_ids: Int[Tensor, " tokens"]
 
     def sum_by_row(self, n_rows: int) -> Float[Tensor, " rows"]:
-        """Sums over each row's completion tokens, in float64."""
+        """Sums over each completion's tokens, in float64."""
         sums = torch.zeros(n_rows, dtype=torch.float64, device=self.logps.device)
         return sums.index_add(0, self.rows, self.logps.double())
 
 
-def compute_completion_logps(model: nn.Module, batch: CompletionBatch) -> Float[Tensor, " rows"]:
-    """Computes log pi(completion | prompt) of every row: nats, float64, summed over completion tokens including EOS.
+def compute_completion_logps(model: nn.Module, batch: CompletionBatch | SharedBatch) -> Float[Tensor, " completions"]:
+    """Computes log pi(completion | prompt) of every completion: nats, float64, summed over its tokens including EOS.
 
     Differentiable. The soft-max is taken in float32 (float64 for a float64 model), the sum in float64.
     """
-    return compute_token_logps(model, batch).sum_by_row(len(batch.input_ids))
+    return compute_token_logps(model, batch).sum_by_row(batch.n_completions)
 
 
-def compute_token_logps(model: nn.Module, batch: CompletionBatch) -> TokenLogps:
+def compute_token_logps(model: nn.Module, batch: CompletionBatch | SharedBatch) -> TokenLogps:
     """Computes log pi(token | all before it) of every completion token of the batch, in nats."""
     causal_lm = get_causal_lm(model)
     if not can_split_head(causal_lm):
-        rows, positions = batch.completion_mask.nonzero(as_tuple=True)
-        token_ids = batch.input_ids[rows, positions]
-        logits = _call_decoder(causal_lm, batch, whole=True)
-        return TokenLogps(_gather_logps(logits[rows, positions - 1], token_ids), rows, token_ids)
+        targets = batch.find_targets()
+        logits = _call_decoder(causal_lm, batch, whole=True)[targets.rows, targets.positions]
+        return TokenLogps(_gather_logps(logits, targets.token_ids), targets.completions, targets.token_ids)
     states = compute_completion_states(causal_lm, batch)
     return TokenLogps(_chunked_logps(causal_lm, states.hidden, states.token_ids), states.rows, states.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionStates:
-    """What the decoder alone makes of a batch: the states that predict its completion tokens, in row-major order."""
+    """What the decoder alone makes of a batch: the states that predict its completion tokens, as in `TokenLogps`."""
 
     hidden: Float[Tensor, "tokens hidden"]
     rows: Int[Tensor, " tokens"]
     token_ids: Int[Tensor, " tokens"]
 
 
-def compute_completion_states(model: nn.Module, batch: CompletionBatch) -> CompletionStates:
+def compute_completion_states(model: nn.Module, batch: CompletionBatch | SharedBatch) -> CompletionStates:
     """Runs the decoder only, for a caller that takes the output layer in portions of its own (`compute_state_logps`).
 
     The model must be one that `can_split_head`.
     """
-    rows, positions = batch.completion_mask.nonzero(as_tuple=True)
-    hidden = _call_decoder(get_causal_lm(model), batch)[rows, positions - 1]  # (tokens, hidden)
-    return CompletionStates(hidden, rows, batch.input_ids[rows, positions])
+    targets = batch.find_targets()
+    hidden = _call_decoder(get_causal_lm(model), batch)[targets.rows, targets.positions]  # (tokens, hidden)
+    return CompletionStates(hidden, targets.completions, targets.token_ids)
 
 
 def compute_state_logps(
@@ -135,13 +135,21 @@ def _gather_logps(logits: Float[Tensor, "tokens vocab"], token_ids: Int[Tensor, 
     return chosen - torch.logsumexp(logits, dim=1)
 
 
-def _call_decoder(model: PreTrainedModel, batch: CompletionBatch, *, whole: bool = False) -> Tensor:
+def _call_decoder(model: PreTrainedModel, batch: CompletionBatch | SharedBatch, *, whole: bool = False) -> Tensor:
     """Returns the last hidden states, (rows, seq, hidden); with `whole`, the model's logits, (rows, seq, vocab)."""
     decoder = model.get_decoder()
     inputs: dict[str, object] = {"input_ids": batch.input_ids, "use_cache": False}
     if "position_ids" in inspect.signature(type(decoder).forward).parameters:  # Bloom and Mamba, say, have none
         inputs["position_ids"] = batch.position_ids
+    if isinstance(batch, SharedBatch):
+        inputs["attention_mask"] = batch.build_mask(_find_attention_dtype(model, batch.input_ids.device))
     return (_forward_of(model) if whole else decoder)(**inputs)[0]
+
+
+def _find_attention_dtype(model: PreTrainedModel, device: torch.device) -> torch.dtype:
+    """Returns the type attention scores are taken in, which a mask has to have; autocast leaves float64 alone."""
+    is_mixed = torch.is_autocast_enabled(device.type) and model.dtype != torch.float64
+    return torch.get_autocast_dtype(device.type) if is_mixed else model.dtype
 
 
 def _apply_head(model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:

@@ -12,15 +12,14 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from torch import Tensor, nn
 
-from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
-from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.budget import resolve_batch_tokens, run_within_memory
 from dpotool.likelihood.completions import compute_token_logps
+from dpotool.likelihood.layout import RowLayout
 from dpotool.settings import AUTO
 
 DEFAULT_BATCH_TOKENS = 4096
-"""Padded tokens per batch, both rows of a pair counted."""
+"""Padded tokens per batch."""
 
 Progress = Callable[[int], None]
 
@@ -49,6 +48,8 @@ class PairLogpArrays:
     rejected: np.ndarray
     tokens: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     """Per pair, the chosen and the rejected completion's per-token log-probabilities (float32); only on request."""
+    n_shared: int = 0
+    """How many of the pairs were computed with their prompt shared (`likelihood.layout`)."""
 
 
 def compute_pair_logps(
@@ -57,6 +58,7 @@ def compute_pair_logps(
     *,
     batch_tokens: int | str = DEFAULT_BATCH_TOKENS,
     autocast: torch.dtype | None = None,
+    layout: str = AUTO,
     with_tokens: bool = False,
     on_progress: Progress | None = None,
     on_scored: Callable[[Sequence[ScoredPair]], None] | None = None,
@@ -67,6 +69,7 @@ def compute_pair_logps(
         batch_tokens: budget of padded tokens a batch, or 'auto' (`resolve_batch_tokens`); a pair that alone exceeds it
             gets a batch of its own. A batch that runs out of memory is halved and tried again.
         autocast: mixed-precision type for matrix products, as in a `--bf16` training run.
+        layout: of the rows, auto, shared or paired (`RowLayout`).
         with_tokens: also return per-token values.
         on_progress: called with the number of pairs each finished batch held.
         on_scored: called with this process's pairs as each batch is finished.
@@ -74,13 +77,14 @@ def compute_pair_logps(
     Raises:
         DpotoolError: memory does not hold a single pair.
     """
+    rows = RowLayout.of(model, layout)
 
     def plan(places: Sequence[int], budget: int) -> list[list[int]]:
-        batches = plan_batches([2 * pairs[place].longest for place in places], budget)
+        batches = rows.plan([pairs[place] for place in places], budget)
         return [[places[index] for index in batch] for batch in batches]
 
     def run(batch: Sequence[int]) -> list[ScoredPair]:
-        return _score_batch(model, [pairs[index] for index in batch], batch, autocast)
+        return _score_batch(model, rows, [pairs[index] for index in batch], batch, autocast)
 
     batches = plan(range(len(pairs)), resolve_batch_tokens(batch_tokens, model))
     state = PartialState()
@@ -94,7 +98,9 @@ def compute_pair_logps(
             on_progress(len(batch) * state.num_processes)
     if state.num_processes > 1:
         finished = gather_object(finished)
-    return _assemble(finished, len(pairs), with_tokens)
+    found = _assemble(finished, len(pairs), with_tokens)
+    found.n_shared = sum(map(rows.shares, pairs))
+    return found
 
 
 def _assemble(finished: list[ScoredPair], n_pairs: int, with_tokens: bool) -> PairLogpArrays:
@@ -108,14 +114,18 @@ def _assemble(finished: list[ScoredPair], n_pairs: int, with_tokens: bool) -> Pa
 
 @torch.no_grad()
 def _score_batch(
-    model: nn.Module, pairs: Sequence[TokenizedPair], indices: Sequence[int], autocast: torch.dtype | None
+    model: nn.Module,
+    layout: RowLayout,
+    pairs: Sequence[TokenizedPair],
+    indices: Sequence[int],
+    autocast: torch.dtype | None,
 ) -> list[ScoredPair]:
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
         with autocast_to(autocast, device):
-            token_logps = compute_token_logps(model, collate_pairs(pairs).to(device)).logps
+            token_logps = compute_token_logps(model, layout.collate(pairs).to(device)).logps
     finally:
         model.train(was_training)
     lengths = [length for pair in pairs for length in (len(pair.chosen_ids), len(pair.rejected_ids))]

@@ -32,6 +32,7 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Progress, ScoredPair, compute_pair_logps
 from dpotool.models.fingerprint import fingerprint_model
+from dpotool.settings import AUTO
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +50,13 @@ class ReferenceLogps:
     """How many of the pairs were found in the store."""
     fingerprint: str
     """Of the reference model's weights."""
+    n_shared: int = 0
+    n_paired: int = 0
+    """How many were computed in which layout; pairs that repeat another are computed once."""
+
+    @property
+    def layouts(self) -> dict[str, int]:
+        return {"shared": self.n_shared, "paired": self.n_paired, "stored": self.n_cached}
 
 
 def load_or_compute_reference(
@@ -57,6 +65,7 @@ def load_or_compute_reference(
     *,
     batch_tokens: int | str = DEFAULT_BATCH_TOKENS,
     autocast: torch.dtype | None = None,
+    layout: str = AUTO,
     store: Path | None = None,
     label: str | None = None,
     on_progress: Progress | None = None,
@@ -78,6 +87,7 @@ def load_or_compute_reference(
     if on_progress is not None:
         on_progress(sum(key in known for key in keys))
     keeper = _Keeper(folder, list(missing), _name_of(model, label))
+    n_shared = 0
     if missing:
         try:
             computed = compute_pair_logps(
@@ -85,17 +95,21 @@ def load_or_compute_reference(
                 list(missing.values()),
                 batch_tokens=batch_tokens,
                 autocast=autocast,
+                layout=layout,
                 on_progress=on_progress,
                 on_scored=keeper.take,
             )
         finally:
             keeper.finish()
+        n_shared = computed.n_shared
         known |= dict(zip(missing, zip(computed.chosen, computed.rejected, strict=True), strict=True))
     elif known:
         keeper.finish()
     values = np.array([known[key] for key in keys], dtype=np.float64).reshape(-1, 2)
     n_cached = sum(key not in missing for key in keys)
-    return ReferenceLogps(values[:, 0].copy(), values[:, 1].copy(), n_cached, fingerprint)
+    return ReferenceLogps(
+        values[:, 0].copy(), values[:, 1].copy(), n_cached, fingerprint, n_shared, len(missing) - n_shared
+    )
 
 
 def describe_types(model: nn.Module, autocast: torch.dtype | None) -> str:

@@ -41,6 +41,7 @@ class OpenSubject:
                 batch_tokens=self.subject.config.batch_tokens,
                 autocast=self.autocast,
                 label=self.subject.reference if model is self.reference else self.subject.model,
+                layout=self.subject.config.layout,
                 on_progress=advance,
             )
         progress.note(f"{name}: {logps.n_cached} of {len(self.pair_set.pairs)} pairs were in the store")

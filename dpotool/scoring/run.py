@@ -26,6 +26,7 @@ from dpotool.results.tables import write_table
 from dpotool.results.verdict import judge_displacement
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.frame import build_score_frame, build_token_frame
+from dpotool.settings import check_layout
 
 _ROW_SETTINGS = ("data", "limit", "test_fraction", "seed", "split_seed", "skip_invalid")
 """What leads back from a table's `pair_id` to the texts, with the split."""
@@ -54,6 +55,7 @@ def score_models(
     """
     if config.beta is not None and not config.beta > 0:
         raise DpotoolError("must be above 0", where="--beta", got=str(config.beta))
+    check_layout(config.layout)
     subjects = [describe_subject(model, config) for model in models]
     if len({subject.folder.path.resolve() for subject in subjects}) < len(subjects):
         raise DpotoolError(
@@ -81,16 +83,20 @@ def _score(subject: Subject, config: ScoreConfig, progress: Progress, locate: Lo
         "tokenizer": fingerprint_tokenizer(opened.tokenizer),
         "data": opened.pair_set.source.fingerprint,
     }
-    result = _write(opened, frame, fingerprints)
+    layouts = {"policy": policy_logps.layouts, "reference": reference_logps.layouts if reference_logps else None}
+    result = _write(opened, frame, fingerprints, layouts)
     return replace(result, tokens_path=_write_tokens(opened)) if config.tokens else result
 
 
-def _write(opened: OpenSubject, frame: pd.DataFrame, fingerprints: dict[str, str | None]) -> ScoreResult:
+def _write(
+    opened: OpenSubject, frame: pd.DataFrame, fingerprints: dict[str, str | None], layouts: dict[str, Any]
+) -> ScoreResult:
     subject, source = opened.subject, opened.pair_set.source
     config = subject.config
     path = subject.folder.scores_path(source.name, source.split, config.format, subject.variant)
     about = {**_describe(opened), "fingerprints": fingerprints}
     summary = {**about, **summarize_scores(frame, subject.beta, opened.pair_set.counts.to_dict(), seed=config.seed)}
+    summary["layouts"] = layouts
     summary["verdict"] = judge_displacement(frame, seed=config.seed)
     if PartialState().is_main_process:
         write_table(frame, path, SCORE_SCHEMA, about, format=config.format)
@@ -112,6 +118,7 @@ def _write_tokens(opened: OpenSubject) -> Path:
             pair_set.pairs,
             batch_tokens=subject.config.batch_tokens,
             autocast=opened.autocast,
+            layout=subject.config.layout,
             with_tokens=True,
         )
         for model in (opened.policy, opened.reference)

@@ -32,6 +32,7 @@ from dpotool.results.prediction_summary import summarize_prediction
 from dpotool.results.runs import RunFolder, summary_path
 from dpotool.results.schemas import PREDICTION_SCHEMA
 from dpotool.results.tables import write_table
+from dpotool.settings import AUTO
 from dpotool.theory.config import PredictConfig
 from dpotool.theory.directions import compute_directional_changes
 from dpotool.theory.steps import parameter_difference
@@ -85,7 +86,13 @@ def run_prediction(
     first, second = merge_adapter(opened.reference), merge_adapter(opened.policy)
     batch_tokens = resolve_batch_tokens(config.batch_tokens, first, with_gradients=True)
     frame = compute_prediction(
-        first, second, opened.pair_set.pairs, at=config.at, batch_tokens=batch_tokens, progress=progress
+        first,
+        second,
+        opened.pair_set.pairs,
+        at=config.at,
+        batch_tokens=batch_tokens,
+        layout=config.layout,
+        progress=progress,
     )
     about = _describe(subject, config, start) | {
         "data": opened.pair_set.source.name,
@@ -116,6 +123,7 @@ def compute_prediction(
     *,
     at: str = "from",
     batch_tokens: int,
+    layout: str = AUTO,
     progress: Progress = SILENT,
 ) -> pd.DataFrame:
     """Computes measured and predicted changes of every pair from one model to the other (nats).
@@ -141,7 +149,7 @@ def compute_prediction(
     for name, model in (("from", first), ("to", second)):
         if name != at:
             with progress.track(f"scoring {name}", len(pairs)) as advance:
-                scored = compute_pair_logps(model, pairs, batch_tokens=batch_tokens, on_progress=advance)
+                scored = compute_pair_logps(model, pairs, batch_tokens=batch_tokens, layout=layout, on_progress=advance)
             logps[name] = scored.chosen, scored.rejected
     (chosen_before, rejected_before), (chosen_after, rejected_after) = logps["from"], logps["to"]
     frame = pd.DataFrame(

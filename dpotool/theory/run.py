@@ -191,7 +191,7 @@ class _Study:
         chosen, rejected = reference_logps
         with in_float64(policy):
             if chosen is None or rejected is None:
-                own = compute_pair_logps(policy, pairs[:n], batch_tokens=self.batch_tokens)
+                own = compute_pair_logps(policy, pairs[:n], batch_tokens=self.batch_tokens, layout=self.config.layout)
                 chosen, rejected = own.chosen, own.rejected
             known = (chosen[:n], rejected[:n])
             beta = self.opened.subject.beta

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name
 from dpotool.losses.schedules import DEFAULT_LAMBDA, DEFAULT_LAMBDA_MAX, DEFAULT_LAMBDA_MIN
-from dpotool.settings import DEMO, ComputeSettings, DataSettings, parse_batch_tokens, setting
+from dpotool.settings import DEMO, ComputeSettings, DataSettings, check_layout, parse_batch_tokens, setting
 
 _LOSS, _STEPS, _LOG, _LORA = "Loss", "Optimisation", "Evaluation, checkpoints, logging", "LoRA"
 
@@ -178,6 +178,7 @@ def check_config(config: TrainConfig) -> None:
             remedy="Leave one of the two out",
         )
     parse_steps(config.save_at)
+    check_layout(config.layout)
     for model in (config.model, config.reference):
         if model is not None and model != DEMO:
             check_name(model)

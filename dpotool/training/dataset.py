@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.batch import CompletionBatch
+from dpotool.likelihood.layout import RowLayout
+from dpotool.likelihood.shared_rows import SharedBatch
 
 PAIR_COLUMNS = (
     "reference_chosen_logps",
@@ -66,23 +68,35 @@ class PairDataset(Dataset[TrainingPair]):
 
 @dataclass(frozen=True, slots=True)
 class PairCollator:
-    """Makes a micro-batch: the tensors of a CompletionBatch, and a value per pair of everything a loss may need."""
+    """Makes a micro-batch: the tensors of its rows, and a value per pair of everything a loss may need."""
 
+    layout: RowLayout
     with_rejected: bool = True
     """False for SFT, which never looks at the rejected completion."""
 
     def __call__(self, items: Sequence[TrainingPair]) -> dict[str, Tensor]:
         pairs = [item.pair for item in items]
-        return {
-            **collate_pairs(pairs, with_rejected=self.with_rejected).to_dict(),
-            "reference_chosen_logps": _column([item.reference_chosen_logps for item in items]),
-            "reference_rejected_logps": _column([item.reference_rejected_logps for item in items]),
-            "chosen_tokens": torch.tensor([len(pair.chosen_ids) for pair in pairs]),
-            "rejected_tokens": torch.tensor([len(pair.rejected_ids) for pair in pairs]),
-            "score_chosen": _column([pair.score_chosen for pair in pairs]),
-            "score_rejected": _column([pair.score_rejected for pair in pairs]),
-            "shift": _column([item.shift for item in items]),
-        }
+        return self.layout.collate_step(pairs, with_rejected=self.with_rejected).to_dict() | collate_columns(items)
+
+
+def collate_columns(items: Sequence[TrainingPair]) -> dict[str, Tensor]:
+    """Returns what a loss may need of each pair beside its log-probabilities, (batch,) each."""
+    pairs = [item.pair for item in items]
+    return {
+        "reference_chosen_logps": _column([item.reference_chosen_logps for item in items]),
+        "reference_rejected_logps": _column([item.reference_rejected_logps for item in items]),
+        "chosen_tokens": torch.tensor([len(pair.chosen_ids) for pair in pairs]),
+        "rejected_tokens": torch.tensor([len(pair.rejected_ids) for pair in pairs]),
+        "score_chosen": _column([pair.score_chosen for pair in pairs]),
+        "score_rejected": _column([pair.score_rejected for pair in pairs]),
+        "shift": _column([item.shift for item in items]),
+    }
+
+
+def read_batch(inputs: dict[str, Tensor]) -> CompletionBatch | SharedBatch:
+    """Returns the rows of a micro-batch."""
+    kind = SharedBatch if "block_ids" in inputs else CompletionBatch
+    return kind(**{field.name: inputs[field.name] for field in fields(kind)})
 
 
 def _column(values: Sequence[float | None]) -> Tensor:

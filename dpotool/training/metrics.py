@@ -15,7 +15,7 @@ from transformers import TrainerState
 
 from dpotool.likelihood.pair_logps import PairLogpArrays
 from dpotool.losses.registry import PairLogps
-from dpotool.training.dataset import PAIR_COLUMNS, PairCollator, PairDataset
+from dpotool.training.dataset import PAIR_COLUMNS, PairDataset, collate_columns
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -85,7 +85,7 @@ def summarize_pairs(
 
     Pairs that were not trained on have no factor of their own; the dataset's `shifts` hold what stands in for it.
     """
-    columns = PairCollator()([dataset[index] for index in range(len(dataset))])
+    columns = collate_columns([dataset[index] for index in range(len(dataset))])
     pairs = PairLogps(
         policy_chosen_logps=torch.from_numpy(logps.chosen),
         policy_rejected_logps=torch.from_numpy(logps.rejected),

@@ -130,6 +130,7 @@ def _build_trainer(
             eval_dataset=datasets[1] if has_eval else None,
             tokenizer=tokenizer,
             batch_tokens=config.batch_tokens,
+            layout=config.layout,
             callbacks=callbacks,
             progress=progress,
             monitor=monitor,

@@ -37,6 +37,7 @@ def compute_references(
                 batch_tokens=config.batch_tokens,
                 autocast=torch.bfloat16 if config.bf16 else None,
                 label=config.reference or config.model,
+                layout=config.layout,
                 on_progress=advance,
             )
         progress.note(f"{name}: {computed.n_cached} of {len(pair_set.pairs)} pairs were in the store")

@@ -75,10 +75,11 @@ def _run(trainer: PreferenceTrainer, config: TrainConfig, folder: RunFolder, pro
     if trainer.state.global_step < trainer.state.max_steps:
         folder.update_manifest(status="interrupted")
         return TrainResult(folder, was_interrupted=True)
+    layouts = trainer.count_layouts()
     fill_folder(trainer, folder)
     if config.save_steps is None:
         _remove_rolling_checkpoints(folder, keep=parse_steps(config.save_at))
-    folder.update_manifest(status="finished")
+    folder.update_manifest(status="finished", layouts=layouts)
     return TrainResult(folder)
 
 

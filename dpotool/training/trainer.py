@@ -7,6 +7,7 @@ the pairs of the *whole* optimiser step, logged means are means over pairs, and 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -18,22 +19,23 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.batch import CompletionBatch
 from dpotool.likelihood.completions import can_split_head, compute_completion_logps, get_causal_lm
+from dpotool.likelihood.layout import AUTO, PAIRED, SHARED, RowLayout
 from dpotool.likelihood.pair_logps import PairLogpArrays, compute_pair_logps
+from dpotool.likelihood.prompt_sharing import draws_in_training
+from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.losses.registry import PairLogps
 from dpotool.progress import SILENT, Progress
 from dpotool.theory.monitor import TheoryMonitor
-from dpotool.training.dataset import PAIR_COLUMNS, PairCollator, PairDataset
+from dpotool.training.dataset import PAIR_COLUMNS, PairCollator, PairDataset, read_batch
 from dpotool.training.metrics import PairSums, summarize_pairs
 from dpotool.training.objective import Objective
 
-_BATCH_KEYS = ("input_ids", "position_ids", "completion_mask")
-
-
-ComputeLogps = Callable[[nn.Module, CompletionBatch], Tensor]
+ComputeLogps = Callable[[nn.Module, Any], Tensor]
+"""A model and a batch of rows -> log pi of every completion."""
 
 
 def route_forward(model: nn.Module, compute_logps: ComputeLogps = compute_completion_logps) -> None:
-    """Lets `model(input_ids, position_ids, completion_mask)` answer with (rows,) log-probabilities.
+    """Lets `model(completion_batch=...)` answer with the log-probability of every completion of a batch of rows.
 
     DDP and FSDP synchronise gradients only for what happens inside the wrapped module's own forward, so the
     log-probabilities have to be computed there. Any other call goes where it went before.
@@ -41,10 +43,10 @@ def route_forward(model: nn.Module, compute_logps: ComputeLogps = compute_comple
     original = model.forward
     can_split_head(get_causal_lm(model))  # found out here, before any wrapper shards the weights
 
-    def forward(*args: Any, completion_mask: Tensor | None = None, **kwargs: Any) -> Any:
-        if completion_mask is None:
+    def forward(*args: Any, completion_batch: CompletionBatch | SharedBatch | None = None, **kwargs: Any) -> Any:
+        if completion_batch is None:
             return original(*args, **kwargs)
-        return compute_logps(model, CompletionBatch(completion_mask=completion_mask, **kwargs))
+        return compute_logps(model, completion_batch)
 
     model.forward = forward
 
@@ -64,10 +66,12 @@ class PreferenceTrainer(Trainer):
         eval_dataset: PairDataset | None,
         tokenizer: PreTrainedTokenizerBase,
         batch_tokens: int | str,
+        layout: str = AUTO,
         callbacks: list[TrainerCallback],
         progress: Progress = SILENT,
         monitor: TheoryMonitor | None = None,
     ) -> None:
+        rows = _choose_rows(model, layout, monitor, progress)  # found out before any wrapper shards the weights
         route_forward(model, compute_completion_logps if monitor is None else monitor.compute_logps)
         super().__init__(
             model=model,
@@ -75,13 +79,15 @@ class PreferenceTrainer(Trainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=tokenizer,
-            data_collator=PairCollator(with_rejected=objective.loss.takes_rejected),
+            data_collator=PairCollator(rows, with_rejected=objective.loss.takes_rejected),
             callbacks=callbacks,
         )
         self.objective = objective
         self.policy = model
         self.pairs = train_dataset.pairs
         self.batch_tokens = batch_tokens
+        self.layout = layout
+        self.n_pairs: Counter[str] = Counter()
         self.progress = progress
         self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step's count, not by accumulation
         self.last_evaluation: PairLogpArrays | None = None
@@ -114,7 +120,9 @@ class PreferenceTrainer(Trainer):
         shift: float | Tensor = self.objective.shift_at(self.state.global_step, self.state.max_steps)
         if self.objective.adaptive is not None:
             shift = inputs["shift"]
-        logps = model(**{key: inputs[key] for key in _BATCH_KEYS})
+        batch = read_batch(inputs)
+        logps = model(completion_batch=batch)
+        self.n_pairs[SHARED if isinstance(batch, SharedBatch) else PAIRED] += len(inputs["chosen_tokens"])
         pairs = _to_pair_logps(logps, inputs, has_rejected=self.objective.loss.takes_rejected)
         losses = self.objective.loss.compute(pairs, self.objective.options, shift)
         if not bool(torch.isfinite(losses).all()):
@@ -162,11 +170,30 @@ class PreferenceTrainer(Trainer):
         """Returns the policy's log-probabilities of pairs, in the precision that the training steps run in."""
         model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
         autocast = torch.bfloat16 if self.args.bf16 else None
-        return compute_pair_logps(model, pairs, batch_tokens=self.batch_tokens, autocast=autocast, on_progress=advance)
+        return compute_pair_logps(
+            model, pairs, batch_tokens=self.batch_tokens, autocast=autocast, layout=self.layout, on_progress=advance
+        )
+
+    def count_layouts(self) -> dict[str, int]:
+        """Returns in which layout how many pairs went through the steps of this process and all others."""
+        counts = torch.tensor([self.n_pairs[name] for name in (SHARED, PAIRED)], device=self.accelerator.device)
+        totals = self.accelerator.reduce(counts, reduction="sum").tolist()
+        return dict(zip((SHARED, PAIRED), totals, strict=True))
 
 
 class NonFiniteError(DpotoolError):
     """The loss or a gradient is no finite number; the weights in memory are still those of the last good step."""
+
+
+def _choose_rows(model: nn.Module, layout: str, monitor: TheoryMonitor | None, progress: Progress) -> RowLayout:
+    """Returns the layout of the steps' rows; two things need a row for each completion, whatever was asked for."""
+    if layout != PAIRED and monitor is not None:
+        progress.note("--monitor-theory tells completions apart by their rows: chosen and rejected share none")
+        layout = PAIRED
+    if layout != PAIRED and draws_in_training(model):
+        progress.note("dropout is at work: chosen and rejected keep rows, and draws, of their own")
+        layout = PAIRED
+    return RowLayout.of(model, layout)
 
 
 def _to_pair_logps(logps: Tensor, inputs: dict[str, Tensor], *, has_rejected: bool) -> PairLogps:
