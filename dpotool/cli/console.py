@@ -26,6 +26,7 @@ class Console(Progress):
         width = None if sys.stdout.isatty() else PIPED_WIDTH
         self._out = RichConsole(soft_wrap=True, highlight=False, markup=False, width=width)
         self._err = RichConsole(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        self.shows_bars = self._is_main and self._err.is_terminal
 
     def note(self, text: str) -> None:
         """Prints a note on stderr, once: what a sweep's runs have in common need not be said by each."""
@@ -71,7 +72,7 @@ class Console(Progress):
     @contextmanager
     def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
         """Shows a bar with rate and time left, where stderr is a terminal."""
-        if not (self._is_main and self._err.is_terminal):
+        if not self.shows_bars:
             yield lambda n: None
             return
         from rich import progress as bars
@@ -133,3 +134,15 @@ def format_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} TB"
+
+
+def format_duration(seconds: float) -> str:
+    """Returns a duration as people read it: '0.4 s', '12 s', '3 min 20 s', '2 h 05 min'."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
