@@ -94,6 +94,8 @@ def _add_steps(estimate: Estimate, config: TrainConfig, trainer: PreferenceTrain
               for number, batch in enumerate(micro_batches)}  # fmt: skip
     largest_first = sorted(padded, key=lambda number: -padded[number])
     rehearsal = _Rehearsal(trainer, n_steps, checkpointing=config.gradient_checkpointing)
+    rehearsal.run(micro_batches[largest_first[-1]])
+    rehearsal.time_optimizer()  # makes the optimiser's state, which is there while the rest is measured
     epoch, n_probed = time_strata(
         [padded[number] for number in largest_first],
         lambda number: rehearsal.run(micro_batches[largest_first[number]]),
@@ -130,8 +132,11 @@ class _Rehearsal:
             policy: Any = trainer.policy
             policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         self.model = trainer.accelerator.prepare_model(trainer.model)
+        self.optimizer = trainer.create_optimizer()
 
     def run(self, places: list[int]) -> None:
+        """Runs one micro-batch forward and back, as the first of its step."""
+        self.optimizer.zero_grad()
         dataset: Any = self.trainer.train_dataset
         batch = self.trainer.data_collator([dataset[place] for place in places])
         with quiet_transformers():
@@ -139,16 +144,12 @@ class _Rehearsal:
         self._wait()
 
     def time_optimizer(self) -> float:
-        """Returns the seconds of clipping and one step; the first, which makes the optimiser's state, is not timed."""
-        optimizer = self.trainer.create_optimizer()
-        for _ in range(2):
-            start = time.perf_counter()
-            torch.nn.utils.clip_grad_norm_(self.trainer.policy.parameters(), self.trainer.args.max_grad_norm or 1.0)
-            optimizer.step()
-            self._wait()
-            seconds = time.perf_counter() - start
-        optimizer.zero_grad()
-        return seconds
+        """Returns the seconds of clipping and one step with the gradients that are there."""
+        start = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(self.trainer.policy.parameters(), self.trainer.args.max_grad_norm or 1.0)
+        self.optimizer.step()
+        self._wait()
+        return time.perf_counter() - start
 
     def _wait(self) -> None:
         if torch.cuda.is_available():
