@@ -15,6 +15,9 @@ class Progress:
     def warn(self, text: str) -> None:
         """Something that may spoil the result."""
 
+    shows_bars: bool = False
+    """Whether anybody sees bars, so that a library's own may be shown too."""
+
     @contextmanager
     def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
         """Yields a function that advances a bar of `total` units by n."""

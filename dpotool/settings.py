@@ -13,6 +13,8 @@ from typing import Any
 from dpotool.errors import DpotoolError
 
 DEMO = "builtin:demo"
+DRY_RUN = "Only show pairs, tokens, stored values, time and memory, from a few measured batches; nothing is written."
+"""Help text of --dry-run."""
 AUTO = "auto"
 LAYOUTS = ("auto", "shared", "paired")
 

@@ -19,6 +19,8 @@ from dpotool.settings import DEMO
 
 ABOUT = "about.json"
 """Beside a model's parts: which model it was. Its time of change is when the values were last used."""
+SECOND = "-again"
+"""Behind the key of a pair that was scored a second time, in other company: what the noise floor is made of."""
 _STORE_NAME = re.compile(r"(?P<fingerprint>[0-9a-f]{16})-(?P<types>\w+-\w+)")
 _DEMO_NAME = re.compile(rf"{DEMO_PREFIX}(?P<fingerprint>[0-9a-f]{{12}})")
 
@@ -89,7 +91,7 @@ def _list_references() -> Iterator[CacheEntry]:
             models=tuple(str(name) for name in read_about(folder).get("models", [])),
             fingerprint=match["fingerprint"],
             types=match["types"].removesuffix("-None"),
-            n_pairs=len(read_parts(folder).values),
+            n_pairs=sum(not key.endswith(SECOND) for key in read_parts(folder).values),
             n_files=len(list_parts(folder)),
             n_bytes=_sum_sizes(files),
             last_used=_newest(files, folder),

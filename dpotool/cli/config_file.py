@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dpotool.errors import DpotoolError
-from dpotool.settings import Settings
+from dpotool.settings import DataSettings, Settings
 
 
 def read_config(
@@ -38,7 +38,10 @@ def read_config(
     if isinstance(content.get("config"), dict):
         author = next((name for name in others if name.startswith(str(content.get("kind")))), command)
         content = content["config"] | ({} if author == command else {"output": None})
-        known -= _find_namesakes(settings, others.get(author, settings))
+        theirs = others.get(author, settings)
+        known -= _find_namesakes(settings, theirs)
+        if issubclass(theirs, DataSettings) and not issubclass(settings, DataSettings):
+            known -= {"data", "split"}  # there a file or hub id, here the name of a table
     elsewhere = {field.name for other in others.values() for field in fields(other)} - known
     found: dict[str, Any] = {}
     for key, value in content.items():

@@ -23,10 +23,10 @@ class Console(Progress):
         self.as_json = as_json
         self.is_main = _is_main_process()
         self._said: set[str] = set()
-        self._has_bars = True
         width = None if sys.stdout.isatty() else PIPED_WIDTH
         self._out = RichConsole(soft_wrap=True, highlight=False, markup=False, width=width)
         self.err = RichConsole(stderr=True, soft_wrap=True, highlight=False, markup=False)
+        self.shows_bars = self.is_main and self.is_terminal
 
     @property
     def is_terminal(self) -> bool:
@@ -36,11 +36,11 @@ class Console(Progress):
     @contextmanager
     def keep_bars_off(self) -> Iterator[None]:
         """Shows no bars while the block runs: something else moves on the screen."""
-        self._has_bars = False
+        kept, self.shows_bars = self.shows_bars, False
         try:
             yield
         finally:
-            self._has_bars = True
+            self.shows_bars = kept
 
     def note(self, text: str) -> None:
         """Prints a note on stderr, once: what a sweep's runs have in common need not be said by each."""
@@ -86,7 +86,7 @@ class Console(Progress):
     @contextmanager
     def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
         """Shows a bar with rate and time left, where stderr is a terminal."""
-        if not (self.is_main and self.is_terminal and self._has_bars):
+        if not self.shows_bars:
             yield lambda n: None
             return
         from rich import progress as bars
@@ -148,3 +148,15 @@ def format_bytes(n_bytes: float) -> str:
             return f"{n_bytes:.0f} {unit}" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.1f} TB"
+
+
+def format_duration(seconds: float) -> str:
+    """Returns a duration as people read it: '0.4 s', '12 s', '3 min 20 s', '2 h 05 min'."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

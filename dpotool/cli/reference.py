@@ -111,8 +111,8 @@ def _name_argument(item: Any) -> str:
 
 
 def _format_default(value: Any) -> str:
-    if value is False:
-        return "off"
+    if isinstance(value, bool):
+        return "on" if value else "off"
     return "–" if value in (None, "") else f"`{value}`"
 
 

@@ -34,6 +34,9 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
     if not models:
         models = [str(newest_run(kind="train").path)]
         console.note(f"scoring the newest run, {models[0]}")
+    if config.dry_run:
+        show_plans(models, config, console)
+        return
     results = score_models(models, config, progress=console, locate=locate_model(console))
     for title, columns, rows in tabulate_scores(results):
         console.table(title, columns, rows)
@@ -42,11 +45,27 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
         if result.tokens_path is not None:
             console.say(f"tokens: {result.tokens_path}")
     for result in results:
+        for line in describe_noise(result):
+            console.say(line)
         verdict = result.summary["verdict"]
         if verdict is not None:
             console.say(f"verdict on {result.label}: {verdict['statement']}")
             console.say(f"next: {verdict['next']}")
     console.finish({"results": [_to_json(result) for result in results]})
+
+
+def show_plans(models: Sequence[str], config: ScoreConfig, console: Console) -> None:
+    """Prints what scoring each model would take."""
+    from dpotool.cli.estimate import show_estimate
+    from dpotool.scoring.cost import plan_scoring
+    from dpotool.training.demo import standing_in
+
+    estimates = []
+    with standing_in(console) as locate:
+        for model in models:
+            estimates.append(plan_scoring(model, config, progress=console, locate=locate))
+            show_estimate(estimates[-1], console)
+    console.finish({"estimates": [estimate.to_dict() for estimate in estimates]})
 
 
 def _to_json(result: ScoreResult) -> dict[str, Any]:
@@ -86,6 +105,20 @@ def tabulate_scores(results: Sequence[ScoreResult]) -> list[tuple[str, list[str]
         title = f"{name}; nats summed over completion tokens, 95 % bootstrap intervals over pairs"
         tables.append((title, ["", *(result.label for result in group)], rows))
     return tables
+
+
+def describe_noise(result: ScoreResult) -> list[str]:
+    """Returns a line on how much of the margins is rounding, or none where that was not measured."""
+    noise = result.summary["noise_floor"]
+    if noise is None or noise["logps"] is None:
+        return []
+    text = f"noise floor of {result.label}: {noise['n']} pairs, scored again in other batches, moved by up to "
+    text += f"{noise['logps']['largest']:.2g} nats"
+    if noise["reward_margins"] is not None:
+        text += f", their reward margins by up to {noise['reward_margins']['largest']:.2g}; "
+        n_ties, n = result.summary["n_ties_within_noise"], result.summary["n"]
+        text += f"{n_ties} of {n} margins are no larger than that"
+    return [text]
 
 
 def _count(n: int | None) -> str:

@@ -23,6 +23,9 @@ def run(config: TheoryConfig, console: Console) -> None:
     from dpotool.theory.run import run_theory
     from dpotool.training.demo import locate_model
 
+    if config.dry_run:
+        show_plan(config, console)
+        return
     result = run_theory(config, progress=console, locate=locate_model(console))
     show_summary(result.summary, console)
     console.say(f"theory table: {result.path}")
@@ -32,6 +35,18 @@ def run(config: TheoryConfig, console: Console) -> None:
     if result.was_interrupted:
         console.note("interrupted: what was finished so far is in the table")
         raise typer.Exit(130)
+
+
+def show_plan(config: TheoryConfig, console: Console) -> None:
+    """Prints what the table would take."""
+    from dpotool.cli.estimate import show_estimate
+    from dpotool.theory.cost import plan_theory
+    from dpotool.training.demo import standing_in
+
+    with standing_in(console) as locate:
+        estimate = plan_theory(config, progress=console, locate=locate)
+    show_estimate(estimate, console)
+    console.finish(estimate.to_dict())
 
 
 def show_summary(summary: dict[str, Any], console: Console) -> None:

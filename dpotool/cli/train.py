@@ -19,6 +19,9 @@ def run(config: TrainConfig, console: Console) -> None:
     from dpotool.training.demo import locate_model
     from dpotool.training.run import train
 
+    if config.dry_run:
+        show_plan(config, console)
+        return
     result = train(config, progress=console, locate=locate_model(console))
     rows = result.folder.read_metrics()
     last = {name: value for row in rows for name, value in row.items()}
@@ -32,6 +35,18 @@ def run(config: TrainConfig, console: Console) -> None:
     console.finish({"run": str(result.folder.path), "status": status, "metrics": last})
     if result.was_interrupted:
         raise typer.Exit(130)
+
+
+def show_plan(config: TrainConfig, console: Console) -> None:
+    """Prints what the run would take."""
+    from dpotool.cli.estimate import show_estimate
+    from dpotool.training.cost import plan_training
+    from dpotool.training.demo import standing_in
+
+    with standing_in(console) as locate:
+        estimate = plan_training(config, progress=console, locate=locate)
+    show_estimate(estimate, console)
+    console.finish(estimate.to_dict())
 
 
 def summarize_training(name: str, last: dict[str, float]) -> tuple[str, list[str], list[list[str]]]:

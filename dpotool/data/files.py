@@ -19,6 +19,9 @@ from dpotool.data.fields import describe_type
 from dpotool.errors import DpotoolError
 
 _BATCH_ROWS = 1024
+_CHECK = "Check the path and who may read it"
+_UTF8 = "Save it as UTF-8"
+_AGAIN = "Write or download it again"
 _MAX_CSV_CELL = 1 << 30  # the csv module's own limit of 128 KiB is shorter than a long conversation
 
 
@@ -50,11 +53,12 @@ def read_file(path: Path) -> Iterator[SourceRow]:
             f"cannot tell the format of '{path}' from its name",
             expected=f"one of {', '.join(SUFFIXES)}",
             got=f"'{path.suffix}'",
+            remedy="Rename it after what it is, or convert it to JSONL",
         )
     try:
         yield from reader(path)
     except OSError as error:
-        raise DpotoolError(f"cannot be read: {error.strerror or error}", where=str(path)) from error
+        raise DpotoolError(f"cannot be read: {error.strerror or error}", where=str(path), remedy=_CHECK) from error
 
 
 def _read_jsonl(path: Path) -> Iterator[SourceRow]:
@@ -97,10 +101,12 @@ def _read_json(path: Path) -> Iterator[SourceRow]:
     try:
         rows = json.loads(path.read_bytes().decode("utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise DpotoolError(f"not UTF-8 at byte {error.start + 1}", where=str(path)) from error
+        raise DpotoolError(f"not UTF-8 at byte {error.start + 1}", where=str(path), remedy=_UTF8) from error
     except json.JSONDecodeError as error:
         raise DpotoolError(
-            f"broken JSON: {error.msg} at column {error.colno}", where=f"{path}:{error.lineno}"
+            f"broken JSON: {error.msg} at column {error.colno}",
+            where=f"{path}:{error.lineno}",
+            remedy="Mend it; a file with a row on each line is named .jsonl",
         ) from error
     for row_id, value in enumerate(rows):
         yield SourceRow(row_id, *_check_object(value))
@@ -116,9 +122,11 @@ def _read_csv(path: Path) -> Iterator[SourceRow]:
                 done = reader.line_num
                 yield _read_cells(row_id, cells, done)
         except csv.Error as error:
-            raise DpotoolError(f"broken CSV: {error}", where=f"{path}:{max(done, 1) + 1}") from error
+            where = f"{path}:{max(done, 1) + 1}"
+            remedy = "Mend that row: a quote inside a cell is written twice"
+            raise DpotoolError(f"broken CSV: {error}", where=where, remedy=remedy) from error
         except UnicodeDecodeError as error:
-            raise DpotoolError("not UTF-8", where=str(path)) from error
+            raise DpotoolError("not UTF-8", where=str(path), remedy=_UTF8) from error
 
 
 def _read_cells(row_id: int, cells: dict[str | None, Any], last_line: int) -> SourceRow:
@@ -164,7 +172,7 @@ def _read_parquet(path: Path) -> Iterator[SourceRow]:
             for row_id, value in enumerate(rows):
                 yield SourceRow(row_id, value)
     except pa.ArrowInvalid as error:
-        raise DpotoolError(f"cannot be read as Parquet: {error}", where=str(path)) from error
+        raise DpotoolError(f"cannot be read as Parquet: {error}", where=str(path), remedy=_AGAIN) from error
 
 
 _READERS: dict[str, Callable[[Path], Iterator[SourceRow]]] = {

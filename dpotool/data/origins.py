@@ -57,6 +57,7 @@ def open_origin(data: str) -> Origin:
         raise DpotoolError(
             f"no file or folder '{data}'",
             expected=f"a path, a hub id as ORG/NAME, or {' or '.join(BUILTINS)}",
+            remedy="Check --data",
         )
     return _open_hub(data, found["id"], found["config"])
 
@@ -89,7 +90,11 @@ def _open_folder(data: str, path: Path) -> Origin:
     try:
         loaded = datasets.load_from_disk(str(path))
     except Exception as error:  # a half-written folder fails in as many ways as datasets has readers
-        raise DpotoolError(f"cannot be read as a saved dataset: {_first_line(error)}", where=data) from error
+        raise DpotoolError(
+            f"cannot be read as a saved dataset: {_first_line(error)}",
+            where=data,
+            remedy="Write it again with save_to_disk",
+        ) from error
     if isinstance(loaded, datasets.DatasetDict):
         return Origin(data, path.name, {str(name): partial(_read_dataset, loaded[name]) for name in loaded})
     split = str(loaded.split) if loaded.split else name_lone_split(path.name)

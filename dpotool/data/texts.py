@@ -31,7 +31,7 @@ def load_texts(
         skip_invalid=bool(rows.get("skip_invalid")),
     )
     if fingerprint not in (None, found.source.fingerprint):
-        raise DpotoolError("the data has changed since it was scored", where=str(rows["data"]))
+        raise DpotoolError("the data has changed since it was scored", where=str(rows["data"]), remedy="Score it again")
     wanted = set(pair_ids)
     return {pair.pair_id: pair for pair in found.pairs if pair.pair_id in wanted}
 

@@ -129,7 +129,8 @@ def _nothing_left(
     where = f"{data.source.data} [{data.source.split}]"
     if not fitter.fitting_lengths:
         first_id, reason = next(iter(excluded.items()), (0, "no rows"))
-        return DpotoolError(f"not one of {data.n_rows} pairs can be used: pair {first_id}: {reason}", where=where)
+        what = f"not one of {data.n_rows} pairs can be used: pair {first_id}: {reason}"
+        return DpotoolError(what, where=where, remedy="Mend the rows, or name other data with --data")
     return DpotoolError(
         f"--max-length {max_length} is too small for every pair",
         where=where,

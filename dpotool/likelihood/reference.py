@@ -58,6 +58,10 @@ class ReferenceLogps:
     def layouts(self) -> dict[str, int]:
         return {"shared": self.n_shared, "paired": self.n_paired, "stored": self.n_cached}
 
+    def stack(self) -> np.ndarray:
+        """Returns (pairs, 2): chosen, then rejected."""
+        return np.stack([self.chosen, self.rejected], axis=1)
+
 
 def load_or_compute_reference(
     model: nn.Module,
@@ -86,9 +90,14 @@ def load_or_compute_reference(
     missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
     if on_progress is not None:
         on_progress(sum(key in known for key in keys))
-    keeper = _Keeper(folder, list(missing), _name_of(model, label))
+    keeper = StoreKeeper(folder, name_model(model, label))
     n_shared = 0
     if missing:
+        new_keys = list(missing)
+
+        def keep(scored: Sequence[ScoredPair]) -> None:
+            keeper.take({new_keys[pair.index]: pair.sums for pair in scored})
+
         try:
             computed = compute_pair_logps(
                 model,
@@ -97,7 +106,7 @@ def load_or_compute_reference(
                 autocast=autocast,
                 layout=layout,
                 on_progress=on_progress,
-                on_scored=keeper.take,
+                on_scored=keep,
             )
         finally:
             keeper.finish()
@@ -110,6 +119,16 @@ def load_or_compute_reference(
     return ReferenceLogps(
         values[:, 0].copy(), values[:, 1].copy(), n_cached, fingerprint, n_shared, len(missing) - n_shared
     )
+
+
+def find_missing(
+    model: nn.Module, pairs: Sequence[TokenizedPair], autocast: torch.dtype | None = None
+) -> list[TokenizedPair]:
+    """Returns the pairs that the store does not have for this model, each once."""
+    folder = reference_root() / name_store(fingerprint_model(model), describe_types(model, autocast))
+    keys = [hash_pair(pair) for pair in pairs]
+    known = read_known(folder, keys)
+    return list({key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}.values())
 
 
 def describe_types(model: nn.Module, autocast: torch.dtype | None) -> str:
@@ -139,20 +158,19 @@ def read_known(folder: Path, keys: Sequence[str]) -> Values:
     return found[0]
 
 
-class _Keeper:
-    """Writes finished pairs to the store while others are still being computed; a store that fails costs no result."""
+class StoreKeeper:
+    """Writes values to the store while others are still being computed; a store that fails costs no result."""
 
-    def __init__(self, folder: Path, keys: Sequence[str], model: str) -> None:
+    def __init__(self, folder: Path, model: str) -> None:
         self.folder = folder
-        self.keys = keys
         self.model = model
         self.waiting: Values = {}
         self.n_written = 0
         self.written_at = time.monotonic()
 
-    def take(self, scored: Sequence[ScoredPair]) -> None:
-        """Takes pairs in by their place among the keys; writes when it is time."""
-        self.waiting |= {self.keys[pair.index]: pair.sums for pair in scored}
+    def take(self, values: Values) -> None:
+        """Takes values in; writes when it is time."""
+        self.waiting |= values
         if time.monotonic() - self.written_at >= SECONDS_BETWEEN_WRITES:
             with _harmless():
                 self._write()
@@ -183,7 +201,7 @@ def _versions() -> Mapping[str, str]:
     return {name: importlib.metadata.version(name) for name in ("dpotool", "torch", "transformers")}
 
 
-def _name_of(model: nn.Module, label: str | None) -> str:
+def name_model(model: nn.Module, label: str | None) -> str:
     """Returns the label, or where the model was loaded from; a path so that it can be found from anywhere."""
     name = label or str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__)
     path = Path(name).expanduser()

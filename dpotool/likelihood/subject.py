@@ -85,6 +85,7 @@ def open_subject(subject: Subject, progress: Progress, locate: Locate, *, dtype:
         device=config.device,
         trust_remote_code=trust,
         needs_gradients=dtype is not None,
+        progress=progress,
     )
     max_length = resolve_max_length(config.max_length, policy, tokenizer)
     pair_set = load_pair_set(config, tokenizer, max_length=max_length, seed=config.seed, progress=progress)
@@ -92,6 +93,8 @@ def open_subject(subject: Subject, progress: Progress, locate: Locate, *, dtype:
     if subject.reference is not None:
         policy_dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
         path = locate(subject.reference)
-        reference = load_model(path, dtype=policy_dtype, device=config.device, trust_remote_code=trust)
+        reference = load_model(
+            path, dtype=policy_dtype, device=config.device, trust_remote_code=trust, progress=progress
+        )
         reference.requires_grad_(False)
     return OpenSubject(subject, tokenizer, policy, reference, pair_set, max_length)

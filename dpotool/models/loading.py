@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name, reach_hub
 from dpotool.models.precision import use_fast_float32_on_cpu
+from dpotool.progress import SILENT, Progress
 
 Locate = Callable[[str], str]
 """Turns a model's name into a path or hub id; `training.demo.locate_model` knows builtin:demo."""
@@ -95,6 +96,7 @@ def load_model(
     device: str = "auto",
     trust_remote_code: bool = False,
     needs_gradients: bool = False,
+    progress: Progress = SILENT,
 ) -> nn.Module:
     """Loads a causal LM, or an adapter on its base model, in evaluation mode.
 
@@ -111,7 +113,8 @@ def load_model(
     check_name(source)
     if needs_gradients and source == model:
         _refuse_quantised(model, trust_remote_code)
-    with _one_line_errors("model", source), quiet_transformers():
+    progress.note(f"loading {model}")
+    with _one_line_errors("model", source), quiet_transformers(shows_bars=progress.shows_bars):
         loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
             source, dtype=resolve_dtype(dtype), use_safetensors=True, trust_remote_code=trust_remote_code
         )
@@ -188,10 +191,15 @@ def _one_line_errors(what: str, source: str) -> Iterator[None]:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """Keeps the bars of reading and writing weights off stderr, and peft's use of a name transformers will drop."""
+def quiet_transformers(*, shows_bars: bool = False) -> Iterator[None]:
+    """Keeps the bars of reading and writing weights off stderr, and peft's use of a name transformers will drop.
+
+    Args:
+        shows_bars: keep its bars after all: somebody is waiting for a model, and looks on.
+    """
     was_enabled = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    if not shows_bars:
+        transformers_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)

@@ -109,18 +109,29 @@ def inherit_data(config: SubjectSettings, trained: Mapping[str, Any]) -> Subject
             got=str(config.test_fraction),
             remedy="Leave it out, or name the pairs too with --data",
         )
+    if config.split_seed not in (None, trained.get("split_seed")):
+        raise DpotoolError(
+            "a run's own pairs are cut as in training",
+            where="--split-seed",
+            expected=str(
+                trained.get("split_seed") or f"none, as in training, which cut by --seed {trained.get('seed')}"
+            ),
+            got=str(config.split_seed),
+            remedy="Leave it out, or name the pairs too with --data",
+        )
     if trained.get("eval_data"):
         own: dict[str, Any] = {name: trained.get(name) for name in _INHERITED}
         own |= {"data": trained["eval_data"], "split": trained.get("eval_split"), "limit": trained.get("eval_limit")}
     else:
         own = {name: trained.get(name) for name in (*_INHERITED, "data")}
+    own["split_seed"] = trained.get("seed") if own["split_seed"] is None else own["split_seed"]
     return replace(config, **(own | _given(config)))
 
 
 def _given(config: SubjectSettings) -> dict[str, Any]:
     """The settings that were asked for and that a run's own data may be looked at with."""
     unset = type(config)()
-    names = ("split", "limit", "max_length", "truncation", "skip_invalid")
+    names = ("split", "limit", "max_length", "truncation", "skip_invalid", "seed")
     return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(unset, name)}
 
 

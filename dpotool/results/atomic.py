@@ -87,6 +87,24 @@ def ensure_writable(folder: str | Path) -> Path:
 
 
 @contextlib.contextmanager
+def claiming(folder: str | Path) -> Iterator[Path]:
+    """Makes `folder` and proves that it can be written; when the block fails, what is empty is taken away again.
+
+    Only folders made here are taken away. Raises DpotoolError as `ensure_writable`.
+    """
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    ensure_writable(folder)
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):  # something was written into it, and stays
+            for path in made:
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
 def writing_to(path: str | Path) -> Iterator[None]:
     """Turns an OSError of the block, which must do nothing but write `path`, into one line for the user."""
     try:

@@ -16,6 +16,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -50,6 +51,13 @@ class RunFolder:
         path = self.path.resolve()
         parent = RunFolder(path.parent)
         return parent if is_checkpoint_name(path.name) and parent.manifest_path.is_file() else None
+
+    def remove_if_empty(self) -> None:
+        """Takes the folder away, and runs/ above it, where nothing is in it: what a run that never began leaves."""
+        with suppress(OSError):
+            self.path.rmdir()
+            if self.path.parent.name == "runs":
+                self.path.parent.rmdir()
 
     @property
     def manifest_path(self) -> Path:

@@ -27,6 +27,7 @@ MEANS = (
 )  # fmt: skip
 MEDIANS = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps", "reward_margins")
 SHARES = ("reward_accuracy", "chosen_displaced_share", "rejected_displaced_share")
+BEYOND_NOISE = "reward_accuracy_beyond_noise"
 PERPLEXITIES = {
     "chosen_perplexity": ("chosen_logps", "chosen_tokens"),
     "rejected_perplexity": ("rejected_logps", "rejected_tokens"),
@@ -76,6 +77,7 @@ def summarize_scores(
     beta: float | None,
     counts: Mapping[str, Any] | None = None,
     *,
+    noise: Mapping[str, Any] | None = None,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
@@ -88,6 +90,8 @@ def summarize_scores(
     Args:
         beta: scale of the rewards in the table; used to check the table against itself (`margin_identity`).
         counts: PairCounts as a dict, passed through.
+        noise: the noise floor (`results.noise`), passed through as `noise_floor`. Margins no larger than its largest
+            are counted in `n_ties_within_noise`, and as wrong in `reward_accuracy_beyond_noise`; None without one.
     """
     scored, excluded = split_scored(frame)
     is_referenced = has_reference(scored)
@@ -101,7 +105,9 @@ def summarize_scores(
     }
     clusters = read_clusters(scored)
     intervals = bootstrap_ratios(ratios, clusters=clusters, **options)
-    shares = bootstrap_shares({name: columns[name] for name in SHARES if name in columns}, clusters=clusters, **options)
+    n_ties = _set_beyond_noise(columns, noise)
+    names = [name for name in (*SHARES, BEYOND_NOISE) if name in columns]
+    shares = bootstrap_shares({name: columns[name] for name in names}, clusters=clusters, **options)
     summary: dict[str, Any] = {
         "n": len(scored),
         "n_prompts": None if clusters is None else len(np.unique(clusters)),
@@ -114,11 +120,21 @@ def summarize_scores(
     for name in MEDIANS:
         median = bootstrap_interval(columns[name], "median", **options).to_dict() if name in columns else None
         summary[f"{name}_median"] = median
-    summary |= {name: shares[name].to_dict() if name in shares else None for name in SHARES}
+    summary |= {name: shares[name].to_dict() if name in shares else None for name in (*SHARES, BEYOND_NOISE)}
+    summary |= {"noise_floor": dict(noise) if noise is not None else None, "n_ties_within_noise": n_ties}
     for name in PERPLEXITIES:
         summary[name] = intervals[name].to_perplexity().to_dict() if name in intervals else None
     summary["margin_identity"] = check_margin_identity(columns, beta) if is_referenced and beta is not None else None
     return summary
+
+
+def _set_beyond_noise(columns: dict[str, np.ndarray], noise: Mapping[str, Any] | None) -> int | None:
+    """Adds which margins are larger than noise; returns how many are no larger in size, or None where nobody knows."""
+    floor = (noise or {}).get("reward_margins")
+    if floor is None or "reward_margins" not in columns:
+        return None
+    columns[BEYOND_NOISE] = columns["reward_margins"] > floor["largest"]
+    return int(np.sum(np.abs(columns["reward_margins"]) <= floor["largest"]))
 
 
 def check_margin_identity(columns: Mapping[str, np.ndarray], beta: float) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpotool.settings import SubjectSettings, setting
+from dpotool.settings import DRY_RUN, SubjectSettings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,4 +12,8 @@ class ScoreConfig(SubjectSettings):
     """Settings of one scoring."""
 
     beta: float | None = setting(None, "Scale of rewards; without it the run's own, or 0.1.")
+    noise_floor: bool = setting(
+        True, "Score a sample of 8 to 32 pairs twice to see what rounding does; --no-noise-floor leaves it out."
+    )
+    dry_run: bool = setting(False, DRY_RUN)
     tokens: bool = setting(False, "Also write per-token log-probabilities to a second table.")

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from accelerate import PartialState
+from torch import nn
 
 from dpotool.errors import DpotoolError
+from dpotool.likelihood.noise import choose_sample, score_in_twos
 from dpotool.likelihood.pair_logps import compute_pair_logps
+from dpotool.likelihood.reference import ReferenceLogps
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.loading import Locate
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
-from dpotool.results.atomic import ensure_writable, write_json
+from dpotool.results.atomic import claiming, write_json
 from dpotool.results.manifest import collect_manifest
+from dpotool.results.noise import summarize_noise
 from dpotool.results.runs import summary_path
 from dpotool.results.schemas import SCORE_SCHEMA, TOKEN_SCHEMA
 from dpotool.results.summaries import summarize_scores
@@ -63,11 +69,12 @@ def score_models(
             where="score",
             remedy="Score them apart, each with its own --output",
         )
-    for subject in subjects:
-        ensure_writable(subject.folder.path)
-    return [
-        _score(replace(subject, beta=config.beta or subject.beta), config, progress, locate) for subject in subjects
-    ]
+    with ExitStack() as claims:
+        for subject in subjects:  # each of them before hours of work on the first
+            claims.enter_context(claiming(subject.folder.path))
+        return [
+            _score(replace(subject, beta=config.beta or subject.beta), config, progress, locate) for subject in subjects
+        ]
 
 
 def _score(subject: Subject, config: ScoreConfig, progress: Progress, locate: Locate) -> ScoreResult:
@@ -76,6 +83,9 @@ def _score(subject: Subject, config: ScoreConfig, progress: Progress, locate: Lo
     reference_logps = opened.compute_reference_logps(progress)
     if reference_logps is None:
         progress.warn(f"{subject.label}: no reference, so no rewards and no displacement. Name one with --reference")
+    noise = None
+    if config.noise_floor and opened.pair_set.pairs:
+        noise = _measure_noise(opened, policy_logps, reference_logps, progress)
     frame = build_score_frame(opened.pair_set, policy_logps, reference_logps, subject.beta)
     fingerprints = {
         "model": policy_logps.fingerprint,
@@ -84,18 +94,40 @@ def _score(subject: Subject, config: ScoreConfig, progress: Progress, locate: Lo
         "data": opened.pair_set.source.fingerprint,
     }
     layouts = {"policy": policy_logps.layouts, "reference": reference_logps.layouts if reference_logps else None}
-    result = _write(opened, frame, fingerprints, layouts)
+    result = _write(opened, frame, fingerprints, layouts, noise)
     return replace(result, tokens_path=_write_tokens(opened)) if config.tokens else result
 
 
+def _measure_noise(
+    opened: OpenSubject, policy: ReferenceLogps, reference: ReferenceLogps | None, progress: Progress
+) -> dict[str, Any]:
+    """Scores a sample of the pairs again, in other batches, under both models."""
+    places = choose_sample(opened.pair_set.pairs)
+    pairs = [opened.pair_set.pairs[place] for place in places]
+
+    def again(model: nn.Module, logps: ReferenceLogps, label: str | None) -> np.ndarray:
+        return score_in_twos(model, pairs, logps.fingerprint, autocast=opened.autocast, label=label, progress=progress)
+
+    first, second = policy.stack()[places], again(opened.policy, policy, opened.subject.model)
+    if opened.reference is None or reference is None:
+        return summarize_noise((first, None), (second, None), None)
+    ref_first, ref_second = reference.stack()[places], again(opened.reference, reference, opened.subject.reference)
+    return summarize_noise((first, ref_first), (second, ref_second), opened.subject.beta)
+
+
 def _write(
-    opened: OpenSubject, frame: pd.DataFrame, fingerprints: dict[str, str | None], layouts: dict[str, Any]
+    opened: OpenSubject,
+    frame: pd.DataFrame,
+    fingerprints: dict[str, str | None],
+    layouts: dict[str, Any],
+    noise: dict[str, Any] | None,
 ) -> ScoreResult:
     subject, source = opened.subject, opened.pair_set.source
     config = subject.config
     path = subject.folder.scores_path(source.name, source.split, config.format, subject.variant)
     about = {**_describe(opened), "fingerprints": fingerprints}
-    summary = {**about, **summarize_scores(frame, subject.beta, opened.pair_set.counts.to_dict(), seed=config.seed)}
+    counts = opened.pair_set.counts.to_dict()
+    summary = {**about, **summarize_scores(frame, subject.beta, counts, noise=noise, seed=config.seed)}
     summary["layouts"] = layouts
     summary["verdict"] = judge_displacement(frame, seed=config.seed)
     if PartialState().is_main_process:

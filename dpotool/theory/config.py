@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.settings import DEMO, SubjectSettings, setting
+from dpotool.settings import DEMO, DRY_RUN, SubjectSettings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +31,7 @@ class TheoryConfig(SubjectSettings):
         "adamw", "Whose first step the advice is from: adamw (a product per lambda more) or sgd.", panel="Extent"
     )
     top: int = setting(5, "Show the N pairs that drive displacement most, with their texts.", panel="Extent")
+    dry_run: bool = setting(False, DRY_RUN)
     check: int = setting(0, "Recompute N pairs by autograd and print the error.", panel="Proof")
     verify: int = setting(
         0, "Take real SGD and AdamW steps on the first N pairs, and compare measured gaps with predicted ones.",

@@ -26,7 +26,7 @@ from dpotool.likelihood.subject import open_subject
 from dpotool.models.loading import Locate, load_tokenizer, merge_adapter
 from dpotool.models.subject import Subject, describe_subject, read_training_run
 from dpotool.progress import SILENT, Progress
-from dpotool.results.atomic import ensure_writable, write_json
+from dpotool.results.atomic import claiming, write_json
 from dpotool.results.manifest import collect_manifest
 from dpotool.results.prediction_summary import summarize_prediction
 from dpotool.results.runs import RunFolder, summary_path
@@ -78,9 +78,9 @@ def run_prediction(
             remedy="Name it first: dpotool predict FROM TO",
         )
     subject = replace(subject, reference=start, reference_fingerprint=None)
-    ensure_writable(subject.folder.path)
     dtype = "float32" if subject.dtype == "auto" else subject.dtype
-    opened = open_subject(subject, progress, locate, dtype=dtype)
+    with claiming(subject.folder.path):
+        opened = open_subject(subject, progress, locate, dtype=dtype)
     _check_tokenizers(locate(start), opened.tokenizer, config, where=start)
     assert opened.reference is not None
     first, second = merge_adapter(opened.reference), merge_adapter(opened.policy)

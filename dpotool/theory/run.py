@@ -19,9 +19,9 @@ from dpotool.likelihood.reference import ReferenceLogps, hash_pair
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.adapters import mark_trained_parameters
 from dpotool.models.loading import Locate
-from dpotool.models.subject import describe_subject
+from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
-from dpotool.results.atomic import ensure_writable
+from dpotool.results.atomic import claiming
 from dpotool.results.drivers import rank_drivers
 from dpotool.results.theory_summary import summarize_theory
 from dpotool.theory.analysis import build_theory_frame
@@ -64,18 +64,33 @@ def run_theory(config: TheoryConfig, *, progress: Progress = SILENT, locate: Loc
     check_config(config)
     if config.verify and PartialState().num_processes > 1:
         raise DpotoolError("real steps are taken by one process", where="--verify", remedy="Run it without a launcher")
+    subject = describe_study(config)
+    with claiming(subject.folder.path):
+        opened = open_study(subject, progress, locate)
+    reference = opened.compute_reference_logps(progress)
+    opened = replace(opened, reference=None)  # its values are here, its memory is needed
+    mark_trained_parameters(opened.policy)
+    return _Study(config, opened, lambdas, reference, progress).run()
+
+
+def describe_study(config: TheoryConfig) -> Subject:
+    """Works out which model gradients are taken of, and what it is compared with."""
     subject = describe_subject(config.model, config)
     subject = replace(subject, beta=config.beta or subject.beta)
     if subject.loss == "sft" and config.reference is None:
         # the start of preference training, which will be its own reference; what SFT began with plays no part in it
         subject = replace(subject, reference=None)
-    ensure_writable(subject.folder.path)
+    return subject
+
+
+def open_study(subject: Subject, progress: Progress, locate: Locate) -> OpenSubject:
+    """Loads the model that gradients are taken of, its reference and the pairs.
+
+    Raises:
+        DpotoolError: model or data cannot be used.
+    """
     dtype = "float32" if subject.dtype == "auto" else subject.dtype  # bfloat16 gradients are too coarse to sum up
-    opened = open_subject(subject, progress, locate, dtype=dtype)
-    reference = opened.compute_reference_logps(progress)
-    opened = replace(opened, reference=None)  # its values are here, its memory is needed
-    mark_trained_parameters(opened.policy)
-    return _Study(config, opened, lambdas, reference, progress).run()
+    return open_subject(subject, progress, locate, dtype=dtype)
 
 
 class _Study:

@@ -7,7 +7,15 @@ from dataclasses import dataclass, replace
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name
 from dpotool.losses.schedules import DEFAULT_LAMBDA, DEFAULT_LAMBDA_MAX, DEFAULT_LAMBDA_MIN
-from dpotool.settings import DEMO, ComputeSettings, DataSettings, check_layout, parse_batch_tokens, setting
+from dpotool.settings import (
+    DEMO,
+    DRY_RUN,
+    ComputeSettings,
+    DataSettings,
+    check_layout,
+    parse_batch_tokens,
+    setting,
+)
 
 _LOSS, _STEPS, _LOG, _LORA = "Loss", "Optimisation", "Evaluation, checkpoints, logging", "LoRA"
 
@@ -125,6 +133,7 @@ class TrainConfig(TrainingSettings):
     score_offset: str | None = setting(
         None, "ODPO's offset of the scores: log, raw or ratio; without it log.", panel=_LOSS
     )
+    dry_run: bool = setting(False, DRY_RUN)
     resume: bool = setting(False, "Continue an interrupted run from its newest checkpoint.", panel=_LOG)
 
 

@@ -10,6 +10,8 @@ import hashlib
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,16 +40,14 @@ def ensure_demo_model(progress: Progress = SILENT) -> Path:
     Raises:
         KeyboardInterrupt: its training was interrupted; nothing is kept, and the next use begins anew.
     """
-    folder = cache_root() / f"{DEMO_PREFIX}{_content_key()}"
+    folder = demo_folder()
     if (folder / "config.json").is_file():
         return folder
     progress.note(f"first use of {DEMO}: training the built-in model, kept in {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
         untrained, trained = Path(temporary) / "untrained", Path(temporary) / "trained"
-        with quiet_transformers():
-            build_demo_model(SEED).save_pretrained(untrained)
-        build_demo_tokenizer().save_pretrained(untrained)
+        _save_untrained(untrained)
         if train(_sft_config(untrained, trained), progress=progress).was_interrupted:
             raise KeyboardInterrupt
         if not (folder / "config.json").is_file():  # unless another process was faster
@@ -63,6 +63,32 @@ def locate_model(progress: Progress = SILENT) -> Locate:
         return str(ensure_demo_model(progress)) if name == DEMO else name
 
     return locate
+
+
+@contextmanager
+def standing_in(progress: Progress = SILENT) -> Iterator[Locate]:
+    """Yields a `locate_model` that makes nothing: a built-in model that is not there yet is stood in for, untrained."""
+    with tempfile.TemporaryDirectory() as temporary:
+
+        def locate(name: str) -> str:
+            if name != DEMO or (demo_folder() / "config.json").is_file():
+                return str(demo_folder()) if name == DEMO else name
+            progress.note(f"{DEMO} is not made yet: making it comes on top, about a minute")
+            _save_untrained(Path(temporary))
+            return temporary
+
+        yield locate
+
+
+def demo_folder() -> Path:
+    """Returns where the built-in model lies once it is made."""
+    return cache_root() / f"{DEMO_PREFIX}{_content_key()}"
+
+
+def _save_untrained(folder: Path) -> None:
+    with quiet_transformers():
+        build_demo_model(SEED).save_pretrained(folder)
+    build_demo_tokenizer().save_pretrained(folder)
 
 
 def _sft_config(model: Path, output: Path) -> TrainConfig:

@@ -10,10 +10,11 @@ from torch import nn
 from dpotool.errors import DpotoolError
 from dpotool.models.adapters import mark_trained_parameters
 from dpotool.models.loading import import_peft, is_adapter_folder, load_model, quiet_transformers
+from dpotool.progress import SILENT, Progress
 from dpotool.training.config import TrainConfig
 
 
-def load_policy(config: TrainConfig, model_path: str) -> nn.Module:
+def load_policy(config: TrainConfig, model_path: str, progress: Progress = SILENT) -> nn.Module:
     """Loads the model as it is before training, without a new adapter, dropout off; it is the default reference."""
     if config.lora and is_adapter_folder(model_path):
         raise DpotoolError(
@@ -27,6 +28,7 @@ def load_policy(config: TrainConfig, model_path: str) -> nn.Module:
         device=config.device,
         trust_remote_code=config.trust_remote_code,
         needs_gradients=not config.lora,
+        progress=progress,
     )
     if is_adapter_folder(model_path):
         mark_trained_parameters(model)

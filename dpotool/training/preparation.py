@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -9,7 +10,9 @@ from accelerate import DistributedType, PartialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 
+from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
+from dpotool.likelihood.reference import ReferenceLogps
 from dpotool.losses.adaptive import ADAPTIVE
 from dpotool.models.fingerprint import fingerprint_model, fingerprint_tokenizer
 from dpotool.models.limits import resolve_max_length
@@ -30,14 +33,28 @@ from dpotool.training.policy import add_adapter, load_policy
 from dpotool.training.reference import check_step_zero, compute_references, load_reference
 from dpotool.training.trainer import PreferenceTrainer
 
+FindReferences = Callable[[TrainConfig, nn.Module, list[PairSet], Progress], list[ReferenceLogps]]
+
 
 def prepare_trainer(
-    config: TrainConfig, objective: Objective, folder: RunFolder, progress: Progress, locate: Locate
+    config: TrainConfig,
+    objective: Objective,
+    folder: RunFolder,
+    progress: Progress,
+    locate: Locate,
+    *,
+    find_references: FindReferences = compute_references,
 ) -> PreferenceTrainer:
-    """Loads everything, computes what is computed once, writes the manifest, and builds the trainer."""
+    """Loads everything, computes what is computed once, writes the manifest, and builds the trainer.
+
+    Args:
+        find_references: another way to have reference values, for a rehearsal: those are not checked against the
+            policy, and no manifest is written.
+    """
+    is_rehearsal = find_references is not compute_references
     model_path = locate(config.model)
     tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
-    policy = load_policy(config, model_path)
+    policy = load_policy(config, model_path, progress)
     config = replace(config, max_length=resolve_max_length(config.max_length, policy, tokenizer))
     config, pairs = load_run_pairs(config, tokenizer, progress)
     if objective.loss.validate_pairs is not None:
@@ -51,8 +68,8 @@ def prepare_trainer(
     datasets = [PairDataset(pair_set.pairs) for pair_set in pairs.all]
     if "reference" in objective.loss.needs:
         path = locate(config.reference) if config.reference else None
-        reference = load_reference(config, policy, path)
-        values = compute_references(config, reference, pairs.all, progress)
+        reference = load_reference(config, policy, path, progress)
+        values = find_references(config, reference, pairs.all, progress)
         datasets = [
             PairDataset(pair_set.pairs, logps.chosen, logps.rejected)
             for pair_set, logps in zip(pairs.all, values, strict=True)
@@ -67,10 +84,10 @@ def prepare_trainer(
     if config.lora:
         policy = add_adapter(policy, config, model_path)
     trainer = _build_trainer(config, objective, policy, tokenizer, datasets, folder, progress)
-    if not config.resume and "reference" in fingerprints:
+    if not (config.resume or is_rehearsal) and "reference" in fingerprints:
         is_own_start = fingerprints["reference"] == fingerprints["model"]
         check_step_zero(trainer, datasets[0], is_own_start=is_own_start, progress=progress)
-    if PartialState().is_main_process:
+    if PartialState().is_main_process and not is_rehearsal:
         _write_manifest(config, objective, pairs, fingerprints, policy, folder)
     return trainer
 

@@ -11,7 +11,7 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.reference import ReferenceLogps, load_or_compute_reference
 from dpotool.models.fingerprint import fingerprint_model
 from dpotool.models.loading import load_model
-from dpotool.progress import Progress
+from dpotool.progress import SILENT, Progress
 from dpotool.training.config import TrainConfig
 from dpotool.training.dataset import PairDataset
 from dpotool.training.trainer import PreferenceTrainer
@@ -45,12 +45,16 @@ def compute_references(
     return values
 
 
-def load_reference(config: TrainConfig, policy: nn.Module, path: str | None) -> nn.Module:
+def load_reference(config: TrainConfig, policy: nn.Module, path: str | None, progress: Progress = SILENT) -> nn.Module:
     """Returns the reference model: the policy as it stands, or the model that `--reference` names."""
     if path is None:
         return policy
     return load_model(
-        path, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code
+        path,
+        dtype=config.dtype,
+        device=config.device,
+        trust_remote_code=config.trust_remote_code,
+        progress=progress,
     ).requires_grad_(False)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import set_seed
@@ -40,6 +41,7 @@ def train(config: TrainConfig, *, progress: Progress = SILENT, locate: Locate = 
         DpotoolError: settings, data, model or output folder cannot be used, or the run turned non-finite; a run that
             had begun is marked as failed, and its last good checkpoint stays.
     """
+    was_there = config.output is not None and Path(config.output).exists()
     config, folder = open_folder(config) if config.resume else (config, None)
     config = fill_in(config)
     check_config(config)
@@ -51,7 +53,13 @@ def train(config: TrainConfig, *, progress: Progress = SILENT, locate: Locate = 
         progress.note(f"{folder.path}: already finished")
         return TrainResult(folder)
     set_seed(config.seed)
-    return _run(prepare_trainer(config, objective, folder, progress, locate), config, folder, progress)
+    try:
+        trainer = prepare_trainer(config, objective, folder, progress, locate)
+    except BaseException:
+        if not was_there:
+            folder.remove_if_empty()
+        raise
+    return _run(trainer, config, folder, progress)
 
 
 def _run(trainer: PreferenceTrainer, config: TrainConfig, folder: RunFolder, progress: Progress) -> TrainResult:

@@ -296,3 +296,11 @@ def test_a_sweep_folder_holds_one_sweep(fails: Any, dpotool: Any, model: Path, p
     assert "asked for twice: shift-0.5" in fails(*words, "--lambdas", "0.5,0.50")
     assert "not a list of numbers" in fails(*words, "--lambdas", "half")
     assert "unknown schedule 'constant'" in fails(*words, "--schedules", "constant")
+
+
+@pytest.mark.parametrize("words", [("score",), ("train", "--model"), ("theory-gap", "--model")])
+def test_a_model_that_is_not_there_leaves_no_folder(
+    fails: Any, words: tuple[str, ...], pairs: Path, tmp_path: Path
+) -> None:
+    assert "no such folder, and no " in fails(*words, "nobody/nothing", "--data", pairs)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name == "runs"] == []

@@ -14,7 +14,7 @@ from dpotool.cache.parts import list_parts
 @pytest.fixture
 def scored(dpotool, model: Path, pairs: Path, own_cache: Path) -> Path:  # type: ignore[no-untyped-def]
     """The one folder of values that a scoring left."""
-    assert dpotool("score", model, "--data", pairs, "--device", "cpu").code == 0
+    assert dpotool("score", model, "--data", pairs, "--device", "cpu", "--no-noise-floor").code == 0
     (folder,) = (own_cache / "reference").iterdir()
     return folder
 
@@ -29,9 +29,15 @@ def test_ls_names_the_model_and_its_pairs(dpotool, scored: Path, model: Path) ->
 
 
 def test_a_second_scoring_computes_nothing(dpotool, scored: Path, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
-    again = dpotool("score", model, "--data", pairs, "--device", "cpu")
-    assert "24 of 24 pairs were in the store" in again.err
-    assert len(list_parts(scored)) == 1
+    words = ("score", model, "--data", pairs, "--device", "cpu")
+    first = dpotool(*words)
+    assert "24 of 24 pairs were in the store" in first.err
+    parts = list_parts(scored)
+    assert len(parts) == 2, "the noise floor was measured for the first time"
+    again = dpotool(*words)
+    assert list_parts(scored) == parts
+    assert again.out == first.out
+    assert "8 pairs, scored again in other batches, moved by up to" in again.out
 
 
 def test_verify_computes_again_and_finds_a_forged_value(dpotool, scored: Path, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]

@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from dpotool.cli.config_file import read_config
 from dpotool.cli.plot import find_newest
 from dpotool.errors import DpotoolError
+from dpotool.plots.config import PlotConfig
 from dpotool.results.manifest import collect_manifest
 from dpotool.results.runs import RunFolder
+from dpotool.training.config import TrainConfig
 
 NEEDED = {
     "displacement": "scores",
@@ -53,3 +56,14 @@ def test_no_such_run_says_what_makes_one(
 
     with pytest.raises(DpotoolError, match=rf"no run with anything to draw. Run .*{command} first"):
         find_newest(kind)
+
+
+def test_a_runs_data_is_a_file_and_no_name_of_a_table(tmp_path: Path) -> None:
+    """`plot --config run.yaml` draws what the run has; a plain file of settings may name a table."""
+    run, recipe = RunFolder(tmp_path / "run"), tmp_path / "recipe.yaml"
+    trained = {"data": "pairs.jsonl", "split": "train", "eval_data": "test.jsonl", "format": "parquet", "seed": 1}
+    run.write_manifest(collect_manifest("train", trained))
+    recipe.write_text("data: demo\nsplit: test\n")
+    others = {"train": TrainConfig, "plot": PlotConfig}
+    assert read_config(run.manifest_path, PlotConfig, command="plot", others=others).keys() == {"format"}
+    assert read_config(recipe, PlotConfig, command="plot", others=others) == {"data": "demo", "split": "test"}

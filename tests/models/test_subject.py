@@ -145,5 +145,15 @@ def test_another_cut_of_a_runs_own_pairs_is_refused(tmp_path: Path) -> None:
     assert describe_subject(run, ScoreConfig(data="x.jsonl", test_fraction=0.5)).config.test_fraction == 0.5
 
 
+def test_a_seed_is_honoured_and_the_cut_stays_the_runs_own(tmp_path: Path) -> None:
+    run = str(write_run(tmp_path / "run", test_fraction=0.25, seed=3))
+    own, asked = describe_subject(run, ScoreConfig()).config, describe_subject(run, ScoreConfig(seed=7)).config
+    assert (own.seed, own.split_seed) == (3, 3)
+    assert (asked.seed, asked.split_seed) == (7, 3)
+    with pytest.raises(DpotoolError, match=r"--split-seed: a run's own pairs are cut as in training; .* got 5"):
+        describe_subject(run, ScoreConfig(split_seed=5))
+    assert describe_subject(run, ScoreConfig(split_seed=5, data="other.jsonl")).config.split_seed == 5
+
+
 def test_part_of_the_data_of_a_model_from_elsewhere_is_kept_apart() -> None:
     assert describe_subject("org/model", ScoreConfig(limit=5)).variant == "limit-5"

@@ -109,3 +109,29 @@ def test_a_new_file_has_the_permissions_any_new_file_has(tmp_path):
     path = atomic.write_text(tmp_path / "atomic", "")
 
     assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def claim_and_fail(folder, *files):
+    with atomic.claiming(folder):
+        for name in files:
+            (folder / name).write_text("x")
+        raise RuntimeError("the model cannot be loaded")
+
+
+def test_a_claimed_folder_goes_again_when_nothing_was_written(tmp_path):
+    with pytest.raises(RuntimeError, match="the model"):
+        claim_and_fail(tmp_path / "runs" / "new")
+    assert list(tmp_path.iterdir()) == []
+
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(RuntimeError, match="the model"):
+        claim_and_fail(tmp_path / "mine")
+    assert (tmp_path / "mine").is_dir(), "what was there before stays"
+
+    with pytest.raises(RuntimeError, match="the model"):
+        claim_and_fail(tmp_path / "runs" / "begun", "table")
+    assert (tmp_path / "runs" / "begun" / "table").read_text() == "x"
+
+    with atomic.claiming(tmp_path / "done"):
+        pass
+    assert (tmp_path / "done").is_dir()

@@ -56,6 +56,20 @@ def test_three_pairs_by_hand():
     assert summary["margin_identity"]["holds"] is True
 
 
+def test_margins_within_the_noise_floor_are_ties():
+    """Of the margins 2, 0 and -0.5 the last two are no larger than 0.5; with a floor of 2 none is left."""
+    for largest, n_ties, accuracy in ((0.5, 2, 1 / 3), (0.25, 1, 1 / 3), (2.0, 3, 0.0)):
+        noise = {"n": 3, "reward_margins": {"largest": largest, "typical": 0.1}}
+        summary = summarize_scores(four_pairs(), 0.5, noise=noise)
+        assert summary["n_ties_within_noise"] == n_ties
+        assert summary["reward_accuracy_beyond_noise"]["value"] == pytest.approx(accuracy)
+        assert (summary["ties"], summary["reward_accuracy"]["value"]) == (1, pytest.approx(1 / 3))
+        assert summary["noise_floor"] == noise
+    unknown = summarize_scores(four_pairs(), 0.5)
+    for name in ("noise_floor", "n_ties_within_noise", "reward_accuracy_beyond_noise"):
+        assert unknown[name] is None
+
+
 def test_every_estimate_lies_inside_its_interval():
     summary = summarize_scores(make_score_frame(200, displacement=-1.0, gap=1.0), 0.1, n_resamples=2000)
 

@@ -1,0 +1,75 @@
+"""Scores a sample of pairs a second time in other company, which shows what rounding does to a value.
+
+The sample follows from the pairs' content, and its second values are kept in the store beside the first ones, so that
+scoring the same pairs again measures nothing anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from dpotool.cache.entries import SECOND, name_store
+from dpotool.cache.root import reference_root
+from dpotool.data.pairs import TokenizedPair
+from dpotool.likelihood.pair_logps import compute_pair_logps
+from dpotool.likelihood.reference import StoreKeeper, describe_types, hash_pair, name_model, read_known
+from dpotool.progress import SILENT, Progress
+
+MOST_PAIRS = 32
+FEWEST_PAIRS = 8
+ONE_IN = 8
+"""The sample is at most this share of the pairs, where that leaves enough of them: it must stay cheap."""
+_NO_LIMIT = 10**12
+
+
+def choose_sample(pairs: Sequence[TokenizedPair]) -> list[int]:
+    """Returns the places of the pairs to score twice: an eighth of them, 8 to 32, always the same ones."""
+    n_pairs = min(MOST_PAIRS, max(FEWEST_PAIRS, len(pairs) // ONE_IN))
+    return sorted(sorted(range(len(pairs)), key=lambda place: hash_pair(pairs[place]))[:n_pairs])
+
+
+def score_in_twos(
+    model: nn.Module,
+    pairs: Sequence[TokenizedPair],
+    fingerprint: str,
+    *,
+    autocast: torch.dtype | None = None,
+    label: str | None = None,
+    progress: Progress = SILENT,
+) -> np.ndarray:
+    """Computes log pi (nats) of each pair's chosen and rejected completion, two pairs of any length a batch.
+
+    Where many pairs were scored, none of them had the same company: there it was a batch of like lengths, or none.
+
+    Args:
+        fingerprint: of the model.
+        label: name or path of the model, for the store.
+
+    Returns:
+        Array (pairs, 2), chosen then rejected; from the store where it has them.
+    """
+    folder = reference_root() / name_store(fingerprint, describe_types(model, autocast))
+    keys = [hash_pair(pair) + SECOND for pair in pairs]
+    known = read_known(folder, keys)
+    missing = [place for place, key in enumerate(keys) if key not in known]
+    keeper = StoreKeeper(folder, name_model(model, label))
+    try:
+        with progress.track("measuring noise", len(missing)) as advance:
+            for start in range(0, len(missing), 2):
+                two = missing[start : start + 2]
+                logps = compute_pair_logps(
+                    model, [pairs[place] for place in two], batch_tokens=_NO_LIMIT, autocast=autocast
+                )
+                new = dict(
+                    zip((keys[place] for place in two), zip(logps.chosen, logps.rejected, strict=True), strict=True)
+                )
+                keeper.take(new)
+                known |= new
+                advance(len(two))
+    finally:
+        keeper.finish()
+    return np.array([known[key] for key in keys], dtype=np.float64).reshape(-1, 2)

@@ -1,0 +1,73 @@
+"""What a scoring would do and take, without doing it: `score --dry-run`."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from torch import nn
+
+from dpotool.data.pairs import PairSet
+from dpotool.likelihood.cost import Estimate, count_tokens, estimate_scoring, measure_peak_bytes, seconds_since_start
+from dpotool.likelihood.noise import choose_sample
+from dpotool.likelihood.reference import ReferenceLogps, find_missing
+from dpotool.likelihood.subject import OpenSubject, open_subject
+from dpotool.models.fingerprint import fingerprint_model
+from dpotool.models.loading import Locate
+from dpotool.models.subject import describe_subject
+from dpotool.progress import Progress
+from dpotool.results.summaries import summarize_scores
+from dpotool.results.verdict import judge_displacement
+from dpotool.scoring.config import ScoreConfig
+from dpotool.scoring.frame import build_score_frame
+
+
+def plan_scoring(model: str, config: ScoreConfig, *, progress: Progress, locate: Locate) -> Estimate:
+    """Loads everything as `score` would, asks the store, and measures a few batches. Nothing is written.
+
+    Raises:
+        DpotoolError: as `score_models`.
+    """
+    opened = open_subject(describe_subject(model, config), progress, locate)
+    pairs = opened.pair_set.pairs
+    estimate = Estimate(f"score {model}", n_pairs={opened.pair_set.source.split: len(pairs)})
+    estimate.n_tokens = count_tokens(pairs)
+    estimate.seconds["loading"] = seconds_since_start()
+    for name, examined in (("policy", opened.policy), ("reference", opened.reference)):
+        if examined is not None:
+            _add_model(estimate, opened, name, examined, config)
+    estimate.seconds["statistics"] = _time_statistics(opened.pair_set)
+    estimate.peak_bytes = measure_peak_bytes(next(opened.policy.parameters()).device)
+    if config.tokens:
+        estimate.probe.append("without --tokens, which scores every pair once more under each model")
+    return estimate
+
+
+def _add_model(estimate: Estimate, opened: OpenSubject, name: str, model: nn.Module, config: ScoreConfig) -> None:
+    pairs = opened.pair_set.pairs
+    missing = find_missing(model, pairs, opened.autocast)
+    if name == "reference" and missing and fingerprint_model(opened.policy) == fingerprint_model(model):
+        missing = []  # by then the policy's values are there
+    cost = estimate_scoring(model, missing or pairs, batch_tokens=config.batch_tokens, autocast=opened.autocast)
+    estimate.n_cached[name] = len(pairs) - len(missing)
+    estimate.batch_tokens = cost.batch_tokens
+    estimate.n_padded_tokens = max(estimate.n_padded_tokens, cost.n_padded_tokens)
+    estimate.probe.append(f"{name}: {cost.n_probed} of {cost.n_batches} batches were run")
+    if missing:
+        estimate.seconds[name] = cost.seconds
+        if config.noise_floor:
+            sample = count_tokens([pairs[place] for place in choose_sample(pairs)])
+            estimate.seconds[f"{name}, noise floor"] = cost.seconds * sample / cost.n_tokens
+
+
+def _time_statistics(pair_set: PairSet) -> float:
+    """Runs the statistics on invented values: their time depends on the number of pairs alone."""
+    draw = np.random.default_rng(0)
+    chosen, rejected = -draw.gamma(2.0, 20.0, size=(2, len(pair_set.pairs)))
+    first = ReferenceLogps(chosen, rejected, 0, "")
+    second = ReferenceLogps(chosen - draw.normal(size=len(chosen)), rejected, 0, "")
+    start = time.perf_counter()
+    frame = build_score_frame(pair_set, first, second, 0.1)
+    summarize_scores(frame, 0.1)
+    judge_displacement(frame)
+    return time.perf_counter() - start

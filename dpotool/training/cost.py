@@ -1,0 +1,156 @@
+"""What a training run would take, without running it: `train --dry-run`."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from torch import nn
+
+from dpotool.data.pairs import PairSet
+from dpotool.errors import DpotoolError
+from dpotool.likelihood.cost import (
+    Estimate,
+    count_tokens,
+    estimate_scoring,
+    measure_peak_bytes,
+    seconds_since_start,
+    time_strata,
+)
+from dpotool.likelihood.reference import ReferenceLogps, find_missing
+from dpotool.models.loading import Locate, quiet_transformers
+from dpotool.progress import Progress
+from dpotool.results.runs import RunFolder
+from dpotool.training.arguments import check_arguments, count_steps
+from dpotool.training.config import TrainConfig, check_config, fill_in
+from dpotool.training.dataset import PairDataset
+from dpotool.training.objective import build_objective
+from dpotool.training.preparation import prepare_trainer
+from dpotool.training.trainer import PreferenceTrainer
+
+
+def plan_training(config: TrainConfig, *, progress: Progress, locate: Locate) -> Estimate:
+    """Prepares a run as `train` would, and measures some of its micro-batches, a step of the optimiser and some
+    scoring. The weights in memory are moved; nothing is written.
+
+    Raises:
+        DpotoolError: as `train`; or the run is to be resumed, or has several processes.
+    """
+    if config.resume or PartialState().num_processes > 1:
+        raise DpotoolError(
+            "only a new run of one process can be measured",
+            where="--dry-run",
+            remedy="Leave --resume and the launcher out",
+        )
+    config = fill_in(config)
+    check_config(config)
+    objective = build_objective(config, progress)
+    check_arguments(config)
+    estimate = Estimate("train")
+
+    def stand_in(
+        config: TrainConfig, reference: nn.Module, pair_sets: list[PairSet], progress: Progress
+    ) -> list[ReferenceLogps]:
+        return [_add_reference(estimate, config, reference, pair_set) for pair_set in pair_sets]
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = RunFolder(Path(temporary) / "run")
+        trainer = prepare_trainer(config, objective, folder, progress, locate, find_references=stand_in)
+        estimate.seconds = {"loading": seconds_since_start() - estimate.probe_seconds} | estimate.seconds
+        _add_steps(estimate, config, trainer)
+        _add_evaluations(estimate, config, trainer)
+    estimate.peak_bytes = measure_peak_bytes(next(trainer.policy.parameters()).device)
+    estimate.probe.append("without saving the weights, once at the end and every 200 steps")
+    return estimate
+
+
+def _add_reference(estimate: Estimate, config: TrainConfig, reference: nn.Module, pair_set: PairSet) -> ReferenceLogps:
+    """Looks into the store and measures what is missing; returns zeros, which cost a training step as much."""
+    autocast = torch.bfloat16 if config.bf16 else None
+    began = time.perf_counter()
+    split, n_pairs = pair_set.source.split, len(pair_set.pairs)
+    missing = find_missing(reference, pair_set.pairs, autocast)
+    estimate.n_cached[f"reference on {split}"] = n_pairs - len(missing)
+    if missing:
+        cost = estimate_scoring(reference, missing, batch_tokens=config.batch_tokens, autocast=autocast)
+        estimate.seconds[f"reference on {split}"] = cost.seconds
+    estimate.probe_seconds += time.perf_counter() - began
+    return ReferenceLogps(np.zeros(n_pairs), np.zeros(n_pairs), 0, "")
+
+
+def _add_steps(estimate: Estimate, config: TrainConfig, trainer: PreferenceTrainer) -> None:
+    pairs, size = trainer.pairs, config.batch_size
+    assert size is not None
+    n_steps = count_steps(config, len(pairs))
+    order = np.random.default_rng(config.seed).permutation(len(pairs))
+    micro_batches = [order[start : start + size].tolist() for start in range(0, len(pairs), size)]
+    n_rows = 2 if trainer.objective.loss.takes_rejected else 1
+    padded = {number: n_rows * len(batch) * max(pairs[place].longest for place in batch)
+              for number, batch in enumerate(micro_batches)}  # fmt: skip
+    largest_first = sorted(padded, key=lambda number: -padded[number])
+    rehearsal = _Rehearsal(trainer, n_steps, checkpointing=config.gradient_checkpointing)
+    rehearsal.run(micro_batches[largest_first[-1]])
+    rehearsal.time_optimizer()  # makes the optimiser's state, which is there while the rest is measured
+    epoch, n_probed = time_strata(
+        [padded[number] for number in largest_first],
+        lambda number: rehearsal.run(micro_batches[largest_first[number]]),
+    )
+    n_micro_batches = n_steps * config.gradient_accumulation
+    estimate.seconds["forward and backward"] = epoch * n_micro_batches / len(micro_batches)
+    estimate.seconds["optimiser"] = n_steps * rehearsal.time_optimizer()
+    estimate.n_pairs = {"train": len(pairs)}
+    share = n_micro_batches / len(micro_batches)
+    estimate.n_tokens = round(share * count_tokens(pairs))
+    estimate.n_padded_tokens = round(share * sum(padded.values()))
+    estimate.batch_tokens = max(padded.values())
+    estimate.probe.append(f"{n_probed} of {n_micro_batches} micro-batches and 2 of {n_steps} optimiser steps were run")
+
+
+def _add_evaluations(estimate: Estimate, config: TrainConfig, trainer: PreferenceTrainer) -> None:
+    if not isinstance(trainer.eval_dataset, PairDataset):
+        return
+    pairs = trainer.eval_dataset.pairs
+    estimate.n_pairs["evaluation"] = len(pairs)
+    n_times = 1 + count_steps(config, len(trainer.pairs)) // int(trainer.args.eval_steps or 1)
+    autocast = torch.bfloat16 if config.bf16 else None
+    cost = estimate_scoring(trainer.policy, pairs, batch_tokens=config.batch_tokens, autocast=autocast)
+    estimate.seconds[f"{n_times} evaluations"] = n_times * cost.seconds
+
+
+class _Rehearsal:
+    """Runs micro-batches as the Trainer would, without its loop."""
+
+    def __init__(self, trainer: PreferenceTrainer, n_steps: int, *, checkpointing: bool) -> None:
+        self.trainer = trainer
+        trainer.state.max_steps = n_steps
+        if checkpointing:
+            policy: Any = trainer.policy
+            policy.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.model = trainer.accelerator.prepare_model(trainer.model)
+        self.optimizer = trainer.create_optimizer()
+
+    def run(self, places: list[int]) -> None:
+        """Runs one micro-batch forward and back, as the first of its step."""
+        self.optimizer.zero_grad()
+        dataset: Any = self.trainer.train_dataset
+        batch = self.trainer.data_collator([dataset[place] for place in places])
+        with quiet_transformers():
+            self.trainer.training_step(self.model, batch, torch.tensor(len(places)))
+        self._wait()
+
+    def time_optimizer(self) -> float:
+        """Returns the seconds of clipping and one step with the gradients that are there."""
+        start = time.perf_counter()
+        torch.nn.utils.clip_grad_norm_(self.trainer.policy.parameters(), self.trainer.args.max_grad_norm or 1.0)
+        self.optimizer.step()
+        self._wait()
+        return time.perf_counter() - start
+
+    def _wait(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()

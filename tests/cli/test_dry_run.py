@@ -1,0 +1,63 @@
+"""`--dry-run`: says what a command would take, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def list_files(*folders: Path) -> set[Path]:
+    return {path for folder in folders for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def plan(dpotool, tmp_path: Path, own_cache: Path):  # type: ignore[no-untyped-def]
+    """Runs a command with --dry-run and --json, and makes sure that no file is new."""
+
+    def run(*words: object) -> dict[str, Any]:
+        before = list_files(tmp_path, own_cache)
+        result = dpotool(*words, "--dry-run", "--json", "--device", "cpu")
+        assert result.code == 0, result.err
+        assert list_files(tmp_path, own_cache) == before
+        return json.loads(result.out)
+
+    return run
+
+
+def test_score_counts_pairs_tokens_and_hits(dpotool, plan, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
+    """The reference has the policy's weights, so it finds what the policy will have put into the store."""
+    words = ("score", model, "--reference", model, "--data", pairs)
+    (found,) = plan(*words)["estimates"]
+    assert (found["n_pairs"], found["n_cached"]) == ({"all": 24}, {"policy": 0, "reference": 24})
+    assert found["batch_tokens"] == 4096
+    assert 0 < found["n_tokens"] <= found["n_padded_tokens"]
+    assert set(found["seconds"]) == {"loading", "policy", "policy, noise floor", "statistics", "total"}
+    assert found["seconds"]["total"] == pytest.approx(sum(found["seconds"].values()) / 2)
+    assert found["peak_bytes"] > 10**7
+    assert dpotool(*words, "--device", "cpu", "--limit", 10).code == 0
+    (found,) = plan(*words)["estimates"]
+    assert found["n_cached"] == {"policy": 10, "reference": 24}
+
+
+def test_train_and_theory_gap(dpotool, plan, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
+    base = ("--model", model, "--data", pairs)
+    found = plan("train", *base, "--test-fraction", 0.25, "--batch-size", 4, "--epochs", 2, "--output", "run")
+    assert found["n_pairs"] == {"train": 18, "evaluation": 6}
+    assert found["n_cached"] == {"reference on train": 0, "reference on test": 0}
+    assert set(found["seconds"]) >= {"reference on train", "forward and backward", "optimiser", "6 evaluations"}
+    assert any(re.match(r"[345] of 10 micro-batches and 2 of 10 optimiser steps", line) for line in found["probe"])
+    found = plan("theory-gap", *base, "--lambdas", "0.5")
+    assert set(found["seconds"]) >= {"products of each pair", "products with the batch"}
+    shown = dpotool("theory-gap", *base, "--dry-run", "--pairs-only", "--check", 3, "--device", "cpu")
+    assert "peak memory" in shown.out and "without --check and --verify" in shown.out
+    assert shown.out.rstrip().endswith("nothing was written") and "with the batch" not in shown.out
+
+
+def test_what_cannot_be_measured_is_refused(dpotool, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
+    result = dpotool("train", "--dry-run", "--resume", "--output", "x", "--model", model, "--data", pairs)
+    assert result.code == 1
+    assert "--dry-run: only a new run of one process can be measured. Leave --resume" in result.err
