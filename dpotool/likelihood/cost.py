@@ -12,10 +12,11 @@ import psutil  # comes with accelerate
 import torch
 from torch import nn
 
-from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.budget import resolve_batch_tokens
+from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
+from dpotool.settings import AUTO
 
 PROBED_BATCHES = 5
 PROBE_SECONDS = 30.0
@@ -82,6 +83,7 @@ def estimate_scoring(
     *,
     batch_tokens: int | str,
     autocast: torch.dtype | None = None,
+    layout: str = AUTO,
 ) -> ScoringCost:
     """Estimates the scoring of pairs from a few of its batches: the largest one, and others spread over the work.
 
@@ -89,12 +91,13 @@ def estimate_scoring(
     for its stratum. A first, untimed batch lets caches and kernels warm up.
     """
     budget = resolve_batch_tokens(batch_tokens, model)
-    batches = plan_batches([2 * pair.longest for pair in pairs], budget)
-    padded = [2 * len(batch) * pairs[batch[0]].longest for batch in batches]
+    rows = RowLayout.of(model, layout)
+    batches = rows.plan(pairs, budget)
+    padded = [rows.collate([pairs[place] for place in batch]).input_ids.numel() for batch in batches]
 
     def run(number: int) -> None:
         chosen = [pairs[place] for place in batches[number]]
-        compute_pair_logps(model, chosen, batch_tokens=_NO_LIMIT, autocast=autocast)
+        compute_pair_logps(model, chosen, batch_tokens=_NO_LIMIT, autocast=autocast, layout=layout)
 
     seconds, n_probed = time_strata(padded, run)
     return ScoringCost(count_tokens(pairs), sum(padded), budget, seconds, n_probed, len(batches))

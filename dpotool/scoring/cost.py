@@ -48,7 +48,9 @@ def _add_model(estimate: Estimate, opened: OpenSubject, name: str, model: nn.Mod
     missing = find_missing(model, pairs, opened.autocast)
     if name == "reference" and missing and fingerprint_model(opened.policy) == fingerprint_model(model):
         missing = []  # by then the policy's values are there
-    cost = estimate_scoring(model, missing or pairs, batch_tokens=config.batch_tokens, autocast=opened.autocast)
+    cost = estimate_scoring(
+        model, missing or pairs, batch_tokens=config.batch_tokens, autocast=opened.autocast, layout=config.layout
+    )
     estimate.n_cached[name] = len(pairs) - len(missing)
     estimate.batch_tokens = cost.batch_tokens
     estimate.n_padded_tokens = max(estimate.n_padded_tokens, cost.n_padded_tokens)

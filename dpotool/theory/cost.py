@@ -67,7 +67,13 @@ def _add_reference(estimate: Estimate, config: TheoryConfig, opened: OpenSubject
     missing = find_missing(opened.reference, pairs, opened.autocast)
     estimate.n_cached["reference"] = len(pairs) - len(missing)
     if missing:
-        cost = estimate_scoring(opened.reference, missing, batch_tokens=config.batch_tokens, autocast=opened.autocast)
+        cost = estimate_scoring(
+            opened.reference,
+            missing,
+            batch_tokens=config.batch_tokens,
+            autocast=opened.autocast,
+            layout=config.layout,
+        )
         estimate.seconds["reference"] = cost.seconds
 
 

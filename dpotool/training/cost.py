@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -77,7 +77,9 @@ def _add_reference(estimate: Estimate, config: TrainConfig, reference: nn.Module
     missing = find_missing(reference, pair_set.pairs, autocast)
     estimate.n_cached[f"reference on {split}"] = n_pairs - len(missing)
     if missing:
-        cost = estimate_scoring(reference, missing, batch_tokens=config.batch_tokens, autocast=autocast)
+        cost = estimate_scoring(
+            reference, missing, batch_tokens=config.batch_tokens, autocast=autocast, layout=config.layout
+        )
         estimate.seconds[f"reference on {split}"] = cost.seconds
     estimate.probe_seconds += time.perf_counter() - began
     return ReferenceLogps(np.zeros(n_pairs), np.zeros(n_pairs), 0, "")
@@ -89,9 +91,12 @@ def _add_steps(estimate: Estimate, config: TrainConfig, trainer: PreferenceTrain
     n_steps = count_steps(config, len(pairs))
     order = np.random.default_rng(config.seed).permutation(len(pairs))
     micro_batches = [order[start : start + size].tolist() for start in range(0, len(pairs), size)]
-    n_rows = 2 if trainer.objective.loss.takes_rejected else 1
-    padded = {number: n_rows * len(batch) * max(pairs[place].longest for place in batch)
-              for number, batch in enumerate(micro_batches)}  # fmt: skip
+    collate: Any = trainer.data_collator
+    dataset = cast(PairDataset, trainer.train_dataset)
+    padded = {
+        number: collate([dataset[place] for place in batch])["input_ids"].numel()
+        for number, batch in enumerate(micro_batches)
+    }
     largest_first = sorted(padded, key=lambda number: -padded[number])
     rehearsal = _Rehearsal(trainer, n_steps, checkpointing=config.gradient_checkpointing)
     rehearsal.run(micro_batches[largest_first[-1]])
@@ -118,7 +123,9 @@ def _add_evaluations(estimate: Estimate, config: TrainConfig, trainer: Preferenc
     estimate.n_pairs["evaluation"] = len(pairs)
     n_times = 1 + count_steps(config, len(trainer.pairs)) // int(trainer.args.eval_steps or 1)
     autocast = torch.bfloat16 if config.bf16 else None
-    cost = estimate_scoring(trainer.policy, pairs, batch_tokens=config.batch_tokens, autocast=autocast)
+    cost = estimate_scoring(
+        trainer.policy, pairs, batch_tokens=config.batch_tokens, autocast=autocast, layout=config.layout
+    )
     estimate.seconds[f"{n_times} evaluations"] = n_times * cost.seconds
 
 
