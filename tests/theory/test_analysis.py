@@ -14,8 +14,7 @@ def columns(*rows: tuple[float, ...]) -> GradientProducts:
     """Products from rows (pair_id, <W,L>, ‖W‖², ‖L‖², chosen logps, rejected logps)."""
     array = np.array(rows)
     pair_id, product, chosen, rejected, chosen_logps, rejected_logps = array.T
-    difference = chosen - 2 * product + rejected
-    return GradientProducts(pair_id.astype(int), product, chosen, rejected, difference, chosen_logps, rejected_logps)
+    return GradientProducts(pair_id.astype(int), product, chosen, rejected, chosen_logps, rejected_logps)
 
 
 def test_a_table_by_hand():
