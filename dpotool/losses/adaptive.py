@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.losses.schedules import DEFAULT_LAMBDA, DEFAULT_LAMBDA_MIN
+from dpotool.results.band import compute_band_center
 
 Values = Float[np.ndarray, " pairs"]
 ADAPTIVE = "adaptive"
@@ -67,6 +68,5 @@ class AdaptiveLambda:
             shifts = np.select([u > 0, u < 0], [self.lambda_, 2 - self.lambda_], default=1.0)
         else:
             has_center = (grad_inner_product > 0) & (chosen_grad_sq_norm > 0) & (rejected_grad_sq_norm > 0)
-            safe = np.where(has_center, rejected_grad_sq_norm, 1.0)
-            shifts = np.where(has_center, np.sqrt(chosen_grad_sq_norm / safe), 1.0)
+            shifts = np.where(has_center, compute_band_center(chosen_grad_sq_norm, rejected_grad_sq_norm), 1.0)
         return np.clip(shifts, self.lambda_min, 2.0 if self.allow_above_one else 1.0)

@@ -29,6 +29,7 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
+from dpotool.results.band import compute_band_center
 from dpotool.results.statistics import Interval, bootstrap_interval, bootstrap_shares
 from dpotool.results.theory_summary import split_usable
 
@@ -131,7 +132,7 @@ def _draw_centres(axes: Axes, usable: pd.DataFrame) -> int:
 def _find_centres(usable: pd.DataFrame) -> Values:
     """Returns |W| / |L| of the pairs with |L| > 0."""
     chosen, rejected = (usable[f"{side}_grad_sq_norm"].to_numpy(dtype=np.float64) for side in ("chosen", "rejected"))
-    return np.asarray(np.sqrt(chosen[rejected > 0] / rejected[rejected > 0]))
+    return compute_band_center(chosen[rejected > 0], rejected[rejected > 0])
 
 
 def _set_f_axis(axes: Axes) -> None:

@@ -24,15 +24,13 @@ def build_theory_frame(
     reference_chosen_logps: Values | None = None,
     reference_rejected_logps: Values | None = None,
     gamma: float = 1.0,
-    lambda_: float = 1.0,
 ) -> pd.DataFrame:
-    """Computes u, v, band and entanglement of every pair from its gradient products.
+    """Computes u, v, band and entanglement of every pair from its gradient products; u with the DPO step's weight.
 
     Args:
         reference_chosen_logps, reference_rejected_logps: nats, aligned with the pairs; None if the model is its own
             reference, as at the start of training.
         gamma: scale of the smoothed reward accuracy s(gamma m), above 0; 1 in the paper's figures.
-        lambda_: which f enters the weight of u; see `theorem.compute_u`.
 
     Raises:
         ValueError: reference values are missing on one side, or are not as many as the products.
@@ -51,9 +49,7 @@ def build_theory_frame(
             "grad_cosine": compute_grad_cosine(*three),
             "chosen_logratios": chosen_logratios,
             "rejected_logratios": rejected_logratios,
-            "u": compute_u(
-                products.grad_inner_product, chosen_logratios, rejected_logratios, gamma=gamma, lambda_=lambda_
-            ),
+            "u": compute_u(products.grad_inner_product, chosen_logratios, rejected_logratios, gamma=gamma),
             "v": compute_v(products.grad_inner_product, products.rejected_grad_sq_norm),
             "band_low": band.low,
             "band_high": band.high,

@@ -1,9 +1,9 @@
 """Gradient products of many pairs at about the price of one training step, without a single weight gradient.
 
-W and L are the gradients of a pair's two summed log-probabilities over the chosen parameters; <W,L>, ‖W‖², ‖L‖² and
-‖W - L‖² follow from what one batched forward pass and one backward pass over activations hold anyway. Parameters that
-the model uses in an unusual way are found beforehand, differentiated by autograd one pair at a time, and named in the
-report. Slow truth: `dpotool.theory.products`.
+W and L are the gradients of a pair's two summed log-probabilities over the chosen parameters; <W,L>, ‖W‖² and ‖L‖²
+follow from what one batched forward pass and one backward pass over activations hold anyway. Parameters that the model
+uses in an unusual way are found beforehand, differentiated by autograd one pair at a time, and named in the report.
+Slow truth: `dpotool.theory.products`.
 """
 
 from __future__ import annotations
@@ -33,9 +33,6 @@ from dpotool.theory.ghost.selection import ParameterSelection, select_parameters
 from dpotool.theory.ghost.shares import gather_shares, share_out
 from dpotool.theory.ghost.taps import Sink, Taps
 from dpotool.theory.products import GradientProducts, PairProducts, collect_products, iter_gradient_products
-
-CANCELLATION = 2.0**18
-"""Where ‖W - L‖² is below this many rounding errors of ‖W‖² + ‖L‖² (3 % in float32), differences are summed instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,6 @@ class GradientEngine:
         one = next(iter(self.selection.parameters.values()))
         self.device = one.device
         self.takes_pairs_together = one.device.type != "cpu"
-        self._rounding = torch.finfo(torch.float64 if one.dtype == torch.float64 else torch.float32).eps
 
     @property
     def report(self) -> EngineReport:
@@ -104,11 +100,6 @@ class GradientEngine:
 
     def _compute_products(self, pairs: Sequence[TokenizedPair]) -> list[PairProducts]:
         products = self._run_products(pairs)
-        close = [place for place, pair in enumerate(pairs) if self._is_cancelled(pair, products[place])]
-        if close:
-            again = self._run_products([pairs[place] for place in close], with_difference=True)
-            for place, one in zip(close, again, strict=True):
-                products[place] = one
         if self.fallback:
             with training_only(self.model, self.fallback):
                 products = [
@@ -119,16 +110,12 @@ class GradientEngine:
             _check_finite(one)
         return products
 
-    def _run_products(self, pairs: Sequence[TokenizedPair], *, with_difference: bool = False) -> list[PairProducts]:
+    def _run_products(self, pairs: Sequence[TokenizedPair]) -> list[PairProducts]:
         by_pair = lay_out_batch(pairs, max(pair.longest for pair in pairs), together=False)
-        sums = ProductSums(by_pair, self.claims.tied, with_difference=with_difference, device=self.device)
+        sums = ProductSums(by_pair, self.claims.tied, device=self.device)
         logps = self.run(pairs, sums).view(-1, 2)
         rows = torch.cat([sums.totals, logps], dim=1).tolist()
         return [PairProducts(pair.pair_id, *row) for pair, row in zip(pairs, rows, strict=True)]
-
-    def _is_cancelled(self, pair: TokenizedPair, products: PairProducts) -> bool:
-        norms = products.chosen_grad_sq_norm + products.rejected_grad_sq_norm
-        return products.grad_difference_sq_norm < CANCELLATION * self._rounding * norms and not _is_identical(pair)
 
     def run(self, pairs: Sequence[TokenizedPair], sink: Sink) -> Float[Tensor, " rows"]:
         """Sends what one batch of pairs gives to the sink; returns log pi of each row (nats, float64)."""
@@ -177,7 +164,6 @@ def _equate(products: PairProducts) -> PairProducts:
         products,
         grad_inner_product=norm,
         rejected_grad_sq_norm=norm,
-        grad_difference_sq_norm=0.0,
         rejected_logps=products.chosen_logps,
     )
 
@@ -189,7 +175,6 @@ def _add(products: PairProducts, others: PairProducts) -> PairProducts:
         grad_inner_product=products.grad_inner_product + others.grad_inner_product,
         chosen_grad_sq_norm=products.chosen_grad_sq_norm + others.chosen_grad_sq_norm,
         rejected_grad_sq_norm=products.rejected_grad_sq_norm + others.rejected_grad_sq_norm,
-        grad_difference_sq_norm=products.grad_difference_sq_norm + others.grad_difference_sq_norm,
     )
 
 

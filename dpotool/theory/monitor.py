@@ -71,7 +71,7 @@ class TheoryMonitor:
         engine = self._engine
         lay_out = partial(lay_out_batch, pairs, batch.input_ids.shape[1], is_deterministic=not self._has_dropout())
         layout, by_pair = lay_out(together=engine.takes_pairs_together), lay_out(together=False)
-        sums = ProductSums(by_pair, engine.claims.tied, with_difference=False, device=batch.input_ids.device)
+        sums = ProductSums(by_pair, engine.claims.tied, device=batch.input_ids.device)
         taps = Taps(engine.selection.parameters, engine.claims, sums, keeps_layers=True)
         logps = forward_tapped(model, pairs, batch, layout, taps)
         caught = _Caught(pairs, taps, sums, logps.detach())
@@ -167,7 +167,7 @@ def _unscale(
     p, q = factors[0::2].cpu().numpy(), factors[1::2].cpu().numpy()
     is_known = (np.abs(p) >= least) & (np.abs(q) >= least)
     scales = np.stack([p * q, p**2, q**2], axis=1)
-    scaled = totals[:, :3].cpu().numpy()
+    scaled = totals.cpu().numpy()
     return np.divide(scaled, scales, out=np.full_like(scaled, np.nan), where=is_known[:, None])
 
 

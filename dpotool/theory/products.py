@@ -26,7 +26,7 @@ from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.theory.ghost.modes import evaluation_mode
 
 CHUNK_ELEMENTS = 2**22
-"""Gradient elements converted to float64 at a time (32 MiB each for W, L and W - L)."""
+"""Gradient elements converted to float64 at a time (32 MiB each for W and L)."""
 
 Gradient = Sequence[Tensor | None]
 """One tensor per trained parameter; None where the completion's log-probability does not depend on it."""
@@ -43,8 +43,6 @@ class PairProducts:
     """‖W‖²"""
     rejected_grad_sq_norm: float
     """‖L‖²"""
-    grad_difference_sq_norm: float
-    """‖W - L‖², summed on its own: from the other three it would cancel where W and L are close."""
     chosen_logps: float
     """Nats, from the same forward pass as W."""
     rejected_logps: float
@@ -59,7 +57,6 @@ class GradientProducts:
     grad_inner_product: Float[np.ndarray, " pairs"]
     chosen_grad_sq_norm: Float[np.ndarray, " pairs"]
     rejected_grad_sq_norm: Float[np.ndarray, " pairs"]
-    grad_difference_sq_norm: Float[np.ndarray, " pairs"]
     chosen_logps: Float[np.ndarray, " pairs"]
     rejected_logps: Float[np.ndarray, " pairs"]
 
@@ -87,7 +84,7 @@ def collect_products(products: Iterable[PairProducts]) -> GradientProducts:
     """Turns products of single pairs into columns; also of as many as were finished before an interruption."""
     rows = [astuple(pair) for pair in products]
     pair_ids = np.array([row[0] for row in rows], dtype=np.int64)
-    values = np.array([row[1:] for row in rows], dtype=np.float64).reshape(len(rows), 6)
+    values = np.array([row[1:] for row in rows], dtype=np.float64).reshape(len(rows), 5)
     return GradientProducts(pair_ids, *values.T.copy())
 
 
@@ -131,16 +128,16 @@ def _differentiate(
 
 
 def _compute_products(W: Gradient, L: Gradient) -> list[float]:
-    """Returns <W, L>, ‖W‖², ‖L‖² and ‖W - L‖², summed in float64."""
-    totals = torch.zeros(4, dtype=torch.float64)
+    """Returns <W, L>, ‖W‖² and ‖L‖², summed in float64."""
+    totals = torch.zeros(3, dtype=torch.float64)
     for of_chosen, of_rejected in zip(W, L, strict=True):
         present = of_chosen if of_chosen is not None else of_rejected
         if present is None:
             continue
         both = (torch.zeros_like(present) if part is None else part for part in (of_chosen, of_rejected))
-        of_parameter = torch.zeros(4, dtype=torch.float64, device=present.device)
+        of_parameter = torch.zeros(3, dtype=torch.float64, device=present.device)
         for w, l in zip(*map(_chunks, both), strict=True):  # noqa: E741
-            of_parameter += torch.stack([w @ l, w @ w, l @ l, (w - l) @ (w - l)])
+            of_parameter += torch.stack([w @ l, w @ w, l @ l])
         totals += of_parameter.cpu()
     return totals.tolist()
 

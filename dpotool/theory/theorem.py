@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
+from dpotool.results.band import compute_band_center
 from dpotool.theory.gaps import Gaps
 
 Values = Float[np.ndarray, " pairs"]
@@ -66,11 +67,6 @@ class SelfStepChanges(NamedTuple):
 
     chosen: Values
     rejected: Values
-
-    @property
-    def margin(self) -> Values:
-        """Change of the unshifted margin; under DPO it is ‖W - L‖² >= 0, under a shift it may be negative."""
-        return self.chosen - self.rejected
 
 
 def compute_self_step_changes(
@@ -126,9 +122,3 @@ def compute_admissible_band(
         low = np.minimum(grad_inner_product / rejected_grad_sq_norm, center)
         high = np.maximum(chosen_grad_sq_norm / grad_inner_product, center)
     return AdmissibleBand(np.where(is_entangled, low, 0.0), np.where(is_entangled, high, np.inf))
-
-
-def compute_band_center(chosen_grad_sq_norm: Values, rejected_grad_sq_norm: Values) -> Values:
-    """Computes f* = ‖W‖/‖L‖, the geometric mean of the band's ends; infinite or NaN where L is zero."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.sqrt(chosen_grad_sq_norm) / np.sqrt(rejected_grad_sq_norm)

@@ -11,7 +11,7 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.theory.engine import compute_fast_products
 from dpotool.theory.products import GradientProducts, compute_gradient_products
 
-NORMS = ("chosen_grad_sq_norm", "rejected_grad_sq_norm", "grad_difference_sq_norm")
+NORMS = ("chosen_grad_sq_norm", "rejected_grad_sq_norm")
 
 
 def find_errors(fast: GradientProducts, slow: GradientProducts) -> dict[str, float]:

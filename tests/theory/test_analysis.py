@@ -14,8 +14,7 @@ def columns(*rows: tuple[float, ...]) -> GradientProducts:
     """Products from rows (pair_id, <W,L>, ‖W‖², ‖L‖², chosen logps, rejected logps)."""
     array = np.array(rows)
     pair_id, product, chosen, rejected, chosen_logps, rejected_logps = array.T
-    difference = chosen - 2 * product + rejected
-    return GradientProducts(pair_id.astype(int), product, chosen, rejected, difference, chosen_logps, rejected_logps)
+    return GradientProducts(pair_id.astype(int), product, chosen, rejected, chosen_logps, rejected_logps)
 
 
 def test_a_table_by_hand():
@@ -59,14 +58,13 @@ def test_without_reference_values_the_model_is_its_own(build_llama, pairs):
     np.testing.assert_allclose(frame["u"], 0.25 * frame["grad_inner_product"])
 
 
-def test_lambda_and_gamma_reach_the_weight():
-    """a = 1, b = 1, gamma 2, f .5: c = 2 s(2 (.5 - 1)) = 2 s(-1) = .5378828; u = 4 c = 2.1515314."""
+def test_gamma_reaches_the_weight():
+    """a = 1.5, b = 1, gamma 2: c = 2 s(2 (1 - 1.5)) = 2 s(-1) = .5378828; u = 4 c = 2.1515314."""
     frame = build_theory_frame(
         columns((3, 4, 2, 10, -9, -19)),
-        reference_chosen_logps=np.array([-10.0]),
+        reference_chosen_logps=np.array([-10.5]),
         reference_rejected_logps=np.array([-20.0]),
         gamma=2.0,
-        lambda_=0.5,
     )
     assert frame["u"].tolist() == pytest.approx([2.1515314], abs=1e-7)
 

@@ -191,33 +191,11 @@ def test_a_padding_token_in_the_text_has_no_embedding_gradient():
         assert_equals_slow_truth(model, pairs, tolerance=1e-12)
 
 
-def near_duplicate() -> TokenizedPair:
-    """Two completions of which the last of many tokens differs."""
-    start = tuple(range(10, 60))
-    return TokenizedPair(3, (1, 4, 5), (*start, 61), (*start, 62))
-
-
-@pytest.mark.parametrize("family", ["llama", "llama-tied-biased", "gpt2"])
-def test_the_difference_of_close_gradients_does_not_cancel(family: str):
-    """float32: ‖W - L‖², a small part of ‖W‖², against float64."""
-    model, pair = build_family(family, dtype=torch.float32), near_duplicate()
-    with torch.no_grad():
-        model.get_input_embeddings().weight[62] = model.get_input_embeddings().weight[61] * (1 + 1e-4)
-        if model.lm_head.weight is not model.get_input_embeddings().weight:
-            model.lm_head.weight[62] = model.lm_head.weight[61] * (1 + 1e-4)
-    exact = compute_gradient_products(copy.deepcopy(model).double(), [pair]).grad_difference_sq_norm.item()
-
-    products, _ = compute_fast_products(model, [pair])
-    assert products.grad_difference_sq_norm.item() < 0.03 * products.chosen_grad_sq_norm.item()
-    assert products.grad_difference_sq_norm.item() == pytest.approx(exact, rel=1e-3)
-
-
 def test_identical_completions_are_equal_to_the_last_digit():
     pairs = [TokenizedPair(0, (1, 5), (6, 7, 2), (6, 7, 2)), *make_pairs(2)]
     fast, _ = compute_fast_products(build_family("llama", dtype=torch.float32), pairs)
     assert fast.grad_inner_product[0] == fast.chosen_grad_sq_norm[0] == fast.rejected_grad_sq_norm[0] > 0
-    assert fast.grad_difference_sq_norm[0] == 0
-    assert (fast.grad_difference_sq_norm[1:] > 0).all()
+    assert (fast.grad_inner_product[1:] != fast.chosen_grad_sq_norm[1:]).all()
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], "all-linear"])

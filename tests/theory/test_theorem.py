@@ -9,6 +9,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
+from dpotool.results.band import compute_band_center
 from dpotool.theory.theorem import (
     BOTH_DOWN,
     BOTH_UP,
@@ -17,7 +18,6 @@ from dpotool.theory.theorem import (
     UNMOVED,
     classify_entanglement,
     compute_admissible_band,
-    compute_band_center,
     compute_grad_cosine,
     compute_paper_gaps,
     compute_self_step_changes,
@@ -159,16 +159,3 @@ def test_the_case_says_what_dpo_does_and_whether_f_must_change(chosen_norm: floa
         assert band.low <= 1 + 1e-12
         assert band.high >= 1 - 1e-12
         assert v <= 0
-
-
-@given(lengths, lengths, cosines)
-def test_dpo_never_lowers_the_margin_of_the_pair_it_steps_on(chosen_norm: float, rejected_norm: float, cosine: float):
-    """‖W‖² - 2<W,L> + ‖L‖² = ‖W - L‖² >= 0, to rounding."""
-    changes = compute_self_step_changes(*products(chosen_norm, rejected_norm, cosine), 1.0)
-    assert changes.margin >= -1e-12 * max(chosen_norm, rejected_norm) ** 2
-
-
-def test_a_shift_may_lower_the_margin():
-    """W = (1, 1), L = (3, 1), f = .5: 2 - 1.5 * 4 + .5 * 10 = 1; for L = (1.5, 1.5): 2 - 1.5 * 3 + .5 * 4.5 = -.25."""
-    product, chosen, rejected = np.array([4.0, 3.0]), np.array([2.0, 2.0]), np.array([10.0, 4.5])
-    assert compute_self_step_changes(product, chosen, rejected, 0.5).margin.tolist() == [1.0, -0.25]

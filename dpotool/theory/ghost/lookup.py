@@ -40,10 +40,10 @@ class TableRows:
             [grads[0][:, ids].T @ vectors[0] for vectors, grads in zip(inputs, output_grads, strict=True)]
         )
 
-    def compute_products(self, place: int, rows: Rows, *, with_difference: bool) -> Products:
+    def compute_products(self, place: int, rows: Rows) -> Products:
         """Computes the products of the embedding's rows, and the cross terms with a tied output layer's."""
         W, L = rows[:1], rows[1:]
-        products = compute_dense_products(W, L, with_difference=with_difference)
+        products = compute_dense_products(W, L)
         if place not in self.of_output:
             return products
         of_output = self.of_output.pop(place)
@@ -53,8 +53,6 @@ class TableRows:
             2 * sum_products(W, H_w),
             2 * sum_products(L, H_l),
         ]
-        if with_difference:
-            cross.append(2 * sum_products(W - L, H_w - H_l))
         return products + torch.stack(cross, dim=1)
 
 

@@ -89,21 +89,19 @@ def compute_joint_products(shared: SharedInput, inputs: RowVectors, output_grads
     return sum_joint(compute_joint_gram(output_grads).mul_(shared.tiles[JOINT]))
 
 
-def compute_block_products(
-    inputs: tuple[Vectors, Vectors], output_grads: tuple[Vectors, Vectors], *, with_difference: bool
-) -> Products:
-    """Computes <W,L>, ‖W‖², ‖L‖² of one layer, and with_difference ‖W - L‖², from its gradients, block after block."""
+def compute_block_products(inputs: tuple[Vectors, Vectors], output_grads: tuple[Vectors, Vectors]) -> Products:
+    """Computes <W,L>, ‖W‖², ‖L‖² of one layer from its gradients, block after block."""
     if inputs[0].shape[2] > output_grads[0].shape[2]:  # blocks are cut from the longer side; the products are the same
         inputs, output_grads = output_grads, inputs
     n_pairs, _, n_features = inputs[0].shape
     size = max(1, BLOCK_ELEMENTS // n_features)
-    total = inputs[0].new_zeros(n_pairs, 4 if with_difference else 3, dtype=torch.float64)
+    total = inputs[0].new_zeros(n_pairs, 3, dtype=torch.float64)
     for start in range(0, output_grads[0].shape[2], size):
         W, L = (
             _multiply(grads[:, :, start : start + size], vectors)
             for vectors, grads in zip(inputs, output_grads, strict=True)
         )
-        total += compute_dense_products(W, L, with_difference=with_difference)
+        total += compute_dense_products(W, L)
     return total
 
 

@@ -1,4 +1,4 @@
-"""Adds up <W,L>, ‖W‖², ‖L‖² and ‖W - L‖² of every pair of a batch, over all parameters as they come in."""
+"""Adds up <W,L>, ‖W‖², ‖L‖² of every pair of a batch, over all parameters as they come in."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dpotool.theory.ghost.outer import (
     compute_gram_products,
     compute_joint_products,
 )
-from dpotool.theory.ghost.sums import compute_dense_products, raise_precision
+from dpotool.theory.ghost.sums import Products, compute_dense_products, raise_precision
 from dpotool.theory.ghost.uses import Part
 
 
@@ -26,27 +26,12 @@ class ProductSums:
     Args:
         by_pair: the batch laid out pair by pair.
         tied: names of tables that are both embedding and output layer.
-        with_difference: sum ‖W - L‖² from differences of gradients. Otherwise it is ‖W‖² - 2<W,L> + ‖L‖², which Gram
-            matrices give for nothing and which cancels where W and L are close.
     """
 
-    def __init__(
-        self, by_pair: TokenLayout, tied: Iterable[str], *, with_difference: bool, device: torch.device
-    ) -> None:
-        n_pairs = by_pair.pairs.stop
-        self._n_numbers = 4 if with_difference else 3
-        self._totals = torch.zeros(n_pairs, self._n_numbers, dtype=torch.float64, device=device)
+    def __init__(self, by_pair: TokenLayout, tied: Iterable[str], *, device: torch.device) -> None:
+        self.totals: Products = torch.zeros(by_pair.pairs.stop, 3, dtype=torch.float64, device=device)
         self._by_pair = by_pair
         self._tied = {name: TableRows() for name in tied}
-        self._with_difference = with_difference
-
-    @property
-    def totals(self) -> Float[Tensor, "pairs 4"]:
-        """<W,L>, ‖W‖², ‖L‖², ‖W - L‖²; float64."""
-        if self._with_difference:
-            return self._totals
-        product, chosen, rejected = self._totals.unbind(1)
-        return torch.stack([product, chosen, rejected, chosen - 2 * product + rejected], dim=1)
 
     def add_outer(
         self, part: Part, layout: TokenLayout, shared: SharedInput, operand: Tensor, output_grad: Tensor
@@ -55,18 +40,18 @@ class ProductSums:
         if table is not None and len(layout.spans) < layout.pairs.stop - layout.pairs.start:
             layout = self._by_pair
         is_short = layout.completion_of_token is None and shared.is_joint_gram_cheaper(layout.n_tokens)
-        if is_short and table is None and not self._with_difference:
+        if is_short and table is None:
             rows = (raise_precision(layout.as_rows(factor)) for factor in (operand, output_grad))
-            self._totals[layout.pairs] += compute_joint_products(shared, *rows)
+            self.totals[layout.pairs] += compute_joint_products(shared, *rows)
             return
         for (span, *inputs), (_, *grads) in zip(layout.split(operand), layout.split(output_grad), strict=True):
             factors = _raise_both(*inputs), _raise_both(*grads)
             lengths = inputs[0].shape[1], inputs[1].shape[1]
-            if self._with_difference or not shared.is_gram_cheaper(*lengths, span.n_shared):
-                products = compute_block_products(*factors, with_difference=self._with_difference)
-            else:
+            if shared.is_gram_cheaper(*lengths, span.n_shared):
                 products = compute_gram_products(shared, span, *factors)
-            self._totals[span.pairs] += products
+            else:
+                products = compute_block_products(*factors)
+            self.totals[span.pairs] += products
             if table is not None:
                 table.keep_output_rows(span, *factors)
 
@@ -89,13 +74,11 @@ class ProductSums:
                     for row_ids, row_grads in zip(pair_ids, pair_grads, strict=True)
                 ]
             )
-            self._totals[span.pairs] += table.compute_products(
-                span.pairs.start, rows, with_difference=self._with_difference
-            )
+            self.totals[span.pairs] += table.compute_products(span.pairs.start, rows)
 
     def add_dense(self, part: Part, layout: TokenLayout, gradient: Float[Tensor, "completions elements"]) -> None:
         W, L = gradient.unflatten(0, (-1, 2)).unbind(1)
-        self._totals[layout.pairs] += compute_dense_products(W, L, with_difference=self._with_difference)
+        self.totals[layout.pairs] += compute_dense_products(W, L)
 
 
 def _raise_both(chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,17 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 Vectors = Float[Tensor, "pairs tokens features"]
-Products = Float[Tensor, "pairs numbers"]
-"""<W,L>, ‖W‖², ‖L‖², and where asked for ‖W - L‖²; float64."""
+Products = Float[Tensor, "pairs 3"]
+"""<W,L>, ‖W‖², ‖L‖²; float64."""
 
 
-def compute_dense_products(W: Tensor, L: Tensor, *, with_difference: bool) -> Products:
+def compute_dense_products(W: Tensor, L: Tensor) -> Products:
     """Computes the products of gradients (pairs, ...)."""
-    products = [sum_products(W, L), sum_products(W, W), sum_products(L, L)]
-    if with_difference:
-        difference = W - L
-        products.append(sum_products(difference, difference))
-    return torch.stack(products, dim=1)
+    return torch.stack([sum_products(W, L), sum_products(W, W), sum_products(L, L)], dim=1)
 
 
 def sum_products(left: Tensor, right: Tensor) -> Float[Tensor, " pairs"]:

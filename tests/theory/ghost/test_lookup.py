@@ -32,11 +32,11 @@ def test_tied_table_by_hand():
     """One feature, rows 3 and 7 in the pair. E_w = (2, 5), E_l = (1, 0); H_w = (1, 1), H_l = (0, 2) in these rows.
 
     The embedding adds to <H_w, H_l>: <E_w, E_l> + <E_w, H_l> + <H_w, E_l> = 2 + 10 + 1 = 13;
-    to ‖H_w‖²: 29 + 2 (2 + 5) = 43; to ‖H_l‖²: 1 + 0 = 1; to ‖H_w - H_l‖²: (1 + 25) + 2 (1 * 1 + 5 * -1) = 18.
-    Whole: H + E = (3, 6) and (1, 2): product 15 = 2 + 13, squares 45 = 2 + 43 and 5 = 4 + 1, difference 20 = 2 + 18.
+    to ‖H_w‖²: 29 + 2 (2 + 5) = 43; to ‖H_l‖²: 1 + 0 = 1.
+    Whole: H + E = (3, 6) and (1, 2): product 15 = 2 + 13, squares 45 = 2 + 43 and 5 = 4 + 1.
     """
     table = TableRows()
     table.of_output[0] = torch.tensor([[[1.0], [1.0]], [[0.0], [2.0]]])
     rows = torch.tensor([[[2.0], [5.0]], [[1.0], [0.0]]])
-    assert table.compute_products(0, rows, with_difference=True).tolist() == [[13, 43, 1, 18]]
-    assert table.compute_products(0, rows, with_difference=True).tolist() == [[2, 29, 1, 26]], "used once"
+    assert table.compute_products(0, rows).tolist() == [[13, 43, 1]]
+    assert table.compute_products(0, rows).tolist() == [[2, 29, 1]], "used once"
