@@ -173,7 +173,11 @@ def _split(
         return deque([batch[:middle], batch[middle:], *waiting])
     remaining = [place for other in (batch, *waiting) for place in other]
     tokens = middle * 2 * max(pairs[place].longest for place in batch)
-    return deque(plan(remaining, tokens))
+    planned = plan(remaining, tokens)
+    while any(set(batch) <= set(other) for other in planned):  # a plan counts a prompt that is shared only once
+        tokens = max(1, tokens // 2)
+        planned = plan(remaining, tokens)
+    return deque(planned)
 
 
 def _explain(pair: TokenizedPair, failure: _OutOfMemory) -> DpotoolError:

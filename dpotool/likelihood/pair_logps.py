@@ -84,7 +84,7 @@ def compute_pair_logps(
         return [[places[index] for index in batch] for batch in batches]
 
     def run(batch: Sequence[int]) -> list[ScoredPair]:
-        return _score_batch(model, rows, [pairs[index] for index in batch], batch, autocast)
+        return _score_batch(model, [pairs[index] for index in batch], batch, rows, autocast)
 
     batches = plan(range(len(pairs)), resolve_batch_tokens(batch_tokens, model))
     state = PartialState()
@@ -115,9 +115,9 @@ def _assemble(finished: list[ScoredPair], n_pairs: int, with_tokens: bool) -> Pa
 @torch.no_grad()
 def _score_batch(
     model: nn.Module,
-    layout: RowLayout,
     pairs: Sequence[TokenizedPair],
     indices: Sequence[int],
+    layout: RowLayout,
     autocast: torch.dtype | None,
 ) -> list[ScoredPair]:
     device = next(model.parameters()).device

@@ -155,3 +155,14 @@ def test_free_memory_is_less_than_the_machine_has() -> None:
     import psutil
 
     assert 0 < measure_free_memory(torch.device("cpu")) <= psutil.virtual_memory().total
+
+
+def test_a_plan_that_counts_a_shared_prompt_once_gets_smaller_all_the_same(
+    refuse: Callable[..., list[list[int]]],
+) -> None:
+    """Long prompts: half of the batch's paired tokens would hold the whole batch again in shared rows, for ever."""
+    pairs = [TokenizedPair(n, tuple(range(3, 43)), (5, 2), (6, 2)) for n in range(8)]
+    ran = refuse(4)
+    got = compute_pair_logps(MODEL, pairs, batch_tokens="auto", layout="shared")
+    assert got.n_shared == 8
+    assert sorted(pair_id for batch in ran for pair_id in batch) == list(range(8))
