@@ -54,13 +54,15 @@ def test_a_slow_probe_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
     assert time_strata([], run) == (0.0, 0)
 
 
-def test_scoring_is_counted_as_it_would_run() -> None:
-    """Ten pairs of one shape: 3 prompt, 2 and 2 tokens: 10 real tokens a pair, none padded, 4 pairs a batch of 40."""
+@pytest.mark.parametrize(("layout", "n_padded", "n_batches"), [("paired", 100, 3), ("shared", 70, 2)])
+def test_scoring_is_counted_as_it_would_run(layout: str, n_padded: int, n_batches: int) -> None:
+    """Ten pairs of one shape: 3 prompt, 2 and 2 tokens. In two rows 10 tokens a pair, four pairs a batch of 40; in one
+    row 7 tokens, five pairs a batch."""
     pairs = [make_pairs(1)[0].__class__(n, (1, 5, 6), (7, 2), (8, 2)) for n in range(10)]
     assert count_tokens(pairs) == 100
-    found = estimate_scoring(build_family("llama"), pairs, batch_tokens=40)
-    assert (found.n_tokens, found.n_padded_tokens, found.batch_tokens) == (100, 100, 40)
-    assert (found.n_batches, found.n_probed) == (3, 3)
+    found = estimate_scoring(build_family("llama"), pairs, batch_tokens=40, layout=layout)
+    assert (found.n_tokens, found.n_padded_tokens, found.batch_tokens) == (100, n_padded, 40)
+    assert (found.n_batches, found.n_probed) == (n_batches, n_batches)
     assert found.seconds > 0
 
 
