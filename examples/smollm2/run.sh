@@ -30,11 +30,13 @@ dpotool theory-gap --model "$out/tldr-sft" --data "$data/tldr_train.jsonl" --spl
     --max-length 320 --limit 600 --batch-tokens 1000 --lambdas 0.5,0.75,0.9,0.95 --top 20 --check 4 \
     --output "$out/tldr-theory-train"
 
-# More of the grid, evaluated at the start and at the end only: another lambda, a lambda for each pair, schedules.
+# More of the grid, evaluated at the start and at the end only: other lambdas, a lambda for each pair, schedules.
 ends=("${same[@]}" --eval-steps 100)
 theory="$out/tldr-theory-train/theory/tldr_train-train.parquet"
 adaptive=(--loss shift --lambda-schedule adaptive --theory "$theory")
-dpotool train --loss shift --lambda 0.5 "${ends[@]}" --output "$out/tldr-shift-0.5"
+for lambda in 0.5 0.9; do
+    dpotool train --loss shift --lambda $lambda "${ends[@]}" --output "$out/tldr-shift-$lambda"
+done
 dpotool train "${adaptive[@]}" --adaptive-rule sign --lambda 0.75 "${ends[@]}" --output "$out/tldr-adaptive-sign"
 dpotool train "${adaptive[@]}" --adaptive-rule band --lambda-min 0.5 "${ends[@]}" --output "$out/tldr-adaptive-band"
 for schedule in linear_increase linear_decrease; do
@@ -42,9 +44,14 @@ for schedule in linear_increase linear_decrease; do
 done
 
 # One page of it all.
-grid=("$out/tldr-dpo" "$out"/tldr-shift-{0.75,0.5} "$out"/tldr-adaptive-{sign,band} "$out"/tldr-linear_{increase,decrease})
+grid=("$out/tldr-dpo" "$out"/tldr-shift-{0.9,0.75,0.5} "$out"/tldr-adaptive-{sign,band} "$out"/tldr-linear_{increase,decrease})
 dpotool score "${grid[@]}"
 dpotool report "${grid[@]}" "$out/tldr-theory-train" --pairs 1 --output "$out/tldr-report.html"
+
+# How much of what DPO did could be read from gradients at its start, and from gradients half-way.
+dpotool predict "$out/tldr-dpo" --batch-tokens 1000
+dpotool predict "$out/tldr-dpo" --batch-tokens 1000 --at middle
+dpotool plot prediction "$out/tldr-dpo" --output "$out/plots"
 
 # What the gradients at the start say of the test pairs.
 dpotool theory-gap --model "$out/tldr-sft" --data "$data/tldr_test.jsonl" --truncation exclude --max-length 320 \
