@@ -82,8 +82,6 @@ THEORY_SCHEMA = _schema(
     "trained parameters.",
     [
         _PAIR_ID,
-        _PROMPT_ID,
-        _column("pair_hash", pa.string(), "", "hash of the pair's token ids, by which a table is known", optional=True),
         _column("grad_inner_product", pa.float64(), "nats^2", "<W, L>"),
         _column("chosen_grad_sq_norm", pa.float64(), "nats^2", "|W|^2"),
         _column("rejected_grad_sq_norm", pa.float64(), "nats^2", "|L|^2"),
@@ -96,6 +94,8 @@ THEORY_SCHEMA = _schema(
         _column("band_high", pa.float64(), "", "greatest f at which the chosen does not fall: |W|^2 / <W, L>, or inf"),
         _column("entanglement", pa.string(), "", "which likelihoods one DPO step on this pair alone moves, and where"),
         *(_dot_column(answer, mean) for mean in ("chosen", "rejected") for answer in ("chosen", "rejected")),
+        _PROMPT_ID,
+        _column("pair_hash", pa.string(), "", "hash of the pair's token ids, by which a table is known", optional=True),
     ],
 )
 
