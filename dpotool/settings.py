@@ -90,7 +90,7 @@ class ComputeSettings(Settings):
 
     batch_tokens: int | str = setting(
         AUTO,
-        "Padded tokens per scoring batch; auto: what free memory allows, on a CPU at most 4096. What does not fit into "
+        "Padded tokens per scoring batch; auto: what free memory allows, on a CPU at most 2048. What does not fit into "
         "memory is halved.",
         parser=parse_batch_tokens,
     )

@@ -23,8 +23,8 @@ R = TypeVar("R")
 Plan = Callable[[Sequence[int], int], list[list[int]]]
 """Makes batches of the pairs with these places, of at most so many tokens each."""
 
-MOST_TOKENS = {"cpu": 4096}
-"""Beyond this a larger batch is no faster; a CPU's caches hold less than a batch anyway."""
+MOST_TOKENS = {"cpu": 2048}
+"""Beyond this a larger batch is slower: its activations leave the caches (benchmarks/batch_tokens.py)."""
 MOST_TOKENS_ELSEWHERE = 65_536
 SHARE_OF_FREE_MEMORY = 0.5
 """Of what is free at the start; the estimate below is rough, and others use the machine too."""
@@ -34,7 +34,7 @@ def resolve_batch_tokens(batch_tokens: int | str, model: nn.Module, *, with_grad
     """Returns the budget of padded tokens a batch: a number as it is; 'auto' by free memory and the model's size.
 
     Auto is half of the free memory of the model's device, less one chunk of logits, divided by what a token takes
-    (`estimate_bytes_per_token`); at most 4,096 on a CPU and 65,536 elsewhere.
+    (`estimate_bytes_per_token`); at most 2,048 on a CPU and 65,536 elsewhere.
 
     Args:
         with_gradients: activations of all layers are kept for a backward pass, and four buffers of the weights' size.

@@ -18,7 +18,7 @@ from dpotool.likelihood.completions import compute_token_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.settings import AUTO
 
-DEFAULT_BATCH_TOKENS = 4096
+DEFAULT_BATCH_TOKENS = 2048
 """Padded tokens per batch."""
 
 Progress = Callable[[int], None]

@@ -33,7 +33,7 @@ def test_score_counts_pairs_tokens_and_hits(dpotool, plan, model: Path, pairs: P
     words = ("score", model, "--reference", model, "--data", pairs)
     (found,) = plan(*words)["estimates"]
     assert (found["n_pairs"], found["n_cached"]) == ({"all": 24}, {"policy": 0, "reference": 24})
-    assert found["batch_tokens"] == 4096
+    assert found["batch_tokens"] == 2048
     assert 0 < found["n_tokens"] <= found["n_padded_tokens"]
     assert set(found["seconds"]) == {"loading", "policy", "policy, noise floor", "statistics", "total"}
     assert found["seconds"]["total"] == pytest.approx(sum(found["seconds"].values()) / 2)

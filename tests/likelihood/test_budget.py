@@ -140,7 +140,7 @@ def test_auto_follows_free_memory_and_the_model(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(budget, "measure_free_memory", lambda device: 0)
     assert resolve_batch_tokens("auto", MODEL) == 1
     monkeypatch.setattr(budget, "measure_free_memory", lambda device: 10**15)
-    assert resolve_batch_tokens("auto", MODEL) == 4096
+    assert resolve_batch_tokens("auto", MODEL) == 2048
     assert resolve_batch_tokens(77, MODEL) == 77
 
 
