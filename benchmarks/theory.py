@@ -194,7 +194,7 @@ def main() -> None:
     rows = read_rows()
     about = (
         f"{describe_machine()}; {args.batch_tokens} tokens a batch, half of each row prompt, float32 ({args.library}), "
-        f"{args.threads} threads, median of {args.rounds} rounds. Command: `make bench`."
+        f"{args.threads} threads, medians. Command: `make bench-theory`."
     )
     table = format_table(rows)
     print(f"\n{about}\n\n{table}")
