@@ -104,7 +104,8 @@ def _new_name(config: TrainConfig) -> Path:
 def fill_folder(trainer: Trainer, folder: RunFolder) -> None:
     """Saves the trained model and tokenizer into the run folder: written beside, then moved in, the weights last."""
     staging = folder.path / ".saving"
-    shutil.rmtree(staging, ignore_errors=True)
+    if trainer.args.should_save:  # and no other process, which may be there later, when this one is saving
+        shutil.rmtree(staging, ignore_errors=True)
     try:
         with quiet_transformers():
             trainer.save_model(str(staging))
@@ -120,7 +121,8 @@ def fill_folder(trainer: Trainer, folder: RunFolder) -> None:
             remedy="Free space there and run again with --resume; checkpoints saved before are kept",
         ) from None
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        if trainer.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)
 
 
 def describe_devices(model: Any) -> list[str]:
