@@ -12,9 +12,8 @@ import statistics
 import time
 
 from harness import load_model
+from workloads import load_sample
 
-from dpotool.data.sources import load_preferences
-from dpotool.data.tokenization import tokenize_preferences
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.models.loading import load_tokenizer
 from dpotool.models.precision import use_fast_float32_on_cpu
@@ -31,13 +30,12 @@ def main() -> None:
     use_fast_float32_on_cpu()
     model, tokenizer = load_model(args.model), load_tokenizer(args.model)
     for path in args.data:
-        preferences = load_preferences(path, limit=2 * args.pairs, skip_invalid=True)
-        pairs = tokenize_preferences(preferences, tokenizer, max_length=1024, truncation="trim-prompt").pairs
+        pairs = load_sample(path, tokenizer, args.pairs)
         seconds: dict[int, list[float]] = {size: [] for size in args.sizes}
         for _ in range(args.rounds):
             for size in args.sizes:
                 start = time.perf_counter()
-                compute_pair_logps(model, pairs[: args.pairs], batch_tokens=size)
+                compute_pair_logps(model, pairs, batch_tokens=size)
                 seconds[size].append(time.perf_counter() - start)
         print(path, {size: round(statistics.median(values), 2) for size, values in seconds.items()})
 

@@ -16,10 +16,9 @@ import numpy as np
 import torch
 from harness import load_model
 from torch import nn
+from workloads import load_sample
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.data.sources import load_preferences
-from dpotool.data.tokenization import tokenize_preferences
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import PAIRED, SHARED, RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
@@ -64,10 +63,9 @@ def main() -> None:
     use_fast_float32_on_cpu()
     model, tokenizer = load_model(args.model), load_tokenizer(args.model)
     for path in args.data:
-        preferences = load_preferences(path, limit=2 * args.pairs, skip_invalid=True)
-        pairs = tokenize_preferences(preferences, tokenizer, max_length=1024, truncation="trim-prompt").pairs
+        pairs = load_sample(path, tokenizer, args.pairs)
         with torch.no_grad():
-            print(path, compare(score, model, pairs[: args.pairs], args.rounds))
+            print(path, compare(score, model, pairs, args.rounds))
         print(path, compare(step, model, pairs[: args.step_pairs], args.rounds))
 
 

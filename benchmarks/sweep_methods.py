@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 from datasets import load_dataset
-from training_methods import BETA, LEARNING_RATE, OPTIMIZER, SEED, make_trl_config
+from training_methods import make_dpotool_settings, make_trl_config
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from workloads import Workload
 
@@ -33,17 +33,11 @@ def sweep_dpotool(train: Workload, held_out: str, folder: Path, *, batch_size: i
         eval_data=held_out,
         output=str(folder / "sweep"),
         lambdas=",".join(map(str, LAMBDAS)),
-        beta=BETA,
-        learning_rate=LEARNING_RATE,
-        scheduler="constant",
-        warmup_ratio=0.0,
-        optimizer=OPTIMIZER,
         batch_size=batch_size,
         max_steps=n_steps,
         eval_steps=n_steps,
         dtype="float32",
-        seed=SEED,
-        device="cpu",
+        **make_dpotool_settings(),
     )
     result = sweep(config)
     if result.failures:

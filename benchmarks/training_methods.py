@@ -36,15 +36,9 @@ def prepare_dpotool(workload: Workload, folder: str, *, batch_size: int, n_steps
             data=workload.data,
             output=folder,
             loss="dpo",
-            beta=BETA,
-            learning_rate=LEARNING_RATE,
-            scheduler="constant",
-            warmup_ratio=0.0,
-            optimizer=OPTIMIZER,
             batch_size=batch_size,
             max_steps=n_steps,
-            seed=SEED,
-            device="cpu",
+            **make_dpotool_settings(),
         )
     )
     config, run = open_folder(config)
@@ -76,6 +70,19 @@ def build_trl_trainer(
 
     arguments = make_trl_config(folder, batch_size=batch_size, max_steps=n_steps)
     return TrainerOnIds(model, args=arguments, train_dataset=make_trl_dataset(pairs), processing_class=tokenizer)
+
+
+def make_dpotool_settings() -> dict[str, Any]:
+    """Returns what `make_trl_config` tells TRL, in dpotool's words."""
+    return {
+        "beta": BETA,
+        "learning_rate": LEARNING_RATE,
+        "scheduler": "constant",
+        "warmup_ratio": 0.0,
+        "optimizer": OPTIMIZER,
+        "seed": SEED,
+        "device": "cpu",
+    }
 
 
 def make_trl_config(folder: str, **options: object) -> Any:

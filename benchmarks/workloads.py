@@ -95,6 +95,12 @@ def load_pairs(workload: Workload) -> tuple[PreTrainedTokenizerBase, list[Tokeni
     return tokenizer, pairs
 
 
+def load_sample(path: str, tokenizer: PreTrainedTokenizerBase, n_pairs: int) -> list[TokenizedPair]:
+    """Returns the first pairs of a file, cut to MAX_LENGTH tokens."""
+    preferences = load_preferences(path, limit=2 * n_pairs, skip_invalid=True)
+    return tokenize_preferences(preferences, tokenizer, max_length=MAX_LENGTH, truncation="trim-prompt").pairs[:n_pairs]
+
+
 def count_operations(model: nn.Module, pairs: Sequence[TokenizedPair]) -> float:
     """Counts the multiplications and additions that scoring the pairs takes if each prompt token is computed once.
 

@@ -13,12 +13,12 @@ from accelerate.utils import gather_object
 from torch import Tensor, nn
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.likelihood.budget import resolve_batch_tokens, run_within_memory
+from dpotool.likelihood.budget import MOST_TOKENS, resolve_batch_tokens, run_within_memory
 from dpotool.likelihood.completions import compute_token_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.settings import AUTO
 
-DEFAULT_BATCH_TOKENS = 2048
+DEFAULT_BATCH_TOKENS = MOST_TOKENS["cpu"]
 """Padded tokens per batch."""
 
 Progress = Callable[[int], None]

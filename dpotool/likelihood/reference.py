@@ -85,9 +85,7 @@ def load_or_compute_reference(
     """
     fingerprint = fingerprint_model(model)
     folder = (store or reference_root()) / name_store(fingerprint, describe_types(model, autocast))
-    keys = [hash_pair(pair) for pair in pairs]
-    known = read_known(folder, keys)
-    missing = {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
+    keys, known, missing = _look_up(folder, pairs)
     if on_progress is not None:
         on_progress(sum(key in known for key in keys))
     keeper = StoreKeeper(folder, name_model(model, label))
@@ -126,9 +124,15 @@ def find_missing(
 ) -> list[TokenizedPair]:
     """Returns the pairs that the store does not have for this model, each once."""
     folder = reference_root() / name_store(fingerprint_model(model), describe_types(model, autocast))
+    _, _, missing = _look_up(folder, pairs)
+    return list(missing.values())
+
+
+def _look_up(folder: Path, pairs: Sequence[TokenizedPair]) -> tuple[list[str], Values, dict[str, TokenizedPair]]:
+    """Returns the pairs' keys, the values that the store has of them, and by key the pairs that it lacks."""
     keys = [hash_pair(pair) for pair in pairs]
     known = read_known(folder, keys)
-    return list({key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}.values())
+    return keys, known, {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
 
 
 def describe_types(model: nn.Module, autocast: torch.dtype | None) -> str:

@@ -84,11 +84,12 @@ def pack_rows(lengths: Sequence[int]) -> list[list[int]]:
     """
     rows: list[list[int]] = []
     room: list[int] = []
+    longest = max(lengths)
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
         row = next((row for row, left in enumerate(room) if left >= lengths[index]), len(rows))
         if row == len(rows):
             rows.append([])
-            room.append(max(lengths))
+            room.append(longest)
         rows[row].append(index)
         room[row] -= lengths[index]
     return rows

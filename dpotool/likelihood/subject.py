@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import nn
@@ -15,6 +16,8 @@ from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import Locate, load_model, load_tokenizer
 from dpotool.models.subject import Subject
 from dpotool.progress import Progress
+from dpotool.results.manifest import collect_manifest
+from dpotool.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,15 @@ class OpenSubject:
             )
         progress.note(f"{name}: {logps.n_cached} of {len(self.pair_set.pairs)} pairs were in the store")
         return logps
+
+    def note_run(self, kind: str, config: Settings, fingerprints: Mapping[str, str | None] | None = None) -> None:
+        """Writes the manifest of finished work into the subject's folder, unless that is a run already."""
+        folder = self.subject.folder
+        if folder.manifest_path.exists():
+            return
+        settings = {**config.to_dict(), "model": self.subject.model, "max_length": self.max_length}
+        manifest = collect_manifest(kind, settings, fingerprints=fingerprints, data=asdict(self.pair_set.source))
+        folder.write_manifest(manifest | {"status": "finished"})
 
     def compute_reference_logps(self, progress: Progress) -> ReferenceLogps | None:
         """Returns log pi_ref of every pair, or None where there is no reference.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dpotool.results.band import compute_band_center
 from dpotool.results.statistics import N_RESAMPLES, bootstrap_interval, bootstrap_means, bootstrap_shares
 from dpotool.results.summaries import read_clusters
 
@@ -141,7 +142,7 @@ def _describe_band(
     low, high = (frame[name].to_numpy(dtype=np.float64) for name in ("band_low", "band_high"))
     is_bounded = np.isfinite(high)
     chosen, rejected = (frame[f"{side}_grad_sq_norm"].to_numpy(dtype=np.float64) for side in ("chosen", "rejected"))
-    centre = np.sqrt(chosen[rejected > 0] / rejected[rejected > 0])
+    centre = compute_band_center(chosen[rejected > 0], rejected[rejected > 0])
     shares = {shift_key(f): (low <= f) & (f <= high) for f in (*lambdas, 1.0)}
     return {
         "bounded_share": bootstrap_shares({"": is_bounded}, **options)[""].to_dict(),

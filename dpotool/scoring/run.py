@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,6 @@ from dpotool.models.loading import Locate
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.results.atomic import claiming, write_json
-from dpotool.results.manifest import collect_manifest
 from dpotool.results.noise import summarize_noise
 from dpotool.results.runs import summary_path
 from dpotool.results.schemas import SCORE_SCHEMA, TOKEN_SCHEMA
@@ -133,10 +132,7 @@ def _write(
     if PartialState().is_main_process:
         write_table(frame, path, SCORE_SCHEMA, about, format=config.format)
         write_json(summary_path(path), summary)
-        if not subject.folder.manifest_path.exists():
-            settings = {**config.to_dict(), "model": subject.model, "max_length": opened.max_length}
-            manifest = collect_manifest("score", settings, fingerprints=fingerprints, data=asdict(source))
-            subject.folder.write_manifest(manifest | {"status": "finished"})
+        opened.note_run("score", config, fingerprints)
     return ScoreResult(subject.label, frame, summary, path)
 
 

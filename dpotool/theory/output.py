@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from accelerate import PartialState
 
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.results.atomic import write_json
-from dpotool.results.manifest import collect_manifest
 from dpotool.results.runs import summary_path
 from dpotool.results.schemas import THEORY_SCHEMA
 from dpotool.results.tables import write_table
@@ -54,8 +52,5 @@ def write_theory(
         return path
     write_table(frame, path, THEORY_SCHEMA, about, format=config.format)
     write_json(summary_path(path), summary)
-    if not folder.manifest_path.exists():
-        settings = {**config.to_dict(), "max_length": opened.max_length}
-        manifest = collect_manifest("theory", settings, data=asdict(source))
-        folder.write_manifest(manifest | {"status": "finished"})
+    opened.note_run("theory", config)
     return path

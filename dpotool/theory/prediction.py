@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,11 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.subject import open_subject
+from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.loading import Locate, load_tokenizer, merge_adapter
 from dpotool.models.subject import Subject, describe_subject, read_training_run
 from dpotool.progress import SILENT, Progress
 from dpotool.results.atomic import claiming, write_json
-from dpotool.results.manifest import collect_manifest
 from dpotool.results.prediction_summary import summarize_prediction
 from dpotool.results.runs import RunFolder, summary_path
 from dpotool.results.schemas import PREDICTION_SCHEMA
@@ -94,25 +93,38 @@ def run_prediction(
         layout=config.layout,
         progress=progress,
     )
-    about = _describe(subject, config, start) | {
-        "data": opened.pair_set.source.name,
-        "split": opened.pair_set.source.split,
+    from_elsewhere = "" if start == own_start else f"from-{RunFolder(Path(start)).name.replace(':', '-')}"
+    return _write(opened, config, frame, from_elsewhere, measure_distance(first, second))
+
+
+def _write(
+    opened: OpenSubject, config: PredictConfig, frame: pd.DataFrame, from_elsewhere: str, distance: float
+) -> PredictionResult:
+    """Writes table, summary and, into a folder without one, a manifest; of several processes the first one does.
+
+    Args:
+        from_elsewhere: name of the first checkpoint where it is not the one that the second began with; else empty.
+    """
+    subject, source = opened.subject, opened.pair_set.source
+    about = {
+        "from": subject.reference,
+        "to": subject.model,
+        "label": subject.label,
+        "at": config.at,
+        "data": source.name,
+        "split": source.split,
         "n": len(frame),
         "n_excluded": sum(opened.pair_set.counts.n_excluded.values()),
-        "distance": measure_distance(first, second),
+        "distance": distance,
     }
     summary = about | summarize_prediction(frame, seed=config.seed)
-    from_elsewhere = "" if start == own_start else f"from-{RunFolder(Path(start)).name.replace(':', '-')}"
     at = "" if config.at == "from" else f"at-{config.at}"
     variant = "-".join(filter(None, (subject.variant, from_elsewhere, at)))
-    path = subject.folder.prediction_path(about["data"], about["split"], config.format, variant)
+    path = subject.folder.prediction_path(source.name, source.split, config.format, variant)
     if PartialState().is_main_process:
         write_table(frame, path, PREDICTION_SCHEMA, about, format=config.format)
         write_json(summary_path(path), summary)
-        if not subject.folder.manifest_path.exists():
-            settings = {**config.to_dict(), "model": subject.model, "max_length": opened.max_length}
-            manifest = collect_manifest("prediction", settings, data=asdict(opened.pair_set.source))
-            subject.folder.write_manifest(manifest | {"status": "finished"})
+        opened.note_run("prediction", config)
     return PredictionResult(frame, summary, path)
 
 
@@ -231,7 +243,3 @@ def _check_tokenizers(start: str, tokenizer: Any, config: PredictConfig, *, wher
         raise DpotoolError(
             "the checkpoints have different tokenizers, so their log-likelihoods are of different tokens", where=where
         )
-
-
-def _describe(subject: Subject, config: PredictConfig, start: str) -> dict[str, Any]:
-    return {"from": start, "to": subject.model, "label": subject.label, "at": config.at}

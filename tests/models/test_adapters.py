@@ -16,7 +16,7 @@ def test_of_a_plain_model_every_parameter_is_trained():
 
 
 def test_of_an_adapted_model_only_the_adapter_is_trained_and_saved_modules_belong_to_it():
-    peft = pytest.importorskip("peft")
+    peft = pytest.importorskip("peft", reason="LoRA needs peft (dpotool[peft])")
     config = peft.LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["lm_head"])
     model = peft.get_peft_model(build_family("llama"), config)
     model.requires_grad_(True)
