@@ -71,7 +71,8 @@ def plot_forecast(
     grid[1, 0].yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     _leave_room(grid[0, 0])
     is_measured = outcomes is not None and len(outcomes) > 0
-    grid[0, 0].legend(handles=_make_handles(is_measured), loc="lower left", ncols=2, handlelength=2.8)
+    boxed: dict[str, Any] = {"frameon": True, "framealpha": 0.85, "edgecolor": "none"}  # a marked lambda may lie below
+    grid[0, 0].legend(handles=_make_handles(is_measured), loc="lower left", ncols=2, handlelength=2.8, **boxed)
     n = max(int(forecast["n"]) for forecast in known.values())
     set_title(figure, "Predicted change and accuracy against λ", model, data, describe_n(n))
     set_note(figure, _describe(outcomes))

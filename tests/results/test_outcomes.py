@@ -68,6 +68,35 @@ def test_a_run_is_measured_by_the_dpo_run_of_its_own_beta_and_seed():
     assert "shift of another beta" not in found.index
 
 
+def test_dpo_on_other_pairs_is_no_scale():
+    runs = pd.concat([runs_of([0.5, 1.0]), runs_of([1.0]).assign(split="train")], ignore_index=True)
+    runs["label"] = ["shift", "dpo", "dpo on other pairs"]
+    tables = {
+        "shift": table_of([1, 1, 1], [0, 0, 0]),
+        "dpo": table_of([0, 0, 0], [-2, -2, -2]),
+        "dpo on other pairs": table_of([0, 0, 0], [-8, -8, -8]),
+    }
+
+    for order in ([0, 1, 2], [2, 0, 1]):
+        found = measure_outcomes(runs.iloc[order], tables).set_index("label")
+        assert found.loc["shift", "chosen_change"] == pytest.approx(1 / 2)
+
+
+def test_pairs_of_one_prompt_are_resampled_together():
+    """Eight prompts of ten equal pairs each say no more than eight pairs do."""
+    change = np.array([3.0, 1, 2, 4, 0, 2, 5, 1])
+    many = {"DPO": table_of(np.repeat(change, 10), np.repeat(change - 2, 10))}
+    for table in many.values():
+        table["prompt_id"] = [f"p{number // 10}" for number in range(80)]
+    few = {"DPO": table_of(change, change - 2)}
+
+    wide, alone = (measure_outcomes(runs_of([1.0]), tables).iloc[0] for tables in (many, few))
+
+    assert wide["n"] == 80 and alone["n"] == 8
+    width = wide["chosen_change_high"] - wide["chosen_change_low"]
+    assert width == pytest.approx(alone["chosen_change_high"] - alone["chosen_change_low"], rel=0.1)
+
+
 def test_a_dpo_run_that_gained_no_margin_gives_no_scale():
     tables = {"DPO": table_of([1, -1, 1, -1], [0, 0, 0, 0])}
 
