@@ -4,7 +4,7 @@
 
 The floor is the operations that the result needs, each prompt token counted once (`workloads.count_operations`), at the
 rate that the model's own layers reach as plain products, measured in the same process. A training step needs three
-times as many. Shares are torch's profile of one run after a first one, by the operators that spend the time.
+times as many. Shares are torch's profile of one run after a first one.
 """
 
 from __future__ import annotations
@@ -29,27 +29,21 @@ from dpotool.models.loading import load_tokenizer
 from dpotool.models.precision import use_fast_float32_on_cpu
 from dpotool.settings import AUTO
 
-KINDS = {"products": ("mm", "bmm", "addmm", "baddbmm"), "attention": ("attention", "softmax")}
 PASSES = {"scoring": 1, "training step": 3}
 """Forward; forward, and backward to activations and to weights."""
-
-
-def sort_operator(name: str) -> str:
-    """Returns which kind of work an operator of torch's profile is."""
-    operator = name.removeprefix("aten::")
-    if operator in KINDS["products"]:
-        return "products"
-    return "attention" if any(word in operator for word in KINDS["attention"]) else "other"
+PRODUCTS = ("aten::mm", "aten::addmm")
 
 
 def measure_shares(work: Callable[[], object]) -> dict[str, float]:
-    """Returns the share of time that each kind of operator spends itself, of a run's sum."""
+    """Returns the shares of a run's time in linear layers, in attention and elsewhere."""
     with profile(activities=[ProfilerActivity.CPU]) as record:
         work()
-    spent = dict.fromkeys((*KINDS, "other"), 0.0)
-    for event in record.key_averages():
-        spent[sort_operator(event.key)] += event.self_cpu_time_total
-    return {kind: value / sum(spent.values()) for kind, value in spent.items()}
+    events = record.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    products = sum(event.self_cpu_time_total for event in events if event.key in PRODUCTS)
+    attention = sum(event.self_cpu_time_total for event in events if "dot_product" in event.key)
+    shares = {"linear layers": products / total, "attention": attention / total}
+    return {**shares, "all else": 1 - sum(shares.values())}
 
 
 @torch.no_grad()

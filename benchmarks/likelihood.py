@@ -50,13 +50,15 @@ class Cell:
     rounds: int = 1
     batch_size: int = 2
     """Pairs of a training step."""
+    tuning_pairs: int = 16
+    """Pairs on which rivals' batch sizes are tried, the largest size too."""
 
 
 CELLS = (
-    Cell("scoring-tldr", "scoring", "TL;DR", tuple(SCORERS), n_pairs=24, rounds=2),
-    Cell("scoring-hh", "scoring", "HH", tuple(SCORERS), n_pairs=32, rounds=2),
+    Cell("scoring-tldr", "scoring", "TL;DR", tuple(SCORERS), n_pairs=24, rounds=3, tuning_pairs=8),
+    Cell("scoring-hh", "scoring", "HH", tuple(SCORERS), n_pairs=32, rounds=3),
     Cell("scoring-random", "scoring", RANDOM_WORDS, tuple(SCORERS), n_pairs=64, rounds=3),
-    Cell("own-tldr", "scoring", "TL;DR", (DPOTOOL, TRL, LM_EVAL), n_pairs=16),
+    Cell("own-tldr", "scoring", "TL;DR", (DPOTOOL, TRL, LM_EVAL), n_pairs=16, rounds=2, tuning_pairs=8),
     Cell("training-tldr", "training", "TL;DR", (DPOTOOL, TRL), n_pairs=40),
     Cell("training-hh", "training", "HH", (DPOTOOL, TRL), n_pairs=40),
     Cell("training-random", "training", RANDOM_WORDS, (DPOTOOL, TRL), n_pairs=80, batch_size=4),
@@ -100,10 +102,10 @@ def bench_scoring(cell: Cell, workload: Workload, args: argparse.Namespace) -> I
         start_workers(cell, {**task, "part": "products"}, ["matrix products"], args) as (products,),
     ):
         sizes, checked = {}, {}
-        n_tried = min(n_pairs, args.tuning_pairs)
+        n_tried = min(n_pairs, cell.tuning_pairs)
         for worker in workers:
             sizes[worker.method], checked[worker.method] = tune(worker, n_tried)
-        difference = check_agreement(checked)
+        check_agreement(checked)
         answers: dict[str, list[Answer]] = {worker.method: [] for worker in workers}
         rates = []
         for turn in range(rounds):
@@ -111,11 +113,13 @@ def bench_scoring(cell: Cell, workload: Workload, args: argparse.Namespace) -> I
             for worker in rotate(workers, turn):
                 size = sizes[worker.method]
                 answers[worker.method].append(worker.ask(n_pairs=n_pairs, batch_size=size))
+    difference = check_agreement({method: np.array(given[-1]["logps"]) for method, given in answers.items()})
     for method, given in answers.items():
         speed = given[0]["operations"] / statistics.median(answer["seconds"] for answer in given)
         yield {
             "method": method,
             "batch": sizes[method] or "by tokens",
+            "pairs x rounds": f"{n_pairs} x {rounds}",
             "pairs/s": n_pairs / statistics.median(answer["seconds"] for answer in given),
             FASTER: compare(given, answers[DPOTOOL]),
             "peak MiB": max(answer["peak_mib"] for answer in given),
@@ -286,7 +290,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", default=names, choices=names, help="cells to run")
     parser.add_argument("--missing", action="store_true", help="leave out cells that have rows already")
     parser.add_argument("--pairs", type=int, help="pairs to score, instead of each cell's own number")
-    parser.add_argument("--tuning-pairs", type=int, default=6, help="pairs on which batch sizes are tried")
     parser.add_argument("--rounds", type=int, help="rounds of scoring, instead of each cell's own number")
     parser.add_argument("--steps", type=int, help="training steps, instead of each cell's own number")
     parser.add_argument("--threads", type=int, default=os.cpu_count())

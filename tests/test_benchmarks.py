@@ -17,10 +17,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from tiny_models import save_tiny_model, write_pairs
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-NAMES = ("harness", "workloads", "scoring_methods", "training_methods", "sweep_methods", "turns", "likelihood")
+NAMES = (
+    "harness",
+    "workloads",
+    "scoring_methods",
+    "training_methods",
+    "sweep_methods",
+    "turns",
+    "likelihood",
+    "layouts",
+    "floor",
+)
 
 
 @pytest.fixture(scope="module")
@@ -151,12 +162,12 @@ class FakeWorker:
 
 @pytest.fixture
 def arguments(tmp_path: Path) -> argparse.Namespace:
-    options = {"pairs": 12, "rounds": 2, "steps": None, "tuning_pairs": 4, "threads": 1}
+    options = {"pairs": 12, "rounds": 2, "steps": None, "threads": 1}
     return argparse.Namespace(**options, rows=tmp_path / "rows.jsonl", model=None, data=tmp_path)
 
 
 def make_cell(bench: dict[str, ModuleType], part: str, methods: tuple[str, ...], name: str = "scoring-x") -> Any:
-    return bench["likelihood"].Cell(name, part, "TL;DR", methods, n_pairs=12, rounds=2, batch_size=4)
+    return bench["likelihood"].Cell(name, part, "TL;DR", methods, n_pairs=12, rounds=2, batch_size=4, tuning_pairs=4)
 
 
 def test_scoring_rows_follow_from_timings(
@@ -176,6 +187,19 @@ def test_scoring_rows_follow_from_timings(
     assert ours["of square products"] == pytest.approx(0.2)
     assert ours["of the model's layers"] == pytest.approx(0.4)
     assert (trl["batch"], trl["pairs/s"], trl[module.FASTER]) == (1, 12 / 8.0, 4.0)
+
+
+def test_shares_of_time_are_of_what_ran(bench: dict[str, ModuleType]) -> None:
+    """Nothing but a product of large matrices, and then nothing but attention."""
+    square = torch.randn(600, 600)
+    heads = torch.randn(1, 4, 400, 32)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    products, attention = (
+        bench["floor"].measure_shares(work) for work in (lambda: square @ square, lambda: attend(heads, heads, heads))
+    )
+    assert products["linear layers"] > 0.5 and products["attention"] == 0
+    assert attention["attention"] > 0.5 and attention["linear layers"] == 0
+    assert sum(products.values()) == pytest.approx(1)
 
 
 def test_values_that_differ_are_not_timed(bench: dict[str, ModuleType]) -> None:
