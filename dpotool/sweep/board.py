@@ -79,7 +79,7 @@ class Board:
         return pace * steps / n_jobs
 
     def _read(self, name: str, phase: str) -> CellState:
-        folder = RunFolder(Path(str(self._cells[name].config.output)))
+        folder = self._cells[name].folder
         if phase == WAITING:
             return CellState(name, phase)
         n_steps = self._count_steps(name, folder)

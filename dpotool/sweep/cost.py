@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from dpotool.data.sources import has_test_split, load_preferences
-from dpotool.results.runs import RunFolder
+from dpotool.sweep.cell_folder import is_finished
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.plan import Cell, choose_folder
-from dpotool.sweep.run import check_cells, is_finished
+from dpotool.sweep.run import check_cells
 from dpotool.training.arguments import count_steps
 from dpotool.training.config import fill_in
 
@@ -84,8 +83,7 @@ def _measure_pace(cells: list[Cell]) -> float | None:
     """Mean seconds a step, over the finished cells whose metrics tell how long their training took."""
     paces = []
     for cell in cells:
-        folder = RunFolder(Path(str(cell.config.output)))
-        rows = folder.read_metrics() if is_finished(cell) and folder.metrics_path.is_file() else []
+        rows = cell.folder.read_metrics() if is_finished(cell) and cell.folder.metrics_path.is_file() else []
         paces += [row["train_runtime"] / row["step"] for row in rows if row.get("train_runtime") and row.get("step")]
     return sum(paces) / len(paces) if paces else None
 

@@ -9,22 +9,21 @@ The first Ctrl-C (or SIGTERM) asks every run to end after its step with a checkp
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from transformers.trainer_utils import get_last_checkpoint
 
+from dpotool.errors import DpotoolError
 from dpotool.models.loading import Locate
 from dpotool.progress import Progress
 from dpotool.results.atomic import write_yaml
 from dpotool.sweep.board import FAILED, STOPPED, TRAINED, TRAINING, Board
+from dpotool.sweep.cell_folder import make_room
 from dpotool.sweep.plan import Cell
 from dpotool.training.callbacks import StopOnSignal
 
@@ -70,7 +69,12 @@ def train_apart(cells: list[Cell], n_jobs: int, board: Board, progress: Progress
                 allowed = n_jobs if outcomes else 1
                 while waiting and not is_told and len(running) < allowed:
                     slot = min(set(range(n_jobs)) - {job.slot for job in running})
-                    running.append(_start(waiting.popleft(), slot, n_jobs, board))
+                    cell = waiting.popleft()
+                    try:
+                        running.append(_start(cell, slot, n_jobs, board))
+                    except DpotoolError:  # the caller, trying it again, says why
+                        board.enter(cell.name, FAILED)
+                        outcomes.append(False)
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
     finally:
         _signal_all(running, signal.SIGKILL)
@@ -80,10 +84,9 @@ def train_apart(cells: list[Cell], n_jobs: int, board: Board, progress: Progress
 
 
 def _start(cell: Cell, slot: int, n_jobs: int, board: Board) -> _Job:
-    folder = Path(str(cell.config.output))
+    folder = cell.folder.path
     words = ["--resume", "--output", str(folder)]
-    if get_last_checkpoint(str(folder)) is None if folder.is_dir() else True:
-        shutil.rmtree(folder, ignore_errors=True)  # began, but left nothing to go on from
+    if not make_room(cell):
         settings = {name: value for name, value in cell.config.to_dict().items() if value is not None}
         recipe = write_yaml(folder.parent / ".cells" / f"{cell.name}.yaml", settings)
         words = ["--config", str(recipe)]

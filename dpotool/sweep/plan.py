@@ -10,6 +10,7 @@ from pathlib import Path
 
 from dpotool.errors import DpotoolError
 from dpotool.losses.adaptive import ADAPTIVE
+from dpotool.results.runs import RunFolder
 from dpotool.sweep.config import NOT_SETTINGS, SweepConfig
 from dpotool.training.config import TrainConfig, TrainingSettings
 
@@ -27,6 +28,10 @@ class Cell:
     name: str
     """Folder under the sweep's, e.g. dpo, shift-0.9, linear-increase."""
     config: TrainConfig
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(Path(str(self.config.output)))
 
 
 def plan_cells(config: SweepConfig, folder: Path) -> list[Cell]:

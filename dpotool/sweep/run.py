@@ -7,14 +7,12 @@ and does not stop the others.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-from transformers.trainer_utils import get_last_checkpoint
 
 from dpotool.errors import DpotoolError
 from dpotool.models.loading import Locate
@@ -27,7 +25,8 @@ from dpotool.results.tables import read_metadata
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
 from dpotool.sweep.board import DONE, FAILED, SCORING, STOPPED, TRAINING, Board
-from dpotool.sweep.config import GRID, NOT_SETTINGS, ONCE, SweepConfig
+from dpotool.sweep.cell_folder import check_folders, is_finished, make_room
+from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.parallel import Apart, train_apart
 from dpotool.sweep.plan import Cell, choose_folder, plan_cells
 from dpotool.training.arguments import check_arguments
@@ -63,8 +62,8 @@ def sweep(
     """Trains and scores the whole grid and writes runs.csv beside the cells.
 
     Raises:
-        DpotoolError: the settings of any cell are wrong (before anything runs), the folder holds another sweep, or
-            no cell could be finished.
+        DpotoolError: the settings of any cell are wrong, the folder holds another sweep or what no sweep made (both
+            before anything runs), or no cell could be finished.
     """
     folder = choose_folder(config)
     cells = check_cells(config, folder)
@@ -101,7 +100,11 @@ def _run_cells(
 
 
 def check_cells(config: SweepConfig, folder: Path) -> list[Cell]:
-    """Returns the cells of a sweep. Raises DpotoolError when the settings of any of them cannot be used."""
+    """Returns the cells of a sweep.
+
+    Raises DpotoolError when the settings of any of them cannot be used, or its folder holds what this sweep did not
+    make.
+    """
     cells = plan_cells(config, folder)
     if config.jobs < 1:
         raise DpotoolError("must be at least 1", where="--jobs", got=str(config.jobs))
@@ -109,12 +112,8 @@ def check_cells(config: SweepConfig, folder: Path) -> list[Cell]:
         check_config(fill_in(cell.config))
         build_objective(cell.config)  # its warnings are for the run to say
     check_arguments(fill_in(cells[0].config))  # the same for every cell
+    check_folders(folder, cells, config)
     return cells
-
-
-def is_finished(cell: Cell) -> bool:
-    """Whether a cell is trained already."""
-    return _status(Path(str(cell.config.output))) == "finished"
 
 
 def _find_open(cells: list[Cell]) -> list[Cell]:
@@ -123,12 +122,9 @@ def _find_open(cells: list[Cell]) -> list[Cell]:
 
 def _run_cell(cell: Cell, board: Board, progress: Progress, locate: Locate) -> str:
     """Returns 'trained', 'kept' or 'interrupted'; a finished cell is not touched, an interrupted one goes on."""
-    path = Path(str(cell.config.output))
-    status = _status(path)
-    if status != "finished":
-        can_resume = status is not None and get_last_checkpoint(str(path)) is not None
-        if path.exists() and not can_resume:
-            shutil.rmtree(path)  # began, but left nothing to go on from
+    was_finished = is_finished(cell)
+    if not was_finished:
+        can_resume = make_room(cell)
         board.enter(cell.name, TRAINING)
         result = train(replace(cell.config, resume=can_resume), progress=progress, locate=locate)
         if result.was_interrupted:
@@ -141,42 +137,21 @@ def _run_cell(cell: Cell, board: Board, progress: Progress, locate: Locate) -> s
             device=cell.config.device,
             trust_remote_code=cell.config.trust_remote_code,
         )
-        score_models([str(path)], settings, progress=progress, locate=locate)
+        score_models([str(cell.folder.path)], settings, progress=progress, locate=locate)
     board.enter(cell.name, DONE)
-    return "kept" if status == "finished" else "trained"
+    return "kept" if was_finished else "trained"
 
 
 def _is_scored(cell: Cell) -> bool:
     """Whether a cell has the table of its run's own scoring."""
-    tables = RunFolder(Path(str(cell.config.output))).list_scores()
+    tables = cell.folder.list_scores()
     return is_finished(cell) and any(not read_metadata(table).get("variant") for table in tables)
 
 
-def _status(path: Path) -> str | None:
-    """Returns the status in a cell's manifest, or None where there is none that can be read."""
-    try:
-        return str(RunFolder(path).read_manifest()["status"])
-    except DpotoolError:
-        return None
-
-
 def _claim(folder: Path, config: SweepConfig) -> None:
-    """Makes the sweep's folder, or makes sure that it holds this very sweep; a wider grid is still the same sweep."""
-    settings = {name: value for name, value in config.to_dict().items() if name not in (*GRID, *NOT_SETTINGS)}
+    """Makes the sweep's folder, or notes in it that the sweep goes on, maybe with a wider grid."""
     run = RunFolder(folder)
     if run.manifest_path.exists():
-        manifest = run.read_manifest()
-        for name, value in settings.items():
-            if name in ONCE and manifest["config"].get(name) is None:
-                continue
-            if manifest["kind"] != "sweep" or manifest["config"].get(name) != value:
-                raise DpotoolError(
-                    "holds another sweep",
-                    where=str(folder),
-                    expected=f"{name} = {manifest['config'].get(name)}",
-                    got=str(value),
-                    remedy="Choose another --output, or the settings it began with",
-                )
         run.update_manifest(status="running", config=config.to_dict())
         return
     ensure_writable(folder)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from dpotool.errors import DpotoolError
 from dpotool.losses.adaptive import ADAPTIVE, AdaptiveLambda
@@ -77,6 +78,21 @@ def build_objective(config: TrainConfig, progress: Progress = SILENT) -> Objecti
     if risk is not None:
         progress.warn(risk)
     return Objective(loss, options, schedule)
+
+
+def record_settings(config: TrainConfig, objective: Objective) -> dict[str, Any]:
+    """Returns the settings as run.yaml records them: with the loss's options and the shift factor's schedule."""
+    source = objective.schedule or objective.adaptive
+    schedule = asdict(source) if source is not None else {}
+    return {
+        **config.to_dict(),
+        **objective.options,
+        "lambda_schedule": ADAPTIVE if objective.adaptive is not None else schedule.get("kind"),
+        "adaptive_rule": schedule.get("rule"),
+        **{name: schedule.get(name) for name in ("lambda_", "lambda_min", "lambda_max")},
+        "resume": False,
+        "output": None,  # a repetition gets a folder of its own
+    }
 
 
 def _refuse_adaptive_settings(config: TrainConfig) -> None:

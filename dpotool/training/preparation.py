@@ -13,7 +13,6 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.reference import ReferenceLogps
-from dpotool.losses.adaptive import ADAPTIVE
 from dpotool.models.fingerprint import fingerprint_model, fingerprint_tokenizer
 from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import Locate, load_tokenizer
@@ -27,7 +26,7 @@ from dpotool.training.callbacks import CheckpointAt, GradientGuard, MetricsWrite
 from dpotool.training.config import TrainConfig, parse_steps
 from dpotool.training.dataset import PairDataset
 from dpotool.training.folder import describe_devices
-from dpotool.training.objective import Objective
+from dpotool.training.objective import Objective, record_settings
 from dpotool.training.pair_sets import RunPairs, load_run_pairs
 from dpotool.training.policy import add_adapter, load_policy
 from dpotool.training.reference import check_step_zero, compute_references, load_reference
@@ -104,23 +103,16 @@ def _write_manifest(
     if config.resume:
         folder.update_manifest(status="running")
         return
-    source = objective.schedule or objective.adaptive
-    schedule = asdict(source) if source is not None else {}
-    resolved = {
-        **config.to_dict(),
-        **objective.options,
-        "lambda_schedule": ADAPTIVE if objective.adaptive is not None else schedule.get("kind"),
-        "adaptive_rule": schedule.get("rule"),
-        **{name: schedule.get(name) for name in ("lambda_", "lambda_min", "lambda_max")},
-        "resume": False,
-        "output": None,  # a repetition gets a folder of its own
-    }
     data = {
         name: {**asdict(pair_set.source), **pair_set.counts.to_dict()}
         for name, pair_set in zip(("train", "eval"), pairs.all, strict=False)
     }
     manifest = collect_manifest(
-        "train", resolved, fingerprints=fingerprints, data=data, devices=describe_devices(policy)
+        "train",
+        record_settings(config, objective),
+        fingerprints=fingerprints,
+        data=data,
+        devices=describe_devices(policy),
     )
     folder.write_manifest(manifest)
 

@@ -85,9 +85,9 @@ def _run(trainer: PreferenceTrainer, config: TrainConfig, folder: RunFolder, pro
         return TrainResult(folder, was_interrupted=True)
     layouts = trainer.count_layouts()
     fill_folder(trainer, folder)
-    if config.save_steps is None:
-        _remove_rolling_checkpoints(folder, keep=parse_steps(config.save_at))
     folder.update_manifest(status="finished", layouts=layouts)
+    if config.save_steps is None:  # last: a run that is not finished needs them to go on from
+        _remove_rolling_checkpoints(folder, keep=parse_steps(config.save_at))
     return TrainResult(folder)
 
 

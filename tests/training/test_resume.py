@@ -16,6 +16,7 @@ from training_helpers import read_weights, training_rows
 from dpotool.errors import DpotoolError
 from dpotool.results.runs import RunFolder
 from dpotool.training import callbacks
+from dpotool.training import run as training_run
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 
@@ -104,3 +105,18 @@ def test_a_repetition_is_not_a_resumption(run: Run, tmp_path: Path) -> None:
     config = TrainConfig(**run().read_manifest()["config"])
     assert config.output is None
     assert not replace(config, output=str(tmp_path / "x")).resume
+
+
+def test_a_kill_while_tidying_leaves_a_finished_run(
+    run: Run, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The checkpoints that guard against an interruption go last: without them an unfinished run would be lost."""
+
+    def kill(*_args: Any, **_kwargs: Any) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(training_run, "_remove_rolling_checkpoints", kill)
+    with pytest.raises(SystemExit):
+        run()
+    folder = RunFolder(Path(settings["output"]))
+    assert folder.read_manifest()["status"] == "finished" and read_weights(folder.path)

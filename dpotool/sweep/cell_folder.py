@@ -1,0 +1,126 @@
+"""The folders a sweep writes to: what lies there already, and whether it is the sweep's own.
+
+Only what is known to be this sweep's is ever taken for done, continued or taken away: a training run, by its run.yaml,
+with the settings of the very cell that the folder belongs to. Anything else there is refused and left as it is.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers.trainer_utils import get_last_checkpoint
+
+from dpotool.errors import DpotoolError
+from dpotool.results.atomic import writing_to
+from dpotool.results.runs import RunFolder
+from dpotool.sweep.config import GRID, NOT_SETTINGS, ONCE, SweepConfig
+from dpotool.sweep.plan import Cell
+from dpotool.training.config import fill_in
+from dpotool.training.objective import build_objective, record_settings
+
+_FILLED_LATER = ("max_length", "split", "eval_data", "eval_split")
+"""Settings that a run finds out while it loads model and data, where they are not given."""
+_REMEDY = "Choose another --output, or move it elsewhere; nothing was changed"
+
+
+def check_folders(folder: Path, cells: Sequence[Cell], config: SweepConfig) -> None:
+    """Makes sure that a sweep's folder holds this very sweep or none, and nothing that its cells would fall upon.
+
+    A wider grid is still the same sweep. Raises DpotoolError, having changed nothing.
+    """
+    run = RunFolder(folder)
+    if run.manifest_path.exists():
+        _check_same_sweep(run, config)
+        for cell in cells:
+            read_own(cell)
+        return
+    for path in (*(cell.folder.path for cell in cells), folder / "runs.csv", folder / "report.html"):
+        if _holds_something(path):
+            raise DpotoolError("was there before the sweep, which would write here", where=str(path), remedy=_REMEDY)
+
+
+def is_finished(cell: Cell) -> bool:
+    """Whether a cell is trained already. Raises DpotoolError as `read_own`."""
+    manifest = read_own(cell)
+    return manifest is not None and manifest["status"] == "finished"
+
+
+def make_room(cell: Cell) -> bool:
+    """Returns whether an unfinished cell has a checkpoint to go on from; what an attempt without one left is removed.
+
+    Raises DpotoolError as `read_own`, and where it cannot be removed.
+    """
+    if read_own(cell) is None:
+        return False
+    path = cell.folder.path
+    if get_last_checkpoint(str(path)) is not None:
+        return True
+    with writing_to(path):
+        # out of the way at once, so that a kill in between leaves no half of it that nobody knows
+        shutil.rmtree(path.rename(path.with_name(f".tmp-{secrets.token_hex(6)}")))
+    return False
+
+
+def read_own(cell: Cell) -> dict[str, Any] | None:
+    """Returns the manifest of a cell's run, None where nothing has begun.
+
+    Raises DpotoolError where its folder holds anything but a training run of the cell's own settings.
+    """
+    path = cell.folder.path
+    if not _holds_something(path):
+        return None
+    try:
+        manifest = cell.folder.read_manifest()
+    except DpotoolError as error:
+        is_there = cell.folder.manifest_path.exists()
+        got = f"a run.yaml that cannot be read ({error})" if is_there else "something without a run.yaml"
+        raise _not_own(path, f"the run {cell.name}", got) from error
+    if manifest["kind"] != "train":
+        raise _not_own(path, f"the run {cell.name}", f"one of kind {manifest['kind']}")
+    for name, ours, theirs in _find_differences(cell, manifest["config"]):
+        raise _not_own(path, f"{name} = {ours}", str(theirs))
+    return manifest
+
+
+def _find_differences(cell: Cell, recorded: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Yields name, the cell's value and the recorded one, of settings that differ; older runs lack newer settings."""
+    config = fill_in(cell.config)
+    planned = record_settings(config, build_objective(config)) | {"eval_data": config.eval_data or config.data}
+    for name, ours in planned.items():
+        if name in NOT_SETTINGS or name not in recorded:
+            continue
+        theirs = recorded[name]
+        is_open = name in _FILLED_LATER and None in (ours, theirs)
+        if not is_open and ours != theirs:
+            yield name, ours, theirs
+
+
+def _check_same_sweep(run: RunFolder, config: SweepConfig) -> None:
+    manifest = run.read_manifest()
+    if manifest["kind"] != "sweep":
+        raise _not_own(run.path, "a sweep", f"a run of kind {manifest['kind']}")
+    for name, value in config.to_dict().items():
+        known = manifest["config"].get(name)
+        if name in (*GRID, *NOT_SETTINGS) or (name in ONCE and known is None):
+            continue
+        if known != value:
+            raise DpotoolError(
+                "holds another sweep",
+                where=str(run.path),
+                expected=f"{name} = {known}",
+                got=str(value),
+                remedy="Choose another --output, or the settings it began with",
+            )
+
+
+def _holds_something(path: Path) -> bool:
+    """Whether there is more than an empty folder; a link that leads nowhere is something."""
+    return any(path.iterdir()) if path.is_dir() else path.exists() or path.is_symlink()
+
+
+def _not_own(path: Path, expected: str, got: str) -> DpotoolError:
+    return DpotoolError("was not made by this sweep", where=str(path), expected=expected, got=got, remedy=_REMEDY)
