@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
@@ -76,4 +77,5 @@ def _prepare_libraries() -> None:
     if not sys.stderr.isatty():  # who waits for a download may see how far it is
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)

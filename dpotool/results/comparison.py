@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,21 @@ _SCHEDULE_SIGNS = {"linear_increase": "↑", "linear_decrease": "↓"}
 def expand_sweeps(paths: Sequence[str]) -> list[RunFolder]:
     """Returns the run folders that paths stand for: a sweep's own, then its runs, DPO first, then by falling lambda.
 
+    A run that is named twice, by itself and by its sweep for example, is there once, with a warning that names it.
+
     Raises DpotoolError for a folder that is no run.
     """
     folders: list[RunFolder] = []
     for path in paths:
         folder = RunFolder(Path(path))
         folders += _cells(folder) if folder.read_manifest()["kind"] == "sweep" else [folder]
-    return folders
+    once = {folder.path.resolve(): folder for folder in reversed(folders)}  # the first of each is what stays
+    if len(once) < len(folders):
+        places = [folder.path.resolve() for folder in folders]
+        twice = [str(once[place].path) for place in dict.fromkeys(places) if places.count(place) > 1]
+        # from this line, so that it is said once, however many callers ask
+        warnings.warn(f"named more than once, counted once: {', '.join(twice)}", stacklevel=1)
+    return [folder for folder in folders if once[folder.path.resolve()] is folder]
 
 
 def collect_runs(runs: Sequence[RunFolder], *, data: str | None = None, split: str | None = None) -> pd.DataFrame:
@@ -46,7 +55,7 @@ def collect_runs(runs: Sequence[RunFolder], *, data: str | None = None, split: s
     Raises DpotoolError when a run has no such score table or cannot be read.
     """
     rows = [_collect_run(run, data, split) for run in runs]
-    for row, label in zip(rows, _make_unique([row["label"] for row in rows], [run.name for run in runs]), strict=True):
+    for row, label in zip(rows, make_unique([row["label"] for row in rows], runs), strict=True):
         row["label"] = label
     return pd.DataFrame(rows)
 
@@ -162,8 +171,32 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _make_unique(labels: Sequence[str], names: Sequence[str]) -> list[str]:
-    """Labels that occur more than once get the run folder's name behind them."""
-    return [
-        f"{label} ({name})" if labels.count(label) > 1 else label for label, name in zip(labels, names, strict=True)
-    ]
+def make_unique(labels: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
+    """Returns the labels, with what tells their folders apart behind those that occur more than once.
+
+    That is the folder's name, with as many folders above it as it takes; should that be no help, a number.
+    """
+    unique = list(labels)
+    for label in set(labels):
+        rows = [row for row, each in enumerate(labels) if each == label]
+        if len(rows) > 1:
+            for row, name in zip(rows, _tell_apart([runs[row] for row in rows]), strict=True):
+                unique[row] = f"{label} ({name})"
+    for row, label in enumerate(unique):
+        number = 1
+        while unique[row] in unique[:row]:
+            number += 1
+            unique[row] = f"{label} #{number}"
+    return unique
+
+
+def _tell_apart(runs: Sequence[RunFolder]) -> list[str]:
+    """Returns the ends of the folders' paths, all with as few folders above the run as keep them different."""
+    places = [run.path.resolve() for run in runs]
+    names = [run.name for run in runs]
+    above = 0
+    while len(set(names)) < len(set(places)):
+        above += 1
+        lengths = [above + 1 + run.name.count("/") for run in runs]
+        names = ["/".join(place.parts[-length:]) for place, length in zip(places, lengths, strict=True)]
+    return names

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,14 @@ def test_one_line_for_a_wrong_format_or_baseline(dpotool: Any) -> None:
     assert outcome.code == 1
     assert outcome.err.strip() == ("error: --format: unknown format 'excel'. Known: csv, latex, markdown, table")
     assert "no run 'sft' to compare with" in dpotool("compare", "dpo", "--baseline", "sft").err
+
+
+def test_a_run_named_twice_is_said_once_in_one_line(dpotool: Any) -> None:
+    with pytest.warns(UserWarning, match="^named more than once") as caught:
+        outcome = dpotool("compare", "dpo", "shift", "./dpo", "--json")
+    [line] = [warnings.formatwarning(each.message, each.category, each.filename, each.lineno) for each in caught]
+    assert line == "warning: named more than once, counted once: dpo\n"
+    assert [model["label"] for model in json.loads(outcome.out)["models"]] == ["DPO", "DPO-Shift λ=0.9"]
 
 
 def test_a_folder_that_is_no_run(dpotool: Any) -> None:

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 
 import pytest
 from synthetic_frames import make_score_frame
 
 from dpotool.errors import DpotoolError
 from dpotool.results.atomic import write_json
-from dpotool.results.comparison import METRICS, collect_runs, describe_run
+from dpotool.results.comparison import METRICS, collect_runs, describe_run, expand_sweeps
+from dpotool.results.differences import compare_runs
 from dpotool.results.manifest import collect_manifest
 from dpotool.results.runs import RunFolder, summary_path
 from dpotool.results.summaries import summarize_scores
@@ -93,6 +95,59 @@ def test_runs_with_the_same_settings_are_told_apart_by_their_folders(tmp_path):
     runs = [make_scored_run(tmp_path / name, loss="dpo") for name in ("seed1", "seed2")]
 
     assert collect_runs(runs)["label"].tolist() == ["DPO (seed1)", "DPO (seed2)"]
+
+
+def test_runs_of_two_sweeps_are_told_apart_by_as_much_of_their_paths_as_it_takes(tmp_path):
+    settings = [{"loss": "dpo"}, {"loss": "shift", "lambda_": 0.9}]
+    runs = [
+        make_scored_run(tmp_path / place / config["loss"], seed=seed, **config)
+        for seed, place in enumerate(("x/a", "x/b", "y/b"), start=1)
+        for config in settings
+    ]
+
+    assert collect_runs(runs[:4])["label"].tolist() == [
+        "DPO (a/dpo)", "DPO-Shift λ=0.9 (a/shift)", "DPO (b/dpo)", "DPO-Shift λ=0.9 (b/shift)",
+    ]  # fmt: skip
+    assert collect_runs(runs[::2])["label"].tolist() == ["DPO (x/a/dpo)", "DPO (x/b/dpo)", "DPO (y/b/dpo)"]
+
+
+def test_models_and_checkpoints_of_one_name_are_told_apart(tmp_path):
+    models = [make_scored_run(tmp_path / place / "llama", kind="score") for place in "ab"]
+    steps = [make_scored_run(tmp_path / place / "dpo" / "checkpoint-5", loss="dpo") for place in "ab"]
+
+    assert collect_runs(models)["label"].tolist() == ["llama (a/llama)", "llama (b/llama)"]
+    assert collect_runs(steps)["label"].tolist() == ["DPO (a/dpo/checkpoint-5)", "DPO (b/dpo/checkpoint-5)"]
+    assert collect_runs([models[0]] * 3)["label"].tolist() == ["llama (llama)", "llama (llama) #2", "llama (llama) #3"]
+
+
+def test_each_run_is_compared_by_its_own_numbers(tmp_path):
+    """Two sweeps of one grid: no run's difference stands in another's row, and the baseline has none."""
+    runs = [
+        make_scored_run(tmp_path / place / loss, seed=seed, loss=loss)
+        for seed, (place, loss) in enumerate([("a", "dpo"), ("a", "ipo"), ("b", "dpo"), ("b", "ipo")], start=1)
+    ]
+
+    comparison = compare_runs(runs, n_resamples=50)
+
+    assert set(comparison.differences) == {"IPO (a/ipo)", "DPO (b/dpo)", "IPO (b/ipo)"}
+    base, *others = (run.frame["chosen_logps"].mean() for run in comparison.scored)
+    shown = [each["chosen_logps"]["difference"]["mean"] for each in comparison.differences.values()]
+    assert shown == pytest.approx([other - base for other in others])
+
+
+def test_a_run_that_is_named_twice_counts_once(tmp_path, monkeypatch):
+    make_scored_run(tmp_path / "sweep" / "dpo", loss="dpo")
+    RunFolder(tmp_path / "sweep").write_manifest(collect_manifest("sweep", {}))
+    other = make_scored_run(tmp_path / "other", loss="ipo")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.warns(UserWarning, match="^named more than once, counted once: sweep/dpo$"):
+        found = expand_sweeps(["sweep", "other", str(tmp_path / "sweep" / "dpo")])
+
+    assert [run.path.resolve() for run in found] == [tmp_path / "sweep", tmp_path / "sweep" / "dpo", other.path]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(expand_sweeps(["sweep", "other"])) == 3
 
 
 @pytest.mark.parametrize(
