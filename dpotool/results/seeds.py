@@ -9,52 +9,68 @@ degrees of freedom. With two or three seeds B is known badly, and the interval s
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+import warnings
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from dpotool.results.comparison import describe_run
+from dpotool.results.comparison import describe_run, make_unique
 from dpotool.results.differences import MEAN_METRICS, SHARE_METRICS, Comparison, ScoredRun, compute_columns
 from dpotool.results.statistics import CONFIDENCE, has_repeats, sum_clusters
 from dpotool.results.summaries import read_clusters
 
-_SETTING = ("model", "loss", "lambda_schedule", "lambda", "lambda_min", "lambda_max", "beta")
+_NO_SETTING = (
+    "seed", "split_seed", "output", "resume", "dry_run", "device", "batch_tokens", "layout", "trust_remote_code",
+    "eval_data", "eval_split", "eval_limit", "eval_steps", "logging_steps", "save_steps", "save_at", "report_to",
+    "monitor_theory",
+)  # fmt: skip
+"""What may differ between repetitions of one setting: the seed, and what says where, how and how often to look."""
 
 
 def pool_seeds(comparison: Comparison) -> list[dict[str, Any]]:
     """Returns a row for each setting that was trained, like the baseline's, with two or more of the same seeds.
 
-    Each run is compared with the baseline's run of the same seed. A row has `label`, `seeds`, `n` and, per metric,
-    `{"mean", "ci_low", "ci_high", "seed_sd"}`, or None without a reference.
+    Runs are of one setting where their run.yaml records the same of all that training depends on, but for the seed.
+    Each is compared with the baseline's run of the same seed; where a setting has two runs of one seed, the later is
+    left out, with a warning. A row has `label`, `seeds`, `n` and, per metric, `{"mean", "ci_low", "ci_high",
+    "seed_sd"}`, or None without a reference.
     """
-    groups: dict[tuple[str, ...], dict[Any, ScoredRun]] = {}
-    names: dict[tuple[str, ...], str] = {}
-    for row, run in zip(comparison.runs.to_dict("records"), comparison.scored, strict=True):
-        key = tuple(str(row[name]) for name in _SETTING)
-        groups.setdefault(key, {}).setdefault(row["seed"], run)
-        names.setdefault(key, _name(row))
-        if run.label == comparison.baseline:
-            base_key = key
-    base = groups.pop(base_key)
+    groups: dict[Hashable, dict[Any, ScoredRun]] = {}
+    repeats: list[tuple[Hashable, str]] = []
+    for run in sorted(comparison.scored, key=lambda run: run.label != comparison.baseline):  # the baseline first
+        manifest = run.folder.read_manifest()
+        setting = _find_setting(manifest["config"])
+        if groups.setdefault(setting, {}).setdefault(manifest.get("seed"), run) is not run:
+            repeats.append((setting, run.label))
+    base_setting, *others = groups
+    base = groups[base_setting]
+    pooled = {setting: groups[setting] for setting in others if len(groups[setting].keys() & base.keys()) > 1}
+    left_out = [label for setting, label in repeats if pooled and (setting in pooled or setting == base_setting)]
+    if left_out:
+        what = "not in the table over seeds, as another run has the same settings and seed"
+        warnings.warn(f"{what}: {', '.join(left_out)}", stacklevel=2)
     return [
-        _pool(names[key], {seed: (runs[seed], base[seed]) for seed in runs if seed in base})
-        for key, runs in groups.items()
-        if len(runs.keys() & base.keys()) > 1
+        _pool(label, {seed: (run, base[seed]) for seed, run in runs.items() if seed in base})
+        for label, runs in zip(_name_settings(pooled.values()), pooled.values(), strict=True)
     ]
 
 
-def _name(row: Mapping[Hashable, Any]) -> str:
-    config = {
-        str(name).replace("lambda", "lambda_") if name == "lambda" else str(name): value for name, value in row.items()
-    }
-    return describe_run({name: None if _is_nan(value) else value for name, value in config.items()})
+def _find_setting(config: Mapping[str, Any]) -> Hashable:
+    """What a run's config says of its training; what is not set counts like what its version did not know yet."""
+    return frozenset(
+        (name, value if isinstance(value, Hashable) else str(value))
+        for name, value in config.items()
+        if name not in _NO_SETTING and value is not None
+    )
 
 
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _name_settings(pooled: Iterable[Mapping[Any, ScoredRun]]) -> list[str]:
+    """Labels of the settings; those that differ in what no label says are called by their first run's folder too."""
+    folders = [next(iter(runs.values())).folder for runs in pooled]
+    return make_unique([describe_run(folder.read_manifest()["config"]) for folder in folders], folders)
 
 
 def _pool(label: str, pairs: Mapping[Any, tuple[ScoredRun, ScoredRun]]) -> dict[str, Any]:
