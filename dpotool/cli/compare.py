@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
     """Compare scored models pair by pair: differences with intervals, adjusted p-values, a verdict, the one to take."""
-    from dpotool.results.compared_table import build_comparison_frame, check_format
+    from dpotool.results.compared_table import check_format
     from dpotool.results.findings import find_out
 
     check_format(config.format)
@@ -32,8 +32,7 @@ def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
     for problem in findings.comparison.problems:
         console.warn(problem)
     if config.format == "csv":
-        frame = build_comparison_frame(findings.comparison, findings.verdicts)
-        console.say(frame.to_csv(index=False, lineterminator="\n").rstrip("\n"))
+        console.say(write_csv(findings))
     else:
         show_tables(findings, config.format, console)
     if config.format == "table":
@@ -45,9 +44,28 @@ def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
     console.finish(findings.to_dict())
 
 
+def write_csv(findings: Findings) -> str:
+    """Returns a row per model, then one per setting that was trained with several seeds, as one table."""
+    import pandas as pd
+
+    from dpotool.results.compared_table import build_comparison_frame
+    from dpotool.results.seeds import build_seeds_frame
+
+    frame = build_comparison_frame(findings.comparison, findings.verdicts)
+    if findings.seeds:  # as objects, or counts would become 120.0 where a row has none
+        frame = pd.concat([frame.astype(object), build_seeds_frame(findings.seeds).astype(object)])
+    return frame.to_csv(index=False, lineterminator="\n").rstrip("\n")
+
+
 def show_tables(findings: Findings, format_: str, console: Console) -> None:
-    """Prints the differences, and the effect sizes with the ties."""
-    from dpotool.results.compared_table import EFFECTS_TITLE, tabulate_comparison, tabulate_effects, write_rows
+    """Prints the differences, and the effect sizes with the ties; for a paper, what was pooled over seeds too."""
+    from dpotool.results.compared_table import (
+        EFFECTS_TITLE,
+        tabulate_comparison,
+        tabulate_effects,
+        tabulate_seeds,
+        write_rows,
+    )
 
     differences = tabulate_comparison(findings.comparison, findings.verdicts)
     effects = tabulate_effects(findings.comparison)
@@ -56,7 +74,8 @@ def show_tables(findings: Findings, format_: str, console: Console) -> None:
         if findings.comparison.differences:
             console.table(EFFECTS_TITLE.format(baseline=findings.comparison.baseline), *effects)
     else:
-        console.say("\n".join(write_rows(*each, format_) for each in (differences, effects)).rstrip("\n"))
+        tables = [differences, effects, *([tabulate_seeds(findings.seeds)] if findings.seeds else [])]
+        console.say("\n".join(write_rows(*each, format_) for each in tables).rstrip("\n"))
 
 
 def describe_setting(findings: Findings) -> str:

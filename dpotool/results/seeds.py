@@ -58,6 +58,23 @@ def pool_seeds(comparison: Comparison) -> list[dict[str, Any]]:
     ]
 
 
+def build_seeds_frame(seeds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Returns a row per pooled setting, nothing rounded, in the columns of `compared_table.build_comparison_frame`.
+
+    `label`, `is_baseline`, `n_shared`, `seeds` ("42 43"), and per metric `<metric>_difference` with `_low` and
+    `_high`, and `<metric>_seed_sd`.
+    """
+    names = {"mean": "difference", "ci_low": "difference_low", "ci_high": "difference_high", "seed_sd": "seed_sd"}
+    rows = []
+    for pooled in seeds:
+        row: dict[str, Any] = {"label": pooled["label"], "is_baseline": False, "n_shared": pooled["n"]}
+        row["seeds"] = " ".join(map(str, pooled["seeds"]))
+        for metric in (*MEAN_METRICS, *SHARE_METRICS):
+            row |= {f"{metric}_{column}": (pooled[metric] or {}).get(key) for key, column in names.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
 def _find_setting(config: Mapping[str, Any]) -> Hashable:
     """What a run's config says of its training; what is not set counts like what its version did not know yet."""
     return frozenset(

@@ -53,6 +53,32 @@ def test_csv_and_latex_are_only_the_table(dpotool: Any) -> None:
     assert latex.count("\\end{tabular}") == markdown.count("| model |") == 2, "differences, and effect sizes with ties"
 
 
+def test_every_format_has_the_table_over_seeds(dpotool: Any, tmp_path: Path) -> None:
+    """What was pooled is in the JSON; the formats say the same."""
+    folders = ["dpo", "shift"]
+    for name, displacement, config in (("dpo", -14, {"loss": "dpo"}), ("shift", -8, {"loss": "shift", "lambda_": 0.9})):
+        run = write_scored_run(tmp_path / f"{name}-43", seed=3, displacement=displacement, **config)
+        run.update_manifest(seed=43)
+        folders.append(run.name)
+    [pooled] = json.loads(dpotool("compare", *folders, "--json").out)["seeds"]
+    chosen = pooled["chosen_logps"]
+
+    *models, row = csv.DictReader(io.StringIO(dpotool("compare", *folders, "--format", "csv").out))
+    assert [(model["seed"], model["n"], model["seeds"]) for model in models] == [
+        ("42", "120", ""), ("42", "120", ""), ("43", "120", ""), ("43", "120", ""),
+    ]  # fmt: skip
+    assert (row["label"], row["seeds"], row["n_shared"]) == ("DPO-Shift λ=0.9", "42 43", "120")
+    found = [float(row[f"chosen_logps_{name}"]) for name in ("difference", "difference_low", "difference_high")]
+    assert found == pytest.approx([chosen["mean"], chosen["ci_low"], chosen["ci_high"]])
+    assert float(row["chosen_logps_seed_sd"]) == pytest.approx(chosen["seed_sd"])
+
+    cell = f"{chosen['mean']:+.2f} [{chosen['ci_low']:+.2f}, {chosen['ci_high']:+.2f}]"
+    markdown = dpotool("compare", *folders, "--format", "markdown").out
+    assert f"\n| DPO-Shift λ=0.9 | 2 | {cell} |" in markdown and "\n\n| setting | seeds |" in markdown
+    latex = dpotool("compare", *folders, "--format", "latex").out
+    assert latex.count("\\end{tabular}") == 3 and f"$\\lambda$=0.9 & 2 & {cell} &" in latex
+
+
 def test_one_line_for_a_wrong_format_or_baseline(dpotool: Any) -> None:
     outcome = dpotool("compare", "dpo", "--format", "excel")
     assert outcome.code == 1
