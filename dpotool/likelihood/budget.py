@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import psutil  # comes with accelerate
 import torch
+from accelerate.utils import gather_object
 from torch import nn
 
 from dpotool.data.pairs import TokenizedPair
@@ -34,7 +35,8 @@ def resolve_batch_tokens(batch_tokens: int | str, model: nn.Module, *, with_grad
     """Returns the budget of padded tokens a batch: a number as it is; 'auto' by free memory and the model's size.
 
     Auto is half of the free memory of the model's device, less one chunk of logits, divided by what a token takes
-    (`estimate_bytes_per_token`); at most 2,048 on a CPU and 65,536 elsewhere.
+    (`estimate_bytes_per_token`); at most 2,048 on a CPU and 65,536 elsewhere. Of several processes, which must all
+    call this, the one with the least memory decides: they share out the batches of one plan.
 
     Args:
         with_gradients: activations of all layers are kept for a backward pass, and four buffers of the weights' size.
@@ -47,7 +49,8 @@ def resolve_batch_tokens(batch_tokens: int | str, model: nn.Module, *, with_grad
     if with_gradients:
         free -= 4 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     usable = SHARE_OF_FREE_MEMORY * free - estimate_chunk_bytes(model)
-    return max(1, min(most, int(usable / estimate_bytes_per_token(model, with_gradients=with_gradients))))
+    own = max(1, min(most, int(usable / estimate_bytes_per_token(model, with_gradients=with_gradients))))
+    return min(gather_object([own]))
 
 
 def estimate_bytes_per_token(model: nn.Module, *, with_gradients: bool = False) -> int:

@@ -61,13 +61,13 @@ def compute_directional_changes(
         ValueError: a direction is empty, names something else, or has another shape.
     """
     engine = GradientEngine(model, _select_moved(model, directions))
-    finished: list[tuple[int, list[list[float]]]] = []
+    finished: dict[int, list[list[float]]] = {}
     for batch in share_out(plan_batches([2 * pair.longest for pair in pairs], batch_tokens)):
         values = _compute_batch(engine, [pairs[place] for place in batch], directions)
-        finished += zip(batch, values, strict=True)
+        finished |= zip(batch, values, strict=True)
         if on_progress is not None:
             on_progress(len(batch) * PartialState().num_processes)
-    ordered = [values for _, values in sorted(gather_shares(finished))]
+    ordered = list(gather_shares(finished, len(pairs)).values())
     columns = np.array(ordered, dtype=np.float64).reshape(len(ordered), len(directions) + 1, 2).transpose(1, 2, 0)
     *changes, logps = columns.copy()
     return [DirectionalChanges(*change, *logps) for change in changes], engine.report

@@ -149,8 +149,7 @@ def compute_fast_products(
         finished |= batch
         if on_progress is not None:
             on_progress(len(batch) * PartialState().num_processes)
-    finished = dict(gather_shares(list(finished.items())))
-    return collect_products(finished[place] for place in range(len(pairs))), engine.report
+    return collect_products(gather_shares(finished, len(pairs)).values()), engine.report
 
 
 def _is_identical(pair: TokenizedPair) -> bool:

@@ -151,9 +151,8 @@ class _Study:
             if not finished or n_processes > 1:
                 raise
             self.was_interrupted = True
-        finished = dict(gather_shares(list(finished.items())))
-        places = np.array(sorted(finished), dtype=int)
-        return places, [finished[place] for place in places]
+        finished = gather_shares(finished, None if self.was_interrupted else len(pairs))
+        return np.array(list(finished), dtype=int), list(finished.values())
 
     def _look_at_batch(
         self, frame: pd.DataFrame, pairs: Sequence[TokenizedPair]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from accelerate import PartialState
@@ -17,6 +17,19 @@ def share_out(batches: Sequence[T]) -> Sequence[T]:
     return batches[state.process_index :: state.num_processes]
 
 
-def gather_shares(results: list[T]) -> list[T]:
-    """Returns the results of all processes."""
-    return gather_object(results) if PartialState().num_processes > 1 else results
+def gather_shares(finished: Mapping[int, T], n_places: int | None) -> dict[int, T]:
+    """Returns what all processes finished, by place and in that order.
+
+    Args:
+        n_places: how many places were shared out; None: after an interruption, some may be missing.
+
+    Raises:
+        RuntimeError: a place was left out, or computed twice: the processes did not plan the same batches.
+    """
+    results = list(finished.items())
+    if PartialState().num_processes > 1:
+        results = gather_object(results)
+    results.sort(key=lambda result: result[0])
+    if n_places is not None and [place for place, _ in results] != list(range(n_places)):
+        raise RuntimeError(f"expected each of {n_places} pairs computed exactly once, got {len(results)} results")
+    return dict(results)
