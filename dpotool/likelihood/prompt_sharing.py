@@ -26,6 +26,7 @@ from dpotool.likelihood.completions import (
     get_causal_lm,
 )
 from dpotool.likelihood.shared_rows import collate_shared
+from dpotool.models.rope import find_length_switches
 
 logger = logging.getLogger(__name__)
 
@@ -62,14 +63,16 @@ def _find_limit(model: PreTrainedModel) -> int:
 
 
 def _read_spans(model: PreTrainedModel) -> list[int]:
-    """Lists what the configuration says of windows, chunks and the longest row, in tokens.
+    """Lists what the configuration says of windows, chunks, the longest row and rotary factors, in tokens.
 
-    Within them a mask of one's own may stand for a window's, and beside one that counts the tokens of a row.
+    Within them a mask of one's own may stand for a window's, and beside one that counts the tokens of a row; and chosen
+    and rejected take the same rotary factors.
     """
     config = model.config.get_text_config()
     names = {name for name in vars(config) if SPANS.search(name)} | {"max_position_embeddings"}  # GPT-2: n_positions
     values = [getattr(config, name, None) for name in names]
-    return [value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0]
+    spans = [value for value in values if isinstance(value, int) and not isinstance(value, bool) and value > 0]
+    return spans + find_length_switches(config)
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name, reach_hub
 from dpotool.models.precision import use_fast_float32_on_cpu
+from dpotool.models.rope import let_rows_go_by_their_own_length
 from dpotool.progress import SILENT, Progress
 
 Locate = Callable[[str], str]
@@ -118,6 +119,7 @@ def load_model(
         loaded: nn.Module = AutoModelForCausalLM.from_pretrained(
             source, dtype=resolve_dtype(dtype), use_safetensors=True, trust_remote_code=trust_remote_code
         )
+    let_rows_go_by_their_own_length(loaded)
     if source != model:
         loaded = _load_adapter(loaded, model)
     target = resolve_device(device)

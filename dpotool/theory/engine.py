@@ -23,9 +23,11 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.budget import run_within_memory
+from dpotool.likelihood.completions import get_causal_lm
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Progress
+from dpotool.models.rope import has_alike_prompts
 from dpotool.theory.ghost.audit import audit_parameters
-from dpotool.theory.ghost.layout import lay_out_batch
+from dpotool.theory.ghost.layout import TokenLayout, lay_out_batch
 from dpotool.theory.ghost.modes import differentiating_activations, evaluation_mode, training_only
 from dpotool.theory.ghost.passes import run_tapped
 from dpotool.theory.ghost.product_sums import ProductSums
@@ -111,16 +113,24 @@ class GradientEngine:
         return products
 
     def _run_products(self, pairs: Sequence[TokenizedPair]) -> list[PairProducts]:
-        by_pair = lay_out_batch(pairs, max(pair.longest for pair in pairs), together=False)
+        by_pair = self.lay_out(pairs, max(pair.longest for pair in pairs), together=False)
         sums = ProductSums(by_pair, self.claims.tied, device=self.device)
         logps = self.run(pairs, sums).view(-1, 2)
         rows = torch.cat([sums.totals, logps], dim=1).tolist()
         return [PairProducts(pair.pair_id, *row) for pair, row in zip(pairs, rows, strict=True)]
 
+    def lay_out(
+        self, pairs: Sequence[TokenizedPair], n_tokens: int, *, together: bool, has_dropout: bool = False
+    ) -> TokenLayout:
+        """Lays out a batch's rows; a prompt is looked at once where it gives both of its rows the same activations."""
+        config = get_causal_lm(self.model).config.get_text_config()
+        alike = not has_dropout and has_alike_prompts(config, pairs)
+        return lay_out_batch(pairs, n_tokens, together=together, alike=alike)
+
     def run(self, pairs: Sequence[TokenizedPair], sink: Sink) -> Float[Tensor, " rows"]:
         """Sends what one batch of pairs gives to the sink; returns log pi of each row (nats, float64)."""
         batch = collate_pairs(pairs).to(self.device)
-        layout = lay_out_batch(pairs, batch.input_ids.shape[1], together=self.takes_pairs_together)
+        layout = self.lay_out(pairs, batch.input_ids.shape[1], together=self.takes_pairs_together)
         taps = Taps(self.selection.parameters, self.claims, sink)
         with differentiating_activations(self.model, taps):
             logps = run_tapped(self.model, pairs, batch, layout, taps)

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.batch import CompletionBatch
 from dpotool.theory.engine import GradientEngine
-from dpotool.theory.ghost.layout import lay_out_batch
 from dpotool.theory.ghost.passes import forward_tapped
 from dpotool.theory.ghost.product_sums import ProductSums
 from dpotool.theory.ghost.taps import Taps
@@ -69,7 +68,7 @@ class TheoryMonitor:
             raise RuntimeError("the monitor watches training steps, not evaluations")
         pairs = _read_pairs(batch)
         engine = self._engine
-        lay_out = partial(lay_out_batch, pairs, batch.input_ids.shape[1], is_deterministic=not self._has_dropout())
+        lay_out = partial(engine.lay_out, pairs, batch.input_ids.shape[1], has_dropout=self._has_dropout())
         layout, by_pair = lay_out(together=engine.takes_pairs_together), lay_out(together=False)
         sums = ProductSums(by_pair, engine.claims.tied, device=batch.input_ids.device)
         taps = Taps(engine.selection.parameters, engine.claims, sums, keeps_layers=True)

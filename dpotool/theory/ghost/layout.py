@@ -30,7 +30,7 @@ class PairSpan:
     rejected: Place
     n_shared: int
     """Leading tokens whose activations are the same in both rows: the prompt's, rounded down to `ALIGNMENT`; none
-    where dropout makes them differ."""
+    where they differ after all (`lay_out_batch`)."""
 
     @property
     def key(self) -> tuple[int, int]:
@@ -86,14 +86,12 @@ class TokenLayout:
         return sums.index_add(0, self.completion_of_token, values.reshape(-1, n_elements))
 
 
-def lay_out_batch(
-    pairs: Sequence[TokenizedPair], n_tokens: int, *, together: bool, is_deterministic: bool = True
-) -> TokenLayout:
+def lay_out_batch(pairs: Sequence[TokenizedPair], n_tokens: int, *, together: bool, alike: bool = True) -> TokenLayout:
     """Lays out the rows (chosen_0, rejected_0, chosen_1, ...) of a collated batch.
 
     Args:
         together: work on all pairs at once, as suits a GPU; otherwise pair by pair, which leaves all padding out.
-        is_deterministic: a prompt's activations are the same in both rows, as they are not under dropout.
+        alike: a prompt's activations are the same in both rows, as they are not under dropout.
     """
     everyone = slice(0, len(pairs))
     if together:
@@ -102,7 +100,7 @@ def lay_out_batch(
         spans = [PairSpan(everyone, (slice(0, None, 2), whole), (slice(1, None, 2), whole), n_shared)]
     else:
         spans = [_lay_out_pair(place, pair, n_tokens) for place, pair in enumerate(pairs)]
-    if not is_deterministic:
+    if not alike:
         spans = [replace(span, n_shared=0) for span in spans]
     return TokenLayout(everyone, 2 * len(pairs), n_tokens, tuple(spans))
 

@@ -1,0 +1,137 @@
+"""Rotary factors by length (longrope): a row has what it has alone, whatever it is batched with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pairs
+from torch import nn
+from transformers import Phi3Config, Phi3ForCausalLM
+
+from dpotool.data.pairs import TokenizedPair
+from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.completions import compute_completion_logps
+from dpotool.likelihood.layout import RowLayout
+from dpotool.likelihood.pair_logps import compute_pair_logps
+from dpotool.likelihood.prompt_sharing import find_row_limit
+from dpotool.likelihood.shared_rows import SharedBatch
+from dpotool.models.loading import load_model
+from dpotool.models.rope import find_length_switches
+from dpotool.theory.double_precision import EverythingInFloat64
+from dpotool.theory.engine import compute_fast_products
+from dpotool.theory.products import compute_gradient_products
+
+SWITCH = 48
+
+
+def make_pair(number: int, prompt: int, chosen: int, rejected: int) -> TokenizedPair:
+    ids = iter(range(3, 1000))
+    parts = (tuple((7 * next(ids) + number) % 90 + 3 for _ in range(n)) for n in (prompt, chosen, rejected))
+    return TokenizedPair(number, *parts)
+
+
+LONG = [make_pair(100, 40, 12, 15), make_pair(101, 60, 4, 3)]
+ASTRIDE = [make_pair(102, 40, 8, 9), make_pair(103, 20, 60, 5)]
+"""One completion reaches beyond the switch, the other does not; the first by a single token."""
+PAIRS = [*make_pairs(6), *LONG, *ASTRIDE, make_pair(104, 30, 6, 6)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Phi-3 of two layers whose long factors begin beyond 48 tokens."""
+    factors = {"short_factor": [1.0] * 4, "long_factor": [1.5, 2.0, 4.0, 8.0]}
+    config = Phi3Config(
+        vocab_size=97,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        original_max_position_embeddings=SWITCH,
+        rope_scaling={"rope_type": "longrope", **factors},
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = Phi3ForCausalLM(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(4)
+    path = tmp_path_factory.mktemp("phi3") / "longrope"
+    model.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> nn.Module:
+    return load_model(str(folder), dtype="float64", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> np.ndarray:
+    """Log-probabilities (pairs, 2) of each completion as transformers' own model gives it for one sequence alone."""
+    plain = Phi3ForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    values = []
+    for pair in PAIRS:
+        for ids in (pair.chosen_ids, pair.rejected_ids):
+            with torch.no_grad():
+                logps = plain(torch.tensor([[*pair.prompt_ids, *ids]])).logits[0].log_softmax(-1)
+            start = len(pair.prompt_ids) - 1
+            values.append(float(logps[start:-1].gather(1, torch.tensor(ids)[:, None]).sum()))
+    return np.array(values).reshape(-1, 2)
+
+
+def test_the_switch_matters(folder: Path, alone: np.ndarray) -> None:
+    """Without what is tested here, a pair scored beside a long one gets other factors."""
+    plain = Phi3ForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    beside = compute_completion_logps(plain, collate_pairs([PAIRS[0], LONG[0]])).detach()
+    assert abs(float(beside[0]) - alone[0, 0]) > 1e-3
+    assert find_length_switches(plain.config) == [SWITCH]
+
+
+@pytest.mark.parametrize("layout", ["auto", "shared", "paired"])
+@pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
+def test_scores_are_those_of_each_sequence_alone(
+    model: nn.Module, alone: np.ndarray, layout: str, batch_tokens: int
+) -> None:
+    for order in (PAIRS, PAIRS[::-1]):
+        got = compute_pair_logps(model, order, batch_tokens=batch_tokens, layout=layout)
+        expected = alone if order is PAIRS else alone[::-1]
+        np.testing.assert_allclose(np.stack([got.chosen, got.rejected], axis=1), expected, rtol=1e-5)
+
+
+def test_layouts_and_batches_agree_to_the_last_digits(model: nn.Module) -> None:
+    with EverythingInFloat64():
+        one, other = (
+            compute_pair_logps(model, PAIRS, batch_tokens=tokens, layout=layout)
+            for tokens, layout in ((1, "paired"), (100_000, "shared"))
+        )
+    assert other.n_shared == 7, "rows within the switch are shared, longer ones are not"
+    np.testing.assert_allclose(other.chosen, one.chosen, rtol=1e-9)
+    np.testing.assert_allclose(other.rejected, one.rejected, rtol=1e-9)
+
+
+def test_a_training_step_gives_each_pair_what_it_has_alone(model: nn.Module, alone: np.ndarray) -> None:
+    """Micro-batches of all lengths, and of short pairs, which share rows."""
+    assert find_row_limit(model) == SWITCH
+    layout = RowLayout.of(model, "shared")
+    for places in (range(len(PAIRS)), range(6)):
+        batch = layout.collate_step([PAIRS[place] for place in places])
+        assert isinstance(batch, SharedBatch) == (len(places) == 6)
+        got = compute_completion_logps(model, batch).detach().numpy().reshape(-1, 2)
+        np.testing.assert_allclose(got, alone[list(places)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100_000])
+def test_gradient_products_do_not_take_a_prompt_for_the_same_where_it_is_not(
+    model: nn.Module, batch_tokens: int
+) -> None:
+    pairs = [*LONG, *ASTRIDE, PAIRS[0]]
+    fast, _ = compute_fast_products(model, pairs, batch_tokens=batch_tokens)
+    slow = compute_gradient_products(model, pairs)
+    for name in ("grad_inner_product", "chosen_grad_sq_norm", "rejected_grad_sq_norm"):
+        np.testing.assert_allclose(getattr(fast, name), getattr(slow, name), rtol=1e-5)
