@@ -15,9 +15,11 @@ from torch import nn
 from dpotool.cache.entries import SECOND, name_store
 from dpotool.cache.root import reference_root
 from dpotool.data.pairs import TokenizedPair
+from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.reference import StoreKeeper, describe_types, hash_pair, name_model, read_known
 from dpotool.progress import SILENT, Progress
+from dpotool.settings import AUTO
 
 MOST_PAIRS = 32
 FEWEST_PAIRS = 8
@@ -38,15 +40,18 @@ def score_in_twos(
     fingerprint: str,
     *,
     autocast: torch.dtype | None = None,
+    layout: str = AUTO,
     label: str | None = None,
     progress: Progress = SILENT,
 ) -> np.ndarray:
-    """Computes log pi (nats) of each pair's chosen and rejected completion, two pairs of any length a batch.
+    """Computes log pi (nats) of each pair's chosen and rejected completion, two or three pairs of any length a batch.
 
     Where many pairs were scored, none of them had the same company: there it was a batch of like lengths, or none.
+    None is alone here (`_make_twos`).
 
     Args:
         fingerprint: of the model.
+        layout: of the rows, as the first time.
         label: name or path of the model, for the store.
 
     Returns:
@@ -57,19 +62,32 @@ def score_in_twos(
     known = read_known(folder, keys)
     missing = [place for place, key in enumerate(keys) if key not in known]
     keeper = StoreKeeper(folder, name_model(model, label))
+    rows = RowLayout.of(model, layout)
     try:
         with progress.track("measuring noise", len(missing)) as advance:
-            for start in range(0, len(missing), 2):
-                two = missing[start : start + 2]
+            for two in _make_twos(missing, pairs, rows):
                 logps = compute_pair_logps(
-                    model, [pairs[place] for place in two], batch_tokens=_NO_LIMIT, autocast=autocast
+                    model, [pairs[place] for place in two], batch_tokens=_NO_LIMIT, autocast=autocast, layout=layout
                 )
                 new = dict(
                     zip((keys[place] for place in two), zip(logps.chosen, logps.rejected, strict=True), strict=True)
                 )
                 keeper.take(new)
                 known |= new
-                advance(len(two))
+                advance(len(new))
     finally:
         keeper.finish()
     return np.array([known[key] for key in keys], dtype=np.float64).reshape(-1, 2)
+
+
+def _make_twos(places: Sequence[int], pairs: Sequence[TokenizedPair], rows: RowLayout) -> list[list[int]]:
+    """Puts pairs of one layout together in twos, an odd number's last ones in a three, a single one beside itself.
+
+    Unlike layouts would be batches of their own: a pair that was alone the first time would be alone again.
+    """
+    twos: list[list[int]] = []
+    for shared in (True, False):
+        members = [place for place in places if rows.shares(pairs[place]) == shared]
+        members *= 2 if len(members) == 1 else 1
+        twos += [part.tolist() for part in np.array_split(members, max(1, len(members) // 2)) if len(part)]
+    return twos

@@ -64,6 +64,7 @@ def recheck_store(
             [opened.pair_set.pairs[place] for place in places],
             batch_tokens=settings.batch_tokens,
             autocast=opened.autocast,
+            layout=settings.layout,
             on_progress=advance,
         )
     values = np.array([known[keys[place]] for place in places])

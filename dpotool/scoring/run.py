@@ -105,7 +105,15 @@ def _measure_noise(
     pairs = [opened.pair_set.pairs[place] for place in places]
 
     def again(model: nn.Module, logps: ReferenceLogps, label: str | None) -> np.ndarray:
-        return score_in_twos(model, pairs, logps.fingerprint, autocast=opened.autocast, label=label, progress=progress)
+        return score_in_twos(
+            model,
+            pairs,
+            logps.fingerprint,
+            autocast=opened.autocast,
+            layout=opened.subject.config.layout,
+            label=label,
+            progress=progress,
+        )
 
     first, second = policy.stack()[places], again(opened.policy, policy, opened.subject.model)
     if opened.reference is None or reference is None:

@@ -134,6 +134,7 @@ def _run_cell(cell: Cell, board: Board, progress: Progress, locate: Locate) -> s
         board.enter(cell.name, SCORING)
         settings = ScoreConfig(
             batch_tokens=cell.config.batch_tokens,
+            layout=cell.config.layout,
             device=cell.config.device,
             trust_remote_code=cell.config.trust_remote_code,
         )

@@ -21,6 +21,7 @@ from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.losses.registry import PairLogps, get_loss
+from dpotool.settings import AUTO
 from dpotool.theory.ghost.modes import evaluation_mode, training_only
 
 Values = Float[np.ndarray, " pairs"]
@@ -52,6 +53,8 @@ class StepLab:
     """Of the chosen and rejected answers, nats."""
     beta: float
     batch_tokens: int
+    layout: str = AUTO
+    """Of the rows that log-likelihoods are measured in."""
 
     def compute_loss_gradient(self, shift: float) -> dict[str, Tensor]:
         """Returns the gradient of the mean DPO-Shift loss over the pairs; f = 1 is the DPO loss."""
@@ -85,7 +88,7 @@ class StepLab:
         """Returns the log-likelihoods of all pairs after one step from the present weights, which stay."""
         with put_back(self.parameters):
             self.step(optimizer, gradient, rate)
-            logps = compute_pair_logps(self.model, self.pairs, batch_tokens=self.batch_tokens)
+            logps = compute_pair_logps(self.model, self.pairs, batch_tokens=self.batch_tokens, layout=self.layout)
         return logps.chosen, logps.rejected
 
     def find_update(self, optimizer: str, gradient: Mapping[str, Tensor], rate: float) -> dict[str, Tensor]:

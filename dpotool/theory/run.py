@@ -208,8 +208,8 @@ class _Study:
                 own = compute_pair_logps(policy, pairs[:n], batch_tokens=self.batch_tokens, layout=self.config.layout)
                 chosen, rejected = own.chosen, own.rejected
             known = (chosen[:n], rejected[:n])
-            beta = self.opened.subject.beta
-            lab = StepLab(policy, selection.parameters, pairs[:n], known, beta, self.batch_tokens)
+            beta, layout = self.opened.subject.beta, self.config.layout
+            lab = StepLab(policy, selection.parameters, pairs[:n], known, beta, self.batch_tokens, layout)
             verified = verify_gaps(lab, self.lambdas, gamma=self.config.gamma, progress=self.progress)
         self.found["verification"] = {"n": n, "dtype": "float64", "optimizers": verified}
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 
 from dpotool.cache.parts import list_parts
+from dpotool.likelihood import recheck
 
 
 @pytest.fixture
@@ -55,6 +57,22 @@ def test_verify_computes_again_and_finds_a_forged_value(dpotool, scored: Path, m
     assert forged.code == 1
     assert "24 of 24 stored pairs computed again: largest difference 1.5 nats" in forged.out
     assert "1 pairs differ by more than rounding explains" in forged.err
+
+
+def test_verify_computes_in_the_layout_that_is_asked_for(  # type: ignore[no-untyped-def]
+    dpotool, scored: Path, model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    real = recheck.compute_pair_logps
+
+    def note(*args: Any, **options: Any) -> Any:
+        asked.append(options["layout"])
+        return real(*args, **options)
+
+    monkeypatch.setattr(recheck, "compute_pair_logps", note)
+    words = ("cache", "verify", "--recompute", 2, "--model", model, "--data", pairs, "--device", "cpu")
+    assert dpotool(*words, "--layout", "paired").code == 0
+    assert asked == ["paired"]
 
 
 def test_verify_names_a_damaged_file(dpotool, scored: Path) -> None:  # type: ignore[no-untyped-def]

@@ -10,7 +10,8 @@ from conftest import make_pairs
 from model_families import build_family
 
 from dpotool.cache.entries import list_entries
-from dpotool.likelihood import noise
+from dpotool.data.pairs import TokenizedPair
+from dpotool.likelihood import noise, pair_logps
 from dpotool.likelihood.noise import choose_sample, score_in_twos
 from dpotool.likelihood.reference import load_or_compute_reference
 
@@ -36,10 +37,36 @@ def test_second_values_equal_the_first_up_to_rounding_and_are_kept(monkeypatch: 
     model = build_family("llama").float()
     first = load_or_compute_reference(model, PAIRS)
     again = score_in_twos(model, PAIRS[:7], first.fingerprint)
-    assert batches == [2, 2, 2, 1]
+    assert batches == [3, 2, 2]
     differences = np.abs(again - np.stack([first.chosen, first.rejected], axis=1)[:7])
     assert 0 < differences.max() < 1e-3, "float32 rounds otherwise in other batches, but not by much"
     np.testing.assert_array_equal(score_in_twos(model, PAIRS[:7], first.fingerprint), again)
-    assert batches == [2, 2, 2, 1]
+    assert batches == [3, 2, 2]
     (entry,) = list_entries()
     assert entry.n_pairs == 20, "a second value is no other pair"
+
+
+def test_no_pair_is_alone_and_none_beside_one_of_another_layout(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long prompts are shared, short ones are not; one of five and four is left over, and a single one has itself."""
+    model = build_family("llama")
+    shared, paired = (
+        [TokenizedPair(n, (1, *range(3, 3 + prompt + n)), (5,) * length, (6,) * length) for n in range(count)]
+        for prompt, length, count in ((40, 2, 5), (1, 30, 4))
+    )
+    ran: list[list[TokenizedPair]] = []
+    real = pair_logps._score_batch
+
+    def note(model: Any, batch: Any, *rest: Any) -> Any:
+        ran.append(sorted(batch, key=lambda pair: len(pair.prompt_ids)))
+        return real(model, batch, *rest)
+
+    monkeypatch.setattr(pair_logps, "_score_batch", note)
+    mixed = [shared[0], paired[0], shared[1], paired[1], *shared[2:], *paired[2:]]
+    score_in_twos(model, mixed, "a" * 16)
+    assert ran == [shared[:3], shared[3:], paired[:2], paired[2:]]
+    ran.clear()
+    score_in_twos(model, [shared[0], *paired[:2]], "b" * 16)
+    assert ran == [[shared[0]] * 2, paired[:2]]
+    ran.clear()
+    score_in_twos(model, [shared[0], *paired[:2]], "c" * 16, layout="paired")
+    assert ran == [[*paired[:2], shared[0]]]

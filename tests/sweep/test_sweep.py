@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.errors import DpotoolError
 from dpotool.likelihood import reference
+from dpotool.likelihood.layout import RowLayout
 from dpotool.results.comparison import expand_sweeps
 from dpotool.results.findings import find_out
 from dpotool.results.runs import RunFolder
@@ -100,6 +102,21 @@ def test_trains_scores_and_tables_every_cell(settings: dict[str, Any]) -> None:
     assert (result.table["reward_accuracy_low"] <= result.table["reward_accuracy"]).all()
     assert (result.folder / "runs.csv").exists()
     assert RunFolder(result.folder).read_manifest()["status"] == "finished"
+
+
+def test_the_layout_holds_for_training_and_scoring(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: set[str] = set()
+    real = RowLayout.of.__func__  # type: ignore[attr-defined]
+
+    def note(cls: type[RowLayout], model: Any, choice: str = "auto") -> RowLayout:
+        asked.add(choice)
+        return real(cls, model, choice)
+
+    monkeypatch.setattr(RowLayout, "of", classmethod(note))
+    result = sweep(SweepConfig(**settings, layout="paired"))
+    assert asked == {"paired"}
+    (summary, *_) = (RunFolder(result.folder / "dpo").path / "scores").glob("*.json")
+    assert json.loads(summary.read_text())["layouts"]["policy"] == {"shared": 0, "paired": 6, "stored": 0}
 
 
 def test_all_cells_start_from_the_same_model_and_pay_the_reference_once(
