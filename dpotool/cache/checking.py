@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dpotool.cache.entries import CacheEntry
+from dpotool.cache.entries import SECOND, CacheEntry
 from dpotool.cache.parts import UnreadablePartError, list_parts, read_part
 
 DISAGREEMENT = {"float64": 1e-9, "float32": 1e-4}
@@ -28,6 +28,7 @@ class StoreCheck:
     unreadable: dict[str, str] = field(default_factory=dict)
     """File -> why it cannot be read."""
     n_pairs: int = 0
+    """A second value of a pair is no other pair."""
     n_not_finite: int = 0
     n_duplicate: int = 0
     """Rows that repeat the pair of another row."""
@@ -90,4 +91,4 @@ def _check_rows(check: StoreCheck, rows: Sequence[tuple[str, float, float]], tol
         check.n_disagreeing += any(is_disagreement(*both, tolerance) for both in zip(known[key], values, strict=True))
         largest = max(abs(one - other) for one, other in zip(known[key], values, strict=True))
         check.largest_difference = max(check.largest_difference, largest)
-    check.n_pairs = len(known)
+    check.n_pairs = sum(not key.endswith(SECOND) for key in known)

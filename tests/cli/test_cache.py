@@ -30,6 +30,15 @@ def test_ls_names_the_model_and_its_pairs(dpotool, scored: Path, model: Path) ->
     assert entry["n_bytes"] == sum(path.stat().st_size for path in scored.iterdir())
 
 
+def test_verify_counts_pairs_as_ls_does(dpotool, scored: Path, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
+    """The noise floor's second values of 8 pairs are in the store too."""
+    assert dpotool("score", model, "--data", pairs, "--device", "cpu").code == 0
+    (store,) = json.loads(dpotool("cache", "verify", "--json").out)["stores"]
+    (entry,) = json.loads(dpotool("cache", "ls", "--json").out)["entries"]
+    assert store["n_pairs"] == entry["n_pairs"] == 24
+    assert "2 files of 1 models read, 24 pairs" in dpotool("cache", "verify").out
+
+
 def test_a_second_scoring_computes_nothing(dpotool, scored: Path, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
     words = ("score", model, "--data", pairs, "--device", "cpu")
     first = dpotool(*words)
