@@ -154,9 +154,10 @@ def read_known(folder: Path, keys: Sequence[str]) -> Values:
     found: list[Values] = [{}]
     if PartialState().is_main_process:
         parts = read_parts(folder)
-        for path, reason in parts.unreadable.items():
-            logger.warning("%s: damaged, its reference values are computed again (%s)", path, reason)
         found = [{key: parts.values[key] for key in keys if key in parts.values}]
+        if not found[0].keys() >= set(keys):  # else nothing is computed again, whatever the file held
+            for path, reason in parts.unreadable.items():
+                logger.warning("%s: damaged, so values in it are computed again (%s); delete it", path, reason)
     if PartialState().num_processes > 1:
         broadcast_object_list(found)
     return found[0]

@@ -88,8 +88,23 @@ def test_a_broken_file_only_costs_time(counted: list[int], own_cache: Path, capl
     stored.write_bytes(b"PAR1 half a file")
     result = load_or_compute_reference(model, PAIRS)
     assert counted == [6, 6]
-    assert f"{stored}: damaged, its reference values are computed again" in caplog.text
+    assert f"{stored}: damaged, so values in it are computed again" in caplog.text
     assert np.isfinite(result.chosen).all()
+
+
+def test_a_broken_file_is_no_news_once_its_values_are_there_again(
+    own_cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Four pairs are computed again together with two new ones, so the part they go into has another name."""
+    model = build_family("llama")
+    load_or_compute_reference(model, PAIRS[:4])
+    [stored] = own_cache.rglob("*.parquet")
+    stored.write_bytes(b"PAR1 half a file")
+    load_or_compute_reference(model, PAIRS)
+    assert stored.read_bytes() == b"PAR1 half a file" and "damaged" in caplog.text
+    caplog.clear()
+    assert load_or_compute_reference(model, PAIRS).n_cached == 6
+    assert caplog.text == ""
 
 
 def test_an_unwritable_store_costs_no_result(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
