@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -31,7 +32,18 @@ SHARE_OF_FREE_MEMORY = 0.5
 """Of what is free at the start; the estimate below is rough, and others use the machine too."""
 
 
-def resolve_batch_tokens(batch_tokens: int | str, model: nn.Module, *, with_gradients: bool = False) -> int:
+_told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+"""Models of which it was said that memory is short."""
+_CONTROL_GROUP = Path("/sys/fs/cgroup")
+
+
+def resolve_batch_tokens(
+    batch_tokens: int | str,
+    model: nn.Module,
+    pairs: Sequence[TokenizedPair] = (),
+    *,
+    with_gradients: bool = False,
+) -> int:
     """Returns the budget of padded tokens a batch: a number as it is; 'auto' by free memory and the model's size.
 
     Auto is half of the free memory of the model's device, less one chunk of logits, divided by what a token takes
@@ -39,6 +51,7 @@ def resolve_batch_tokens(batch_tokens: int | str, model: nn.Module, *, with_grad
     call this, the one with the least memory decides: they share out the batches of one plan.
 
     Args:
+        pairs: that will be run; where auto holds not even the longest of them, a warning says so, once for a model.
         with_gradients: activations of all layers are kept for a backward pass, and four buffers of the weights' size.
     """
     if batch_tokens != AUTO:
@@ -50,7 +63,16 @@ def resolve_batch_tokens(batch_tokens: int | str, model: nn.Module, *, with_grad
         free -= 4 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
     usable = SHARE_OF_FREE_MEMORY * free - estimate_chunk_bytes(model)
     own = max(1, min(most, int(usable / estimate_bytes_per_token(model, with_gradients=with_gradients))))
-    return min(gather_object([own]))
+    budget: int = min(gather_object([own]))
+    longest = max((2 * pair.longest for pair in pairs), default=0)
+    if budget < longest and model not in _told:
+        _told.add(model)
+        logger.warning(
+            "little memory is free: --batch-tokens auto comes to %d, and the longest pair has %d tokens",
+            budget,
+            longest,
+        )
+    return budget
 
 
 def estimate_bytes_per_token(model: nn.Module, *, with_gradients: bool = False) -> int:
@@ -91,17 +113,28 @@ def measure_free_memory(device: torch.device) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return int(free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))
     free = int(psutil.virtual_memory().available)
-    limit = _read_number("/sys/fs/cgroup/memory.max")
-    used = _read_number("/sys/fs/cgroup/memory.current")
-    return free if limit is None or used is None else max(0, min(free, limit - used))
+    limit, used = _read_number("memory.max"), _read_number("memory.current")
+    if limit is None or used is None:
+        return free
+    # what was read from files lately is kept as long as nobody needs the room, and counted as used
+    return max(0, min(free, limit - used + _read_cached()))
 
 
-def _read_number(path: str) -> int | None:
-    """Reads a control group's number; None where there is none, or no limit ('max')."""
+def _read_number(name: str) -> int | None:
+    """Reads a number of the control group; None where there is none, or no limit ('max')."""
     try:
-        return int(Path(path).read_text(encoding="ascii"))
+        return int((_CONTROL_GROUP / name).read_text(encoding="ascii"))
     except (OSError, ValueError):
         return None
+
+
+def _read_cached() -> int:
+    """Returns the bytes of files that the control group would let go of first; 0 where that is not known."""
+    try:
+        lines = (_CONTROL_GROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+        return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def run_within_memory(

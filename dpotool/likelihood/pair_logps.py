@@ -86,7 +86,7 @@ def compute_pair_logps(
     def run(batch: Sequence[int]) -> list[ScoredPair]:
         return _score_batch(model, [pairs[index] for index in batch], batch, rows, autocast)
 
-    batches = plan(range(len(pairs)), resolve_batch_tokens(batch_tokens, model))
+    batches = plan(range(len(pairs)), resolve_batch_tokens(batch_tokens, model, pairs))
     state = PartialState()
     finished: list[ScoredPair] = []
     share = batches[state.process_index :: state.num_processes]

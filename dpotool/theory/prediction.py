@@ -83,7 +83,7 @@ def run_prediction(
     _check_tokenizers(locate(start), opened.tokenizer, config, where=start)
     assert opened.reference is not None
     first, second = merge_adapter(opened.reference), merge_adapter(opened.policy)
-    batch_tokens = resolve_batch_tokens(config.batch_tokens, first, with_gradients=True)
+    batch_tokens = resolve_batch_tokens(config.batch_tokens, first, opened.pair_set.pairs, with_gradients=True)
     frame = compute_prediction(
         first,
         second,

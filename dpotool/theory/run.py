@@ -109,7 +109,9 @@ class _Study:
         self.lambdas = lambdas
         self.reference = reference
         self.progress = progress
-        self.batch_tokens = resolve_batch_tokens(config.batch_tokens, opened.policy, with_gradients=True)
+        self.batch_tokens = resolve_batch_tokens(
+            config.batch_tokens, opened.policy, opened.pair_set.pairs, with_gradients=True
+        )
         self.engine = GradientEngine(opened.policy, config.parameters)
         self.found: dict[str, Any] = {}
         self.was_interrupted = False

@@ -207,6 +207,37 @@ def test_free_memory_is_less_than_the_machine_has() -> None:
     assert 0 < measure_free_memory(torch.device("cpu")) <= psutil.virtual_memory().total
 
 
+def test_what_files_take_up_in_a_control_group_is_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Limit 1000, 990 in use, of which 800 were read from files and can go: 810 are left; no limit: the machine's."""
+    monkeypatch.setattr(budget, "_CONTROL_GROUP", tmp_path)
+    for name, text in (("max", "1000"), ("current", "990"), ("stat", "anon 150\nactive_file 40\ninactive_file 800\n")):
+        (tmp_path / f"memory.{name}").write_text(text)
+    assert measure_free_memory(torch.device("cpu")) == 810
+    (tmp_path / "memory.stat").unlink()
+    assert measure_free_memory(torch.device("cpu")) == 10
+    (tmp_path / "memory.max").write_text("max\n")
+    assert measure_free_memory(torch.device("cpu")) > 1000
+
+
+def test_a_budget_below_the_longest_pair_is_announced_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = build_family("llama")
+    compute_pair_logps(model, PAIRS, batch_tokens="auto")
+    assert caplog.text == ""
+    monkeypatch.setattr(budget, "measure_free_memory", lambda device: 0)
+    for _ in range(2):
+        got = compute_pair_logps(model, PAIRS, batch_tokens="auto")
+    np.testing.assert_allclose(got.chosen, EXPECTED.chosen, rtol=1e-12)
+    longest = 2 * max(pair.longest for pair in PAIRS)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"little memory is free: --batch-tokens auto comes to 1, and the longest pair has {longest} tokens"
+    ]
+    caplog.clear()
+    compute_pair_logps(build_family("llama"), PAIRS, batch_tokens=1)
+    assert caplog.text == "", "a number was asked for"
+
+
 def test_a_plan_that_counts_a_shared_prompt_once_gets_smaller_all_the_same(
     refuse: Callable[..., list[list[int]]],
 ) -> None:
