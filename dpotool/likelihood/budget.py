@@ -82,13 +82,24 @@ def estimate_bytes_per_token(model: nn.Module, *, with_gradients: bool = False) 
     the experts that a token goes to), and two of the hidden size in float32 where norms are taken in it. Full logits
     are added for a model whose output layer cannot run apart. With gradients every layer keeps its own.
     """
-    config = getattr(get_causal_lm(model).config, "get_text_config", lambda: get_causal_lm(model).config)()
+    config = get_causal_lm(model).config.get_text_config()
     size = next(model.parameters()).element_size()
-    hidden = int(getattr(config, "hidden_size", 1024))
+    hidden = find_hidden_size(model)
     per_layer = size * (8 * hidden + 4 * _feed_forward_size(config, hidden)) + 8 * hidden
     n_layers = int(getattr(config, "num_hidden_layers", None) or 1) if with_gradients else 1
     logits = 0 if can_split_head(get_causal_lm(model)) else int(config.vocab_size) * (size + 8)
     return n_layers * per_layer + logits
+
+
+def find_hidden_size(model: nn.Module) -> int:
+    """Returns the width of a layer's states: what the configuration says, or else the embeddings' width.
+
+    Configurations that come with a checkpoint may have another name for it (`d_model`, `n_embd`).
+    """
+    causal_lm = get_causal_lm(model)
+    said = getattr(causal_lm.config.get_text_config(), "hidden_size", None)
+    embeddings: Any = causal_lm.get_input_embeddings()
+    return int(said or embeddings.weight.shape[1])
 
 
 def _feed_forward_size(config: Any, hidden: int) -> int:

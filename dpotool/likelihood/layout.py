@@ -14,7 +14,7 @@ from torch import nn
 from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.batch import CompletionBatch, collate_pairs
-from dpotool.likelihood.completions import get_causal_lm
+from dpotool.likelihood.budget import find_hidden_size
 from dpotool.likelihood.prompt_sharing import find_row_limit
 from dpotool.likelihood.shared_rows import SharedBatch, collate_shared, count_shared_tokens, pack_rows
 from dpotool.settings import LAYOUTS
@@ -46,7 +46,7 @@ class RowLayout:
             choice: auto, by cost; shared, wherever the model can; paired, never shared.
         """
         limit = 0 if choice == PAIRED else find_row_limit(model)
-        return cls(limit, get_causal_lm(model).config.get_text_config().hidden_size, is_forced=choice == SHARED)
+        return cls(limit, find_hidden_size(model), is_forced=choice == SHARED)
 
     def shares(self, pair: TokenizedPair) -> bool:
         """Tells whether a pair by itself is to share its prompt."""

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from model_families import FAMILIES, build_family
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.batch import CompletionBatch, collate_pairs
+from dpotool.likelihood.budget import estimate_bytes_per_token
 from dpotool.likelihood.completions import compute_completion_logps, compute_token_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
@@ -103,6 +105,17 @@ def test_scores_depend_on_neither_layout_nor_batch_nor_order(budget: int, seed: 
     got = compute_pair_logps(MODEL, [PAIRS[index] for index in chosen], batch_tokens=budget, layout=layout)
     np.testing.assert_allclose(got.chosen, EXPECTED.chosen[chosen], rtol=1e-12)
     np.testing.assert_allclose(got.rejected, EXPECTED.rejected[chosen], rtol=1e-12)
+
+
+@pytest.mark.parametrize("layout", ["auto", "paired"])
+def test_a_configuration_with_a_name_of_its_own_for_the_width_will_do(layout: str) -> None:
+    """As of a checkpoint with its own code: width 32, feed-forward taken for four times that."""
+    model = build_family("llama")
+    model.config = PreTrainedConfig(d_model=32, vocab_size=97)
+    assert RowLayout.of(model, layout).hidden_size == 32
+    assert estimate_bytes_per_token(model) == 8 * (8 * 32 + 4 * 4 * 32) + 8 * 32
+    got = compute_pair_logps(model, PAIRS, layout=layout, batch_tokens="auto")
+    np.testing.assert_allclose(got.chosen, EXPECTED.chosen, rtol=1e-12)
 
 
 def make_pair(prompt: int, chosen: int, rejected: int) -> TokenizedPair:
