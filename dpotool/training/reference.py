@@ -9,7 +9,6 @@ from torch import nn
 from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.reference import ReferenceLogps, load_or_compute_reference
-from dpotool.models.fingerprint import fingerprint_model
 from dpotool.models.loading import load_model
 from dpotool.progress import SILENT, Progress
 from dpotool.training.config import TrainConfig
@@ -92,11 +91,6 @@ def check_step_zero(
             got=f"{difference[worst]:.4g}",
             remedy="Clear the stored values (`dpotool cache clear`), or name the model with --reference",
         )
-
-
-def is_same_model(policy: nn.Module, reference: nn.Module) -> bool:
-    """Tells whether two models have the same weights."""
-    return policy is reference or fingerprint_model(policy) == fingerprint_model(reference)
 
 
 def _is_low_precision(trainer: PreferenceTrainer) -> bool:
