@@ -107,6 +107,20 @@ def test_scores_depend_on_neither_layout_nor_batch_nor_order(budget: int, seed: 
     np.testing.assert_allclose(got.rejected, EXPECTED.rejected[chosen], rtol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "family", ["gemma2", "gemma3", "gpt2", "gpt-neox", "mistral", "bloom", "opt", "falcon", "mixtral", "qwen3-moe"]
+)
+def test_neither_do_those_of_other_families(family: str) -> None:
+    """Windows as short as they come, alibi, experts and positions learned: one pair a batch against all the rest."""
+    model, backwards = build_family(family), PAIRS[::-1]
+    with EverythingInFloat64():
+        alone = compute_pair_logps(model, PAIRS, batch_tokens=1, layout="paired")
+        for budget, layout in ((70, "auto"), (200, "paired"), (10_000, "shared")):
+            got = compute_pair_logps(model, backwards, batch_tokens=budget, layout=layout)
+            np.testing.assert_allclose(got.chosen[::-1], alone.chosen, rtol=1e-12)
+            np.testing.assert_allclose(got.rejected[::-1], alone.rejected, rtol=1e-12)
+
+
 @pytest.mark.parametrize("layout", ["auto", "paired"])
 def test_a_configuration_with_a_name_of_its_own_for_the_width_will_do(layout: str) -> None:
     """As of a checkpoint with its own code: width 32, feed-forward taken for four times that."""

@@ -20,6 +20,7 @@ from dpotool.cache.checking import check_store
 from dpotool.cache.entries import list_entries
 from dpotool.likelihood import reference
 from dpotool.likelihood.reference import load_or_compute_reference
+from dpotool.theory.double_precision import EverythingInFloat64
 
 PAIRS = make_pairs(6)
 
@@ -45,6 +46,19 @@ def test_second_call_computes_nothing_and_gives_the_same(counted: list[int]) -> 
     assert (first.n_cached, second.n_cached) == (0, 6)
     np.testing.assert_array_equal(first.chosen, second.chosen)
     np.testing.assert_array_equal(first.rejected, second.rejected)
+
+
+@pytest.mark.parametrize("family", ["gemma2", "gpt2", "bloom", "opt", "qwen3-moe"])
+def test_stored_values_are_those_of_the_model_whatever_its_family(family: str) -> None:
+    """Stored in batches of one, found by other pairs in another order, and as they are computed together."""
+    model = build_family(family)
+    with EverythingInFloat64():
+        stored = load_or_compute_reference(model, PAIRS[:4], batch_tokens=1, layout="paired")
+        found = load_or_compute_reference(model, PAIRS[::-1], batch_tokens=10_000)
+        direct = reference.compute_pair_logps(model, PAIRS)
+    assert found.n_cached == 4
+    np.testing.assert_array_equal(found.stack()[:1:-1], stored.stack())
+    np.testing.assert_allclose(found.stack()[::-1], np.stack([direct.chosen, direct.rejected], axis=1), rtol=1e-12)
 
 
 def test_subsets_and_supersets_hit(counted: list[int]) -> None:
