@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dpotool.progress import Progress
+from dpotool.results import wording
 
 PIPED_WIDTH = 200
 """Columns of a table that goes into a pipe or file, where nothing says how wide it may be."""
@@ -126,14 +127,7 @@ def _rate_column() -> Any:
 
 def format_interval(value: dict[str, float] | None, digits: int = 2, scale: float = 1.0) -> str:
     """Returns '1.23 [1.10, 1.36]' for a summary's {mean|value, ci_low, ci_high}; '-' where there is none."""
-    if value is None:
-        return "-"
-    centre = value["mean"] if "mean" in value else value["value"]
-    if centre is None:
-        return "-"
-    low, high = value["ci_low"], value["ci_high"]
-    texts = [format_number(scale * number, digits) for number in (centre, low, high) if number is not None]
-    return texts[0] if low is None or high is None else f"{texts[0]} [{texts[1]}, {texts[2]}]"
+    return wording.format_interval(value, f"z.{digits}f", scale)
 
 
 def format_number(value: float, digits: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -106,7 +107,7 @@ def format_significant(value: Mapping[str, float | None]) -> str:
     mean, low, high = value["mean"], value["ci_low"], value["ci_high"]
     if mean is None:
         return "-"
-    if low is None or high is None:
+    if low is None or high is None or math.isnan(low):
         return f"{mean:.4g}"
     return f"{mean:.4g} [{low:.3g}, {high:.3g}]"
 

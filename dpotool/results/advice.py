@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from dpotool.results.statistics import N_RESAMPLES, bootstrap_means, bootstrap_ratios, bootstrap_shares
 from dpotool.results.theory_summary import shift_key
+from dpotool.results.wording import format_interval
 
 Values = NDArray[np.float64]
 Changes = tuple[Values, Values]
@@ -153,7 +154,7 @@ def _explain(
     grid: Mapping[str, Mapping[str, Any]], lambda_: float, basis: str, keeping: list[float], lowest: float
 ) -> str:
     dpo, cell = grid[shift_key(1.0)], grid[shift_key(lambda_)]
-    fall = _say(dpo["chosen_change"], "+.2f")
+    fall = format_interval(dpo["chosen_change"])
     if basis == "dpo":
         return (
             f"DPO itself (lambda 1) is predicted to move log pi(chosen) by {fall} nats for each nat of margin it "
@@ -163,7 +164,7 @@ def _explain(
         )
     effect = (
         f"DPO is predicted to move log pi(chosen) by {fall} nats for each nat of margin it gains; "
-        f"lambda {lambda_:g} makes that {_say(cell['chosen_change'], '+.2f')}, with "
+        f"lambda {lambda_:g} makes that {format_interval(cell['chosen_change'])}, with "
         f"{100 * cell['margin_change']['mean']:.0f} % of DPO's margin and a reward accuracy of "
         f"{100 * cell['accuracy']['value']:.1f} % against {100 * dpo['accuracy']['value']:.1f} %."
     )
@@ -184,10 +185,6 @@ def _describe_lowest(lowest: float) -> str:
         f"{lowest:g} is the smallest lambda whose accuracy cannot be told from DPO's and that keeps "
         f"{100 * MARGIN_FLOOR:.0f} % of its margin"
     )
-
-
-def _say(interval: Mapping[str, float], form: str) -> str:
-    return f"{interval['mean']:{form}} [{interval['ci_low']:{form}}, {interval['ci_high']:{form}}]"
 
 
 def _margin(changes: Changes) -> Values:

@@ -12,6 +12,7 @@ import pandas as pd
 
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.results.differences import MEAN_METRICS, SHARE_METRICS, Comparison
+from dpotool.results.wording import format_ends, format_interval
 
 FORMATS = ("table", "csv", "markdown", "latex")
 _LATEX_SIGNS = {
@@ -83,13 +84,7 @@ def tabulate_effects(comparison: Comparison) -> tuple[list[str], list[list[str]]
 
 def _effect(difference: Mapping[str, Any] | None, sign: str = "+") -> str:
     """Returns "+0.42 [+0.31, +0.53]"; "-" where nothing varies, so that there is no scale to measure on."""
-    if difference is None or math.isnan(difference["effect_size"]["value"]):
-        return "-"
-    value, low, high = (
-        "\N{INFINITY}" if math.isinf(end) else f"{end:{sign}.2f}"
-        for end in (difference["effect_size"][name] for name in ("value", "ci_low", "ci_high"))
-    )
-    return f"{value} [{low}, {high}]"
+    return "-" if difference is None else format_interval(difference["effect_size"], f"{sign}z.2f")
 
 
 def tabulate_seeds(seeds: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -139,7 +134,7 @@ def _describe(label: str, baseline: str, difference: Mapping[str, Any]) -> str:
         text += f"[{low:.2f}, {high:.2f}]"
     else:
         text = f"{label} and {baseline} cannot be told apart by the chosen log-likelihood "
-        text += f"({chosen['mean']:+.2f} nats [{_end(chosen['ci_low'], 2)}, {_end(chosen['ci_high'], 2)}])"
+        text += f"({format_interval(chosen, unit=' nats')})"
     if accuracy is None:
         return f"{text}; there is no reference, so no reward accuracy."
     return f"{text}; {_describe_accuracy(accuracy)}."
@@ -147,18 +142,14 @@ def _describe(label: str, baseline: str, difference: Mapping[str, Any]) -> str:
 
 def _describe_accuracy(accuracy: Mapping[str, Any]) -> str:
     difference = accuracy["difference"]
-    ends = ", ".join(_end(100 * difference[name], 1) for name in ("ci_low", "ci_high"))
     told = "" if accuracy["p_value"] < 0.05 else ", not beyond chance"
     n_disagreeing = accuracy["only_model"] + accuracy["only_baseline"]
-    tail = f"[{ends}]{told}; the two rank {n_disagreeing} of {accuracy['n']} pairs differently"
+    ends = format_ends(difference, "+z.1f", 100)
+    tail = f"{ends}{told}; the two rank {n_disagreeing} of {accuracy['n']} pairs differently"
     points = 100 * difference["mean"]
     if points == 0:
-        return f"reward accuracy is the same {tail.replace(told, '')}"
-    return f"reward accuracy is {abs(points):.1f} points {'higher' if points > 0 else 'lower'} {tail}"
-
-
-def _end(value: float | None, digits: int) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:+.{digits}f}"
+        return f"reward accuracy is the same{tail.replace(told, '')}"
+    return f"reward accuracy is {abs(points):.1f} points {'higher' if points > 0 else 'lower'}{tail}"
 
 
 def _is_shown(interval: Mapping[str, float]) -> bool:
@@ -234,11 +225,7 @@ def _escape_latex(text: str) -> str:
 
 
 def _interval(difference: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> str:
-    if difference is None:
-        return "-"
-    interval = difference["difference"]
-    centre, low, high = (scale * interval[name] for name in ("mean", "ci_low", "ci_high"))
-    return f"{centre:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
+    return "-" if difference is None else format_interval(difference["difference"], f"+z.{digits}f", scale)
 
 
 def _number(value: float, digits: int, scale: float = 1.0) -> str:

@@ -221,19 +221,22 @@ def bootstrap_effect_size(
     """Cohen's d_z with its BCa interval: mean over standard deviation of paired differences.
 
     A resample needs only the sums of d, d^2 and 1, so it costs no more than that of a mean. NaN where the differences
-    do not vary.
+    do not vary but for rounding. The ends are NaN where more resamples than the interval leaves out have no spread, and
+    so no value: of two pairs every second one, and of any number of pairs of which two or fewer differ from the rest.
     """
     d = np.asarray(differences, dtype=np.float64)
     sums = np.column_stack([d, d**2, np.ones(len(d))])
     if has_repeats(clusters):
         sums = sum_clusters(sums, clusters)
-    if len(sums) < 2 or not d.std() > 0:
-        return Interval(math.nan, math.nan, math.nan)
     value = float(_effect_sizes(sums.sum(axis=0)[None])[0])
+    if len(sums) < 2 or math.isnan(value):
+        return Interval(math.nan, math.nan, math.nan)
     replicates = _effect_sizes(resample_sums(sums, n_resamples, seed))
     jackknife = _effect_sizes(sums.sum(axis=0) - sums)
-    replicates, jackknife = (values[np.isfinite(values)] for values in (replicates, jackknife))
-    return bca_interval(value, replicates, jackknife, confidence)
+    is_known = np.isfinite(replicates)
+    if is_known.mean() < confidence or not np.isfinite(jackknife).all():
+        return Interval(value, math.nan, math.nan)
+    return bca_interval(value, replicates[is_known], jackknife, confidence)
 
 
 def _effect_sizes(sums: Floats) -> Floats:

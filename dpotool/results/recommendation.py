@@ -17,6 +17,7 @@ from scipy.stats import kendalltau
 
 from dpotool.results.differences import Comparison
 from dpotool.results.runs import RunFolder, summary_path
+from dpotool.results.wording import format_interval
 
 ADVICE, PAPER = "The forecast of theory-gap", "Theorem 2.1 as printed"
 _NO_SCALE = (
@@ -73,8 +74,8 @@ def _state(comparison: Comparison, best: str, affordable: Sequence[str], floor: 
     gain, cost = _gain(comparison, best), comparison.differences[best]["reward_accuracy"]["difference"]
     return (
         f"Take {best}: of the runs with a reward accuracy within {base}'s 95 % interval (at least {100 * floor:.1f} %) "
-        f"it keeps the chosen log-likelihood highest, {_interval(gain, 2)} nats above {base}; accuracy changes by "
-        f"{_interval(cost, 1, 100)} points."
+        f"it keeps the chosen log-likelihood highest, {format_interval(gain)} nats above {base}; accuracy changes by "
+        f"{format_interval(cost, '+z.1f', 100)} points."
     )
 
 
@@ -190,8 +191,3 @@ def _state_theory(
         f"{source} orders {n} runs by chosen log-likelihood with a rank agreement of {say('chosen')}, by reward "
         f"accuracy with {say('accuracy')} (Kendall's tau: 1 is the order measured, -1 its reverse).{named}"
     )
-
-
-def _interval(interval: Mapping[str, float], digits: int, scale: float = 1.0) -> str:
-    centre, low, high = (scale * interval[name] for name in ("mean", "ci_low", "ci_high"))
-    return f"{centre:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

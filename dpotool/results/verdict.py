@@ -14,6 +14,7 @@ import pandas as pd
 
 from dpotool.results.statistics import N_RESAMPLES, Interval, bootstrap_means, bootstrap_ratios, bootstrap_shares
 from dpotool.results.summaries import has_reference, read_clusters, split_scored
+from dpotool.results.wording import format_interval
 
 KINDS = ("none", "benign", "harmful", "unclear")
 MET, FAILED, OPEN = "met", "failed", "open"
@@ -166,8 +167,8 @@ def _advise(kind: str) -> str:
 
 def format_change(interval: Interval) -> str:
     """Returns "-3.79 [-4.39, -3.30]"."""
-    return f"{interval.value:+.2f} [{interval.ci_low:+.2f}, {interval.ci_high:+.2f}]"
+    return format_interval(interval.to_dict())
 
 
 def _percent(interval: Interval) -> str:
-    return f"{100 * interval.value:.1f} % [{100 * interval.ci_low:.1f}, {100 * interval.ci_high:.1f}]"
+    return format_interval(interval.to_dict(), "z.1f", 100, " %")

@@ -164,17 +164,26 @@ def test_effect_sizes_have_intervals_and_ties_are_counted(comparison):
 
 
 def test_an_effect_without_spread_or_bound_is_shown_as_such(tmp_path):
-    """Every margin of the second run is the first's plus 1: no spread, and it alone ranks right what the first ties."""
+    """Each margin of the second run is the first's plus 0.1: no spread, and it alone ranks right the first's ties."""
     frame = make_score_frame(20, seed=1)
-    frame["reward_margins"] = [0.0] * 4 + [1.0] * 16
+    frame["reward_margins"] = [0.0] * 4 + [0.7] * 16
     first = write_scored_run(tmp_path / "dpo", frame=frame, loss="dpo")
     second = write_scored_run(
-        tmp_path / "ipo", frame=frame.assign(reward_margins=frame["reward_margins"] + 1), loss="ipo"
+        tmp_path / "ipo", frame=frame.assign(reward_margins=frame["reward_margins"] + 0.1), loss="ipo"
     )
     _, [base, ours] = tabulate_effects(compare_runs([first, second]))
     assert ours[1:5] == ["-", "-", "-", "4 : 0"]
     assert ours[5].startswith("∞ [0.66, ∞]")
     assert (base[-1], ours[-1], ours[7]) == ("4 of 20", "0 of 20", "20 of 20")
+
+
+def test_of_one_pair_no_interval_is_printed(tmp_path):
+    pair = [write_scored_run(tmp_path / name, n=1, seed=seed, loss=name) for seed, name in enumerate(("dpo", "ipo"))]
+    comparison = compare_runs(pair)
+    cells = [cell for table in (tabulate_comparison(comparison, {}), tabulate_effects(comparison)) for cell in table[1]]
+    said = " ".join([*describe_differences(comparison), recommend(comparison)["statement"], *map(str, cells)])
+    assert "nan" not in said
+    assert "IPO and DPO cannot be told apart by the chosen log-likelihood (" in said
 
 
 def test_csv_has_every_number(comparison):

@@ -132,6 +132,25 @@ def test_the_effect_size_interval_is_scipys():
     assert (ours.ci_low, ours.ci_high) == pytest.approx((theirs.low, theirs.high), abs=0.03 * width)
 
 
+@pytest.mark.parametrize("differences", [[0.1] * 3, [-3.3] * 6, np.full(50, 0.7), np.full(60, 100.3) - 90.3])
+def test_differences_that_vary_by_rounding_alone_have_no_effect_size(differences):
+    """The standard deviation of three times 0.1 is 1e-17, not 0, and no resample has a spread to divide by."""
+    effect = compare_means(differences, np.zeros(len(differences))).effect_size
+
+    assert all(math.isnan(end) for end in (effect.value, effect.ci_low, effect.ci_high))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("differences", [[1.0, 2.0], [1.0, 1.2, 1.1], [0.0] * 40 + [1.0]])
+def test_an_effect_size_without_enough_resamples_has_no_interval(differences):
+    """Resamples without spread: 1/2 of two pairs, 1/9 of three, (40/41)^41 = 37 % where one pair of 41 differs."""
+    d = np.array(differences)
+    effect = bootstrap_effect_size(d)
+
+    assert effect.value == pytest.approx(d.mean() / d.std(ddof=1))
+    assert math.isnan(effect.ci_low) and math.isnan(effect.ci_high)
+
+
 def test_models_that_do_not_differ():
     same = np.arange(10.0)
     result = compare_means(same, same)

@@ -77,7 +77,11 @@ def test_without_a_reference_or_pairs_there_is_no_verdict():
 
 
 def test_one_pair_settles_nothing():
-    assert judge_displacement(make_frame(1, chosen=-1, rejected=-4))["kind"] == "unclear"
+    verdict = judge_displacement(make_frame(1, chosen=-1, rejected=-4))
+
+    assert verdict["kind"] == "unclear"
+    assert "log pi(chosen) changed by -0.94 nats on average" in verdict["statement"]
+    assert "nan" not in verdict["statement"]
 
 
 def test_pairs_of_one_prompt_count_once():
