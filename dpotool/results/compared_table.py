@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.results.differences import MEAN_METRICS, SHARE_METRICS, Comparison
+from dpotool.results.differences import MEAN_METRICS, SHARE_METRICS, Comparison, is_beyond_chance
 from dpotool.results.wording import format_ends, format_interval
 
 FORMATS = ("table", "csv", "markdown", "latex")
@@ -142,7 +142,7 @@ def _describe(label: str, baseline: str, difference: Mapping[str, Any]) -> str:
 
 def _describe_accuracy(accuracy: Mapping[str, Any]) -> str:
     difference = accuracy["difference"]
-    told = "" if accuracy["p_value"] < 0.05 else ", not beyond chance"
+    told = "" if is_beyond_chance(accuracy) else ", not beyond chance"
     n_disagreeing = accuracy["only_model"] + accuracy["only_baseline"]
     ends = format_ends(difference, "+z.1f", 100)
     tail = f"{ends}{told}; the two rank {n_disagreeing} of {accuracy['n']} pairs differently"

@@ -17,7 +17,7 @@ import pandas as pd
 
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.results.comparison import collect_runs, find_scores
-from dpotool.results.paired import adjust_holm, compare_means, compare_shares
+from dpotool.results.paired import ALPHA, adjust_holm, compare_means, compare_shares
 from dpotool.results.runs import RunFolder
 from dpotool.results.statistics import N_RESAMPLES, has_repeats
 from dpotool.results.summaries import has_reference, read_clusters, split_scored
@@ -117,6 +117,12 @@ def compute_columns(run: ScoredRun) -> dict[str, np.ndarray]:
         columns["chosen_displacement"] = columns["chosen_logps"] - frame["ref_chosen_logps"].to_numpy(dtype=np.float64)
         columns["chosen_displaced_share"] = columns["chosen_displacement"] < 0
     return columns
+
+
+def is_beyond_chance(difference: Mapping[str, Any] | None) -> bool:
+    """Whether the adjusted p-value of a metric's difference is below ALPHA; False where there is none."""
+    p_value = (difference or {}).get("p_adjusted")
+    return p_value is not None and p_value < ALPHA
 
 
 def _read_run(label: str, folder: RunFolder, data: str | None, split: str | None) -> ScoredRun:

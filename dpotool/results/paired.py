@@ -29,6 +29,8 @@ from dpotool.results.statistics import (
 
 N_PERMUTATIONS = 9_999
 """Random sign changes; with the data themselves 10,000, so that the smallest p-value is 0.0001."""
+ALPHA = 0.05
+"""A difference is called beyond chance where its adjusted p-value is below this."""
 MCNEMAR = "exact McNemar test"
 SIGN_FLIPS = "sign-flip permutation test"
 STANDARDISED, ODDS = "Cohen's d_z", "matched odds ratio"

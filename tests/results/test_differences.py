@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -124,6 +125,20 @@ def test_sentences_say_way_size_and_doubt(comparison):
     assert shift.startswith("DPO-Shift λ=0.9 keeps the chosen log-likelihood ")
     assert " nats higher than DPO [" in shift
     assert "reward accuracy is " in half and "points lower" in half
+
+
+def test_beyond_chance_is_said_of_the_adjusted_p_value(comparison):
+    """Raw 0.03, adjusted for four models 0.12: the table shows 0.120, and the sentence doubts with it."""
+    half = comparison.differences["DPO-Shift λ=0.5"]
+    accuracy = half["reward_accuracy"] | {"p_value": 0.03, "p_adjusted": 0.12}
+    doubtful, sure = (
+        replace(comparison, differences={"DPO-Shift λ=0.5": half | {"reward_accuracy": accuracy | {"p_adjusted": p}}})
+        for p in (0.12, 0.04)
+    )
+
+    assert tabulate_comparison(doubtful, {})[1][2][6] == "0.120"
+    assert "], not beyond chance; the two rank" in describe_differences(doubtful)[0]
+    assert "]; the two rank" in describe_differences(sure)[0]
 
 
 def test_a_model_against_itself(tmp_path):
