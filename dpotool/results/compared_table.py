@@ -11,8 +11,15 @@ from typing import Any
 import pandas as pd
 
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.results.differences import MEAN_METRICS, SHARE_METRICS, Comparison, is_beyond_chance
-from dpotool.results.wording import format_ends, format_interval
+from dpotool.results.differences import (
+    MEAN_METRICS,
+    SHARE_METRICS,
+    Comparison,
+    excludes_zero,
+    is_beyond_chance,
+    is_shown,
+)
+from dpotool.results.wording import format_ends, format_interval, say_if_few
 
 FORMATS = ("table", "csv", "markdown", "latex")
 _LATEX_SIGNS = {
@@ -122,11 +129,12 @@ def describe_differences(comparison: Comparison) -> list[str]:
 
 def _describe(label: str, baseline: str, difference: Mapping[str, Any]) -> str:
     accuracy = difference["reward_accuracy"]
+    few = say_if_few(difference["n"], difference["n_prompts"])
     if difference["chosen_logps"] is None:
         known = "there is nothing to compare" if accuracy is None else _describe_accuracy(accuracy)
-        return f"{label} against {baseline}: {known}."
+        return f"{label} against {baseline}: {known}.{few}"
     chosen = difference["chosen_logps"]["difference"]
-    if _is_shown(chosen):
+    if is_shown(difference["chosen_logps"]):
         way = "higher" if chosen["mean"] > 0 else "lower"
         verb = "keeps" if chosen["mean"] > 0 else "pushes"
         low, high = sorted((abs(chosen["ci_low"]), abs(chosen["ci_high"])))
@@ -134,10 +142,11 @@ def _describe(label: str, baseline: str, difference: Mapping[str, Any]) -> str:
         text += f"[{low:.2f}, {high:.2f}]"
     else:
         text = f"{label} and {baseline} cannot be told apart by the chosen log-likelihood "
-        text += f"({format_interval(chosen, unit=' nats')})"
+        doubt = f"; p = {format_p(difference['chosen_logps'])}" if excludes_zero(chosen) else ""
+        text += f"({format_interval(chosen, unit=' nats')}{doubt})"
     if accuracy is None:
-        return f"{text}; there is no reference, so no reward accuracy."
-    return f"{text}; {_describe_accuracy(accuracy)}."
+        return f"{text}; there is no reference, so no reward accuracy.{few}"
+    return f"{text}; {_describe_accuracy(accuracy)}.{few}"
 
 
 def _describe_accuracy(accuracy: Mapping[str, Any]) -> str:
@@ -150,12 +159,6 @@ def _describe_accuracy(accuracy: Mapping[str, Any]) -> str:
     if points == 0:
         return f"reward accuracy is the same{tail.replace(told, '')}"
     return f"reward accuracy is {abs(points):.1f} points {'higher' if points > 0 else 'lower'}{tail}"
-
-
-def _is_shown(interval: Mapping[str, float]) -> bool:
-    """Whether the whole interval lies on one side of zero."""
-    low, high = interval["ci_low"], interval["ci_high"]
-    return bool(low > 0 or high < 0)
 
 
 def build_comparison_frame(comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None]) -> pd.DataFrame:

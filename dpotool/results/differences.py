@@ -125,6 +125,20 @@ def is_beyond_chance(difference: Mapping[str, Any] | None) -> bool:
     return p_value is not None and p_value < ALPHA
 
 
+def excludes_zero(interval: Mapping[str, float]) -> bool:
+    """Whether the whole interval lies on one side of zero."""
+    return bool(interval["ci_low"] > 0 or interval["ci_high"] < 0)
+
+
+def is_shown(difference: Mapping[str, Any] | None) -> bool:
+    """Whether a metric's difference can be claimed: its interval and its adjusted test both say so.
+
+    Neither alone will do. Bootstrap intervals are too narrow for few pairs (of five with no true difference one in six
+    leaves zero out), and know nothing of how many models are compared.
+    """
+    return difference is not None and is_beyond_chance(difference) and excludes_zero(difference["difference"])
+
+
 def _read_run(label: str, folder: RunFolder, data: str | None, split: str | None) -> ScoredRun:
     path = find_scores(folder, data=data, split=split)
     frame, _ = split_scored(read_table(path))

@@ -128,9 +128,7 @@ def compare_shares(
     shared: dict[str, Any] = {"clusters": clusters, "n_resamples": n_resamples, "confidence": confidence, "seed": seed}
     is_clustered = has_repeats(clusters)
     return PairedDifference(
-        difference=_widen_for_few(
-            bootstrap_means({"": differences}, **shared)[""], only_model, only_baseline, len(differences), confidence
-        ),
+        difference=_widen_for_few(bootstrap_means({"": differences}, **shared)[""], differences, clusters, confidence),
         effect_size=estimate_matched_odds(ours & ~theirs, theirs & ~ours, **shared),
         effect=ODDS,
         p_value=flip_signs(differences, clusters, n_permutations=n_permutations, seed=seed)
@@ -143,23 +141,24 @@ def compare_shares(
     )
 
 
-def _widen_for_few(
-    interval: Interval, only_model: int, only_baseline: int, n_pairs: int, confidence: float
-) -> Interval:
+def _widen_for_few(interval: Interval, differences: Floats, clusters: ArrayLike | None, confidence: float) -> Interval:
     """The hull of an interval and, below FEW_DISCORDANT, the exact one given how many pairs are discordant.
 
     Of m discordant pairs the share that speaks for the model has the Clopper-Pearson interval [l, h]; the difference
     (2 share - 1) m / n then lies within [(2 l - 1) m / n, (2 h - 1) m / n]. No discordant pair at all counts as one.
+    Where prompts repeat, m are the prompts in which one of the two is right more often, and in the place of m / n
+    stands what these would add up to if all of them spoke for one.
     """
-    n_discordant = only_model + only_baseline
-    if n_discordant >= FEW_DISCORDANT or n_pairs < 2:
+    sums = sum_clusters(differences[:, None], clusters)[:, 0] if has_repeats(clusters) else differences
+    n_discordant = int(np.count_nonzero(sums))
+    if n_discordant >= FEW_DISCORDANT or len(sums) < 2:
         return interval
-    m = max(n_discordant, 1)
     if n_discordant:
-        share = binomtest(only_model, n_discordant).proportion_ci(confidence)
-        low, high = (2 * share.low - 1) * m / n_pairs, (2 * share.high - 1) * m / n_pairs
+        share = binomtest(int(np.sum(sums > 0)), n_discordant).proportion_ci(confidence)
+        most = float(np.abs(sums).sum()) / len(differences)
+        low, high = (2 * share.low - 1) * most, (2 * share.high - 1) * most
     else:
-        low, high = -m / n_pairs, m / n_pairs
+        low, high = -1 / len(sums), 1 / len(sums)
     return Interval(interval.value, min(interval.ci_low, float(low)), max(interval.ci_high, float(high)))
 
 

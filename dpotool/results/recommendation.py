@@ -1,7 +1,7 @@
 """Which of the trained models to take, and whether the theory had said so.
 
 The knee: of the runs whose reward accuracy lies within the baseline's own 95 % interval, the one that keeps the chosen
-log-likelihood highest, if that gain is beyond its interval. docs/verdict.md has the rule and its limits.
+log-likelihood highest, if that gain is beyond its interval and chance. docs/verdict.md has the rule and its limits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
-from dpotool.results.differences import Comparison
+from dpotool.results.differences import Comparison, is_shown
 from dpotool.results.runs import RunFolder, summary_path
 from dpotool.results.wording import format_interval
 
@@ -40,7 +40,7 @@ def recommend(comparison: Comparison) -> dict[str, Any] | None:
     floor = base["reward_accuracy_low"]
     floor = base["reward_accuracy"] if math.isnan(floor) else floor
     affordable = [label for label in comparison.differences if table[label]["reward_accuracy"] >= floor]
-    gaining = [label for label in affordable if (_gain(comparison, label).get("ci_low") or 0.0) > 0]
+    gaining = [label for label in affordable if _is_gaining(comparison.differences[label]["chosen_logps"])]
     best = max(gaining, key=lambda label: _gain(comparison, label)["mean"], default=comparison.baseline)
     is_baseline = best == comparison.baseline
     return {
@@ -53,6 +53,10 @@ def recommend(comparison: Comparison) -> dict[str, Any] | None:
         "cost": None if is_baseline else comparison.differences[best]["reward_accuracy"]["difference"],
         "statement": _state(comparison, best, affordable, float(floor)),
     }
+
+
+def _is_gaining(chosen: Mapping[str, Any] | None) -> bool:
+    return chosen is not None and is_shown(chosen) and chosen["difference"]["mean"] > 0
 
 
 def _gain(comparison: Comparison, label: str) -> dict[str, float]:

@@ -67,6 +67,12 @@ def read_clusters(table: pd.DataFrame) -> np.ndarray | None:
     return None if prompts is None or prompts.isna().any() else prompts.to_numpy(dtype=str)
 
 
+def count_prompts(table: pd.DataFrame) -> int | None:
+    """Returns how many prompts the pairs have, or None for a table that does not say."""
+    clusters = read_clusters(table)
+    return None if clusters is None else len(np.unique(clusters))
+
+
 def has_reference(scored: pd.DataFrame) -> bool:
     """Whether a score table (its scored rows) holds reference values."""
     return bool(len(scored)) and bool(scored[list(REFERENCE_COLUMNS)].notna().all(axis=None))
@@ -110,7 +116,7 @@ def summarize_scores(
     shares = bootstrap_shares({name: columns[name] for name in names}, clusters=clusters, **options)
     summary: dict[str, Any] = {
         "n": len(scored),
-        "n_prompts": None if clusters is None else len(np.unique(clusters)),
+        "n_prompts": count_prompts(scored),
         "n_excluded": excluded,
         "counts": dict(counts) if counts is not None else None,
         "beta": beta,

@@ -13,14 +13,13 @@ import numpy as np
 import pandas as pd
 
 from dpotool.results.statistics import N_RESAMPLES, Interval, bootstrap_means, bootstrap_ratios, bootstrap_shares
-from dpotool.results.summaries import has_reference, read_clusters, split_scored
-from dpotool.results.wording import format_interval
+from dpotool.results.summaries import count_prompts, has_reference, read_clusters, split_scored
+from dpotool.results.wording import format_interval, say_if_few
 
 KINDS = ("none", "benign", "harmful", "unclear")
 MET, FAILED, OPEN = "met", "failed", "open"
 NEAR = 0.9
 """Chosen tokens keep on (geometric) average at least this share of the probability the reference gave them."""
-FEW_PAIRS = 20
 _CRITERIA = {
     "rejected_falls_more": "the rejected completions fall more",
     "ranking_kept": "more than half of the pairs are ranked right",
@@ -54,7 +53,7 @@ def judge_displacement(frame: pd.DataFrame, *, n_resamples: int = N_RESAMPLES, s
     kind = _classify(displaced, criteria)
     return {
         "kind": kind,
-        "statement": _state(kind, displaced, criteria, evidence, len(scored)),
+        "statement": _state(kind, displaced, criteria, evidence, len(scored), count_prompts(scored)),
         "criteria": {"displaced": displaced, **criteria},
         "evidence": {
             name: interval.to_dict("value" if name in _VALUES else "mean") for name, interval in evidence.items()
@@ -116,12 +115,17 @@ def _classify(displaced: str, criteria: Mapping[str, str]) -> str:
 
 
 def _state(
-    kind: str, displaced: str, criteria: Mapping[str, str], evidence: Mapping[str, Interval], n_pairs: int
+    kind: str,
+    displaced: str,
+    criteria: Mapping[str, str],
+    evidence: Mapping[str, Interval],
+    n_pairs: int,
+    n_prompts: int | None,
 ) -> str:
     change = f"log pi(chosen) changed by {format_change(evidence['chosen_displacement'])} nats on average"
     share = f"it fell on {_percent(evidence['chosen_displaced_share'])} of {n_pairs} pairs"
     details = f"{change}; {share}"
-    few = f" {n_pairs} pairs are few: the intervals themselves are too narrow." if n_pairs < FEW_PAIRS else ""
+    few = say_if_few(n_pairs, n_prompts)
     if displaced == FAILED:
         return f"No displacement: {details}.{few}"
     if kind == "none":

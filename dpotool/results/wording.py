@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+FEW = 20
+"""Pairs, or prompts, below which a bootstrap interval is visibly too narrow."""
 Summary = Mapping[str, float | None]
 """{mean or value, ci_low, ci_high}."""
 
@@ -24,6 +26,16 @@ def format_ends(interval: Summary, form: str = "+z.2f", scale: float = 1.0) -> s
     """Returns " [+1.10, +1.36]", or nothing where an end is not known, as with a single pair."""
     low, high = (_scale(interval.get(name), scale) for name in ("ci_low", "ci_high"))
     return "" if low is None or high is None else f" [{_format(low, form)}, {_format(high, form)}]"
+
+
+def say_if_few(n_pairs: int, n_prompts: int | None = None) -> str:
+    """Returns " 12 pairs are few: ...", or nothing from FEW on; where pairs share prompts, prompts are what counts."""
+    n, what = (n_pairs, "pair") if n_prompts is None or n_prompts == n_pairs else (n_prompts, "prompt")
+    if n >= FEW:
+        return ""
+    return (
+        f" {n} {what}{'' if n == 1 else 's'} {'is' if n == 1 else 'are'} few: the intervals themselves are too narrow."
+    )
 
 
 def _scale(number: float | None, scale: float) -> float | None:

@@ -192,6 +192,49 @@ def test_shares_of_repeated_prompts_use_the_permutation_test():
     assert result.p_value == flip_signs(ours.astype(float) - theirs, np.repeat(np.arange(20), 3))
 
 
+@pytest.mark.parametrize("n_speaking", [4, 5])
+def test_few_prompts_do_not_claim_certainty_however_many_pairs_they_have(n_speaking):
+    """All three pairs of 4 of 40 prompts speak for the model: Clopper-Pearson's lower end is 0.025^(1/4) = 0.398.
+
+    So the difference may be as low as (2 * 0.398 - 1) * 12 / 120 = -0.0205, in keeping with p = 2/16. By pairs, 12 to 0
+    would be 0.025 and more.
+    """
+    prompts = np.repeat(np.arange(40), 3)
+    result = compare_shares(prompts < n_speaking, prompts < 0, clusters=prompts)
+
+    assert result.p_value == pytest.approx(2 / 2**n_speaking, abs=0.01)
+    assert result.difference.ci_low == pytest.approx((2 * 0.025 ** (1 / n_speaking) - 1) * n_speaking / 40)
+
+
+def test_prompts_whose_pairs_cancel_count_as_none():
+    """One pair for the model and one for the baseline in each of 3 of 30 prompts: what one prompt could have moved."""
+    prompts = np.repeat(np.arange(30), 2)
+    first = np.arange(60) % 2 == 0
+    result = compare_shares(first & (prompts < 3), ~first & (prompts < 3), clusters=prompts)
+
+    assert (result.difference.ci_low, result.difference.ci_high) == pytest.approx((-1 / 30, 1 / 30))
+
+
+def test_intervals_of_few_discordant_prompts_hold_no_difference_as_often_as_they_say():
+    """Under no difference: 200 prompts of three pairs, 2.5 % of them discordant; of 300 studies 9 % once left out 0."""
+    rng = np.random.default_rng(15)
+    prompts = np.repeat(np.arange(200), 3)
+    misses = []
+    for seed in range(300):
+        is_discordant, is_ours = rng.random(600) < 0.025, rng.random(600) < 0.5
+        interval = compare_shares(
+            is_discordant & is_ours,
+            is_discordant & ~is_ours,
+            clusters=prompts,
+            n_resamples=500,
+            n_permutations=1,
+            seed=seed,
+        ).difference
+        misses.append(interval.ci_low > 0 or interval.ci_high < 0)
+
+    assert np.mean(misses) <= 0.07
+
+
 def test_a_share_of_all_prompts_is_no_certainty():
     """Wilson over 10 prompts, not over 30 pairs: the lower end for 10 of 10 is 1 - 0.27753."""
     share = bootstrap_shares({"": [True] * 30}, clusters=np.repeat(np.arange(10), 3))[""]

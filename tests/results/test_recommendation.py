@@ -1,0 +1,91 @@
+"""What is claimed and recommended where nothing, or little, is to be had."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_frames import make_score_frame
+
+from dpotool.results.compared_table import describe_differences
+from dpotool.results.differences import Comparison, ScoredRun, _adjust, _compare, excludes_zero
+from dpotool.results.recommendation import recommend
+from dpotool.results.runs import RunFolder
+
+
+def compare_frames(frames: dict[str, pd.DataFrame], *, seed: int = 0) -> Comparison:
+    """As `compare_runs` of runs that lie nowhere; the first is the baseline."""
+    scored = [
+        ScoredRun(label, RunFolder(Path(label)), frame.set_index("pair_id", drop=False), {}, Path(label))
+        for label, frame in frames.items()
+    ]
+    base = scored[0]
+    differences = {run.label: _compare(run, base, 500, seed) for run in scored[1:]}
+    _adjust(differences)
+    accuracies = [float((run.frame["reward_margins"] > 0).mean()) for run in scored]
+    runs = pd.DataFrame({"label": list(frames), "path": list(frames), "lambda": math.nan, "seed": 1})
+    runs["reward_accuracy"], runs["reward_accuracy_low"] = accuracies, 0.0
+    return Comparison(runs, scored, base.label, differences, [])
+
+
+def draw_studies(n_pairs: int, n_studies: int, n_models: int) -> list[Comparison]:
+    """Studies in which no model differs from the baseline but by chance."""
+    seeds = itertools.count()
+    return [
+        compare_frames({f"m{i}": make_score_frame(n_pairs, seed=next(seeds)) for i in range(1 + n_models)}, seed=study)
+        for study in range(n_studies)
+    ]
+
+
+def count_claims(comparison: Comparison) -> tuple[bool, bool, bool]:
+    """Whether a sentence claims a difference in likelihood, one in accuracy, and whether another run is recommended."""
+    sentences = describe_differences(comparison)
+    return (
+        any(" keeps the chosen " in each or " pushes the chosen " in each for each in sentences),
+        any("not beyond chance" not in each and "is the same" not in each for each in sentences),
+        recommend(comparison)["recommended"] != comparison.baseline,
+    )
+
+
+def test_of_five_pairs_nothing_is_claimed_where_nothing_is():
+    """The smallest p-value of five pairs is 2/32. By the intervals alone, one model in six had been claimed."""
+    claims = [count_claims(study) for study in draw_studies(5, 60, 1)]
+
+    assert np.sum(claims, axis=0).tolist() == [0, 0, 0]
+
+
+def test_false_claims_are_as_rare_as_the_adjusted_p_value_says():
+    """Of 150 studies of three models and eight pairs at most 5 % may claim anything; a standard error of 1.8 %."""
+    studies = draw_studies(8, 150, 3)
+    claims = np.mean([count_claims(study) for study in studies], axis=0)
+
+    assert (claims <= 0.08).all()
+    chosen = [[each["chosen_logps"]["difference"] for each in study.differences.values()] for study in studies]
+    by_interval = np.mean([any(map(excludes_zero, intervals)) for intervals in chosen])
+    assert by_interval > 0.2, "what docs/comparing.md says of the intervals by themselves"
+
+
+def test_an_interval_beyond_zero_that_the_test_does_not_bear_out_is_no_claim():
+    """Differences 1, 1.2 and 1.1: no resample's mean leaves [1, 1.2], and of 8 sign changes 2 are as far: p = 1/4."""
+    base = make_score_frame(3)
+    other = base.assign(chosen_logps=base["chosen_logps"] + [1.0, 1.2, 1.1])
+    comparison = compare_frames({"DPO": base, "IPO": other})
+
+    [sentence] = describe_differences(comparison)
+    assert sentence.startswith("IPO and DPO cannot be told apart by the chosen log-likelihood (+1.10 nats [+1.0")
+    assert "]; p = 0.250); reward accuracy is the same" in sentence
+    assert sentence.endswith(" 3 pairs are few: the intervals themselves are too narrow.")
+    assert recommend(comparison)["recommended"] == "DPO"
+
+
+@pytest.mark.parametrize(("n_prompts", "note"), [(19, " 19 prompts are few: "), (20, "")])
+def test_prompts_are_what_is_few(n_prompts, note):
+    prompts = (np.arange(60) % n_prompts).astype(str)
+    frames = {name: make_score_frame(60, seed=seed).assign(prompt_id=prompts) for seed, name in enumerate("ab")}
+    [sentence] = describe_differences(compare_frames(frames))
+
+    assert (" are few: " in sentence) == bool(note) and note in sentence
