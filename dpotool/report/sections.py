@@ -34,7 +34,7 @@ def _verdict(material: Material) -> list[Block]:
     rows = []
     for label, verdict in findings.verdicts.items():
         states = [verdict["criteria"][name] for name in _CRITERIA] if verdict else ["-"] * len(_CRITERIA)
-        rows.append([label, verdict["kind"] if verdict else "no reference", *map(_say_state, states)])
+        rows.append([label, findings.say_kind(label), *map(_say_state, states)])
     caption = "Verdict on each model by four questions: yes or no where the whole 95 % interval says so, else open"
     return [*blocks, Table(caption, _VERDICT_COLUMNS, rows, is_text=True)]
 

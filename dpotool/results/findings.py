@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from dpotool.results.differences import Comparison, compare_runs
 from dpotool.results.recommendation import check_theory, find_theory, recommend
 from dpotool.results.runs import RunFolder
 from dpotool.results.seeds import pool_seeds
-from dpotool.results.verdict import judge_displacement
+from dpotool.results.verdict import MISSING, find_missing, judge_displacement
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Findings:
     folders: list[RunFolder]
     """All run folders named, a sweep's own and unscored ones included."""
     verdicts: dict[str, dict[str, Any] | None]
-    """label -> verdict; None without a reference."""
+    """label -> verdict; None where something is missing for one (`find_missing`)."""
     sentences: list[str]
     recommendation: dict[str, Any] | None
     theory: dict[str, Any] | None
@@ -40,8 +40,18 @@ class Findings:
         """The verdict on the baseline, in a sentence."""
         verdict = self.verdicts[self.comparison.baseline]
         if verdict is None:
-            return "No verdict: without a reference nothing can be said of displacement."
+            return f"No verdict: {MISSING[self.find_missing(self.comparison.baseline)][0]}"
         return str(verdict["statement"])
+
+    def find_missing(self, label: str) -> str:
+        """Returns what a run without a verdict lacks for one, of `verdict.MISSING`."""
+        [run] = [run for run in self.comparison.scored if run.label == label]
+        return find_missing(run.frame) or ""
+
+    def say_kind(self, label: str) -> str:
+        """Returns a run's verdict in a word, or which of its numbers there is none without."""
+        verdict = self.verdicts[label]
+        return f"no {self.find_missing(label)}" if verdict is None else str(verdict["kind"])
 
     @property
     def next_action(self) -> str:
@@ -50,11 +60,9 @@ class Findings:
         verdict = self.verdicts[base]
         if self.recommendation and self.recommendation["recommended"] != base:
             best = self.verdicts[self.recommendation["recommended"]]
-            if best and best["kind"] in ("none", "benign"):
-                return f"Go on with {self.recommendation['path']}."
-            return f"Go on with {self.recommendation['path']}, or try lambdas between it and the next smaller one."
+            return _advise(self.recommendation, (best or {}).get("kind"), self.comparison.runs["lambda"])
         if verdict is None:
-            return "Score with a reference: `dpotool score RUN --reference START`."
+            return MISSING[self.find_missing(base)][1]
         return str(verdict["next"])
 
     def to_dict(self) -> dict[str, Any]:
@@ -81,6 +89,21 @@ class Findings:
             "seeds": self.seeds,
             "next": self.next_action,
         }
+
+
+def _advise(recommendation: Mapping[str, Any], kind: str | None, lambdas: Iterable[float]) -> str:
+    """What to do with a run that is better than the baseline, by its own verdict."""
+    path, lambda_ = recommendation["path"], recommendation["lambda"]
+    if kind == "unclear":
+        return f"Go on with {path}, and score more pairs: these do not tell whether its own displacement harms."
+    if kind != "harmful":
+        return f"Go on with {path}."
+    still = f"{path} is the better one, but harmfully displaced itself"
+    if lambda_ is None:
+        return f"{still}: `dpotool sweep` finds what a smaller lambda of DPO-Shift gives and costs."
+    below = max((each for each in lambdas if each < lambda_), default=None)
+    tried = f"between {below:g} and {lambda_:g}" if below is not None else f"below {lambda_:g}"
+    return f"{still}: try lambdas {tried}."
 
 
 def find_out(

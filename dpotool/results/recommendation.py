@@ -29,13 +29,16 @@ _MIN_RANKED = 3
 
 
 def recommend(comparison: Comparison) -> dict[str, Any] | None:
-    """Returns the run at the knee with its gain and cost against the baseline; None where no run has an accuracy.
+    """Returns the run at the knee with its gain and cost against the baseline.
+
+    None where the baseline has no accuracy, or no other run's log-likelihood can be compared: there is no knee then.
 
     `recommended` is the baseline's own label where no other run gains; `candidates` are those within its interval.
     """
     table: dict[str, dict[Hashable, Any]] = {str(run["label"]): run for run in comparison.runs.to_dict("records")}
     base = table[comparison.baseline]
-    if math.isnan(base["reward_accuracy"]):
+    is_known = [each["chosen_logps"] is not None for each in comparison.differences.values()]
+    if math.isnan(base["reward_accuracy"]) or (is_known and not any(is_known)):
         return None
     floor = base["reward_accuracy_low"]
     floor = base["reward_accuracy"] if math.isnan(floor) else floor

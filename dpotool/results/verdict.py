@@ -16,6 +16,22 @@ from dpotool.results.statistics import N_RESAMPLES, Interval, bootstrap_means, b
 from dpotool.results.summaries import count_prompts, has_reference, read_clusters, split_scored
 from dpotool.results.wording import format_interval, say_if_few
 
+MISSING = {
+    "scored pairs": ("no pair could be scored.", "See why pairs were left out: the summary beside the scores says it."),
+    "log-likelihoods": (
+        "there are rewards, but no log-likelihoods of which anything could be said.",
+        "Score the model itself: `dpotool score MODEL --reference START`.",
+    ),
+    "reference": (
+        "without a reference nothing can be said of displacement.",
+        "Score with a reference: `dpotool score RUN --reference START`.",
+    ),
+    "lengths": (
+        "the table has no lengths, and without them nobody can say which share of its probability a token keeps.",
+        "Import again with chosen_tokens and rejected_tokens, or score the model itself: `dpotool score MODEL`.",
+    ),
+}
+"""What a verdict cannot do without -> why there is none, and what to do."""
 KINDS = ("none", "benign", "harmful", "unclear")
 MET, FAILED, OPEN = "met", "failed", "open"
 NEAR = 0.9
@@ -33,7 +49,7 @@ _DENIALS = {
 
 
 def judge_displacement(frame: pd.DataFrame, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> dict[str, Any] | None:
-    """Returns the verdict on a score table, or None where it has no reference, no pair or, made elsewhere, no lengths.
+    """Returns the verdict on a score table, or None where it lacks what `find_missing` names.
 
     Returns:
         `kind` (one of KINDS), `statement` (a sentence with numbers), `criteria` (name -> met, failed or open),
@@ -41,7 +57,7 @@ def judge_displacement(frame: pd.DataFrame, *, n_resamples: int = N_RESAMPLES, s
         tokens of pi / pi_ref) and `next`, what to do.
     """
     scored, _ = split_scored(frame)
-    if not has_reference(scored) or scored["chosen_tokens"].isna().any():
+    if find_missing(scored) is not None:
         return None
     evidence = _measure(scored, n_resamples, seed)
     criteria = {
@@ -61,6 +77,18 @@ def judge_displacement(frame: pd.DataFrame, *, n_resamples: int = N_RESAMPLES, s
         "n": len(scored),
         "next": _advise(kind),
     }
+
+
+def find_missing(frame: pd.DataFrame) -> str | None:
+    """Returns which of MISSING keeps a score table from a verdict, the first of them; None where it has them all."""
+    scored, _ = split_scored(frame)
+    if scored.empty:
+        return "scored pairs"
+    if scored["chosen_logps"].isna().all():
+        return "log-likelihoods"
+    if not has_reference(scored):
+        return "reference"
+    return "lengths" if scored["chosen_tokens"].isna().any() else None
 
 
 _VALUES = ("reward_accuracy", "chosen_displaced_share", "chosen_probability_kept")

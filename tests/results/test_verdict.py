@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from synthetic_frames import make_score_frame
 
-from dpotool.results.verdict import judge_displacement
+from dpotool.results.verdict import MISSING, find_missing, judge_displacement
 
 
 def make_frame(
@@ -96,3 +96,21 @@ def test_pairs_of_one_prompt_count_once():
     together = judge_displacement(frame)["evidence"]["chosen_displacement"]
 
     assert together["ci_high"] - together["ci_low"] > 2 * (apart["ci_high"] - apart["ci_low"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [
+        ({}, None),
+        ({"status": "does not fit"}, "scored pairs"),
+        ({"chosen_logps": np.nan, "rejected_logps": np.nan}, "log-likelihoods"),
+        ({"ref_chosen_logps": np.nan, "ref_rejected_logps": np.nan}, "reference"),
+        ({"chosen_tokens": np.nan}, "lengths"),
+    ],
+)
+def test_what_a_verdict_lacks_has_a_name(changes, missing):
+    frame = make_score_frame(20).assign(**changes)
+
+    assert find_missing(frame) == missing
+    assert (judge_displacement(frame) is None) == (missing is not None)
+    assert missing is None or missing in MISSING
