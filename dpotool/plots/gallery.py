@@ -27,6 +27,7 @@ from dpotool.plots.tradeoff import plot_tradeoff
 from dpotool.plots.trajectory import plot_trajectory
 from dpotool.results.outcomes import measure_outcomes
 from dpotool.results.runs import RunFolder
+from dpotool.results.theory_source import select_forecast
 
 ALL = "all"
 
@@ -158,9 +159,7 @@ def _forecast(scene: Scene) -> dict[str, Figure]:
     found = _need_theory(scene, "advice")
     outcomes = None
     if not scene.runs.empty:
-        # what another model was trained to do says nothing of this one's forecast
-        runs = scene.runs[scene.runs["model"] == found.about.get("model")]
-        outcomes = measure_outcomes(runs, scene.read_scores())
+        outcomes = measure_outcomes(select_forecast(found.about, scene.runs), scene.read_scores())
     return {"forecast": plot_forecast(found.summary["advice"], **found.title, outcomes=outcomes)}
 
 

@@ -51,6 +51,8 @@ class Scene:
     everything: list[RunFolder]
     """All run folders named, a sweep's own included; theory tables may lie in any of them."""
     config: PlotConfig
+    theory: Path | None = None
+    """The theory table to draw; without it the first folder's newest that the settings name."""
 
     @property
     def title(self) -> dict[str, str]:
@@ -82,6 +84,9 @@ class Scene:
         return next(self._read_all("prediction"), None)
 
     def _read_all(self, table: str) -> Iterator[Findings]:
+        if table == "theory" and self.theory is not None:
+            yield Findings(self.theory, read_metadata(self.theory), read_summary(self.theory) or {})
+            return
         for folder in self.everything:
             for path in folder.list_theory() if table == "theory" else folder.list_predictions():
                 about = read_metadata(path)

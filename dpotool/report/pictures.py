@@ -118,8 +118,16 @@ def draw_trajectory(scene: Scene, dpi: int = DPI) -> list[Picture | Paragraph]:
     )  # fmt: skip
 
 
+_NO_THEORY = (
+    "these folders hold no theory table taken, before training, of the model that the runs started from. "
+    "`dpotool theory-gap` makes one."
+)
+
+
 def draw_theory(scene: Scene, dpi: int = DPI) -> list[Picture | Paragraph]:
-    """u against v of Theorem 2.1, and the forecast with what came of it."""
+    """u against v of Theorem 2.1, and the forecast with what came of it, where the scene has a theory table for it."""
+    if scene.theory is None:
+        return [Paragraph(f"Not drawn: {_NO_THEORY}", tone="note")]
     blocks = _try(
         dpi, "theory", lambda: KINDS["theory"](scene)["theory"],
         "Scatter of u against v of Theorem 2.1, a point per pair, with the share of pairs in each quadrant and the "

@@ -25,6 +25,7 @@ from dpotool.report.size import DPI, fit_page
 from dpotool.report.texts import TextSource
 from dpotool.results.atomic import write_bytes, write_text
 from dpotool.results.findings import Findings, find_out
+from dpotool.results.theory_source import find_theory
 
 FORMATS = {"html": ".html", "markdown": ".md"}
 FindTexts = Callable[[Findings, int], TextSource]
@@ -79,7 +80,9 @@ def build_page(
     """Collects everything the page says, in no format yet."""
     comparison = findings.comparison
     folders = [run.folder for run in comparison.scored]
-    scene = Scene(comparison.runs, folders, findings.folders, PlotConfig(data=config.data, split=config.split))
+    settings = PlotConfig(data=config.data, split=config.split)
+    theory = find_theory(findings.folders, comparison.runs)
+    scene = Scene(comparison.runs, folders, findings.folders, settings, theory)
     manifests = {run.label: run.folder.read_manifest() for run in comparison.scored}
     material = Material(findings, scene, texts, list(paths), config.pairs, manifests, dpi)
     first = comparison.runs.iloc[0]

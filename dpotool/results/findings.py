@@ -7,15 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from dpotool.errors import DpotoolError
 from dpotool.results.compared_table import describe_differences
 from dpotool.results.comparison import expand_sweeps
 from dpotool.results.differences import Comparison, compare_runs
-from dpotool.results.recommendation import check_theory, find_theory, recommend
-from dpotool.results.runs import RunFolder
+from dpotool.results.recommendation import check_theory, recommend
+from dpotool.results.runs import RunFolder, read_summary
 from dpotool.results.seeds import pool_seeds
+from dpotool.results.tables import read_metadata
+from dpotool.results.theory_source import find_theory, select_forecast
 from dpotool.results.verdict import MISSING, find_missing, judge_displacement
 
 
@@ -106,6 +109,13 @@ def _advise(recommendation: Mapping[str, Any], kind: str | None, lambdas: Iterab
     return f"{still}: try lambdas {tried}."
 
 
+def _check_theory(comparison: Comparison, table: Path | None) -> dict[str, Any] | None:
+    if table is None:
+        return None
+    runs = select_forecast(read_metadata(table), comparison.runs)
+    return check_theory(runs, (read_summary(table) or {}) | {"path": str(table)})
+
+
 def find_out(
     paths: Sequence[str],
     *,
@@ -124,13 +134,12 @@ def find_out(
         raise DpotoolError("no scores here", where=paths[0], remedy=f"Run `dpotool score {paths[0]}` first")
     comparison = compare_runs(scored, baseline=baseline, data=data, split=split, seed=seed)
     verdicts = {run.label: judge_displacement(run.frame, seed=seed) for run in comparison.scored}
-    theory = find_theory(folders)
     return Findings(
         comparison=comparison,
         folders=folders,
         verdicts=verdicts,
         sentences=describe_differences(comparison),
         recommendation=recommend(comparison),
-        theory=check_theory(comparison, theory) if theory else None,
+        theory=_check_theory(comparison, find_theory(folders, comparison.runs)),
         seeds=pool_seeds(comparison),
     )

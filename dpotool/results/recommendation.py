@@ -6,17 +6,15 @@ log-likelihood highest, if that gain is beyond its interval and chance. docs/ver
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from scipy.stats import kendalltau
 
 from dpotool.results.differences import Comparison, is_shown
-from dpotool.results.runs import RunFolder, summary_path
 from dpotool.results.wording import format_interval
 
 ADVICE, PAPER = "The forecast of theory-gap", "Theorem 2.1 as printed"
@@ -86,24 +84,7 @@ def _state(comparison: Comparison, best: str, affordable: Sequence[str], floor: 
     )
 
 
-def find_theory(folders: Sequence[RunFolder]) -> dict[str, Any] | None:
-    """Returns the newest summary of `theory-gap` in any of these run folders, with its `path`; None without one."""
-    tables = sorted((table for folder in folders for table in folder.list_theory()), key=_age, reverse=True)
-    for table in tables:
-        try:
-            summary = json.loads(summary_path(table).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(summary, dict):
-            return {**summary, "path": str(table)}
-    return None
-
-
-def _age(path: Path) -> int:
-    return path.stat().st_mtime_ns
-
-
-def check_theory(comparison: Comparison, theory: Mapping[str, Any]) -> dict[str, Any] | None:
+def check_theory(runs: pd.DataFrame, theory: Mapping[str, Any]) -> dict[str, Any] | None:
     """Lays what `theory-gap` predicted beside what the runs measured, a row per constant lambda, DPO among them.
 
     With `advice` in the summary the prediction is the forecast, nats of change per nat of mean margin that DPO gains,
@@ -111,9 +92,12 @@ def check_theory(comparison: Comparison, theory: Mapping[str, Any]) -> dict[str,
     something. Rank agreement is Kendall's tau, 1 for the same order and -1 for the reverse.
 
     Returns None with fewer than two such runs.
+
+    Args:
+        runs: those that it is a forecast of (`theory_source.select_forecast`).
+        theory: the summary of the theory table, with its `path`.
     """
     advice = _read_advice(theory)
-    runs = comparison.runs
     constant = runs[runs["lambda"].notna() & runs["chosen_displacement"].notna()].sort_values("lambda", ascending=False)
     dpo = constant[constant["lambda"] == 1]
     has_scale = bool((dpo["reward_margins_low"] > 0).any())

@@ -22,7 +22,7 @@ def make_folder(path, kind="theory", **config) -> RunFolder:
 
 def add_theory(run: RunFolder, summary: dict | None, *, split="train") -> None:
     path = run.theory_path("demo", split)
-    about = {"model": "m", "label": "m", "data": "demo", "split": split, "n_excluded": 1}
+    about = {"model": "m", "label": "m", "data": "demo", "split": split, "n_excluded": 1, "at_reference": True}
     write_table(make_theory_frame(40), path, THEORY_SCHEMA, about)
     if summary is not None:
         write_json(summary_path(path), summary)

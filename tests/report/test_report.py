@@ -78,8 +78,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         )
         for row in make_metric_rows(40):
             run.append_metrics(row)
-    theory = run.theory_path("demo", "test")
-    write_table(make_theory_frame(50), theory, THEORY_SCHEMA, {"label": "m", "data": "demo", "split": "test"})
+    theory = run.theory_path("demo", "train")
+    write_table(
+        make_theory_frame(50),
+        theory,
+        THEORY_SCHEMA,
+        {"label": "m", "model": "m", "data": "demo", "split": "train", "at_reference": True},
+    )
     write_json(summary_path(theory), {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
     return [str(folder / name) for name, *_ in settings]
 

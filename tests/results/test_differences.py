@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from scored_runs import write_scored_run
-from synthetic_frames import make_score_frame
+from synthetic_frames import make_score_frame, make_theory_frame
 
 from dpotool.errors import DpotoolError
 from dpotool.results.atomic import write_json
@@ -22,7 +22,7 @@ from dpotool.results.differences import MEAN_METRICS, SHARE_METRICS, Comparison,
 from dpotool.results.findings import find_out
 from dpotool.results.recommendation import check_theory, recommend
 from dpotool.results.runs import RunFolder, summary_path
-from dpotool.results.tables import SCORE_SCHEMA, read_table, write_table
+from dpotool.results.tables import SCORE_SCHEMA, THEORY_SCHEMA, read_table, write_table
 
 
 @pytest.fixture(scope="module")
@@ -243,7 +243,7 @@ def make_advice(changes: dict[str, float]) -> dict:
 
 
 def test_the_forecast_stands_beside_what_was_measured(comparison):
-    theory = check_theory(comparison, make_advice({"0.5": 0.5, "0.9": -0.5, "1": -1.0}))
+    theory = check_theory(comparison.runs, make_advice({"0.5": 0.5, "0.9": -0.5, "1": -1.0}))
 
     assert [row["lambda"] for row in theory["rows"]] == [1.0, 0.9, 0.5]
     dpo = comparison.runs.set_index("label").loc["DPO"]
@@ -256,29 +256,28 @@ def test_the_forecast_stands_beside_what_was_measured(comparison):
 
 
 def test_a_forecast_in_reverse_has_tau_minus_one(comparison):
-    theory = check_theory(comparison, make_advice({"0.5": -1.0, "0.9": -0.5, "1": 0.5}))
+    theory = check_theory(comparison.runs, make_advice({"0.5": -1.0, "0.9": -0.5, "1": 0.5}))
 
     assert theory["rank_agreement"]["chosen"]["tau"] == pytest.approx(-1.0)
 
 
 def test_without_advice_the_printed_theorem_gives_the_order(comparison):
-    theory = check_theory(comparison, {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
+    theory = check_theory(comparison.runs, {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
 
     assert theory["source"] == "Theorem 2.1 as printed"
     assert [row["predicted_chosen"] for row in theory["rows"]] == pytest.approx([0.0, 0.2, 1.0])
 
 
 def test_two_lambdas_rank_nothing(runs):
-    theory = check_theory(compare_runs(runs[:2]), {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
+    theory = check_theory(compare_runs(runs[:2]).runs, {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
 
     assert theory["statement"].startswith("2 lambdas are too few")
-    assert check_theory(compare_runs(runs[1:2]), {"u": {"mean": 2.0}, "v": {"mean": -4.0}}) is None
+    assert check_theory(compare_runs(runs[1:2]).runs, {"u": {"mean": 2.0}, "v": {"mean": -4.0}}) is None
 
 
 def test_findings_put_it_all_into_one_object(runs):
     theory = RunFolder(runs[1].path).theory_path("demo", "test")
-    theory.parent.mkdir()
-    theory.touch()
+    write_table(make_theory_frame(5), theory, THEORY_SCHEMA, {"model": "m", "data": "demo", "at_reference": True})
     write_json(summary_path(theory), make_advice({"0.5": 0.5, "0.9": -0.5, "1": -1.0}))
 
     found = find_out([str(run.path) for run in runs])

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import os
+
+import pytest
+from scored_runs import write_scored_run
+from synthetic_frames import make_theory_frame
+
+from dpotool.report.config import ReportConfig
+from dpotool.report.run import write_report
+from dpotool.results.atomic import write_json
+from dpotool.results.comparison import collect_runs
+from dpotool.results.findings import find_out
+from dpotool.results.runs import RunFolder, summary_path
+from dpotool.results.tables import THEORY_SCHEMA, write_table
+from dpotool.results.theory_source import find_theory, select_forecast
+
+START = {"model": "m", "data": "demo", "split": "train", "at_reference": True, "label": "m"}
+
+
+def write_theory(run: RunFolder, name: str = "demo", **about: object) -> str:
+    path = run.theory_path(name, "train")
+    write_table(make_theory_frame(8), path, THEORY_SCHEMA, START | about)
+    write_json(summary_path(path), {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
+    return str(path)
+
+
+@pytest.fixture
+def runs(tmp_path) -> list[RunFolder]:
+    return [
+        write_scored_run(tmp_path / f"shift-{f}", seed=seed, loss="shift", lambda_=f)
+        for seed, f in enumerate((1.0, 0.9, 0.5))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("about", "n_runs"),
+    [
+        ({}, 3),
+        ({"model": "runs/../m"}, 3),
+        ({"model": "runs/demo/dpo"}, 0),
+        ({"at_reference": False}, 0),
+        ({"at_reference": None}, 0),
+        ({"data": "elsewhere"}, 0),
+        ({"data": "trained-on"}, 1),
+    ],
+)
+def test_a_forecast_is_of_the_start_on_known_pairs(runs, about, n_runs):
+    runs[1].update_manifest(data={"train": {"name": "trained-on"}, "eval": {}})
+
+    assert len(select_forecast(START | about, collect_runs(runs))) == n_runs
+
+
+def test_a_table_of_a_trained_run_is_passed_over_however_new(runs, tmp_path):
+    write_theory(runs[0], model=str(runs[0].path), at_reference=False)
+    start = RunFolder(tmp_path / "start")
+    table = write_theory(start)
+    os.utime(table, (0, 0))
+
+    assert str(find_theory([*runs, start], collect_runs(runs))) == table
+    assert find_theory(runs, collect_runs(runs)) is None
+
+
+def test_without_a_forecast_nothing_was_recommended_before_training(runs):
+    write_theory(runs[0], model=str(runs[0].path), at_reference=False)
+
+    assert find_out([str(run.path) for run in runs]).theory is None
+
+
+def test_the_report_draws_the_table_it_reads_from(runs, tmp_path):
+    """The forecast was made on the training pairs, the scores are of the test pairs: --split names the scores."""
+    table = write_theory(runs[2])
+    paths = [str(run.path) for run in runs]
+    report = write_report(paths, ReportConfig(output=str(tmp_path / "r.html"), pairs=0, split="test"))
+
+    section = next(section for section in report.page.sections if section.id == "theory")
+    assert [block.kind for block in section.blocks] == ["picture", "paragraph", "table", "paragraph"]
+    assert report.findings.theory["path"] == table
+
+
+def test_a_report_says_why_no_theory_is_drawn(runs, tmp_path):
+    write_theory(runs[0], model=str(runs[0].path), at_reference=False)
+    paths = [str(run.path) for run in runs]
+    report = write_report(paths, ReportConfig(output=str(tmp_path / "r.html"), pairs=0))
+
+    section = next(section for section in report.page.sections if section.id == "theory")
+    assert section.blocks[0].text.startswith("Not drawn: these folders hold no theory table taken, before training")
+    assert "picture" not in [block.kind for block in section.blocks]
