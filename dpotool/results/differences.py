@@ -19,7 +19,7 @@ from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.results.comparison import collect_runs, find_scores
 from dpotool.results.paired import ALPHA, adjust_holm, compare_means, compare_shares
 from dpotool.results.runs import RunFolder
-from dpotool.results.statistics import N_RESAMPLES, has_repeats
+from dpotool.results.statistics import N_RESAMPLES, bootstrap_shares, has_repeats
 from dpotool.results.summaries import has_reference, read_clusters, split_scored
 from dpotool.results.tables import read_metadata, read_table
 
@@ -56,7 +56,10 @@ class Comparison:
     baseline: str
     """Label of the model the others are compared with."""
     differences: dict[str, dict[str, Any]]
-    """label -> `n`, `n_prompts` and, per metric, a PairedDifference as a dict with `p_adjusted`; None without one."""
+    """label -> `n`, `n_prompts` and, per metric, a PairedDifference as a dict with `p_adjusted`; None without one.
+
+    And `accuracies`: reward accuracy of `model` and `baseline` with intervals, on the pairs they share; or None.
+    """
     problems: list[str]
     """What stands in the way of reading the differences plainly, as sentences."""
 
@@ -193,6 +196,11 @@ def _compare(run: ScoredRun, base: ScoredRun, n_resamples: int, seed: int) -> di
         for name in metrics:
             has_both = name in sides[0] and name in sides[1]
             result[name] = compare(sides[0][name], sides[1][name], **options).to_dict() if has_both else None
+    result["accuracies"] = None
+    if result["reward_accuracy"] is not None:
+        shares = dict(zip(("model", "baseline"), (side["reward_accuracy"] for side in sides), strict=True))
+        found = bootstrap_shares(shares, **options)
+        result["accuracies"] = {name: interval.to_dict() for name, interval in found.items()}
     return result
 
 
@@ -228,7 +236,8 @@ def _find_problems(
         n_shared, n_most = differences[run.label]["n"], max(len(run.frame), len(base.frame))
         if n_shared < n_most:
             problems.append(
-                f"{run.label} and {base.label} share {n_shared} of {n_most} scored pairs; only these count."
+                f"{run.label} and {base.label} share {n_shared} of {n_most} scored pairs; differences and the "
+                "recommendation count only these, verdicts and what is said of one model by itself all of its own."
             )
         shared = run.frame.index.intersection(base.frame.index)
         ours, theirs = (each.frame.loc[shared] for each in (run, base))

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from dpotool.results.differences import Comparison, is_shown
-from dpotool.results.wording import format_interval
+from dpotool.results.wording import format_interval, say_if_few
 
 ADVICE, PAPER = "The forecast of theory-gap", "Theorem 2.1 as printed"
 _NO_SCALE = (
@@ -35,25 +35,36 @@ def recommend(comparison: Comparison) -> dict[str, Any] | None:
     """
     table: dict[str, dict[Hashable, Any]] = {str(run["label"]): run for run in comparison.runs.to_dict("records")}
     base = table[comparison.baseline]
-    is_known = [each["chosen_logps"] is not None for each in comparison.differences.values()]
+    others = comparison.differences
+    is_known = [each["chosen_logps"] is not None for each in others.values()]
     if math.isnan(base["reward_accuracy"]) or (is_known and not any(is_known)):
         return None
-    floor = base["reward_accuracy_low"]
-    floor = base["reward_accuracy"] if math.isnan(floor) else floor
-    affordable = [label for label in comparison.differences if table[label]["reward_accuracy"] >= floor]
-    gaining = [label for label in affordable if _is_gaining(comparison.differences[label]["chosen_logps"])]
+    affordable = [label for label, each in others.items() if _is_affordable(each)]
+    gaining = [label for label in affordable if _is_gaining(others[label]["chosen_logps"])]
+    own = {"value": base["reward_accuracy"], "ci_low": base["reward_accuracy_low"]}
     best = max(gaining, key=lambda label: _gain(comparison, label)["mean"], default=comparison.baseline)
     is_baseline = best == comparison.baseline
     return {
         "recommended": best,
         "lambda": None if math.isnan(table[best]["lambda"]) else table[best]["lambda"],
         "path": str(table[best]["path"]),
-        "accuracy_floor": float(floor),
+        "accuracy_floor": _floor(own if is_baseline else others[best]["accuracies"]["baseline"]),
         "candidates": affordable,
         "gain": None if is_baseline else _gain(comparison, best),
-        "cost": None if is_baseline else comparison.differences[best]["reward_accuracy"]["difference"],
-        "statement": _state(comparison, best, affordable, float(floor)),
+        "cost": None if is_baseline else others[best]["reward_accuracy"]["difference"],
+        "statement": _state_best(comparison, best) if not is_baseline else _state_none(comparison, affordable),
     }
+
+
+def _is_affordable(difference: Mapping[str, Any]) -> bool:
+    """Whether the accuracy lies within the baseline's own interval, both on the pairs that the two share."""
+    accuracies = difference["accuracies"]
+    return accuracies is not None and accuracies["model"]["value"] >= _floor(accuracies["baseline"])
+
+
+def _floor(accuracy: Mapping[str, float]) -> float:
+    """The lower end of the baseline's accuracy; the accuracy itself where that is not known."""
+    return float(accuracy["value"] if math.isnan(accuracy["ci_low"]) else accuracy["ci_low"])
 
 
 def _is_gaining(chosen: Mapping[str, Any] | None) -> bool:
@@ -65,22 +76,30 @@ def _gain(comparison: Comparison, label: str) -> dict[str, float]:
     return (comparison.differences[label]["chosen_logps"] or {"difference": {}})["difference"]
 
 
-def _state(comparison: Comparison, best: str, affordable: Sequence[str], floor: float) -> str:
-    base = comparison.baseline
-    if best == base:
-        if not comparison.differences:
-            return f"Only {base} here: there is nothing to choose from."
-        reason = (
-            "no run that keeps its accuracy holds the chosen log-likelihood higher"
-            if affordable
-            else f"every other run's reward accuracy lies below {100 * floor:.1f} %, the lower end of its interval"
-        )
-        return f"Stay with {base}: {reason}."
-    gain, cost = _gain(comparison, best), comparison.differences[best]["reward_accuracy"]["difference"]
+def _state_none(comparison: Comparison, affordable: Sequence[str]) -> str:
+    base, others = comparison.baseline, comparison.differences
+    if not others:
+        return f"Only {base} here: there is nothing to choose from."
+    if affordable:
+        return f"Stay with {base}: no run that keeps its accuracy is shown to hold the chosen log-likelihood higher."
+    known = [each["accuracies"]["baseline"] for each in others.values() if each["accuracies"]]
+    if not known:
+        return f"Stay with {base}: no other run's reward accuracy is known."
+    floors = sorted({round(100 * _floor(accuracy), 1) for accuracy in known})
+    ends = " or ".join(f"{floor:.1f} %" for floor in floors)
+    return f"Stay with {base}: every other run's reward accuracy lies below {ends}, the lower end of its interval."
+
+
+def _state_best(comparison: Comparison, best: str) -> str:
+    base, difference = comparison.baseline, comparison.differences[best]
+    gain, cost = _gain(comparison, best), difference["reward_accuracy"]["difference"]
+    n_own = next(len(run.frame) for run in comparison.scored if run.label == base)
+    shared = f" on the {difference['n']} pairs they share" if difference["n"] < n_own else ""
     return (
-        f"Take {best}: of the runs with a reward accuracy within {base}'s 95 % interval (at least {100 * floor:.1f} %) "
-        f"it keeps the chosen log-likelihood highest, {format_interval(gain)} nats above {base}; accuracy changes by "
-        f"{format_interval(cost, '+z.1f', 100)} points."
+        f"Take {best}: of the runs with a reward accuracy within {base}'s 95 % interval{shared} (at least "
+        f"{100 * _floor(difference['accuracies']['baseline']):.1f} %) it keeps the chosen log-likelihood highest, "
+        f"{format_interval(gain)} nats above {base}; accuracy changes by {format_interval(cost, '+z.1f', 100)} points."
+        f"{say_if_few(difference['n'], difference['n_prompts'])}"
     )
 
 

@@ -100,7 +100,7 @@ def test_what_spoils_a_comparison_is_said(tmp_path, runs):
 
     problems = " ".join(comparison.problems)
     assert "IPO has beta 0.01, DPO 0.1: their reward margins are on different scales" in problems
-    assert "IPO and DPO share 100 of 120 scored pairs; only these count." in problems
+    assert "IPO and DPO share 100 of 120 scored pairs; differences and the recommendation count only these" in problems
     assert "IPO and DPO were measured against different references." in problems
     assert "HINGE was scored without a reference: no rewards" in problems
     assert comparison.differences["HINGE"]["reward_accuracy"] is None
@@ -230,7 +230,10 @@ def test_stays_with_dpo_where_nothing_is_gained(tmp_path):
     recommendation = recommend(compare_runs(pair))
 
     assert recommendation["recommended"] == "DPO"
-    assert "no run that keeps its accuracy holds the chosen log-likelihood higher" in recommendation["statement"]
+    assert (
+        "no run that keeps its accuracy is shown to hold the chosen log-likelihood higher"
+        in recommendation["statement"]
+    )
     assert recommend(compare_runs(pair[:1]))["statement"] == "Only DPO here: there is nothing to choose from."
 
 

@@ -82,6 +82,35 @@ def test_an_interval_beyond_zero_that_the_test_does_not_bear_out_is_no_claim():
     assert recommend(comparison)["recommended"] == "DPO"
 
 
+def make_unlike() -> dict[str, pd.DataFrame]:
+    """DPO is right on the last 60 of 100 pairs, the other on the first 40, the only ones it was scored on."""
+    base = make_score_frame(100).assign(reward_margins=np.where(np.arange(100) < 40, -1.0, 1.0))
+    base.loc[:3, "reward_margins"] = 1.0
+    other = base.assign(chosen_logps=base["chosen_logps"] + 3 + np.arange(100) % 5, reward_margins=1.0).iloc[:40]
+    other.loc[10:, "reward_margins"] = -1.0
+    return {"DPO": base, "IPO": other}
+
+
+def test_accuracies_are_those_on_the_pairs_both_were_scored_on():
+    """By themselves 64 % of 100 against 25 % of 40, far below; on the 40 they share DPO has 10 %, and loses."""
+    comparison = compare_frames(make_unlike())
+
+    accuracies = comparison.differences["IPO"]["accuracies"]
+    assert (accuracies["model"]["value"], accuracies["baseline"]["value"]) == (0.25, 0.1)
+    found = recommend(comparison)
+    assert found["recommended"] == "IPO"
+    assert found["accuracy_floor"] == accuracies["baseline"]["ci_low"]
+    assert "within DPO's 95 % interval on the 40 pairs they share (at least " in found["statement"]
+
+
+def test_a_run_without_accuracy_is_not_said_to_lie_below_it():
+    base = make_score_frame(30)
+    blind = make_score_frame(30, seed=1, has_reference=False)
+
+    statement = recommend(compare_frames({"DPO": base, "IPO": blind}))["statement"]
+    assert statement == "Stay with DPO: no other run's reward accuracy is known."
+
+
 @pytest.mark.parametrize(("n_prompts", "note"), [(19, " 19 prompts are few: "), (20, "")])
 def test_prompts_are_what_is_few(n_prompts, note):
     prompts = (np.arange(60) % n_prompts).astype(str)
