@@ -27,7 +27,7 @@ from dpotool.plots.tradeoff import plot_tradeoff
 from dpotool.plots.trajectory import plot_trajectory
 from dpotool.results.outcomes import measure_outcomes
 from dpotool.results.runs import RunFolder
-from dpotool.results.theory_source import select_forecast
+from dpotool.results.theory_check import select_forecast
 
 ALL = "all"
 

@@ -25,7 +25,7 @@ from dpotool.report.size import DPI, fit_page
 from dpotool.report.texts import TextSource
 from dpotool.results.atomic import write_bytes, write_text
 from dpotool.results.findings import Findings, find_out
-from dpotool.results.theory_source import find_theory
+from dpotool.results.theory_check import find_theory
 
 FORMATS = {"html": ".html", "markdown": ".md"}
 FindTexts = Callable[[Findings, int], TextSource]

@@ -7,7 +7,7 @@ adjusted by Holm over all models of the comparison, so that the chance of even o
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ def compare_runs(
         if run is not base:
             _check_same_data(run, base)
             differences[run.label] = _compare(run, base, n_resamples, seed)
-    _adjust(differences)
+    adjust_family(differences.values())
     return Comparison(runs, scored, base.label, differences, _find_problems(scored, base, differences))
 
 
@@ -208,10 +208,10 @@ def _restrict(run: ScoredRun, pair_ids: pd.Index) -> ScoredRun:
     return ScoredRun(run.label, run.folder, run.frame.loc[pair_ids], run.about, run.path)
 
 
-def _adjust(differences: Mapping[str, dict[str, Any]]) -> None:
-    """Adds `p_adjusted` to every difference: Holm over the models, each metric a family of its own."""
+def adjust_family(differences: Collection[Mapping[str, Any]]) -> None:
+    """Adds `p_adjusted` to every metric of these differences: Holm over them, each metric a family of its own."""
     for name in (*MEAN_METRICS, *SHARE_METRICS):
-        family = [difference[name] for difference in differences.values() if difference[name] is not None]
+        family = [difference[name] for difference in differences if difference[name] is not None]
         adjusted = adjust_holm([member["p_value"] for member in family])
         for member, p_value in zip(family, adjusted, strict=True):
             member["p_adjusted"] = None if math.isnan(p_value) else p_value

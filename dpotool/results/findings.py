@@ -14,11 +14,11 @@ from dpotool.errors import DpotoolError
 from dpotool.results.compared_table import describe_differences
 from dpotool.results.comparison import expand_sweeps
 from dpotool.results.differences import Comparison, compare_runs
-from dpotool.results.recommendation import check_theory, recommend
+from dpotool.results.recommendation import recommend
 from dpotool.results.runs import RunFolder, read_summary
 from dpotool.results.seeds import pool_seeds
 from dpotool.results.tables import read_metadata
-from dpotool.results.theory_source import find_theory, select_forecast
+from dpotool.results.theory_check import check_theory, find_theory, select_forecast
 from dpotool.results.verdict import MISSING, find_missing, judge_displacement
 
 
@@ -134,12 +134,13 @@ def find_out(
         raise DpotoolError("no scores here", where=paths[0], remedy=f"Run `dpotool score {paths[0]}` first")
     comparison = compare_runs(scored, baseline=baseline, data=data, split=split, seed=seed)
     verdicts = {run.label: judge_displacement(run.frame, seed=seed) for run in comparison.scored}
+    seeds = pool_seeds(comparison)
     return Findings(
         comparison=comparison,
         folders=folders,
         verdicts=verdicts,
         sentences=describe_differences(comparison),
-        recommendation=recommend(comparison),
+        recommendation=recommend(comparison, seeds),
         theory=_check_theory(comparison, find_theory(folders, comparison.runs)),
-        seeds=pool_seeds(comparison),
+        seeds=seeds,
     )

@@ -1,65 +1,112 @@
-"""Which of the trained models to take, and whether the theory had said so.
+"""Which of the trained models to take: the knee of the trade-off.
 
-The knee: of the runs whose reward accuracy lies within the baseline's own 95 % interval, the one that keeps the chosen
-log-likelihood highest, if that gain is beyond its interval and chance. docs/verdict.md has the rule and its limits.
+Of the runs whose reward accuracy lies within the baseline's own 95 % interval, the one that keeps the chosen
+log-likelihood highest, if that gain is beyond its interval and chance. A setting that was trained with several seeds is
+judged by all of them, not by its luckiest run. docs/verdict.md has the rule and its limits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import pandas as pd
-from scipy.stats import kendalltau
-
-from dpotool.results.differences import Comparison, is_shown
+from dpotool.results.differences import Comparison, excludes_zero, is_beyond_chance
+from dpotool.results.seeds import find_repetitions
 from dpotool.results.wording import format_interval, say_if_few
 
-ADVICE, PAPER = "The forecast of theory-gap", "Theorem 2.1 as printed"
-_NO_SCALE = (
-    "On these pairs DPO's mean margin cannot be told from none: only the order of the predicted changes means "
-    "something, not their size."
-)
-_MIN_RANKED = 3
-"""Lambdas from which a rank agreement is worth stating: two agree by chance half of the time."""
+_ROUNDING = 1e-12
 
 
-def recommend(comparison: Comparison) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A run, or a setting with all its seeds, against the baseline."""
+
+    name: str
+    run: str
+    """Label of the run; of a setting, of the one with the baseline's seed."""
+    gain: Mapping[str, Any]
+    """Difference in chosen log-likelihood: `mean`, `ci_low`, `ci_high`, `p_adjusted`."""
+    cost: Mapping[str, Any] | None
+    """Difference in reward accuracy; None where it is not known."""
+    floor: float
+    """The baseline's accuracy at the lower end of its interval, on the pairs of `gain` (of a setting, on all)."""
+    slack: float
+    """How far that lies below the baseline's accuracy."""
+    n: int
+    n_prompts: int | None = None
+    seeds: tuple[Any, ...] = ()
+    """Of a setting that was trained with several; empty for a run."""
+
+    @property
+    def is_affordable(self) -> bool:
+        return self.cost is not None and self.cost["mean"] >= -self.slack - _ROUNDING
+
+    @property
+    def is_gaining(self) -> bool:
+        return excludes_zero(self.gain) and is_beyond_chance(self.gain) and self.gain["mean"] > 0
+
+
+def recommend(comparison: Comparison, seeds: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any] | None:
     """Returns the run at the knee with its gain and cost against the baseline.
 
-    None where the baseline has no accuracy, or no other run's log-likelihood can be compared: there is no knee then.
+    `recommended` is the label of a run (of a setting with several seeds, named in `setting`, the one with the
+    baseline's seed), the baseline's own where nothing else gains; `candidates` are those within its interval. None
+    where the baseline has no accuracy, or no other run's log-likelihood can be compared: there is no knee then.
 
-    `recommended` is the baseline's own label where no other run gains; `candidates` are those within its interval.
+    Args:
+        seeds: settings trained with several seeds (`seeds.pool_seeds`).
     """
     table: dict[str, dict[Hashable, Any]] = {str(run["label"]): run for run in comparison.runs.to_dict("records")}
     base = table[comparison.baseline]
-    others = comparison.differences
-    is_known = [each["chosen_logps"] is not None for each in others.values()]
+    is_known = [each["chosen_logps"] is not None for each in comparison.differences.values()]
     if math.isnan(base["reward_accuracy"]) or (is_known and not any(is_known)):
         return None
-    affordable = [label for label, each in others.items() if _is_affordable(each)]
-    gaining = [label for label in affordable if _is_gaining(others[label]["chosen_logps"])]
     own = {"value": base["reward_accuracy"], "ci_low": base["reward_accuracy_low"]}
-    best = max(gaining, key=lambda label: _gain(comparison, label)["mean"], default=comparison.baseline)
-    is_baseline = best == comparison.baseline
+    pooled = {label for row in seeds for label in row["runs"].values()}
+    candidates = _list_runs(comparison, find_repetitions(comparison, pooled | {comparison.baseline}))
+    candidates += _list_settings(seeds, own, base["seed"])
+    affordable = [each for each in candidates if each.is_affordable]
+    best = max((each for each in affordable if each.is_gaining), key=lambda each: each.gain["mean"], default=None)
+    label = comparison.baseline if best is None else best.run
     return {
-        "recommended": best,
-        "lambda": None if math.isnan(table[best]["lambda"]) else table[best]["lambda"],
-        "path": str(table[best]["path"]),
-        "accuracy_floor": _floor(own if is_baseline else others[best]["accuracies"]["baseline"]),
-        "candidates": affordable,
-        "gain": None if is_baseline else _gain(comparison, best),
-        "cost": None if is_baseline else others[best]["reward_accuracy"]["difference"],
-        "statement": _state_best(comparison, best) if not is_baseline else _state_none(comparison, affordable),
+        "recommended": label,
+        "setting": best.name if best is not None and best.seeds else None,
+        "lambda": None if math.isnan(table[label]["lambda"]) else table[label]["lambda"],
+        "path": str(table[label]["path"]),
+        "accuracy_floor": _floor(own) if best is None else best.floor,
+        "candidates": [each.name for each in affordable],
+        "gain": None if best is None else _interval(best.gain),
+        "cost": None if best is None or best.cost is None else _interval(best.cost),
+        "statement": _state_none(comparison, candidates) if best is None else _state_best(comparison, best),
     }
 
 
-def _is_affordable(difference: Mapping[str, Any]) -> bool:
-    """Whether the accuracy lies within the baseline's own interval, both on the pairs that the two share."""
-    accuracies = difference["accuracies"]
-    return accuracies is not None and accuracies["model"]["value"] >= _floor(accuracies["baseline"])
+def _list_runs(comparison: Comparison, left_out: Collection[str]) -> list[Candidate]:
+    """Every run by itself, on the pairs it shares with the baseline."""
+    found = []
+    for label, difference in comparison.differences.items():
+        chosen, accuracy = difference["chosen_logps"], difference["reward_accuracy"]
+        if label in left_out or chosen is None:
+            continue
+        own = {"value": math.nan, "ci_low": math.nan} if accuracy is None else difference["accuracies"]["baseline"]
+        gain = chosen["difference"] | {"p_adjusted": chosen["p_adjusted"]}
+        cost = None if accuracy is None else accuracy["difference"]
+        floor, n_prompts = _floor(own), difference["n_prompts"]
+        found.append(Candidate(label, label, gain, cost, floor, own["value"] - floor, difference["n"], n_prompts))
+    return found
+
+
+def _list_settings(seeds: Sequence[Mapping[str, Any]], own: Mapping[str, float], seed: Any) -> list[Candidate]:
+    """Every setting with several seeds, against the baseline of the same seeds."""
+    found = []
+    for row in seeds:
+        if row["chosen_logps"] is not None:
+            run = row["runs"].get(seed) or row["runs"][row["seeds"][0]]
+            values = (row["chosen_logps"], row["reward_accuracy"], _floor(own), own["value"] - _floor(own), row["n"])
+            found.append(Candidate(row["label"], run, *values, seeds=tuple(row["seeds"])))
+    return found
 
 
 def _floor(accuracy: Mapping[str, float]) -> float:
@@ -67,137 +114,40 @@ def _floor(accuracy: Mapping[str, float]) -> float:
     return float(accuracy["value"] if math.isnan(accuracy["ci_low"]) else accuracy["ci_low"])
 
 
-def _is_gaining(chosen: Mapping[str, Any] | None) -> bool:
-    return chosen is not None and is_shown(chosen) and chosen["difference"]["mean"] > 0
+def _interval(difference: Mapping[str, Any]) -> dict[str, float]:
+    return {name: difference[name] for name in ("mean", "ci_low", "ci_high")}
 
 
-def _gain(comparison: Comparison, label: str) -> dict[str, float]:
-    """How much higher the chosen log-likelihood is than the baseline's; empty where it is not known."""
-    return (comparison.differences[label]["chosen_logps"] or {"difference": {}})["difference"]
-
-
-def _state_none(comparison: Comparison, affordable: Sequence[str]) -> str:
-    base, others = comparison.baseline, comparison.differences
-    if not others:
+def _state_none(comparison: Comparison, candidates: Sequence[Candidate]) -> str:
+    base = comparison.baseline
+    known = [each for each in candidates if each.cost is not None]
+    if not comparison.differences:
         return f"Only {base} here: there is nothing to choose from."
-    if affordable:
-        return f"Stay with {base}: no run that keeps its accuracy is shown to hold the chosen log-likelihood higher."
-    known = [each["accuracies"]["baseline"] for each in others.values() if each["accuracies"]]
+    if not candidates:
+        return f"Stay with {base}: all other runs are of its own setting, or without log-likelihoods."
     if not known:
         return f"Stay with {base}: no other run's reward accuracy is known."
-    floors = sorted({round(100 * _floor(accuracy), 1) for accuracy in known})
-    ends = " or ".join(f"{floor:.1f} %" for floor in floors)
+    if any(each.is_affordable for each in known):
+        return f"Stay with {base}: no run that keeps its accuracy is shown to hold the chosen log-likelihood higher."
+    ends = " or ".join(f"{floor:.1f} %" for floor in sorted({round(100 * each.floor, 1) for each in known}))
     return f"Stay with {base}: every other run's reward accuracy lies below {ends}, the lower end of its interval."
 
 
-def _state_best(comparison: Comparison, best: str) -> str:
-    base, difference = comparison.baseline, comparison.differences[best]
-    gain, cost = _gain(comparison, best), difference["reward_accuracy"]["difference"]
+def _state_best(comparison: Comparison, best: Candidate) -> str:
+    base = comparison.baseline
+    gain, cost = format_interval(best.gain), format_interval(best.cost, "+z.1f", 100)
+    few = say_if_few(best.n, best.n_prompts)
+    if best.seeds:
+        return (
+            f"Take {best.name}: of what loses on average at most {100 * best.slack:.1f} points of reward accuracy, how "
+            f"far {base}'s 95 % interval reaches down, it keeps the chosen log-likelihood highest, {gain} nats above "
+            f"{base} of the same seed, over seeds {', '.join(map(str, best.seeds))}; accuracy changes by {cost} points."
+            f"{few}"
+        )
     n_own = next(len(run.frame) for run in comparison.scored if run.label == base)
-    shared = f" on the {difference['n']} pairs they share" if difference["n"] < n_own else ""
+    shared = f" on the {best.n} pairs they share" if best.n < n_own else ""
     return (
-        f"Take {best}: of the runs with a reward accuracy within {base}'s 95 % interval{shared} (at least "
-        f"{100 * _floor(difference['accuracies']['baseline']):.1f} %) it keeps the chosen log-likelihood highest, "
-        f"{format_interval(gain)} nats above {base}; accuracy changes by {format_interval(cost, '+z.1f', 100)} points."
-        f"{say_if_few(difference['n'], difference['n_prompts'])}"
-    )
-
-
-def check_theory(runs: pd.DataFrame, theory: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Lays what `theory-gap` predicted beside what the runs measured, a row per constant lambda, DPO among them.
-
-    With `advice` in the summary the prediction is the forecast, nats of change per nat of mean margin that DPO gains,
-    times the margin DPO did gain. Without it, it is (1 - f) mean u of the theorem as printed: only its order means
-    something. Rank agreement is Kendall's tau, 1 for the same order and -1 for the reverse.
-
-    Returns None with fewer than two such runs.
-
-    Args:
-        runs: those that it is a forecast of (`theory_source.select_forecast`).
-        theory: the summary of the theory table, with its `path`.
-    """
-    advice = _read_advice(theory)
-    constant = runs[runs["lambda"].notna() & runs["chosen_displacement"].notna()].sort_values("lambda", ascending=False)
-    dpo = constant[constant["lambda"] == 1]
-    has_scale = bool((dpo["reward_margins_low"] > 0).any())
-    scale = float((dpo["reward_margins"] / dpo["beta"]).mean()) if len(dpo) else math.nan
-    rows = []
-    for run in constant.to_dict("records"):
-        predicted = _predict(theory, advice, float(run["lambda"]), scale)
-        if predicted is not None:
-            rows.append(
-                {
-                    "label": run["label"],
-                    "lambda": float(run["lambda"]),
-                    **predicted,
-                    "measured_chosen": float(run["chosen_displacement"]),
-                    "measured_accuracy": float(run["reward_accuracy"]),
-                }
-            )
-    if len({row["lambda"] for row in rows}) < 2:
-        return None
-    agreement = {
-        name: _rank_agreement([row[f"predicted_{name}"] for row in rows], [row[f"measured_{name}"] for row in rows])
-        for name in ("chosen", "accuracy")
-    }
-    source = ADVICE if advice is not None else PAPER
-    return {
-        "source": source,
-        "optimizer": (advice or {}).get("optimizer"),
-        "path": theory.get("path"),
-        "rows": rows,
-        "rank_agreement": agreement,
-        "recommended_lambda": (advice or {}).get("recommended_lambda"),
-        "reason": (advice or {}).get("reason"),
-        "statement": _state_theory(source, agreement, len(rows), advice)
-        + ("" if advice is None or has_scale else f" {_NO_SCALE}"),
-    }
-
-
-def _read_advice(theory: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The advice that `theory-gap` itself showed: `summary["advice"][summary["advice_from"]]`; None without a grid."""
-    advice = (theory.get("advice") or {}).get(theory.get("advice_from"))
-    return advice if isinstance(advice, dict) and "1" in (advice.get("grid") or {}) else None
-
-
-def _predict(
-    theory: Mapping[str, Any], advice: Mapping[str, Any] | None, lambda_: float, scale: float
-) -> dict[str, Any] | None:
-    if advice is not None:
-        cell = advice["grid"].get(f"{lambda_:g}")
-        if cell is None or math.isnan(scale):
-            return None
-        return {
-            "predicted_chosen": cell["chosen_change"]["mean"] * scale,
-            "predicted_accuracy": cell["accuracy"]["value"],
-        }
-    u, v = (theory.get(name) or {} for name in ("u", "v"))
-    if u.get("mean") is None or v.get("mean") is None:
-        return None
-    return {"predicted_chosen": (1 - lambda_) * u["mean"], "predicted_accuracy": (1 - lambda_) * v["mean"]}
-
-
-def _rank_agreement(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, float | None]:
-    """Kendall's tau-b with its exact p-value; None where all of one side are the same."""
-    result = kendalltau(predicted, measured)
-    return {
-        "tau": float(result.statistic) if np.isfinite(result.statistic) else None,
-        "p_value": float(result.pvalue) if np.isfinite(result.pvalue) else None,
-    }
-
-
-def _state_theory(
-    source: str, agreement: Mapping[str, Mapping[str, float | None]], n: int, advice: Mapping[str, Any] | None
-) -> str:
-    def say(name: str) -> str:
-        tau = agreement[name]["tau"]
-        return "not defined" if tau is None else f"{tau:+.2f}"
-
-    best = (advice or {}).get("recommended_lambda")
-    named = f" It recommended lambda {best:g} before any training." if best is not None else ""
-    if n < _MIN_RANKED:
-        return f"{n} lambdas are too few to say whether theory orders them right.{named}"
-    return (
-        f"{source} orders {n} runs by chosen log-likelihood with a rank agreement of {say('chosen')}, by reward "
-        f"accuracy with {say('accuracy')} (Kendall's tau: 1 is the order measured, -1 its reverse).{named}"
+        f"Take {best.name}: of the runs with a reward accuracy within {base}'s 95 % interval{shared} (at least "
+        f"{100 * best.floor:.1f} %) it keeps the chosen log-likelihood highest, {gain} nats above {base}; accuracy "
+        f"changes by {cost} points.{few}"
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,14 @@ import pandas as pd
 from scipy.stats import t
 
 from dpotool.results.comparison import describe_run, make_unique
-from dpotool.results.differences import MEAN_METRICS, SHARE_METRICS, Comparison, ScoredRun, compute_columns
+from dpotool.results.differences import (
+    MEAN_METRICS,
+    SHARE_METRICS,
+    Comparison,
+    ScoredRun,
+    adjust_family,
+    compute_columns,
+)
 from dpotool.results.statistics import CONFIDENCE, has_repeats, sum_clusters
 from dpotool.results.summaries import read_clusters
 
@@ -35,8 +42,9 @@ def pool_seeds(comparison: Comparison) -> list[dict[str, Any]]:
 
     Runs are of one setting where their run.yaml records the same of all that training depends on, but for the seed.
     Each is compared with the baseline's run of the same seed; where a setting has two runs of one seed, the later is
-    left out, with a warning. A row has `label`, `seeds`, `n` and, per metric, `{"mean", "ci_low", "ci_high",
-    "seed_sd"}`, or None without a reference.
+    left out, with a warning. A row has `label`, `seeds`, `runs` (seed -> label of the run), `n` and, per metric,
+    `{"mean", "ci_low", "ci_high", "seed_sd", "p_value", "p_adjusted"}` (Welch's t; Holm over the rows), or None without
+    a reference.
     """
     groups: dict[Hashable, dict[Any, ScoredRun]] = {}
     repeats: list[tuple[Hashable, str]] = []
@@ -52,10 +60,19 @@ def pool_seeds(comparison: Comparison) -> list[dict[str, Any]]:
     if left_out:
         what = "not in the table over seeds, as another run has the same settings and seed"
         warnings.warn(f"{what}: {', '.join(left_out)}", stacklevel=2)
-    return [
+    rows = [
         _pool(label, {seed: (run, base[seed]) for seed, run in runs.items() if seed in base})
         for label, runs in zip(_name_settings(pooled.values()), pooled.values(), strict=True)
     ]
+    adjust_family(rows)
+    return rows
+
+
+def find_repetitions(comparison: Comparison, labels: Collection[str]) -> set[str]:
+    """Returns the labels of all runs of the same settings as any of these, themselves among them."""
+    settings = {run.label: _find_setting(run.folder.read_manifest()["config"]) for run in comparison.scored}
+    theirs = {settings[label] for label in labels}
+    return {label for label, setting in settings.items() if setting in theirs}
 
 
 def build_seeds_frame(seeds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
@@ -99,6 +116,7 @@ def _pool(label: str, pairs: Mapping[Any, tuple[ScoredRun, ScoredRun]]) -> dict[
     columns = [tuple(_columns(run, shared) for run in runs) for runs in pairs.values()]
     clusters = read_clusters(next(iter(pairs.values()))[0].frame.loc[shared])
     row: dict[str, Any] = {"label": label, "seeds": sorted(pairs), "n": len(shared)}
+    row["runs"] = {seed: pairs[seed][0].label for seed in row["seeds"]}
     for name in (*MEAN_METRICS, *SHARE_METRICS):
         is_known = all(name in side for both in columns for side in both)
         row[name] = _combine([ours[name] - theirs[name] for ours, theirs in columns], clusters) if is_known else None
@@ -124,7 +142,9 @@ def _combine(differences: Sequence[np.ndarray], clusters: np.ndarray | None) -> 
     total = from_pairs + from_seeds
     seed_sd = float(by_seed.std(ddof=1))
     if not total > 0:
-        return {"mean": mean, "ci_low": mean, "ci_high": mean, "seed_sd": seed_sd}
+        p_value = math.nan if mean else 1.0  # no spread at all to measure a difference by
+        return {"mean": mean, "ci_low": mean, "ci_high": mean, "seed_sd": seed_sd, "p_value": p_value}
     freedom = total**2 / (from_pairs**2 / max(1, n - 1) + from_seeds**2 / (n_seeds - 1))
     half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(total)
-    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "seed_sd": seed_sd}
+    p_value = 2 * float(t.sf(abs(mean) / math.sqrt(total), freedom))
+    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "seed_sd": seed_sd, "p_value": p_value}

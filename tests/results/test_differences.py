@@ -20,9 +20,10 @@ from dpotool.results.compared_table import (
 )
 from dpotool.results.differences import MEAN_METRICS, SHARE_METRICS, Comparison, compare_runs
 from dpotool.results.findings import find_out
-from dpotool.results.recommendation import check_theory, recommend
+from dpotool.results.recommendation import recommend
 from dpotool.results.runs import RunFolder, summary_path
 from dpotool.results.tables import SCORE_SCHEMA, THEORY_SCHEMA, read_table, write_table
+from dpotool.results.theory_check import check_theory
 
 
 @pytest.fixture(scope="module")

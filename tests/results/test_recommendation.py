@@ -5,27 +5,37 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from scored_runs import write_scored_run
 from synthetic_frames import make_score_frame
 
 from dpotool.results.compared_table import describe_differences
-from dpotool.results.differences import Comparison, ScoredRun, _adjust, _compare, excludes_zero
+from dpotool.results.differences import Comparison, ScoredRun, _compare, adjust_family, excludes_zero
+from dpotool.results.findings import find_out
 from dpotool.results.recommendation import recommend
 from dpotool.results.runs import RunFolder
 
 
+class Nowhere(RunFolder):
+    """A run that was never written."""
+
+    def read_manifest(self) -> dict[str, Any]:
+        return {"config": {"loss": self.name}, "seed": 1}
+
+
 def compare_frames(frames: dict[str, pd.DataFrame], *, seed: int = 0) -> Comparison:
     """As `compare_runs` of runs that lie nowhere; the first is the baseline."""
-    scored = [
-        ScoredRun(label, RunFolder(Path(label)), frame.set_index("pair_id", drop=False), {}, Path(label))
-        for label, frame in frames.items()
-    ]
+    scored = []
+    for label, frame in frames.items():
+        frame = frame.set_index("pair_id", drop=False)
+        scored.append(ScoredRun(label, Nowhere(Path(label)), frame, {}, Path(label)))
     base = scored[0]
     differences = {run.label: _compare(run, base, 500, seed) for run in scored[1:]}
-    _adjust(differences)
+    adjust_family(differences.values())
     accuracies = [float((run.frame["reward_margins"] > 0).mean()) for run in scored]
     runs = pd.DataFrame({"label": list(frames), "path": list(frames), "lambda": math.nan, "seed": 1})
     runs["reward_accuracy"], runs["reward_accuracy_low"] = accuracies, 0.0
@@ -59,8 +69,8 @@ def test_of_five_pairs_nothing_is_claimed_where_nothing_is():
 
 
 def test_false_claims_are_as_rare_as_the_adjusted_p_value_says():
-    """Of 150 studies of three models and eight pairs at most 5 % may claim anything; a standard error of 1.8 %."""
-    studies = draw_studies(8, 150, 3)
+    """Of 100 studies of three models and eight pairs at most 5 % may claim anything; a standard error of 2.2 %."""
+    studies = draw_studies(8, 100, 3)
     claims = np.mean([count_claims(study) for study in studies], axis=0)
 
     assert (claims <= 0.08).all()
@@ -118,3 +128,49 @@ def test_prompts_are_what_is_few(n_prompts, note):
     [sentence] = describe_differences(compare_frames(frames))
 
     assert (" are few: " in sentence) == bool(note) and note in sentence
+
+
+def train_seeds(folder: Path, displacements: dict[int, float], **config) -> list[str]:
+    """Runs of one setting and several seeds; what training moved the chosen log-likelihood by differs between them."""
+    paths = []
+    for seed, displacement in displacements.items():
+        run = write_scored_run(folder.with_name(f"{folder.name}-{seed}"), displacement=displacement, **config)
+        run.update_manifest(seed=seed, config=run.read_manifest()["config"] | {"seed": seed})
+        paths.append(str(run.path))
+    return paths
+
+
+SHIFT = {"loss": "shift", "lambda_": 0.9}
+
+
+def test_a_repetition_of_the_baseline_is_not_recommended_over_it(tmp_path):
+    """One more DPO run, seven nats above the first by the luck of its seed."""
+    paths = train_seeds(tmp_path / "dpo", {42: -14, 43: -7}, loss="dpo")
+    found = find_out(paths).recommendation
+
+    assert found["recommended"] == "DPO (dpo-42)"
+    assert found["statement"].startswith("Stay with DPO (dpo-42): all other runs are of its own setting")
+
+
+def test_a_setting_is_judged_by_all_its_seeds_not_the_luckiest(tmp_path):
+    """Of three seeds one lies far above DPO and two below: by itself, on its pairs, the lucky one would be taken."""
+    base = train_seeds(tmp_path / "dpo", {42: -9, 43: -9, 44: -9}, loss="dpo")
+    lucky = train_seeds(tmp_path / "shift", {42: -9.5, 43: -10, 44: -4}, **SHIFT)
+    assert find_out([*base, lucky[2]]).recommendation["path"] == lucky[2]
+
+    again = train_seeds(tmp_path / "again" / "shift", {44: -4}, **SHIFT)
+    with pytest.warns(UserWarning, match="another run has the same settings and seed"):
+        found = find_out([*base, *lucky, *again]).recommendation
+    assert found["path"] == base[0] and found["setting"] is None
+
+
+def test_a_setting_that_gains_over_its_seeds_is_taken_by_the_baselines_seed(tmp_path):
+    base = train_seeds(tmp_path / "dpo", {42: -14, 43: -13.9, 44: -14.1}, loss="dpo")
+    better = train_seeds(tmp_path / "shift", {42: -8, 43: -8.1, 44: -6}, **SHIFT)
+    found = find_out([*base, *better])
+
+    recommendation, [pooled] = found.recommendation, found.seeds
+    assert (recommendation["path"], recommendation["setting"]) == (better[0], "DPO-Shift λ=0.9")
+    assert recommendation["gain"]["mean"] == pooled["chosen_logps"]["mean"]
+    assert pooled["chosen_logps"]["p_adjusted"] == pooled["chosen_logps"]["p_value"] < 0.05
+    assert " nats above DPO (dpo-42) of the same seed, over seeds 42, 43, 44; " in recommendation["statement"]

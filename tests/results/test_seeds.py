@@ -24,6 +24,7 @@ def test_two_seeds_by_hand():
     assert found["mean"] == 2.5
     assert (found["ci_low"], found["ci_high"]) == pytest.approx((2.5 - half, 2.5 + half))
     assert found["seed_sd"] == pytest.approx(math.sqrt(0.5))
+    assert found["p_value"] == pytest.approx(2 * stats.t.sf(2.5 / math.sqrt(1.25), 25 / 17))
 
 
 def test_seeds_that_agree_leave_the_interval_of_the_pairs():
@@ -143,4 +144,5 @@ def test_two_runs_of_one_seed_count_once_and_say_so(tmp_path):
     what = r"same settings and seed: DPO-Shift λ=0\.9 \(more/a-1\), DPO-Shift λ=0\.9 \(more/a-2\)$"
     with pytest.warns(UserWarning, match=what):
         [row] = pool_seeds(compare_runs(runs, n_resamples=50))
-    assert row == once[0]
+    assert row | {"runs": None} == once[0] | {"runs": None}
+    assert ["more" in label for label in row["runs"].values()] == [False, False]

@@ -13,7 +13,7 @@ from dpotool.results.comparison import collect_runs
 from dpotool.results.findings import find_out
 from dpotool.results.runs import RunFolder, summary_path
 from dpotool.results.tables import THEORY_SCHEMA, write_table
-from dpotool.results.theory_source import find_theory, select_forecast
+from dpotool.results.theory_check import find_theory, select_forecast
 
 START = {"model": "m", "data": "demo", "split": "train", "at_reference": True, "label": "m"}
 
