@@ -27,8 +27,15 @@ def register(app: typer.Typer) -> None:
 
 def run(config: ReportConfig, console: Console, runs: list[str]) -> None:
     """Write one self-contained page on scored runs: verdict, differences, figures, theory, pairs, how to repeat it."""
+    from dpotool.report.logs import NO_VERDICT, has_only_logs, write_log_report
     from dpotool.report.run import write_report
 
+    if has_only_logs(runs):
+        path = write_log_report(runs, config)
+        console.warn(NO_VERDICT)
+        console.say(f"report: {path}")
+        console.finish({"path": str(path), "statement": NO_VERDICT})
+        return
     report = write_report(runs, config, find_texts=find_texts)
     for problem in report.findings.comparison.problems:
         console.warn(problem)

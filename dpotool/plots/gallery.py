@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import pandas as pd
 from matplotlib.figure import Figure
 
 from dpotool.errors import DpotoolError, suggest_nearest
@@ -111,27 +110,19 @@ def _tradeoff(scene: Scene) -> dict[str, Figure]:
 
 
 def _trajectory(scene: Scene) -> dict[str, Figure]:
-    if scene.runs.empty:
-        return _trajectory_without_scores(scene)
-    metrics = scene.read_metrics()
+    metrics = scene.read_metrics()  # of runs that are not scored too: what they logged needs no scores
     if not metrics:
+        _need_scores(scene)
         where = str(scene.everything[0].path)
         raise DpotoolError("no metrics.jsonl here", where=where, remedy="Only runs of `dpotool train` log a trajectory")
-    return {"trajectory": plot_trajectory(metrics, **scene.title, n_eval_pairs=_count_evaluated(scene))}
-
-
-def _trajectory_without_scores(scene: Scene) -> dict[str, Figure]:
-    """Of runs that are not scored, imported ones among them: what they logged needs no scores."""
-    logged = [folder for folder in scene.everything if folder.metrics_path.exists()]
-    if not logged:
-        _need_scores(scene)
-    metrics = {folder.name: pd.DataFrame(folder.read_metrics()) for folder in logged}
-    return {"trajectory": plot_trajectory(metrics, model=", ".join(metrics), data="")}
+    title = {"model": ", ".join(metrics), "data": ""} if scene.runs.empty else scene.title
+    return {"trajectory": plot_trajectory(metrics, **title, n_eval_pairs=_count_evaluated(scene))}
 
 
 def _count_evaluated(scene: Scene) -> int | None:
     """Returns how many pairs the runs were evaluated on in training, where they agree; scores may be of other data."""
-    found = {folder.read_manifest()["data"].get("eval", {}).get("n_pairs") for folder in scene.folders}
+    manifests = [folder.read_manifest() for folder in scene.list_logs().values()]
+    found = {manifest["data"].get("eval", {}).get("n_pairs") for manifest in manifests}
     return found.pop() if len(found) == 1 else None
 
 

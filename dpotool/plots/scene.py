@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,18 @@ class Scene:
             for label, folder in zip(self.runs["label"], self.folders, strict=True)
         }
 
+    def list_logs(self) -> dict[str, RunFolder]:
+        """Returns label -> run that logged while training; one that is not scored goes by its folder's name."""
+        labels = map(str, self.runs["label"]) if self.folders else ()
+        found = dict(zip(labels, self.folders, strict=True))
+        for folder in self.everything:
+            if folder.path.resolve() not in {known.path.resolve() for known in found.values()}:
+                found[_name_apart(folder, found)] = folder
+        return {label: folder for label, folder in found.items() if folder.metrics_path.exists()}
+
     def read_metrics(self) -> dict[str, pd.DataFrame]:
-        """Returns label -> metrics rows, of the runs that trained."""
-        return {
-            str(label): pd.DataFrame(folder.read_metrics())
-            for label, folder in zip(self.runs["label"], self.folders, strict=True)
-            if folder.metrics_path.exists()
-        }
+        """Returns label -> metrics rows, of the runs that logged while training."""
+        return {label: pd.DataFrame(folder.read_metrics()) for label, folder in self.list_logs().items()}
 
     def find_theory(self, holds: Callable[[dict[str, Any]], Any] = lambda _: True) -> Findings | None:
         """Returns the first folder's newest theory table, of those whose summary `holds` what is needed."""
@@ -100,6 +105,14 @@ def read_scene(paths: Sequence[str], config: PlotConfig) -> Scene:
     scored = [folder for folder in everything if folder.list_scores()]
     runs = collect_runs(scored, data=config.data, split=config.split) if scored else pd.DataFrame()
     return Scene(runs, scored, everything, config)
+
+
+def _name_apart(folder: RunFolder, taken: Collection[str]) -> str:
+    """The folder's name, with as many folders above it as tell it from the others."""
+    name, above = folder.name, folder.path.resolve().parent
+    while name in taken:
+        name, above = f"{above.name}/{name}", above.parent
+    return name
 
 
 def _matches(about: dict[str, Any], config: PlotConfig) -> bool:

@@ -38,11 +38,12 @@ def plot_trajectory(
         model, data: for the title.
         n_eval_pairs: pairs in the evaluation set, for the title.
 
-    Raises DpotoolError when a run logged neither.
+    A run that logged neither is named below the panels. Raises DpotoolError when none logged any.
     """
-    for label, rows in metrics.items():
-        if not any(len(_series(rows, f"{prefix}logps/chosen")) for prefix in ("", "eval_")):
-            raise DpotoolError("no logps/chosen logged", where=label, remedy="Only preference losses log it")
+    without = [label for label, rows in metrics.items() if not _has_logps(rows)]
+    if len(without) == len(metrics):
+        raise DpotoolError("no logps/chosen logged", where=without[0], remedy="Only preference losses log it")
+    metrics = {label: rows for label, rows in metrics.items() if label not in without}
     n_columns = min(3, len(metrics))
     n_rows = math.ceil(len(metrics) / n_columns)
     figure = make_figure(max(7.0, 3.3 * n_columns), 1.3 + (3.6 if len(metrics) == 1 else 2.3) * n_rows)
@@ -62,8 +63,13 @@ def plot_trajectory(
     n_logged = sum(len(rows) for rows in metrics.values())
     n = f"n = {n_eval_pairs:,} evaluated pairs" if n_eval_pairs else f"n = {count(n_logged, 'logged row')}"
     set_title(figure, "Likelihoods while training", model, data, n)
-    set_note(figure, _describe(list(metrics.values())))
+    not_shown = f" Not shown, as no logps/chosen logged: {', '.join(without)}." if without else ""
+    set_note(figure, _describe(list(metrics.values())) + not_shown)
     return figure
+
+
+def _has_logps(rows: pd.DataFrame) -> bool:
+    return any(len(_series(rows, f"{prefix}logps/chosen")) for prefix in ("", "eval_"))
 
 
 def _series(rows: pd.DataFrame, name: str) -> pd.Series:

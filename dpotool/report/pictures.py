@@ -18,6 +18,7 @@ from dpotool.plots.quadrants import QUADRANTS, count_quadrants, plot_quadrants
 from dpotool.plots.scene import Scene
 from dpotool.plots.tradeoff import is_on_front, plot_tradeoff
 from dpotool.report.blocks import Paragraph, Picture
+from dpotool.report.series import describe_source, read_ends
 from dpotool.report.size import DPI
 
 
@@ -101,19 +102,18 @@ def draw_quadrants(scene: Scene, dpi: int = DPI) -> list[Picture | Paragraph]:
 
 def draw_trajectory(scene: Scene, dpi: int = DPI) -> list[Picture | Paragraph]:
     """Log-likelihoods while training."""
-    ends = []
+    words = []
     for label, rows in scene.read_metrics().items():
-        if "eval_logps/chosen" in rows:
-            known = rows.dropna(subset=["eval_logps/chosen"])
-            if len(known) > 1:
-                first, last = known.iloc[0], known.iloc[-1]
-                ends.append(
-                    f"{label}: evaluated chosen from {first['eval_logps/chosen']:.2f} at step {int(first['step'])} to "
-                    f"{last['eval_logps/chosen']:.2f} at step {int(last['step'])}"
-                )
+        sides = ((side, read_ends(rows, f"logps/{side}")) for side in ("chosen", "rejected"))
+        moves = [
+            f"{side} from {ends.first:.2f} at step {ends.steps[0]} to {ends.last:.2f} at step {ends.steps[1]}"
+            for side, ends in sides
+            if ends
+        ]
+        words.append(f"{label}, {describe_source(rows)}: {', '.join(moves) or 'none logged'}")
     return _try(
         dpi, "trajectory", lambda: KINDS["trajectory"](scene)["trajectory"],
-        f"Mean log-likelihoods of chosen and rejected over optimiser steps, a panel per run. {'; '.join(ends)}.",
+        f"Mean log-likelihoods of chosen and rejected over optimiser steps, a panel per run. {'; '.join(words)}.",
         "Mean log-likelihoods of chosen and rejected while training.",
     )  # fmt: skip
 

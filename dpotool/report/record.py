@@ -130,9 +130,9 @@ def say_how_to_repeat(material: Material) -> list[Block]:
     return blocks
 
 
-def describe_setup(material: Material) -> list[Block]:
+def describe_setup(manifests: Mapping[str, Mapping[str, Any]]) -> list[Block]:
     """Settings in which runs differ and agree, and the machine and versions behind the first run."""
-    configs = {label: manifest["config"] for label, manifest in material.manifests.items()}
+    configs = {label: manifest["config"] for label, manifest in manifests.items()}
     names = list(dict.fromkeys(name for config in configs.values() for name in config if name != "output"))
     same, different = [], []
     for name in names:
@@ -146,11 +146,10 @@ def describe_setup(material: Material) -> list[Block]:
         rows = [[label, *(values[i] for _, values in different)] for i, label in enumerate(configs)]
         blocks.append(Table("What differs between the runs", ["run", *(n for n, _ in different)], rows, is_text=True))
     blocks.append(Table("What they have in common", ["setting", "value"], same, is_text=True))
-    first = next(iter(material.manifests.values()))
+    label, first = next(iter(manifests.items()))
     about = [[name, _show(first.get(name))] for name in ("created", "git_sha")]
     for part in ("hardware", "fingerprints", "versions"):
         about += [[f"{part}: {name}", _show(value)] for name, value in (first.get(part) or {}).items()]
-    label = next(iter(material.manifests))
     blocks.append(Table(f"Manifest of {label}", ["entry", "value"], [row for row in about if row[1]], is_text=True))
     return blocks
 

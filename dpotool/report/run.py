@@ -51,27 +51,40 @@ def write_report(paths: Sequence[str], config: ReportConfig, *, find_texts: Find
 
     Raises DpotoolError when a path is no run, nothing is scored, or the format or output cannot be used.
     """
-    format_ = _choose_format(config)
+    _choose_format(config)  # before any work
     if config.pairs < 0:
         raise DpotoolError("must not be negative", where="--pairs", got=str(config.pairs))
     findings = find_out(paths, baseline=config.baseline, data=config.data, split=config.split, seed=config.seed)
     texts = find_texts(findings, config.pairs)
 
     def build(dpi: int) -> Page:
-        page = build_page(paths, findings, config, texts, dpi)
-        return hide_paths(map_text(page, lambda text: text.replace("log pi(", "log π(")))
+        return build_page(paths, findings, config, texts, dpi)
 
+    target, page = write_page(build, paths, config)
+    return Report(target, page, findings)
+
+
+def write_page(build: Callable[[int], Page], paths: Sequence[str], config: ReportConfig) -> tuple[Path, Page]:
+    """Writes the page that `build` makes at some dots per inch, as small and without folders as a page must be.
+
+    Raises DpotoolError when the format or output cannot be used.
+    """
+
+    def build_to_send(dpi: int) -> Page:
+        return hide_paths(map_text(build(dpi), lambda text: text.replace("log pi(", "log π(")))
+
+    format_ = _choose_format(config)
     target = Path(config.output) if config.output else Path(paths[0]) / f"report{FORMATS[format_]}"
     if format_ == "html":
-        page, html = fit_page(build, render_html)
+        page, html = fit_page(build_to_send, render_html)
         write_text(target, html)
     else:
-        page = build(DPI)
+        page = build_to_send(DPI)
         folder = target.with_suffix("").with_name(f"{target.stem}_pictures")
         for picture in _pictures(page):
             write_bytes(folder / f"{picture.name}.png", picture.png)
         write_text(target, render_markdown(page, folder.name))
-    return Report(target, page, findings)
+    return target, page
 
 
 def build_page(
@@ -88,13 +101,17 @@ def build_page(
     first = comparison.runs.iloc[0]
     n = len(comparison.runs)
     subtitle = f"{n} model{'' if n == 1 else 's'} on {first['data']} [{first['split']}], n = {first['n']}"
-    made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
     return Page(
         title=f"Likelihood displacement: {first['model']}",
         subtitle=f"{subtitle}; log-likelihoods are sums over completion tokens in nats",
         sections=build_sections(material),
-        footer=f"Written by dpotool {__version__}, {made}.",
+        footer=sign_page(),
     )
+
+
+def sign_page() -> str:
+    """Returns the last line of a page: what wrote it, and when."""
+    return f"Written by dpotool {__version__}, {datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC')}."
 
 
 def render_html(page: Page) -> str:

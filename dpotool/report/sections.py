@@ -157,6 +157,10 @@ def _pairs(material: Material) -> list[Block]:
     return show_pairs(material.findings, material.texts, material.n_pairs)
 
 
+def _setup(material: Material) -> list[Block]:
+    return describe_setup(material.manifests)
+
+
 SECTIONS: dict[str, tuple[str, Callable[[Material], list[Block]]]] = {
     "verdict": ("Verdict", _verdict),
     "words": ("Words on this page", _words),
@@ -170,7 +174,7 @@ SECTIONS: dict[str, tuple[str, Callable[[Material], list[Block]]]] = {
     "pairs": ("Worst and best pairs", _pairs),
     "data": ("Data problems", list_data_problems),
     "checks": ("Self-check", check_itself),
-    "setup": ("Setup and manifest", describe_setup),
+    "setup": ("Setup and manifest", _setup),
     "reproduce": ("How to reproduce", say_how_to_repeat),
 }
 """Address -> heading, and what makes its content."""

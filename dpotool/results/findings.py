@@ -131,8 +131,9 @@ def find_out(
     folders = expand_sweeps(paths)
     scored = [folder for folder in folders if folder.list_scores()]
     if not scored:
-        raise DpotoolError("no scores here", where=paths[0], remedy=f"Run `dpotool score {paths[0]}` first")
+        raise _no_scores(paths[0], folders)
     comparison = compare_runs(scored, baseline=baseline, data=data, split=split, seed=seed)
+    comparison.problems.extend(_name_unscored(folders))
     verdicts = {run.label: judge_displacement(run.frame, seed=seed) for run in comparison.scored}
     seeds = pool_seeds(comparison)
     return Findings(
@@ -144,3 +145,23 @@ def find_out(
         theory=_check_theory(comparison, find_theory(folders, comparison.runs)),
         seeds=seeds,
     )
+
+
+def _no_scores(path: str, folders: Sequence[RunFolder]) -> DpotoolError:
+    if all(folder.read_manifest()["kind"] == "import" for folder in folders):
+        remedy = (
+            "It is a log that was imported: `dpotool report` and `dpotool plot trajectory` show it. For pairs run "
+            "`dpotool score CHECKPOINT --reference START --data PAIRS`"
+        )
+    else:
+        remedy = f"Run `dpotool score {path}` first"
+    return DpotoolError("no scores here", where=path, remedy=remedy)
+
+
+def _name_unscored(folders: Sequence[RunFolder]) -> list[str]:
+    """Runs that were named and that no difference can be told of; folders of theory and sweeps have none to show."""
+    return [
+        f"{folder.name} has no scores: it is not among the models compared."
+        for folder in folders
+        if not folder.list_scores() and folder.read_manifest()["kind"] in ("train", "score", "import")
+    ]

@@ -212,3 +212,13 @@ def test_version_and_module_entry(dpotool: Any) -> None:
     assert dpotool("--version").out.startswith("dpotool 0.")
     result = subprocess.run([sys.executable, "-m", "dpotool", "--version"], capture_output=True, text=True, check=True)
     assert result.stdout.startswith("dpotool 0.")
+
+
+def test_a_log_alone_makes_a_report_that_warns(dpotool: Any) -> None:
+    history = [{"step": step, "logps/chosen": -10.0 - step, "logps/rejected": -12.0 - step} for step in (1, 2)]
+    Path("trainer_state.json").write_text(json.dumps({"log_history": history}))
+    assert dpotool("import", "trainer_state.json", "--output", "trl").code == 0
+    outcome = dpotool("report", "trl", "-o", "page.html")
+    assert (outcome.code, outcome.out) == (0, "report: page.html\n")
+    assert "warning: No verdict: nothing here is scored" in outcome.err
+    assert ">What is missing</h2>" in Path("page.html").read_text(encoding="utf-8")

@@ -92,6 +92,15 @@ def test_a_single_logged_row_can_be_drawn():
     assert "n = 1 logged row" in figure.get_suptitle()
 
 
+def test_a_run_that_logged_no_likelihoods_is_named_below_the_others():
+    metrics = {"DPO": pd.DataFrame(make_metric_rows(20)), "sft": pd.DataFrame([{"step": 1, "loss": 2.0}])}
+
+    figure = plot_trajectory(metrics, model="m", data="d")
+
+    assert [axes.get_title(loc="left") for axes in figure.axes] == ["DPO"]
+    assert figure.get_supxlabel().replace("\n", " ").endswith("Not shown, as no logps/chosen logged: sft.")
+
+
 def test_a_run_that_logged_no_likelihoods_is_one_line():
     with pytest.raises(DpotoolError, match=r"sft: no logps/chosen logged. Only preference losses log it"):
         plot_trajectory({"sft": pd.DataFrame([{"step": 1, "loss": 2.0}])}, model="m", data="d")

@@ -1,0 +1,88 @@
+"""The page on runs that only left a training log: its figure, its first and last values, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from dpotool.plots.config import PlotConfig
+from dpotool.plots.scene import Scene, read_scene
+from dpotool.report.blocks import Block, Bullets, Page, Paragraph, Section, Table
+from dpotool.report.config import ReportConfig
+from dpotool.report.pictures import draw_trajectory
+from dpotool.report.record import describe_setup
+from dpotool.report.run import sign_page, write_page
+from dpotool.report.series import describe_source, read_ends
+from dpotool.results.comparison import expand_sweeps
+from dpotool.results.runs import RunFolder
+
+NO_VERDICT = "No verdict: nothing here is scored, and a log has means over batches, not pairs."
+_MISSING = [
+    "No verdict, differences, intervals or tests, no worst and best pairs: they need scores, a row per pair.",
+    "The table below goes from the first value logged, which may not be that of the model before training.",
+]
+_LOGGED = {
+    "logps/chosen": "log π(chosen), nats",
+    "logps/rejected": "log π(rejected), nats",
+    "displacement/chosen": "change of chosen from the reference, nats",
+    "rewards/margins": "reward margin",
+    "rewards/accuracies": "reward accuracy",
+}
+
+
+def has_only_logs(paths: Sequence[str]) -> bool:
+    """Whether the runs that the paths stand for have training logs, and none of them scores.
+
+    Raises DpotoolError for a folder that is no run.
+    """
+    folders = expand_sweeps(paths)
+    return any(run.metrics_path.exists() for run in folders) and not any(run.list_scores() for run in folders)
+
+
+def write_log_report(paths: Sequence[str], config: ReportConfig) -> Path:
+    """Writes the page on what the runs logged while training; returns where it is.
+
+    Raises DpotoolError when a path is no run, or the format or output cannot be used.
+    """
+    scene = read_scene(paths, PlotConfig(data=config.data, split=config.split))
+    target, _ = write_page(lambda dpi: _build_page(scene, dpi), paths, config)
+    return target
+
+
+def _build_page(scene: Scene, dpi: int) -> Page:
+    logs, metrics = scene.list_logs(), scene.read_metrics()
+    manifests = {label: run.read_manifest() for label, run in logs.items()}
+    return Page(
+        title=f"Training log: {', '.join(logs)}",
+        subtitle="means that training logged; log-likelihoods are sums over completion tokens in nats",
+        sections=[
+            Section("verdict", "What is missing", _say_what_is_missing(logs)),
+            Section("logged", "First and last logged", _tabulate_ends(metrics)),
+            Section("trajectory", "While training", [*draw_trajectory(scene, dpi)]),
+            Section("setup", "Setup and manifest", describe_setup(manifests)),
+        ],
+        footer=sign_page(),
+    )
+
+
+def _say_what_is_missing(logs: Mapping[str, RunFolder]) -> list[Block]:
+    score = [
+        f"`dpotool score {run.path}` scores {label}."
+        if run.read_manifest()["kind"] == "train"
+        else f"`dpotool score CHECKPOINT --reference START --data PAIRS` scores a checkpoint of {label}."
+        for label, run in logs.items()
+    ]
+    return [Paragraph(NO_VERDICT, tone="lead"), Bullets([*_MISSING, *score])]
+
+
+def _tabulate_ends(metrics: Mapping[str, pd.DataFrame]) -> list[Block]:
+    """A row per run; `-` where a value was not logged."""
+    rows = []
+    for label, table in metrics.items():
+        ends = [read_ends(table, name) for name in _LOGGED]
+        cells = [f"{end.first:.4g} to {end.last:.4g}" if end else "-" for end in ends]
+        rows.append([label, describe_source(table), f"{table['step'].min():g} to {table['step'].max():g}", *cells])
+    caption = "What was logged first and last"
+    return [Table(caption, ["run", "means over", "steps", *_LOGGED.values()], rows)]

@@ -1,0 +1,94 @@
+"""A training log without scores: a page of what it has, and its line beside scored runs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from scored_runs import write_scored_run
+from synthetic_frames import make_metric_rows
+
+from dpotool.errors import DpotoolError
+from dpotool.report.config import ReportConfig
+from dpotool.report.logs import has_only_logs, write_log_report
+from dpotool.report.run import Report, write_report
+from dpotool.report.series import Ends, read_ends
+from dpotool.results.findings import find_out
+from dpotool.scoring.foreign.config import ImportConfig
+from dpotool.scoring.foreign.run import import_file
+
+
+def import_log(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:
+    """A TRL log: two batches of known means, an evaluation in between of another."""
+    if rows is None:
+        rows = [
+            {"step": 1, "logps/chosen": -10.0, "logps/rejected": -12.0, "rewards/chosen": 0.0, "rewards/margins": 0.1},
+            {"step": 2, "logps/chosen": -13.5, "logps/rejected": -20.0, "rewards/chosen": -0.3, "rewards/margins": 0.5},
+            {"step": 2, "train_runtime": 9.0},
+        ]
+    folder.mkdir(parents=True)
+    state = folder / "trainer_state.json"
+    state.write_text(json.dumps({"log_history": rows}))
+    target = folder.parent / f"{folder.name}-run"
+    import_file(str(state), ImportConfig(output=str(target), beta=0.1))
+    return target
+
+
+def show_texts(report: Report, section: str) -> str:
+    [found] = [each for each in report.page.sections if each.id == section]
+    return " ".join([block.text for block in found.blocks if block.kind == "paragraph"])
+
+
+def test_first_and_last_are_those_of_evaluations_where_there_are_any() -> None:
+    rows = pd.DataFrame(
+        [
+            {"step": 1, "logps/chosen": -1.0},
+            {"step": 0, "eval_logps/chosen": -5.0},
+            {"step": 4, "eval_logps/chosen": -7.0},
+            {"step": 5, "logps/chosen": -2.0},
+        ]
+    )
+    assert read_ends(rows, "logps/chosen") == Ends((0, 4), -5.0, -7.0)
+    assert read_ends(rows.drop(columns="eval_logps/chosen"), "logps/chosen") == Ends((1, 5), -1.0, -2.0)
+    assert read_ends(rows, "logps/rejected") is None
+
+
+def test_an_imported_log_makes_a_page_that_says_what_it_lacks(tmp_path: Path) -> None:
+    run = import_log(tmp_path / "checkpoint")
+    assert has_only_logs([str(run)])
+    page = write_log_report([str(run)], ReportConfig(output=str(tmp_path / "r.md"))).read_text(encoding="utf-8")
+    assert (
+        "| checkpoint-run | training batches | 1 to 2 | -10 to -13.5 | -12 to -20 | 0 to -3 | 0.1 to 0.5 | - |" in page
+    )
+    assert "--reference START --data PAIRS\\` scores a checkpoint of checkpoint-run." in page
+    assert "training batches: chosen from -10.00 at step 1 to -13.50 at step 2, rejected from -12.00" in page
+    assert (tmp_path / "r_pictures" / "trajectory.png").stat().st_size > 5000
+
+
+def test_a_log_beside_scored_runs_is_drawn_and_named(tmp_path: Path) -> None:
+    log = import_log(tmp_path / "trl")
+    scored = write_scored_run(tmp_path / "dpo", loss="dpo")
+    for row in make_metric_rows(20):
+        scored.append_metrics(row)
+    paths = [str(scored.path), str(log)]
+    assert not has_only_logs(paths)
+
+    report = write_report(paths, ReportConfig(output=str(tmp_path / "r.html"), pairs=0))
+
+    [trajectory] = [block for section in report.page.sections for block in section.blocks
+                    if block.kind == "picture" and block.name == "trajectory"]  # fmt: skip
+    assert "DPO, evaluation pairs: chosen from -95.00 at step 0" in trajectory.alt
+    assert "trl-run, training batches: chosen from -10.00 at step 1 to -13.50 at step 2" in trajectory.alt
+    unscored = "trl-run has no scores: it is not among the models compared."
+    assert unscored in show_texts(report, "models")
+    assert find_out(paths).comparison.problems == [unscored]
+
+
+def test_comparing_a_log_says_what_can_be_done_with_it(tmp_path: Path) -> None:
+    log = import_log(tmp_path / "trl")
+    remedy = r"no scores here\. It is a log that was imported: `dpotool report` and `dpotool plot trajectory` show it"
+    with pytest.raises(DpotoolError, match=remedy):
+        find_out([str(log)])
