@@ -13,6 +13,7 @@ from dpotool.report.blocks import Block, Bullets, Page, Paragraph, Section, Tabl
 from dpotool.report.config import ReportConfig
 from dpotool.report.pictures import draw_trajectory
 from dpotool.report.record import describe_setup
+from dpotool.report.repeat import repeat_page
 from dpotool.report.run import sign_page, write_page
 from dpotool.report.series import describe_source, read_ends
 from dpotool.results.comparison import expand_sweeps
@@ -47,11 +48,11 @@ def write_log_report(paths: Sequence[str], config: ReportConfig) -> Path:
     Raises DpotoolError when a path is no run, or the format or output cannot be used.
     """
     scene = read_scene(paths, PlotConfig(data=config.data, split=config.split))
-    target, _ = write_page(lambda dpi: _build_page(scene, dpi), paths, config)
+    target, _ = write_page(lambda dpi: _build_page(scene, paths, config, dpi), paths, config)
     return target
 
 
-def _build_page(scene: Scene, dpi: int) -> Page:
+def _build_page(scene: Scene, paths: Sequence[str], config: ReportConfig, dpi: int) -> Page:
     logs, metrics = scene.list_logs(), scene.read_metrics()
     manifests = {label: run.read_manifest() for label, run in logs.items()}
     return Page(
@@ -62,6 +63,7 @@ def _build_page(scene: Scene, dpi: int) -> Page:
             Section("logged", "First and last logged", _tabulate_ends(metrics)),
             Section("trajectory", "While training", [*draw_trajectory(scene, dpi)]),
             Section("setup", "Setup and manifest", describe_setup(manifests)),
+            Section("reproduce", "How to reproduce", repeat_page(paths, config)),
         ],
         footer=sign_page(),
     )

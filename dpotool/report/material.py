@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpotool.plots.scene import Scene
+from dpotool.report.config import ReportConfig
 from dpotool.report.texts import TextSource
 from dpotool.results.findings import Findings
 
@@ -19,7 +20,8 @@ class Material:
     texts: TextSource
     paths: list[str]
     """What the user named."""
-    n_pairs: int
+    config: ReportConfig
+    """What the report was told."""
     manifests: dict[str, dict[str, Any]]
     """label -> run.yaml"""
     dpi: int

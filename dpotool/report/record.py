@@ -1,13 +1,12 @@
-"""The sections that let a reader check and repeat a report: data problems, self-check, settings, commands."""
+"""The sections that let a reader check a report: data problems, self-check, settings."""
 
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpotool.report.blocks import Block, Bullets, Code, Paragraph, Subheading, Table
+from dpotool.report.blocks import Block, Bullets, Paragraph, Table
 from dpotool.report.material import Material
 from dpotool.results.runs import summary_path
 from dpotool.results.summaries import check_margin_identity, split_scored
@@ -102,32 +101,6 @@ def _identity_columns(frame: Any) -> Mapping[str, Any]:
     for side in ("chosen", "rejected"):
         columns[f"{side}_displacement"] = columns[f"{side}_logps"] - columns[f"ref_{side}_logps"]
     return columns
-
-
-def say_how_to_repeat(material: Material) -> list[Block]:
-    """The commands that make the page and the runs again, and the tables that were read."""
-    scored = material.findings.comparison.scored
-    lines = [f"dpotool report {shlex.join(material.paths)}", f"dpotool compare {shlex.join(material.paths)}"]
-    trained = []
-    for run in scored:
-        if material.manifests[run.label]["kind"] == "train":
-            path = str(run.folder.path)
-            trained.append(f"dpotool train --config {shlex.quote(path)}/run.yaml --output {shlex.quote(path)}-again")
-            trained.append(f"dpotool score {shlex.quote(path)}-again")
-    blocks: list[Block] = [
-        Paragraph("The page again, from the tables, without any model:"),
-        Code("\n".join(lines)),
-    ]
-    if trained:
-        blocks += [
-            Paragraph("The runs again. On the same machine and versions the numbers repeat; see the manifest above."),
-            Code("\n".join(trained)),
-        ]
-    sources = [f"{run.label}: {run.path}" for run in scored]
-    if material.findings.theory:
-        sources.append(f"theory: {material.findings.theory['path']}")
-    blocks += [Subheading("Tables read"), Bullets(sources)]
-    return blocks
 
 
 def describe_setup(manifests: Mapping[str, Mapping[str, Any]]) -> list[Block]:

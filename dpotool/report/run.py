@@ -97,7 +97,7 @@ def build_page(
     theory = find_theory(findings.folders, comparison.runs)
     scene = Scene(comparison.runs, folders, findings.folders, settings, theory)
     manifests = {run.label: run.folder.read_manifest() for run in comparison.scored}
-    material = Material(findings, scene, texts, list(paths), config.pairs, manifests, dpi)
+    material = Material(findings, scene, texts, list(paths), config, manifests, dpi)
     first = comparison.runs.iloc[0]
     n = len(comparison.runs)
     subtitle = f"{n} model{'' if n == 1 else 's'} on {first['data']} [{first['split']}], n = {first['n']}"

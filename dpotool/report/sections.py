@@ -8,7 +8,8 @@ from dpotool.report import pictures
 from dpotool.report.blocks import Block, Bullets, Paragraph, Section, Table
 from dpotool.report.material import Material
 from dpotool.report.pair_choice import show_pairs
-from dpotool.report.record import check_itself, describe_setup, list_data_problems, say_how_to_repeat
+from dpotool.report.record import check_itself, describe_setup, list_data_problems
+from dpotool.report.repeat import say_how_to_repeat
 from dpotool.results.compared_table import EFFECTS_TITLE, tabulate_comparison, tabulate_effects, tabulate_seeds
 
 _CRITERIA = ("displaced", "rejected_falls_more", "ranking_kept", "mass_near_chosen")
@@ -154,7 +155,7 @@ def _theory(material: Material) -> list[Block]:
 
 
 def _pairs(material: Material) -> list[Block]:
-    return show_pairs(material.findings, material.texts, material.n_pairs)
+    return show_pairs(material.findings, material.texts, material.config.pairs)
 
 
 def _setup(material: Material) -> list[Block]:

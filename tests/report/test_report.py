@@ -16,11 +16,13 @@ from dpotool.report.blocks import Bullets, Code, Page, PairText, Paragraph, Pict
 from dpotool.report.config import ReportConfig
 from dpotool.report.pair_choice import choose_pairs
 from dpotool.report.paths import hide_paths
+from dpotool.report.repeat import choose_place
 from dpotool.report.run import Report, render_html, render_markdown, write_report
 from dpotool.report.size import LEAST_VALUABLE, fit_page
 from dpotool.report.texts import Texts, TextSource
 from dpotool.results.atomic import write_json
-from dpotool.results.runs import summary_path
+from dpotool.results.manifest import collect_manifest
+from dpotool.results.runs import RunFolder, summary_path
 from dpotool.results.tables import THEORY_SCHEMA, write_table
 
 SECTIONS = [
@@ -124,7 +126,7 @@ def test_the_structure_of_the_page(report: Report) -> None:
         "data": "table bullets",
         "checks": "table paragraph",
         "setup": "table table table",
-        "reproduce": "paragraph code paragraph code subheading bullets",
+        "reproduce": "paragraph code paragraph code paragraph subheading bullets",
     }
 
 
@@ -213,7 +215,63 @@ def test_reproduction_names_every_run_from_where_it_was_made(
     code = " ".join(block.text for block in page.sections[-1].blocks if block.kind == "code")
     assert code.startswith("dpotool report dpo shift-0.9 shift-0.5")
     for path in runs:
-        assert f"dpotool train --config {Path(path).name}/run.yaml" in code
+        name = Path(path).name
+        assert (
+            f"dpotool train --config {name}/run.yaml --output {name}-again\ndpotool score {name}-again\n" in code + "\n"
+        )
+
+
+def read_commands(paths: list[str], config: ReportConfig) -> list[str]:
+    page = write_report(paths, config).page
+    return "\n".join(block.text for block in page.sections[-1].blocks if block.kind == "code").splitlines()
+
+
+def test_reproduction_repeats_what_the_report_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_scored_run(Path("dpo"), loss="dpo")
+    write_scored_run(Path("shift"), seed=2, loss="shift", lambda_=0.9)
+    told = ReportConfig(baseline="shift", data="demo", split="test", seed=3, pairs=2, output="my page.md")
+    assert read_commands(["dpo", "shift"], told)[:2] == [
+        "dpotool report dpo shift --output 'my page.md' --baseline shift --data demo --split test --pairs 2 --seed 3",
+        "dpotool compare dpo shift --baseline shift --data demo --split test --seed 3",
+    ]
+
+
+def test_a_sweep_made_again_lies_outside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside it would be one of its runs at the next report."""
+    monkeypatch.chdir(tmp_path)
+    RunFolder(Path("runs/sweep")).write_manifest(collect_manifest("sweep", {"seed": 1}) | {"status": "finished"})
+    write_scored_run(Path("runs/sweep/dpo"), loss="dpo", beta=0.1)
+    commands = read_commands(["runs/sweep"], ReportConfig(pairs=0))
+    assert commands[2:] == [
+        "dpotool train --config runs/sweep/dpo/run.yaml --output runs/sweep-dpo-again",
+        "dpotool score runs/sweep-dpo-again",
+    ]
+    assert choose_place(Path("runs/sweep/dpo").resolve()) == str(tmp_path / "runs" / "sweep-dpo-again")
+    monkeypatch.chdir("runs/sweep")
+    assert choose_place(Path("dpo")) == "../sweep-dpo-again"
+    assert choose_place(Path()) == "../sweep-again"
+
+
+def test_scores_imports_and_forecasts_are_made_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_scored_run(Path("dpo"), loss="dpo", beta=0.1, eval_data="own.jsonl",
+                     about={"rows": {"data": "other.jsonl", "limit": 50, "test_fraction": None}})  # fmt: skip
+    write_scored_run(Path("hub"), kind="score", model="org/name")
+    bench = write_scored_run(Path("bench"))
+    told = {"file": "b.jsonl", "beta": 0.5, "lambda_": 0.9, "output": "bench", "kind": None}
+    bench.write_manifest(collect_manifest("import", told) | {"status": "finished"})
+    write_scored_run(Path("shift"), seed=2, loss="shift", lambda_=0.9)
+    theory = RunFolder(Path("start"))
+    theory.write_manifest(collect_manifest("theory", {"model": "m"}) | {"status": "finished"})
+    table = theory.theory_path("demo", "train")
+    write_table(make_theory_frame(50), table, THEORY_SCHEMA, {"label": "m", "data": "demo", "split": "train"})
+    write_json(summary_path(table), {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
+    commands = read_commands(["dpo", "hub", "bench", "shift", "start"], ReportConfig(pairs=0))
+    assert "dpotool score dpo-again --data other.jsonl --limit 50 --split test" in commands
+    assert "dpotool score org/name --config hub/run.yaml --output hub-again" in commands
+    assert "dpotool import b.jsonl --beta 0.5 --lambda 0.9 --output bench-again" in commands
+    assert commands[-1] == "dpotool theory-gap --config start/run.yaml --output start-again"
 
 
 def test_no_folder_of_this_machine_is_on_the_page(report: Report, outline: Outline, runs: list[str]) -> None:

@@ -1,0 +1,117 @@
+"""The section that says how to make a report again: the page, the runs on it, the forecast, and the tables it read."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from dpotool.report.blocks import Block, Bullets, Code, Paragraph, Subheading
+from dpotool.report.config import ReportConfig
+from dpotool.report.material import Material
+from dpotool.results.differences import ScoredRun
+from dpotool.results.runs import RunFolder
+
+_OF_COMPARE = ("baseline", "data", "split", "seed")
+
+
+def say_how_to_repeat(material: Material) -> list[Block]:
+    """The commands that make the page and the runs again, and the tables that were read."""
+    scored, theory = material.findings.comparison.scored, material.findings.theory
+    compare = ["dpotool", "compare", *material.paths, *_list_flags(material.config, _OF_COMPARE)]
+    blocks = repeat_page(material.paths, material.config, shlex.join(compare))
+    runs = [line for run in scored for line in _repeat_run(run, material.manifests[run.label])]
+    if runs:
+        blocks += [
+            Paragraph("The runs again. On the same machine and versions the numbers repeat; see the manifest above."),
+            Code("\n".join(runs)),
+        ]
+    if theory:
+        blocks += _repeat_theory(Path(theory["path"]))
+    sources = [f"{run.label}: {run.path}" for run in scored]
+    if theory:
+        sources.append(f"theory: {theory['path']}")
+    return [*blocks, Subheading("Tables read"), Bullets(sources)]
+
+
+def repeat_page(paths: Sequence[str], config: ReportConfig, *more: str) -> list[Block]:
+    """The command that makes a page again with all that it was told, and `more` commands behind it."""
+    report = ["dpotool", "report", *paths, *_list_flags(config, [field.name for field in fields(config)])]
+    return [
+        Paragraph("The page again, from the tables, without any model:"),
+        Code("\n".join([shlex.join(report), *more])),
+    ]
+
+
+def choose_place(run: Path) -> str:
+    """Returns a folder to make a run again in, as `run` is named: beside the outermost run that it lies in.
+
+    Inside a sweep it would count as one of the sweep's own at the next report.
+    """
+    there = run.resolve()
+    outermost = [folder for folder in (there, *there.parents) if RunFolder(folder).manifest_path.is_file()][-1:]
+    above = (outermost[0] if outermost else there).parent
+    place = above / f"{'-'.join(there.relative_to(above).parts)}-again"
+    return str(place) if run.is_absolute() else os.path.relpath(place)
+
+
+def _list_flags(config: ReportConfig, names: Collection[str]) -> list[str]:
+    """What a command was told that differs from its defaults, as flags."""
+    told = {field: getattr(config, field.name) for field in fields(config) if field.name in names}
+    flags = [
+        [field.metadata["flag"] or f"--{field.name}", str(value)]
+        for field, value in told.items()
+        if value != field.default
+    ]
+    return [word for flag, value in flags for word in (flag.partition(",")[0], value)]
+
+
+def _repeat_run(run: ScoredRun, manifest: Mapping[str, Any]) -> list[str]:
+    """The commands that train and score a run, or score or import it, again."""
+    folder, place = run.folder.path, choose_place(run.folder.path)
+    there = ["--config", str(folder / "run.yaml"), "--output", place]
+    config = manifest["config"]
+    if manifest["kind"] == "train":
+        commands = [["train", *there], ["score", place, *_list_unlike(run.about, config)]]
+    elif manifest["kind"] == "score":
+        commands = [["score", str(config["model"]), *there]]
+    elif manifest["kind"] == "import":
+        told = [(name, value) for name, value in config.items() if name not in ("file", "output") and value is not None]
+        flags = [word for name, value in told for word in (f"--{name.rstrip('_')}", str(value))]
+        commands = [["import", str(config["file"]), *flags, "--output", place]]
+    else:
+        commands = []
+    return [shlex.join(["dpotool", *command]) for command in commands]
+
+
+def _list_unlike(about: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """Flags for scores that are not of the run's own pairs, or not as the run would score them."""
+    rows = about.get("rows") or {}
+    evaluated = "eval_" if config.get("eval_data") else ""
+    own = {name: config.get(f"{evaluated}{name}") for name in ("data", "limit")}
+    asked = {name: rows.get(name) for name in own} if rows else {}
+    if asked.get("data") not in (None, own["data"]):
+        asked |= {"split": about.get("split"), "test_fraction": rows.get("test_fraction")}
+    own |= {"beta": config.get("beta", about.get("beta")), "reference": config.get("reference") or config.get("model")}
+    asked |= {name: about.get(name) for name in ("beta", "reference")}
+    unlike = {name: value for name, value in asked.items() if value is not None and value != own.get(name)}
+    return [word for name, value in unlike.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def _repeat_theory(table: Path) -> list[Block]:
+    """The command behind the forecast, where its folder records it: in another run's folder only the table is kept."""
+    folder = RunFolder(table.parent.parent)
+    manifest = folder.read_manifest() if folder.manifest_path.is_file() else {"kind": None}
+    if manifest["kind"] != "theory":
+        return [
+            Paragraph(
+                f"The forecast lies in the folder of another run, {folder.path}, whose run.yaml does not have the "
+                "settings of `dpotool theory-gap`.",
+                tone="note",
+            )
+        ]
+    words = ["--config", str(folder.manifest_path), "--output", choose_place(folder.path)]
+    return [Paragraph("The forecast again:"), Code(shlex.join(["dpotool", "theory-gap", *words]))]
