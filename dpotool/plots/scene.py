@@ -11,6 +11,7 @@ import pandas as pd
 
 from dpotool.plots.config import PlotConfig
 from dpotool.results.comparison import collect_runs, expand_sweeps, find_scores
+from dpotool.results.places import tell_path
 from dpotool.results.runs import RunFolder, read_summary
 from dpotool.results.tables import read_metadata, read_table
 
@@ -58,7 +59,7 @@ class Scene:
     def title(self) -> dict[str, str]:
         """Model and data, as every picture's title says them."""
         first = self.runs.iloc[0]
-        return {"model": str(first["model"]), "data": f"{first['data']} [{first['split']}]"}
+        return {"model": tell_path(str(first["model"])), "data": f"{first['data']} [{first['split']}]"}
 
     def read_scores(self) -> dict[str, pd.DataFrame]:
         """Returns label -> score table."""

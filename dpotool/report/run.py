@@ -102,7 +102,7 @@ def build_page(
     n = len(comparison.runs)
     subtitle = f"{n} model{'' if n == 1 else 's'} on {first['data']} [{first['split']}], n = {first['n']}"
     return Page(
-        title=f"Likelihood displacement: {first['model']}",
+        title=f"Likelihood displacement: {scene.title['model']}",
         subtitle=f"{subtitle}; log-likelihoods are sums over completion tokens in nats",
         sections=build_sections(material),
         footer=sign_page(),

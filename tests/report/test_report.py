@@ -12,6 +12,7 @@ from scored_runs import write_scored_run
 from synthetic_frames import make_metric_rows, make_score_frame, make_theory_frame
 
 from dpotool.errors import DpotoolError
+from dpotool.plots.margin import plot_margin
 from dpotool.report.blocks import Bullets, Code, Page, PairText, Paragraph, Picture, Section, Table
 from dpotool.report.config import ReportConfig
 from dpotool.report.pair_choice import choose_pairs
@@ -279,22 +280,27 @@ def test_no_folder_of_this_machine_is_on_the_page(report: Report, outline: Outli
     assert "dpotool report …/dpo …/shift-0.9 …/shift-0.5" in outline.text
 
 
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("data /home/me/pairs/train.jsonl, limit", "data …/train.jsonl, limit"),
-        ("Go on with /base/runs/dpo.", "Go on with runs/dpo."),
-        ("--config '/home/me/x/run.yaml'", "--config '…/run.yaml'"),
-        ("~/data/a.jsonl C:\\Users\\me\\a.jsonl", "…/a.jsonl …/a.jsonl"),
-        ("runs/dpo and/or https://host/a/b, 1/2/3", "runs/dpo and/or https://host/a/b, 1/2/3"),
-        ("nats/token/pair at /start", "nats/token/pair at /start"),
-    ],
-)
-def test_absolute_paths_lose_their_folders(text: str, expected: str) -> None:
-    blocks = [Paragraph(text), Bullets([text]), Table("t", ["c"], [[text]]), Code(text)]
+def test_figures_name_no_folder_of_this_machine_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    titles = []
+
+    def draw(tables, *, model, data):
+        titles.append(model)
+        return plot_margin(tables, model=model, data=data)
+
+    monkeypatch.setattr("dpotool.report.pictures.plot_margin", draw)
+    run = write_scored_run(tmp_path / "dpo", loss="dpo", model="/home/me/my models/sft")
+    page = write_report([str(run.path)], ReportConfig(output=str(tmp_path / "r.html"), pairs=0)).page
+    assert titles == ["…/sft"] and page.title == "Likelihood displacement: …/sft"
+
+
+def test_every_text_but_those_of_pairs_loses_its_folders() -> None:
+    text, expected = "data /home/me/train.jsonl", "data …/train.jsonl"
+    pair = PairText("Pair 1", "", text, text, text)
+    blocks = [Paragraph(text), Bullets([text]), Table("t", ["c"], [[text]]), Code(text), pair]
     page = hide_paths(Page("t", "s", [Section("a", "A", blocks)], "f"), Path("/base"))
-    paragraph, bullets, table, code = page.sections[0].blocks
+    paragraph, bullets, table, code, kept = page.sections[0].blocks
     assert paragraph.text == bullets.items[0] == table.rows[0][0] == code.text == expected
+    assert kept == pair
 
 
 def make_heavy_page(dpi: int) -> Page:
