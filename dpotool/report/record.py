@@ -27,13 +27,14 @@ def list_data_problems(material: Material) -> list[Block]:
         n_rows, *odd = (_show(counts.get(name)) or "-" for name in names)
         ties = int((run.frame["reward_margins"] == 0).sum()) if run.is_referenced else "-"
         rows.append([run.label, n_rows, str(len(run.frame)), str(sum(excluded.values())), *odd, str(ties)])
-        for reason, n in excluded.items():
-            found.setdefault(f"{n} of the scored rows left out, {reason}.", []).append(run.label)
+        problems = [f"{n} of the scored rows left out, {reason}." for reason, n in excluded.items()]
+        for problem in problems + _list_odd(counts, "scored"):
+            found.setdefault(problem, []).append(run.label)
     blocks: list[Block] = [Table("The scored pairs: how many were left out or are odd in some way", columns, rows)]
     for label, manifest in material.manifests.items():
         for problem in _list_training_problems(manifest):
             found.setdefault(problem, []).append(label)
-    nothing = Paragraph("Nothing was left out, shortened, merged, identical or twice there.")
+    nothing = Paragraph("Nothing was left out, shortened, merged, identical or twice, in scoring or in training.")
     return [*blocks, Bullets(_say_of_whom(found, list(material.manifests))) if found else nothing]
 
 
@@ -49,7 +50,14 @@ def _list_training_problems(manifest: Mapping[str, Any]) -> list[str]:
     part = (manifest.get("data") or {}).get("train") or {}
     left_out = part.get("n_excluded") or {}
     problems = [f"{n} of {part.get('n_rows')} training rows left out, {reason}." for reason, n in left_out.items()]
-    return problems + [f"{part[name]} training pairs {what}." for name, what in _ODD.items() if part.get(name)]
+    return problems + _list_odd(part, "training")
+
+
+def _list_odd(counts: Mapping[str, Any], which: str) -> list[str]:
+    """What was odd among the scored or the training pairs; that it is not known, where nothing counted them."""
+    if not counts:
+        return [f"How many {which} pairs were shortened, merged, identical or twice is not known."]
+    return [f"{counts[name]} {which} pairs {what}." for name, what in _ODD.items() if counts.get(name)]
 
 
 def _say_of_whom(found: Mapping[str, Sequence[str]], labels: Sequence[str]) -> list[str]:

@@ -208,6 +208,28 @@ def test_numbers_are_those_of_compare(report: Report, outline: Outline) -> None:
     assert "Every run: 2 of the scored rows left out, does not fit max length." in outline.text
 
 
+def test_what_is_odd_among_scored_pairs_is_said_and_what_is_not_known(tmp_path: Path) -> None:
+    def say(counts: dict[str, int], trained_on: dict[str, int]) -> list[str]:
+        run = write_scored_run(tmp_path / "dpo", loss="dpo")
+        run.update_manifest(data={"train": trained_on, "eval": {}})
+        write_json(summary_path(run.list_scores()[0]), {"counts": counts})
+        page = write_report([str(run.path)], ReportConfig(output=str(tmp_path / "r.html"), pairs=0)).page
+        [blocks] = [section.blocks for section in page.sections if section.id == "data"]
+        return [text for block in blocks[1:] for text in ([block.text] if block.kind == "paragraph" else block.items)]
+
+    none = {"n_rows": 120, "n_truncated": 0, "n_duplicate": 0}
+    assert say(none, none) == [
+        "Nothing was left out, shortened, merged, identical or twice, in scoring or in training."
+    ]
+    assert say(none | {"n_truncated": 12, "n_duplicate": 3}, none | {"n_identical": 1}) == [
+        "DPO: 12 scored pairs had their prompt shortened.",
+        "DPO: 3 scored pairs occur twice.",
+        "DPO: 1 training pairs have a chosen answer equal to the rejected one.",
+    ]
+    unknown = "DPO: How many {} pairs were shortened, merged, identical or twice is not known."
+    assert say({}, {}) == [unknown.format("scored"), unknown.format("training")]
+
+
 def test_reproduction_names_every_run_from_where_it_was_made(
     runs: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
