@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from dpotool.errors import DpotoolError, suggest_nearest
@@ -148,10 +149,14 @@ def _gap(scene: Scene) -> dict[str, Figure]:
 
 def _forecast(scene: Scene) -> dict[str, Figure]:
     found = _need_theory(scene, "advice")
-    outcomes = None
-    if not scene.runs.empty:
-        outcomes = measure_outcomes(select_forecast(found.about, scene.runs), scene.read_scores())
-    return {"forecast": plot_forecast(found.summary["advice"], **found.title, outcomes=outcomes)}
+    return {"forecast": plot_forecast(found.summary["advice"], **found.title, outcomes=find_outcomes(scene, found))}
+
+
+def find_outcomes(scene: Scene, found: Findings) -> pd.DataFrame | None:
+    """Returns what the runs of the model that a forecast is of measured (`results.outcomes`); None without any run."""
+    if scene.runs.empty:
+        return None
+    return measure_outcomes(select_forecast(found.about, scene.runs), scene.read_scores())
 
 
 def _prediction(scene: Scene) -> dict[str, Figure]:

@@ -25,6 +25,7 @@ from dpotool.plots.theme import (
 )
 from dpotool.results.theory_summary import PAPER_SHARES, split_usable
 
+_SIGNS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 _CASE_MARKERS = ("o", "x", "^", "s", "D")
 _WIDE = 20.0  # largest over median magnitude from which an axis is drawn in powers of ten
 _PAD = {"x": 0.04, "y": 0.13}  # of the axis; above and below there must be room for the counts in the corners
@@ -60,7 +61,7 @@ def plot_theory(table: pd.DataFrame, *, model: str, data: str, n_excluded: int =
     _put_legend(figure.add_subplot(grid[2, :]), axes)
     _draw_histogram(top, u, axes.get_xlim(), "vertical")
     _draw_histogram(right, v, axes.get_ylim(), "horizontal")
-    _count_quadrants(axes, u, v)
+    _write_quadrants(axes, usable)
     axes.set_xlabel("u ∝ ⟨W, L⟩: > 0, a λ < 1 keeps the chosen higher than DPO (nats²)")
     axes.set_ylabel("v = ⟨W, L⟩ − ‖L‖²: < 0, DPO lowers the rejected (nats²)")
     n_left_out = n_excluded + sum(not_finite.values())
@@ -108,9 +109,9 @@ def _format_power(value: float, _position: int | None = None) -> str:
 
 def _draw_points(axes: Axes, usable: pd.DataFrame, u: NDArray[np.float64], v: NDArray[np.float64]) -> None:
     """One shape and colour per entanglement case, the most frequent first."""
-    cases = usable["entanglement"].fillna("not known").map(_describe_case)
+    cases = _name_cases(usable)
     size = 22 if len(u) <= _MANY else 8
-    for position, (case, n_pairs) in enumerate(cases.value_counts().items()):
+    for position, (case, n_pairs) in enumerate(count_cases(usable).items()):
         is_case = (cases == case).to_numpy()
         marker = _CASE_MARKERS[position % len(_CASE_MARKERS)]
         axes.scatter(
@@ -120,9 +121,25 @@ def _draw_points(axes: Axes, usable: pd.DataFrame, u: NDArray[np.float64], v: ND
         )  # fmt: skip
 
 
-def _describe_case(case: str) -> str:
-    """chosen_up_rejected_down -> chosen up, rejected down."""
-    return case.replace("_rejected", ", rejected").replace("_", " ")
+def count_cases(usable: pd.DataFrame) -> dict[str, int]:
+    """Returns how many pairs are in each entanglement case, the most frequent first: "chosen up, rejected down"."""
+    return {str(case): int(n_pairs) for case, n_pairs in _name_cases(usable).value_counts().items()}
+
+
+def _name_cases(usable: pd.DataFrame) -> pd.Series:
+    names = usable["entanglement"].fillna("not known")
+    return names.str.replace("_rejected", ", rejected").str.replace("_", " ")
+
+
+def count_signs(usable: pd.DataFrame) -> dict[str, int]:
+    """Returns how many pairs have u and v of which signs; those with u or v exactly zero are in no entry."""
+    u, v = (np.sign(usable[name].to_numpy(dtype=np.float64)) for name in ("u", "v"))
+    return {
+        f"u {'>' if x_sign > 0 else '<'} 0, v {'>' if y_sign > 0 else '<'} 0": int(
+            ((u == x_sign) & (v == y_sign)).sum()
+        )
+        for x_sign, y_sign in _SIGNS
+    }
 
 
 def _percent(share: float) -> str:
@@ -157,13 +174,11 @@ def _draw_histogram(axes: Axes, values: NDArray[np.float64], limits: tuple[float
     axes.axis("off")
 
 
-def _count_quadrants(axes: Axes, u: NDArray[np.float64], v: NDArray[np.float64]) -> None:
-    """Number and share of pairs in each corner; pairs with u or v exactly zero lie in none."""
-    for x_sign, y_sign in ((-1, -1), (-1, 1), (1, -1), (1, 1)):
-        n_pairs = int(((np.sign(u) == x_sign) & (np.sign(v) == y_sign)).sum())
-        name = f"u {'>' if x_sign > 0 else '<'} 0, v {'>' if y_sign > 0 else '<'} 0"
+def _write_quadrants(axes: Axes, usable: pd.DataFrame) -> None:
+    """Number and share of pairs in each corner."""
+    for (x_sign, y_sign), (name, n_pairs) in zip(_SIGNS, count_signs(usable).items(), strict=True):
         is_possible = (x_sign, y_sign) != (-1, 1)
-        share = _percent(n_pairs / len(u)) if is_possible else "cannot occur"
+        share = _percent(n_pairs / len(usable)) if is_possible else "cannot occur"
         text = f"{name}\n{count(n_pairs, 'pair')}, {share}"
         axes.text(
             0.985 if x_sign > 0 else 0.015, 0.985 if y_sign > 0 else 0.015, text, transform=axes.transAxes,

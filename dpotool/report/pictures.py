@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from dpotool.errors import DpotoolError
 from dpotool.plots.accuracy import plot_accuracy
 from dpotool.plots.displacement import plot_displacement
-from dpotool.plots.gallery import KINDS
+from dpotool.plots.forecast import plot_forecast
+from dpotool.plots.gallery import KINDS, find_outcomes
 from dpotool.plots.margin import plot_margin
 from dpotool.plots.quadrants import QUADRANTS, count_quadrants, plot_quadrants
 from dpotool.plots.scene import Scene
@@ -20,6 +21,7 @@ from dpotool.plots.tradeoff import is_on_front, plot_tradeoff
 from dpotool.report.blocks import Paragraph, Picture
 from dpotool.report.series import describe_source, read_ends
 from dpotool.report.size import DPI
+from dpotool.report.theory_words import describe_forecast, describe_signs
 
 
 def draw_displacement(scene: Scene, dpi: int = DPI) -> list[Picture | Paragraph]:
@@ -126,25 +128,31 @@ _NO_THEORY = (
 
 def draw_theory(scene: Scene, dpi: int = DPI) -> list[Picture | Paragraph]:
     """u against v of Theorem 2.1, and the forecast with what came of it, where the scene has a theory table for it."""
-    if scene.theory is None:
+    found = scene.find_theory()
+    if scene.theory is None or found is None:
         return [Paragraph(f"Not drawn: {_NO_THEORY}", tone="note")]
-    blocks = _try(
-        dpi, "theory", lambda: KINDS["theory"](scene)["theory"],
-        "Scatter of u against v of Theorem 2.1, a point per pair, with the share of pairs in each quadrant and the "
-        "entanglement case of each as its shape; the table below has the numbers.",
-        "u and v of Theorem 2.1 per pair, before training.",
-    )  # fmt: skip
-    if scene.find_theory(lambda summary: summary.get("advice")) is None:
-        return blocks
     return [
-        *blocks,
         *_try(
-            dpi, "forecast", lambda: KINDS["forecast"](scene)["forecast"],
-            "Forecast change of chosen and rejected log-likelihoods and reward accuracy by lambda, and what the runs "
-            "measured; the table below has the numbers.",
-            "The forecast made before training, and what training measured.",
+            dpi, "theory", lambda: KINDS["theory"](scene)["theory"],
+            "Scatter of u against v of Theorem 2.1, a point per pair, its entanglement case as its shape. "
+            f"{describe_signs(found.frame)}",
+            "u and v of Theorem 2.1 per pair, before training.",
         ),
+        *_draw_forecast(scene, dpi),
     ]  # fmt: skip
+
+
+def _draw_forecast(scene: Scene, dpi: int) -> list[Picture | Paragraph]:
+    found = scene.find_theory(lambda summary: summary.get("advice"))
+    if found is None:
+        return []
+    advice, outcomes = found.summary["advice"], find_outcomes(scene, found)
+    return _try(
+        dpi, "forecast", lambda: plot_forecast(advice, **found.title, outcomes=outcomes),
+        "Change of chosen and rejected log-likelihoods, in nats per nat of margin that DPO gains, and reward accuracy, "
+        f"by λ. {describe_forecast(advice, outcomes)}",
+        "The forecast made before training, and what training measured.",
+    )  # fmt: skip
 
 
 def _try(dpi: int, name: str, draw: Callable[[], Figure], alt: str, caption: str) -> list[Picture | Paragraph]:

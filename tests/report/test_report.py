@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from scored_runs import write_scored_run
 from synthetic_frames import make_metric_rows, make_score_frame, make_theory_frame
@@ -21,6 +22,7 @@ from dpotool.report.repeat import choose_place
 from dpotool.report.run import Report, render_html, render_markdown, write_report
 from dpotool.report.size import LEAST_VALUABLE, fit_page
 from dpotool.report.texts import Texts, TextSource
+from dpotool.report.theory_words import describe_forecast, describe_signs
 from dpotool.results.atomic import write_json
 from dpotool.results.manifest import collect_manifest
 from dpotool.results.runs import RunFolder, summary_path
@@ -178,6 +180,33 @@ def test_every_figure_has_words_for_who_cannot_see_it(report: Report, outline: O
     assert len(outline.find("figcaption")) == 7
     displacement = next(block for block in report.page.sections[3].blocks if block.kind == "picture")
     assert "DPO: mean log-likelihood of chosen -" in displacement.alt
+    assert not any("table" in (image["alt"] or "") for image in images), "words that stand for a figure, not elsewhere"
+
+
+def test_the_words_for_a_theory_figure_hold_its_shares() -> None:
+    """Of four usable pairs two have u > 0 and v < 0, one each the other possible signs; the fifth is not finite."""
+    frame = make_theory_frame(5).assign(u=[1.0, 2.0, 3.0, -1.0, float("nan")], v=[-1.0, -2.0, 3.0, -1.0, 1.0])
+    frame["entanglement"] = ["both_down", "both_down", "chosen_up_rejected_down", "both_up", "both_up"]
+    assert describe_signs(frame) == (
+        "Of 4 pairs: u < 0, v < 0 25.0 %, u < 0, v > 0 0.0 %, u > 0, v < 0 50.0 %, u > 0, v > 0 25.0 %. "
+        "One DPO step on the pair alone: both down 50.0 %, chosen up, rejected down 25.0 %, both up 25.0 %."
+    )
+
+
+def test_the_words_for_a_forecast_hold_its_numbers_and_those_measured() -> None:
+    grid = {
+        "1": {"chosen_change": {"mean": -1.0}, "rejected_change": {"mean": -2.0}, "accuracy": {"value": 0.75}},
+        "0.5": {"chosen_change": {"mean": 1.5}, "rejected_change": {"mean": 1.25}, "accuracy": {"value": 0.5}},
+    }
+    outcomes = pd.DataFrame(
+        [{"label": "DPO", "chosen_change": -1.25, "rejected_change": -2.25, "reward_accuracy": 0.8}]
+    )
+    advice = {"sgd": {"reason": "no scale"}, "adamw": {"grid": grid}}
+    assert describe_forecast(advice, outcomes) == (
+        "Forecast from adamw's step: λ=0.5 chosen +1.50, rejected +1.25, accuracy 50.0 %; "
+        "λ=1 chosen -1.00, rejected -2.00, accuracy 75.0 %. "
+        "Measured: DPO chosen -1.25, rejected -2.25, accuracy 80.0 %."
+    )
 
 
 def test_tables_have_captions_and_headers(outline: Outline) -> None:
