@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from dpotool.results.runs import RunFolder
 
 _KINDS = (
-    "displacement, margin, quadrants, accuracy, tradeoff, trajectory (of scored runs), theory, band, gap, forecast (of "
-    "theory-gap's tables; a forecast also shows what came of it in the runs named beside it), prediction (of "
-    "predict's), or all."
+    "displacement, margin, quadrants, accuracy, tradeoff (of scored runs), trajectory (of what training logged), "
+    "theory, band, gap, forecast (of theory-gap's tables; a forecast also shows what came of it in the runs named "
+    "beside it), prediction (of predict's), or all."
 )
 _KIND = Positional("kind", str, _KINDS, required=True)
 _RUNS = Positional("runs", list[str] | None, "Run or sweep folders; without one, the newest under runs/.")

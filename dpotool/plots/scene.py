@@ -59,7 +59,8 @@ class Scene:
     def title(self) -> dict[str, str]:
         """Model and data, as every picture's title says them."""
         first = self.runs.iloc[0]
-        return {"model": tell_path(str(first["model"])), "data": f"{first['data']} [{first['split']}]"}
+        model = first["label"] if pd.isna(first["model"]) else first["model"]  # an import knows none
+        return {"model": tell_path(str(model)), "data": f"{first['data']} [{first['split']}]"}
 
     def read_scores(self) -> dict[str, pd.DataFrame]:
         """Returns label -> score table."""

@@ -17,6 +17,6 @@ class ImportConfig(Settings):
         None, "Beta of that training: TRL's rewards become displacement, reward-bench's log-ratios rewards."
     )
     loss: str | None = setting(None, "Loss that was trained with, for labels: dpo, shift, ipo, ...")
-    lambda_: float | None = setting(None, "Its lambda, for labels and axes.", flag="--lambda")
+    lambda_: float | None = setting(None, "Its lambda, for labels and axes; with --loss shift.", flag="--lambda")
     data: str | None = setting(None, "Name of the pairs; without it the file's.")
     split: str = setting("test", "Name of their split.")

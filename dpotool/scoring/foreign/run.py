@@ -45,6 +45,7 @@ def import_file(file: str, config: ImportConfig) -> ImportResult:
         raise DpotoolError(f"unknown kind {config.kind!r}", where="--kind", remedy=suggest_nearest(config.kind, KINDS))
     if config.beta is not None and not config.beta > 0:
         raise DpotoolError("must be above 0", where="--beta", got=str(config.beta))
+    _check_lambda(config)
     kind = recognise(path) if config.kind is None else config.kind
     if not path.is_file():
         raise DpotoolError("no such file", where=file)
@@ -53,6 +54,15 @@ def import_file(file: str, config: ImportConfig) -> ImportResult:
     _claim(folder, path, config)
     target = _write(folder, path, config, content)
     return ImportResult(folder, kind, target, len(content), left_out)
+
+
+def _check_lambda(config: ImportConfig) -> None:
+    """A lambda that no label and no axis would show is refused."""
+    if config.lambda_ is not None and config.loss != "shift":
+        raise DpotoolError(
+            "is shown for DPO-Shift only", where="--lambda", expected="--loss shift",
+            got=f"--loss {config.loss}" if config.loss else "no --loss", remedy="Leave it out, or name that loss too",
+        )  # fmt: skip
 
 
 def _name(path: Path) -> str:

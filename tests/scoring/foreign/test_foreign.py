@@ -142,6 +142,23 @@ def test_rewards_compare_by_margin_and_accuracy(tmp_path: Path) -> None:
         [str(tmp_path / "a_all"), str(tmp_path / "b_all")], ReportConfig(output=str(tmp_path / "r.html"))
     )
     assert {"verdict", "accuracy", "pairs"} <= {section.id for section in report.page.sections}
+    assert report.page.title == "Likelihood displacement: a_all", "an import knows no model"
+
+
+def test_a_lambda_is_shown_or_refused(tmp_path: Path) -> None:
+    file = str(write_reward_bench(tmp_path / "a.jsonl", [(1.0, 0.5), (0.2, 0.4)] * 10))
+    import_file(file, ImportConfig(output=str(tmp_path / "run"), loss="shift", lambda_=0.9))
+    [row] = find_out([str(tmp_path / "run")]).comparison.runs.to_dict("records")
+    assert (row["label"], row["lambda"]) == ("DPO-Shift λ=0.9", 0.9)
+    with pytest.raises(
+        DpotoolError, match="--lambda: is shown for DPO-Shift only; expected --loss shift, got no --loss"
+    ):
+        import_file(file, ImportConfig(output=str(tmp_path / "other"), lambda_=0.9))
+    with pytest.raises(
+        DpotoolError, match="--lambda: is shown for DPO-Shift only; expected --loss shift, got --loss ipo"
+    ):
+        import_file(file, ImportConfig(output=str(tmp_path / "other"), loss="ipo", lambda_=0.9))
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("shape", [(40,), (40, 1)])
