@@ -43,6 +43,14 @@ def find_calls(program: str) -> list[tuple[str, list[str]]]:
     ]
 
 
+def test_the_table_of_commands_names_the_arguments_they_take() -> None:
+    shown = re.findall(r"^\| `dpotool ([^`\\]+)`", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert len(shown) >= 9
+    commands: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
+    for verb, *words in map(str.split, shown):
+        commands[verb].make_context(verb, words)
+
+
 def test_every_dpotool_line_parses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Options that do not exist, values of another type, and missing arguments are usage errors of click."""
     monkeypatch.setattr("dpotool.cli.verbs.read_config", lambda *args, **kwargs: {})

@@ -159,7 +159,7 @@ def _check_same_data(run: ScoredRun, base: ScoredRun) -> None:
                 where=str(run.path),
                 expected=f"{key} {theirs}",
                 got=str(ours),
-                remedy=f"Score both on the same with --data and --split, or choose with --{key}",
+                remedy=_say_how_to_match(run, base, key),
             )
     fingerprints = [(each.about.get("fingerprints") or {}).get("data") for each in (run, base)]
     shared = run.frame.index.intersection(base.frame.index)
@@ -177,6 +177,17 @@ def _check_same_data(run: ScoredRun, base: ScoredRun) -> None:
             got=str(fingerprints[0]),
             remedy="The data has changed between the two; score both again",
         )
+
+
+def _say_how_to_match(run: ScoredRun, base: ScoredRun, key: str) -> str:
+    """How two runs get scores of one name: an imported file was named by whoever imported it, else after itself."""
+    imported = next((each for each in (run, base) if each.about.get("imported_from")), None)
+    if imported is None:
+        return f"Score both on the same with --data and --split, or choose with --{key}"
+    other = base if imported is run else run
+    file, folder = imported.about["imported_from"], imported.folder.path
+    name = f"--{key} {other.about.get(key)}"
+    return f"If they are of the same pairs, import again: `dpotool import {file} {name} --output {folder}`"
 
 
 def _compare(run: ScoredRun, base: ScoredRun, n_resamples: int, seed: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -66,7 +67,7 @@ def read_reward_bench(path: Path, beta: float | None) -> pd.DataFrame:
     For a DPO model these are log-ratios without beta, which multiplies them here; there are no log-likelihoods.
     """
     rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):  # a string may hold U+2028, which ends none
         if line.strip():
             rows.append(_read_rewards(line, f"{path}:{number}"))
     if not rows:
@@ -103,19 +104,38 @@ def read_tensors(path: Path) -> tuple[pd.DataFrame, list[str]]:
             or "none",
         )  # fmt: skip
     # float64 holds every float and every row number exactly, and numpy has no bfloat16
-    frame = pd.DataFrame({name: value.to(torch.float64).numpy() for name, value in columns.items()})
-    pair_ids = frame.pop(_INDEX).astype("int64") if _INDEX in frame else pd.Series(range(len(frame)))
+    frame = pd.DataFrame({name: value.detach().to(torch.float64).numpy() for name, value in columns.items()})
+    pair_ids = _check_index(frame.pop(_INDEX), path) if _INDEX in frame else pd.Series(range(len(frame)))
     return frame.assign(pair_id=pair_ids).sort_values("pair_id", ignore_index=True), left_out
+
+
+def _check_index(index: pd.Series, path: Path) -> pd.Series:
+    """Row numbers of the data as integers. Raises DpotoolError when one is no whole number or stands there twice."""
+    odd = index[~np.isfinite(index) | (index % 1 != 0) | index.duplicated()]
+    if len(odd):
+        raise DpotoolError(
+            f"{_INDEX} does not number the pairs", where=str(path), expected="whole numbers, each once",
+            got=f"{odd.iloc[0]:g}" + (" twice" if index.eq(odd.iloc[0]).sum() > 1 else ""),
+            remedy="Keep one row a pair",
+        )  # fmt: skip
+    return index.astype("int64")
 
 
 def _describe(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise DpotoolError(f"cannot be read as UTF-8 text ({error})", where=str(path)) from None
+
+
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return json.loads(_read_text(path))
+    except ValueError as error:
         raise DpotoolError(f"cannot be read as JSON ({error})", where=str(path)) from None
 
 

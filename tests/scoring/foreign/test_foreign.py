@@ -221,6 +221,52 @@ def test_tensors_of_log_likelihoods_become_scores(tmp_path: Path) -> None:
     assert find_out([str(tmp_path / "run")]).verdicts["DPO"] is not None, "the advice helps"
 
 
+@pytest.mark.parametrize(
+    ("indices", "got"),
+    [([5.0, 2.0, 5.0], "got 5 twice"), ([5.0, 2.5, 9.0], r"got 2\.5"), ([5.0, float("nan"), 9.0], "got nan")],
+)
+def test_indices_that_do_not_number_the_pairs_are_refused(tmp_path: Path, indices: list[float], got: str) -> None:
+    file = write_unalignment(tmp_path / "results_samples.pt", torch.tensor(indices), [torch.tensor(1.0)] * 3)
+    with pytest.raises(
+        DpotoolError, match=f"sample_indices does not number the pairs; expected whole numbers, .*{got}"
+    ):
+        import_file(str(file), ImportConfig(output=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensors_that_still_require_a_gradient_are_read(tmp_path: Path) -> None:
+    torch.save({"ches_scores": torch.tensor([1.0, 2.0], requires_grad=True)}, tmp_path / "a.pt")
+    result = import_file(str(tmp_path / "a.pt"), ImportConfig(output=str(tmp_path / "run")))
+    assert pd.read_csv(result.path)["ches_scores"].tolist() == [1.0, 2.0]
+
+
+def test_a_line_separator_within_a_prompt_ends_no_line(tmp_path: Path) -> None:
+    """JSON allows U+2028 in a string as it is; a writer with ensure_ascii=False leaves it so."""
+    row = {"prompt": "one\u2028two", "scores_chosen": 1.0, "scores_rejected": 0.5}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row, ensure_ascii=False) + "\r\n", encoding="utf-8", newline="")
+    assert import_file(str(tmp_path / "a.jsonl"), ImportConfig(output=str(tmp_path / "run"))).n_rows == 1
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "trainer_state.json"])
+def test_a_file_that_is_no_utf8_is_one_line(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b'{"prompt": "caf\xe9"}\n')
+    with pytest.raises(DpotoolError, match=rf"{name}: cannot be read as UTF-8 text"):
+        import_file(str(tmp_path / name), ImportConfig(output=str(tmp_path / "run")))
+
+
+def test_files_named_by_model_compare_after_what_the_error_says(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        file = write_reward_bench(tmp_path / f"{name}.jsonl", [(1.0, 0.5), (0.2, 0.4)] * 10)
+        import_file(str(file), ImportConfig(output=str(tmp_path / name)))
+    paths = [str(tmp_path / name) for name in ("a", "b")]
+    with pytest.raises(
+        DpotoolError, match=r"If they are of the same pairs, import again: `dpotool import \S+b\.jsonl --data a "
+    ):
+        find_out(paths)
+    import_file(str(tmp_path / "b.jsonl"), ImportConfig(data="a", output=str(tmp_path / "b")))
+    assert find_out(paths, data="a").comparison.baseline == "a"
+
+
 class Evil:
     def __reduce__(self) -> tuple[Any, tuple[str]]:
         return os.system, ("touch pwned",)
