@@ -233,8 +233,26 @@ def test_numbers_are_those_of_compare(report: Report, outline: Outline) -> None:
     findings = report.findings
     for sentence in (*findings.sentences, findings.statement, findings.recommendation["statement"]):
         assert sentence.replace("log pi(", "log π(") in outline.text
-    assert outline.text.count("holds") >= 3, "the margin identity of each run"
     assert "Every run: 2 of the scored rows left out, does not fit max length." in outline.text
+
+
+def read_identities(report: Report) -> dict[str, tuple[str, ...]]:
+    [checks] = [section.blocks for section in report.page.sections if section.id == "checks"]
+    return {label: tuple(cells) for label, *cells in checks[0].rows}
+
+
+def test_the_margin_identity_is_checked_run_by_run(report: Report, tmp_path: Path) -> None:
+    """Rewards made with beta .1 under a table that says .2: its margins are half of what they must be."""
+    assert {label: cells[-1] for label, cells in read_identities(report).items()} == dict.fromkeys(
+        ("DPO", "DPO-Shift λ=0.9", "DPO-Shift λ=0.5"), "holds"
+    )
+    run = write_scored_run(tmp_path / "odd", frame=make_score_frame(90, beta=0.1), beta=0.2, loss="dpo")
+    odd = write_report([str(run.path)], ReportConfig(output=str(tmp_path / "r.html"), pairs=0))
+    expected, found, difference, verdict = read_identities(odd)["DPO"]
+    assert verdict == "FAILS" and float(expected) == pytest.approx(2 * float(found), abs=2e-6)
+    assert abs(float(difference)) == pytest.approx(abs(float(found)), rel=0.5), "told with one digit"
+    html = odd.path.read_text(encoding="utf-8")
+    assert html.count("<td>FAILS</td>") == 1 and "<td>holds</td>" not in html
 
 
 def test_what_is_odd_among_scored_pairs_is_said_and_what_is_not_known(tmp_path: Path) -> None:
