@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from dpotool.report import pictures
 from dpotool.report.blocks import Block, Bullets, Paragraph, Section, Table
+from dpotool.report.foreign_scores import show_foreign_scores
 from dpotool.report.material import Material
 from dpotool.report.pair_choice import show_pairs
 from dpotool.report.record import check_itself, describe_setup, list_data_problems
@@ -155,7 +156,8 @@ def _theory(material: Material) -> list[Block]:
 
 
 def _pairs(material: Material) -> list[Block]:
-    return show_pairs(material.findings, material.texts, material.config.pairs)
+    shown = show_pairs(material.findings, material.texts, material.config.pairs)
+    return [*show_foreign_scores(material), *shown]
 
 
 def _setup(material: Material) -> list[Block]:

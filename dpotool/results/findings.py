@@ -148,7 +148,10 @@ def find_out(
 
 
 def _no_scores(path: str, folders: Sequence[RunFolder]) -> DpotoolError:
-    if all(folder.read_manifest()["kind"] == "import" for folder in folders):
+    is_import = all(folder.read_manifest()["kind"] == "import" for folder in folders)
+    if is_import and any(folder.list_imported() for folder in folders):
+        remedy = "It holds imported scores of pairs: name it beside scored runs in `dpotool report`"
+    elif is_import:
         remedy = (
             "It is a log that was imported: `dpotool report` and `dpotool plot trajectory` show it. For pairs run "
             "`dpotool score CHECKPOINT --reference START --data PAIRS`"
@@ -161,7 +164,7 @@ def _no_scores(path: str, folders: Sequence[RunFolder]) -> DpotoolError:
 def _name_unscored(folders: Sequence[RunFolder]) -> list[str]:
     """Runs that were named and that no difference can be told of; folders of theory and sweeps have none to show."""
     return [
-        f"{folder.name} has no scores: it is not among the models compared."
+        f"{folder.name} has no score table: it is not among the models compared."
         for folder in folders
         if not folder.list_scores() and folder.read_manifest()["kind"] in ("train", "score", "import")
     ]

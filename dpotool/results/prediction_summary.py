@@ -51,10 +51,18 @@ def _describe(measured: Values, predicted: Values, clusters: Prompts | None, see
         **{name: interval.to_dict("mean") for name, interval in means.items()},
         "explained": None if ratio is None else ratio.to_dict(),
         "correlation": _over_pairs(_correlate, predicted, measured, clusters, seed),
-        "rank_correlation": _over_pairs(_correlate_ranks, predicted, measured, clusters, seed),
+        "rank_correlation": correlate_ranks(predicted, measured, clusters, seed),
         "slope": _over_pairs(_fit_slope, predicted, measured, clusters, seed),
         "same_sign": same.to_dict(),
     }
+
+
+def correlate_ranks(scores: Values, measured: Values, clusters: Prompts | None, seed: int) -> dict[str, float] | None:
+    """Returns Spearman's correlation over pairs with its bootstrap interval, pairs of one prompt drawn together.
+
+    None where it has no meaning: fewer than 3 pairs or prompts, or all of one value.
+    """
+    return _over_pairs(_correlate_ranks, scores, measured, clusters, seed)
 
 
 def _over_pairs(

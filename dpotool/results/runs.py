@@ -6,6 +6,7 @@ scores/<data>-<split>.parquet     a row per pair, with .summary.json and .tokens
                                   otherwise than the run's own way is <data>-<split>-<how>.parquet
 theory/<data>-<split>.parquet     a row per pair, with .summary.json beside it
 predictions/<data>-<split>.parquet  likewise
+imported/<data>-<split>.csv       a row per pair of what another tool says of it
 plots/                            pictures
 """
 
@@ -87,6 +88,14 @@ class RunFolder:
     def prediction_path(self, data: str, split: str, format: str = "parquet", variant: str = "") -> Path:  # noqa: A002
         """Where the table of predicted and measured changes is; `variant` as in `scores_path`."""
         return self.path / "predictions" / self.scores_path(data, split, format, variant).name
+
+    def imported_path(self, data: str, split: str) -> Path:
+        """Where scores of pairs lie that another tool made and that are no log-likelihoods."""
+        return self.path / "imported" / self.scores_path(data, split, "csv").name
+
+    def list_imported(self) -> list[Path]:
+        """Tables of such scores in this folder, newest first."""
+        return _list_tables(self.path / "imported")
 
     def list_predictions(self) -> list[Path]:
         """Prediction tables in this folder, newest first."""

@@ -82,7 +82,7 @@ def test_a_log_beside_scored_runs_is_drawn_and_named(tmp_path: Path) -> None:
                     if block.kind == "picture" and block.name == "trajectory"]  # fmt: skip
     assert "DPO, evaluation pairs: chosen from -95.00 at step 0" in trajectory.alt
     assert "trl-run, training batches: chosen from -10.00 at step 1 to -13.50 at step 2" in trajectory.alt
-    unscored = "trl-run has no scores: it is not among the models compared."
+    unscored = "trl-run has no score table: it is not among the models compared."
     assert unscored in show_texts(report, "models")
     assert find_out(paths).comparison.problems == [unscored]
 

@@ -108,7 +108,7 @@ def _write(folder: RunFolder, path: Path, config: ImportConfig, content: Any) ->
         summary = {**about, **summarize_scores(frame, config.beta), "verdict": judge_displacement(frame)}
         write_json(summary_path(target), summary)
         return target
-    target = folder.path / "imported" / f"{data}.csv"
+    target = folder.imported_path(data, config.split)
     with atomic_path(target) as temporary:
         content.to_csv(temporary, index=False)
     return target
