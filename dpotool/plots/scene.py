@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from dpotool.plots.config import PlotConfig
-from dpotool.results.comparison import collect_runs, expand_sweeps, find_scores
+from dpotool.results.comparison import collect_runs, expand_sweeps, find_scores, make_unique
 from dpotool.results.places import tell_path
 from dpotool.results.runs import RunFolder, read_summary
 from dpotool.results.tables import read_metadata, read_table
@@ -71,11 +71,10 @@ class Scene:
 
     def list_logs(self) -> dict[str, RunFolder]:
         """Returns label -> run that logged while training; one that is not scored goes by its folder's name."""
-        labels = map(str, self.runs["label"]) if self.folders else ()
-        found = dict(zip(labels, self.folders, strict=True))
-        for folder in self.everything:
-            if folder.path.resolve() not in {known.path.resolve() for known in found.values()}:
-                found[_name_apart(folder, found)] = folder
+        others = [folder for folder in self.everything if folder not in self.folders]
+        labels = [*(map(str, self.runs["label"]) if self.folders else ()), *(folder.name for folder in others)]
+        folders = [*self.folders, *others]
+        found = dict(zip(make_unique(labels, folders), folders, strict=True))
         return {label: folder for label, folder in found.items() if folder.metrics_path.exists()}
 
     def read_metrics(self) -> dict[str, pd.DataFrame]:
@@ -107,14 +106,6 @@ def read_scene(paths: Sequence[str], config: PlotConfig) -> Scene:
     scored = [folder for folder in everything if folder.list_scores()]
     runs = collect_runs(scored, data=config.data, split=config.split) if scored else pd.DataFrame()
     return Scene(runs, scored, everything, config)
-
-
-def _name_apart(folder: RunFolder, taken: Collection[str]) -> str:
-    """The folder's name, with as many folders above it as tell it from the others."""
-    name, above = folder.name, folder.path.resolve().parent
-    while name in taken:
-        name, above = f"{above.name}/{name}", above.parent
-    return name
 
 
 def _matches(about: dict[str, Any], config: PlotConfig) -> bool:

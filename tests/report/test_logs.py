@@ -12,6 +12,8 @@ from scored_runs import write_scored_run
 from synthetic_frames import make_metric_rows
 
 from dpotool.errors import DpotoolError
+from dpotool.plots.config import PlotConfig
+from dpotool.plots.scene import read_scene
 from dpotool.report.config import ReportConfig
 from dpotool.report.logs import has_only_logs, write_log_report
 from dpotool.report.run import Report, write_report
@@ -85,6 +87,12 @@ def test_a_log_beside_scored_runs_is_drawn_and_named(tmp_path: Path) -> None:
     unscored = "trl-run has no score table: it is not among the models compared."
     assert unscored in show_texts(report, "models")
     assert find_out(paths).comparison.problems == [unscored]
+
+
+def test_logs_of_one_folder_name_are_told_apart(tmp_path: Path) -> None:
+    paths = [str(import_log(tmp_path / name / "trl")) for name in ("a", "b")]
+    scene = read_scene(paths, PlotConfig())
+    assert list(scene.read_metrics()) == ["trl-run (a/trl-run)", "trl-run (b/trl-run)"]
 
 
 def test_comparing_a_log_says_what_can_be_done_with_it(tmp_path: Path) -> None:
