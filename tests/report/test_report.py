@@ -335,7 +335,8 @@ def test_scores_imports_and_forecasts_are_made_again_too(tmp_path: Path, monkeyp
     theory = RunFolder(Path("start"))
     theory.write_manifest(collect_manifest("theory", {"model": "m"}) | {"status": "finished"})
     table = theory.theory_path("demo", "train")
-    write_table(make_theory_frame(50), table, THEORY_SCHEMA, {"label": "m", "data": "demo", "split": "train"})
+    about = {"label": "m", "model": "m", "data": "demo", "split": "train", "at_reference": True}
+    write_table(make_theory_frame(50), table, THEORY_SCHEMA, about)
     write_json(summary_path(table), {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
     commands = read_commands(["dpo", "hub", "bench", "shift", "start"], ReportConfig(pairs=0))
     assert "dpotool score dpo-again --data other.jsonl --limit 50 --split test" in commands
