@@ -8,9 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 from transformers import Trainer, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations, get_reporting_integration_callbacks
+from transformers.training_args import ParallelMode
 
 from dpotool.errors import DpotoolError
 from dpotool.models.loading import resolve_device
@@ -26,8 +28,9 @@ def build_training_arguments(config: TrainConfig, folder: Path, n_pairs: int, *,
     """Returns the Trainer's arguments; unset intervals are spread evenly over the run's steps."""
     assert config.learning_rate is not None and config.epochs is not None and config.batch_size is not None
     n_steps = count_steps(config, n_pairs)
+    device = resolve_device(config.device)
     with one_line_refusals():
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=str(folder),
             learning_rate=config.learning_rate,
             num_train_epochs=config.epochs,
@@ -41,7 +44,7 @@ def build_training_arguments(config: TrainConfig, folder: Path, n_pairs: int, *,
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
             bf16=config.bf16,
-            use_cpu=resolve_device(config.device).type == "cpu",
+            use_cpu=device.type == "cpu",
             seed=config.seed,
             eval_strategy="steps" if has_eval else "no",
             eval_on_start=has_eval and not config.resume,
@@ -57,6 +60,22 @@ def build_training_arguments(config: TrainConfig, folder: Path, n_pairs: int, *,
             remove_unused_columns=False,
             dataloader_pin_memory=False,
         )
+        _keep_to_one_device(arguments, device)
+        return arguments
+
+
+def _keep_to_one_device(arguments: TrainingArguments, device: torch.device) -> None:
+    """Lets a process without a launcher train on the GPU it was told, and on no other.
+
+    transformers takes the first GPU, whichever was named, and cuts batches up among all that are there (DataParallel);
+    rows of pairs cannot be cut up. It has no setting for this.
+    """
+    if device.type != "cuda" or arguments.parallel_mode is ParallelMode.DISTRIBUTED:
+        return
+    index = device.index or 0
+    torch.cuda.set_device(index)  # what accelerate calls "cuda" from now on
+    vars(arguments)["_setup_devices"] = torch.device("cuda", index)
+    arguments._n_gpu = 1
 
 
 def check_arguments(config: TrainConfig) -> None:

@@ -1,0 +1,49 @@
+"""What the Trainer is told: one process trains on one device, whatever the machine has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from transformers import TrainingArguments
+from transformers.training_args import ParallelMode
+
+from dpotool.training import arguments as arguments_module
+from dpotool.training.arguments import build_training_arguments
+from dpotool.training.config import TrainConfig, fill_in
+
+
+@pytest.fixture
+def chosen(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """A machine that seems to have two GPUs; lists which of them were made the current one."""
+    devices: list[int] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: devices.append(getattr(device, "index", device)))
+    monkeypatch.setattr(arguments_module, "resolve_device", lambda name: torch.device(name.replace("auto", "cuda")))
+    yield devices
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def build(device: str, tmp_path: Path) -> TrainingArguments:
+    return build_training_arguments(fill_in(TrainConfig(device=device, batch_size=4)), tmp_path, 8, has_eval=False)
+
+
+@pytest.mark.parametrize(("device", "index"), [("auto", 0), ("cuda", 0), ("cuda:1", 1)])
+def test_a_process_without_a_launcher_trains_on_one_gpu(
+    device: str, index: int, chosen: list[int], tmp_path: Path
+) -> None:
+    arguments = build(device, tmp_path)
+    assert (arguments.n_gpu, arguments.device) == (1, torch.device("cuda", index))
+    assert arguments.parallel_mode is ParallelMode.NOT_PARALLEL, "nothing is wrapped in DataParallel"
+    assert arguments.train_batch_size == 4
+    assert chosen[-1] == index
+
+
+def test_the_cpu_is_left_as_it_is(chosen: list[int], tmp_path: Path) -> None:
+    arguments = build("cpu", tmp_path)
+    assert (arguments.n_gpu, arguments.device) == (0, torch.device("cpu"))
+    assert not chosen
