@@ -123,3 +123,8 @@ def count_steps(config: TrainConfig, n_pairs: int) -> int:
     assert config.batch_size is not None and config.epochs is not None
     micro_batches = math.ceil(n_pairs / (config.batch_size * PartialState().num_processes))
     return max(1, math.ceil(config.epochs * math.ceil(micro_batches / config.gradient_accumulation)))
+
+
+def count_evaluations(n_steps: int, every: int) -> int:
+    """Returns how often the Trainer evaluates: before the first step, every so many, and after the last step."""
+    return 1 + math.ceil(n_steps / every)

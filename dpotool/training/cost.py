@@ -26,7 +26,7 @@ from dpotool.likelihood.reference import ReferenceLogps, find_missing
 from dpotool.models.loading import Locate, quiet_transformers
 from dpotool.progress import Progress
 from dpotool.results.runs import RunFolder
-from dpotool.training.arguments import check_arguments, count_steps
+from dpotool.training.arguments import check_arguments, count_evaluations, count_steps
 from dpotool.training.config import TrainConfig, check_config, fill_in
 from dpotool.training.dataset import PairDataset
 from dpotool.training.objective import build_objective
@@ -121,7 +121,7 @@ def _add_evaluations(estimate: Estimate, config: TrainConfig, trainer: Preferenc
         return
     pairs = trainer.eval_dataset.pairs
     estimate.n_pairs["evaluation"] = len(pairs)
-    n_times = 1 + count_steps(config, len(trainer.pairs)) // int(trainer.args.eval_steps or 1)
+    n_times = count_evaluations(count_steps(config, len(trainer.pairs)), int(trainer.args.eval_steps or 1))
     autocast = torch.bfloat16 if config.bf16 else None
     cost = estimate_scoring(
         trainer.policy, pairs, batch_tokens=config.batch_tokens, autocast=autocast, layout=config.layout

@@ -45,11 +45,11 @@ def test_score_counts_pairs_tokens_and_hits(dpotool, plan, model: Path, pairs: P
 
 def test_train_and_theory_gap(dpotool, plan, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
     base = ("--model", model, "--data", pairs)
-    found = plan("train", *base, "--test-fraction", 0.25, "--batch-size", 4, "--epochs", 2, "--output", "run")
+    found = plan("train", *base, "--test-fraction", 0.25, "--batch-size", 4, "--max-steps", 9, "--output", "run")
     assert found["n_pairs"] == {"train": 18, "evaluation": 6}
     assert found["n_cached"] == {"reference on train": 0, "reference on test": 0}
     assert set(found["seconds"]) >= {"reference on train", "forward and backward", "optimiser", "6 evaluations"}
-    assert any(re.match(r"[345] of 10 micro-batches and 2 of 10 optimiser steps", line) for line in found["probe"])
+    assert any(re.match(r"[345] of 9 micro-batches and 2 of 9 optimiser steps", line) for line in found["probe"])
     found = plan("theory-gap", *base, "--lambdas", "0.5")
     assert set(found["seconds"]) >= {"products of each pair", "products with the batch"}
     shown = dpotool("theory-gap", *base, "--dry-run", "--pairs-only", "--check", 3, "--device", "cpu")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,9 @@ from accelerate.state import AcceleratorState
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
+from dpotool.results.runs import RunFolder
 from dpotool.training import arguments as arguments_module
-from dpotool.training.arguments import build_training_arguments
+from dpotool.training.arguments import build_training_arguments, count_evaluations
 from dpotool.training.config import TrainConfig, fill_in
 
 
@@ -47,3 +48,16 @@ def test_the_cpu_is_left_as_it_is(chosen: list[int], tmp_path: Path) -> None:
     arguments = build("cpu", tmp_path)
     assert (arguments.n_gpu, arguments.device) == (0, torch.device("cpu"))
     assert not chosen
+
+
+def test_evaluations_are_counted_as_the_trainer_makes_them(run: Callable[..., RunFolder]) -> None:
+    """Before the first step, after every second of three, and after the last: at 0, 2 and 3."""
+    rows = [row for row in run(eval_steps=2).read_metrics() if "eval_loss" in row]
+    assert [row["step"] for row in rows] == [0, 2, 3]
+    assert count_evaluations(3, 2) == 3
+    assert [count_evaluations(n_steps, every) for n_steps, every in ((9, 2), (10, 2), (103, 25), (1, 1))] == [
+        6,
+        6,
+        6,
+        2,
+    ]
