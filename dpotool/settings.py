@@ -104,15 +104,10 @@ class ComputeSettings(Settings):
     seed: int = setting(42, "Seed of everything random.")
     trust_remote_code: bool = setting(False, "Run code that comes with a checkpoint.")
 
-
-def check_layout(layout: str) -> None:
-    """Refuses a layout that there is none of.
-
-    Raises:
-        DpotoolError: it is not one of `LAYOUTS`.
-    """
-    if layout not in LAYOUTS:
-        raise DpotoolError("unknown layout", where="--layout", expected=", ".join(LAYOUTS), got=repr(layout))
+    def __post_init__(self) -> None:
+        """Refuses a layout that there is none of, whichever command it is for, before anything is loaded."""
+        if self.layout not in LAYOUTS:
+            raise DpotoolError("unknown layout", where="--layout", expected=", ".join(LAYOUTS), got=repr(self.layout))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,7 +31,6 @@ from dpotool.results.tables import write_table
 from dpotool.results.verdict import judge_displacement
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.frame import build_score_frame, build_token_frame
-from dpotool.settings import check_layout
 
 _ROW_SETTINGS = ("data", "limit", "test_fraction", "seed", "split_seed", "skip_invalid")
 """What leads back from a table's `pair_id` to the texts, with the split."""
@@ -60,7 +59,6 @@ def score_models(
     """
     if config.beta is not None and not config.beta > 0:
         raise DpotoolError("must be above 0", where="--beta", got=str(config.beta))
-    check_layout(config.layout)
     subjects = [describe_subject(model, config) for model in models]
     if len({subject.folder.path.resolve() for subject in subjects}) < len(subjects):
         raise DpotoolError(

@@ -12,7 +12,6 @@ from dpotool.settings import (
     DRY_RUN,
     ComputeSettings,
     DataSettings,
-    check_layout,
     parse_batch_tokens,
     setting,
 )
@@ -187,7 +186,6 @@ def check_config(config: TrainConfig) -> None:
             remedy="Leave one of the two out",
         )
     parse_steps(config.save_at)
-    check_layout(config.layout)
     for model in (config.model, config.reference):
         if model is not None and model != DEMO:
             check_name(model)

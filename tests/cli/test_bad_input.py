@@ -69,6 +69,26 @@ def test_missing_column(fails: Any, model: Path, tmp_path: Path) -> None:
     assert "question" in line and "chosen" in line
 
 
+@pytest.mark.parametrize(
+    "verb",
+    [
+        ("score", "--dry-run"),
+        ("score",),
+        ("train", "--dry-run"),
+        ("sweep",),
+        ("sweep", "--dry-run"),
+        ("theory-gap",),
+        ("theory-gap", "--dry-run"),
+        ("predict", "a", "b"),
+        ("cache", "verify"),
+    ],
+    ids=" ".join,
+)
+def test_unknown_layout(fails: Any, verb: tuple[str, ...]) -> None:
+    expected = "--layout: unknown layout; expected auto, shared, paired, got 'packed'"
+    assert expected in fails(*verb, "--layout", "packed")
+
+
 @pytest.mark.parametrize("data", ["nowhere.jsonl", "no-such/dataset"])
 def test_missing_data(fails: Any, model: Path, data: str) -> None:
     assert data in fails("score", model, "--data", data)
