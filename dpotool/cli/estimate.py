@@ -14,7 +14,8 @@ def show_estimate(estimate: Estimate, console: Console) -> None:
     """Prints pairs, tokens, hits in the store, time by stage and peak memory, and what the figures rest on."""
     rows = [[f"pairs, {name}", str(n)] for name, n in estimate.n_pairs.items()]
     rows += [["tokens", f"{estimate.n_tokens:,}"], ["padded tokens", f"{estimate.n_padded_tokens:,}"]]
-    rows += [["tokens a batch", f"{estimate.batch_tokens:,}"]]
+    if estimate.batch_tokens:
+        rows += [["tokens a batch", f"{estimate.batch_tokens:,}"]]
     rows += [[f"in the store, {name}", str(n)] for name, n in estimate.n_cached.items()]
     rows += [[f"time, {stage}", format_duration(seconds)] for stage, seconds in estimate.seconds.items()]
     rows += [["time in all", format_duration(estimate.total_seconds)]]

@@ -34,10 +34,11 @@ class Estimate:
     n_tokens: int = 0
     """Of prompts and completions, a prompt counted for each of its two."""
     n_padded_tokens: int = 0
-    """What the batches hold."""
+    """What the batches still to run hold."""
     n_cached: dict[str, int] = field(default_factory=dict)
     """By model: pairs that are in the store."""
     batch_tokens: int = 0
+    """Budget of a batch; 0 where there is nothing to run."""
     seconds: dict[str, float] = field(default_factory=dict)
     """By stage; a stage that was not measured is not there."""
     peak_bytes: int = 0

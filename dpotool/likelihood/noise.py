@@ -18,6 +18,7 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.reference import StoreKeeper, describe_types, hash_pair, name_model, read_known
+from dpotool.models.fingerprint import fingerprint_model
 from dpotool.progress import SILENT, Progress
 from dpotool.settings import AUTO
 
@@ -32,6 +33,16 @@ def choose_sample(pairs: Sequence[TokenizedPair]) -> list[int]:
     """Returns the places of the pairs to score twice: an eighth of them, 8 to 32, always the same ones."""
     n_pairs = min(MOST_PAIRS, max(FEWEST_PAIRS, len(pairs) // ONE_IN))
     return sorted(sorted(range(len(pairs)), key=lambda place: hash_pair(pairs[place]))[:n_pairs])
+
+
+def find_missing_seconds(
+    model: nn.Module, pairs: Sequence[TokenizedPair], autocast: torch.dtype | None = None
+) -> list[TokenizedPair]:
+    """Returns the pairs of the sample whose second values the store does not have for this model."""
+    folder = reference_root() / name_store(fingerprint_model(model), describe_types(model, autocast))
+    sample = {hash_pair(pairs[place]) + SECOND: pairs[place] for place in choose_sample(pairs)}
+    known = read_known(folder, list(sample))
+    return [pair for key, pair in sample.items() if key not in known]
 
 
 def score_in_twos(

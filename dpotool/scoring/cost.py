@@ -9,7 +9,7 @@ from torch import nn
 
 from dpotool.data.pairs import PairSet
 from dpotool.likelihood.cost import Estimate, count_tokens, estimate_scoring, measure_peak_bytes, seconds_since_start
-from dpotool.likelihood.noise import choose_sample
+from dpotool.likelihood.noise import find_missing_seconds
 from dpotool.likelihood.reference import ReferenceLogps, find_missing
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.fingerprint import fingerprint_model
@@ -46,20 +46,23 @@ def plan_scoring(model: str, config: ScoreConfig, *, progress: Progress, locate:
 def _add_model(estimate: Estimate, opened: OpenSubject, name: str, model: nn.Module, config: ScoreConfig) -> None:
     pairs = opened.pair_set.pairs
     missing = find_missing(model, pairs, opened.autocast)
-    if name == "reference" and missing and fingerprint_model(opened.policy) == fingerprint_model(model):
-        missing = []  # by then the policy's values are there
-    cost = estimate_scoring(
-        model, missing or pairs, batch_tokens=config.batch_tokens, autocast=opened.autocast, layout=config.layout
-    )
+    again = find_missing_seconds(model, pairs, opened.autocast) if config.noise_floor else []
+    if name == "reference" and (missing or again) and fingerprint_model(opened.policy) == fingerprint_model(model):
+        missing, again = [], []  # by then the policy's values are there
     estimate.n_cached[name] = len(pairs) - len(missing)
+    if not (missing or again):
+        estimate.probe.append(f"{name}: no batch was run, all its values are in the store by then")
+        return
+    cost = estimate_scoring(
+        model, missing or again, batch_tokens=config.batch_tokens, autocast=opened.autocast, layout=config.layout
+    )
     estimate.batch_tokens = cost.batch_tokens
-    estimate.n_padded_tokens = max(estimate.n_padded_tokens, cost.n_padded_tokens)
     estimate.probe.append(f"{name}: {cost.n_probed} of {cost.n_batches} batches were run")
     if missing:
+        estimate.n_padded_tokens = max(estimate.n_padded_tokens, cost.n_padded_tokens)
         estimate.seconds[name] = cost.seconds
-        if config.noise_floor:
-            sample = count_tokens([pairs[place] for place in choose_sample(pairs)])
-            estimate.seconds[f"{name}, noise floor"] = cost.seconds * sample / cost.n_tokens
+    if again:
+        estimate.seconds[f"{name}, noise floor"] = cost.seconds * count_tokens(again) / cost.n_tokens
 
 
 def _time_statistics(pair_set: PairSet) -> float:

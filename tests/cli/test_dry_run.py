@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from dpotool.likelihood import cost
+
 
 def list_files(*folders: Path) -> set[Path]:
     return {path for folder in folders for path in folder.rglob("*")}
@@ -41,6 +43,25 @@ def test_score_counts_pairs_tokens_and_hits(dpotool, plan, model: Path, pairs: P
     assert dpotool(*words, "--device", "cpu", "--limit", 10).code == 0
     (found,) = plan(*words)["estimates"]
     assert found["n_cached"] == {"policy": 10, "reference": 24}
+
+
+def test_what_is_stored_is_not_run(  # type: ignore[no-untyped-def]
+    dpotool, plan, model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First values as `train` stores them leave the second ones of the noise floor to do; then nothing is left."""
+    words = ("score", model, "--data", pairs)
+    assert dpotool(*words, "--device", "cpu", "--no-noise-floor").code == 0
+    (found,) = plan(*words)["estimates"]
+    assert set(found["seconds"]) == {"loading", "policy, noise floor", "statistics", "total"}
+    assert (found["n_cached"], found["n_padded_tokens"], found["batch_tokens"]) == ({"policy": 24}, 0, 2048)
+    monkeypatch.setattr(cost, "compute_pair_logps", lambda *_, **__: pytest.fail("a batch was run"))
+    (found,) = plan(*words, "--no-noise-floor")["estimates"]
+    assert (found["n_padded_tokens"], found["batch_tokens"]) == (0, 0)
+    assert dpotool(*words, "--device", "cpu").code == 0
+    (found,) = plan(*words)["estimates"]
+    assert set(found["seconds"]) == {"loading", "statistics", "total"}
+    shown = dpotool(*words, "--dry-run", "--device", "cpu").out
+    assert "policy: no batch was run" in shown and "tokens a batch" not in shown
 
 
 def test_train_and_theory_gap(dpotool, plan, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
