@@ -57,14 +57,14 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
 def show_plans(models: Sequence[str], config: ScoreConfig, console: Console) -> None:
     """Prints what scoring each model would take."""
     from dpotool.cli.estimate import show_estimate
-    from dpotool.scoring.cost import plan_scoring
+    from dpotool.scoring.cost import plan_scorings
     from dpotool.training.demo import standing_in
 
     estimates = []
     with standing_in(console) as locate:
-        for model in models:
-            estimates.append(plan_scoring(model, config, progress=console, locate=locate))
-            show_estimate(estimates[-1], console)
+        for estimate in plan_scorings(models, config, progress=console, locate=locate):
+            estimates.append(estimate)
+            show_estimate(estimate, console)
     console.finish({"estimates": [estimate.to_dict() for estimate in estimates]})
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil  # comes with accelerate
@@ -151,7 +153,10 @@ def count_tokens(pairs: Sequence[TokenizedPair]) -> int:
 
 
 def measure_peak_bytes(device: torch.device) -> int:
-    """Returns the most memory that this process has held so far: on the accelerator, or of the machine."""
+    """Returns the most memory that this process has held: on the accelerator, or of the machine.
+
+    Since it began, or since `reset_peak_bytes`.
+    """
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     if sys.platform == "win32":
@@ -160,6 +165,19 @@ def measure_peak_bytes(device: torch.device) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else 1024 * peak)
+
+
+def reset_peak_bytes(device: torch.device) -> bool:
+    """Lets the peak begin anew at what is held now; returns False where the system has no way to."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: the high-water mark of resident memory
+    except OSError:
+        return False
+    return True
 
 
 def seconds_since_start() -> float:

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch import nn
 
 from dpotool.data.pairs import PairSet
-from dpotool.likelihood.cost import Estimate, count_tokens, estimate_scoring, measure_peak_bytes, seconds_since_start
+from dpotool.likelihood.cost import (
+    Estimate,
+    count_tokens,
+    estimate_scoring,
+    measure_peak_bytes,
+    reset_peak_bytes,
+    seconds_since_start,
+)
 from dpotool.likelihood.noise import find_missing_seconds
 from dpotool.likelihood.reference import ReferenceLogps, find_missing
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.fingerprint import fingerprint_model
-from dpotool.models.loading import Locate
+from dpotool.models.loading import Locate, resolve_device
 from dpotool.models.subject import describe_subject
 from dpotool.progress import Progress
 from dpotool.results.summaries import summarize_scores
@@ -22,17 +30,32 @@ from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.frame import build_score_frame
 
 
-def plan_scoring(model: str, config: ScoreConfig, *, progress: Progress, locate: Locate) -> Estimate:
-    """Loads everything as `score` would, asks the store, and measures a few batches. Nothing is written.
+def plan_scorings(
+    models: Sequence[str], config: ScoreConfig, *, progress: Progress, locate: Locate
+) -> Iterator[Estimate]:
+    """Loads everything as `score` would, asks the store, and measures a few batches, one model after the other.
+
+    What starting the process took is counted with the first model. Nothing is written.
 
     Raises:
         DpotoolError: as `score_models`.
     """
+    began = 0.0
+    for model in models:
+        has_own_peak = began == 0 or reset_peak_bytes(resolve_device(config.device))
+        estimate = _plan(model, config, began, progress, locate)
+        if not has_own_peak:
+            estimate.probe.append("memory is the peak of this model and those before it")
+        yield estimate
+        began = seconds_since_start()
+
+
+def _plan(model: str, config: ScoreConfig, began: float, progress: Progress, locate: Locate) -> Estimate:
     opened = open_subject(describe_subject(model, config), progress, locate)
     pairs = opened.pair_set.pairs
     estimate = Estimate(f"score {model}", n_pairs={opened.pair_set.source.split: len(pairs)})
     estimate.n_tokens = count_tokens(pairs)
-    estimate.seconds["loading"] = seconds_since_start()
+    estimate.seconds["loading"] = seconds_since_start() - began
     for name, examined in (("policy", opened.policy), ("reference", opened.reference)):
         if examined is not None:
             _add_model(estimate, opened, name, examined, config)

@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import save_tiny_model
 
 from dpotool.likelihood import cost
+from dpotool.scoring import cost as scoring_cost
 
 
 def list_files(*folders: Path) -> set[Path]:
@@ -62,6 +64,22 @@ def test_what_is_stored_is_not_run(  # type: ignore[no-untyped-def]
     assert set(found["seconds"]) == {"loading", "statistics", "total"}
     shown = dpotool(*words, "--dry-run", "--device", "cpu").out
     assert "policy: no batch was run" in shown and "tokens a batch" not in shown
+
+
+def test_each_model_has_its_own_loading_time_and_peak(  # type: ignore[no-untyped-def]
+    plan, model: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process is 10 s old when the first model is there and 25 when it is measured; the second is there at 27."""
+    ages = iter([10.0, 25.0, 27.0, 40.0])
+    monkeypatch.setattr(scoring_cost, "seconds_since_start", lambda: next(ages))
+    other = save_tiny_model(tmp_path / "other", seed=1)
+    found = plan("score", model, other, "--data", pairs)["estimates"]
+    assert [estimate["seconds"]["loading"] for estimate in found] == [10.0, 2.0]
+    ages = iter([10.0, 25.0, 27.0, 40.0])
+    monkeypatch.setattr(scoring_cost, "reset_peak_bytes", lambda device: False)
+    first, second = plan("score", model, other, "--data", pairs)["estimates"]
+    assert second["probe"][-1].startswith("memory is the peak of this model and those before")
+    assert not any("memory" in line for line in first["probe"])
 
 
 def test_train_and_theory_gap(dpotool, plan, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from conftest import make_pairs
 from model_families import build_family
 
 from dpotool.likelihood import cost
-from dpotool.likelihood.cost import count_tokens, cut_strata, estimate_scoring, measure_peak_bytes, time_strata
+from dpotool.likelihood.cost import (
+    count_tokens,
+    cut_strata,
+    estimate_scoring,
+    measure_peak_bytes,
+    reset_peak_bytes,
+    time_strata,
+)
 
 
 class Clock:
@@ -69,3 +78,13 @@ def test_scoring_is_counted_as_it_would_run(layout: str, n_padded: int, n_batche
 def test_peak_memory_is_at_least_what_is_held() -> None:
     held = torch.ones(2**23)  # 32 MiB
     assert measure_peak_bytes(torch.device("cpu")) > held.numel() * 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can forget a process's peak")
+def test_a_peak_can_begin_anew() -> None:
+    device = torch.device("cpu")
+    held = torch.ones(2**26)  # 256 MiB
+    before = measure_peak_bytes(device)
+    del held
+    assert reset_peak_bytes(device)
+    assert measure_peak_bytes(device) < before - 2**27
