@@ -18,7 +18,6 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.reference import StoreKeeper, describe_types, hash_pair, name_model, read_known
-from dpotool.models.fingerprint import fingerprint_model
 from dpotool.progress import SILENT, Progress
 from dpotool.settings import AUTO
 
@@ -36,10 +35,10 @@ def choose_sample(pairs: Sequence[TokenizedPair]) -> list[int]:
 
 
 def find_missing_seconds(
-    model: nn.Module, pairs: Sequence[TokenizedPair], autocast: torch.dtype | None = None
+    model: nn.Module, pairs: Sequence[TokenizedPair], fingerprint: str, autocast: torch.dtype | None = None
 ) -> list[TokenizedPair]:
-    """Returns the pairs of the sample whose second values the store does not have for this model."""
-    folder = reference_root() / name_store(fingerprint_model(model), describe_types(model, autocast))
+    """Returns the pairs of the sample whose second values the store does not have for the model of a fingerprint."""
+    folder = reference_root() / name_store(fingerprint, describe_types(model, autocast))
     sample = {hash_pair(pairs[place]) + SECOND: pairs[place] for place in choose_sample(pairs)}
     known = read_known(folder, list(sample))
     return [pair for key, pair in sample.items() if key not in known]

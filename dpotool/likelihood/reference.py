@@ -72,6 +72,7 @@ def load_or_compute_reference(
     layout: str = AUTO,
     store: Path | None = None,
     label: str | None = None,
+    fingerprint: str | None = None,
     on_progress: Progress | None = None,
 ) -> ReferenceLogps:
     """Returns log pi_ref of every pair's chosen and rejected completion, from the store where it has them.
@@ -82,8 +83,9 @@ def load_or_compute_reference(
     Args:
         store: folder to keep values in; without it the user's cache.
         label: name or path of the model, for people who look into the store.
+        fingerprint: of the model's weights, where it is known already.
     """
-    fingerprint = fingerprint_model(model)
+    fingerprint = fingerprint or fingerprint_model(model)
     folder = (store or reference_root()) / name_store(fingerprint, describe_types(model, autocast))
     keys, known, missing = _look_up(folder, pairs)
     if on_progress is not None:
@@ -120,10 +122,14 @@ def load_or_compute_reference(
 
 
 def find_missing(
-    model: nn.Module, pairs: Sequence[TokenizedPair], autocast: torch.dtype | None = None
+    model: nn.Module,
+    pairs: Sequence[TokenizedPair],
+    autocast: torch.dtype | None = None,
+    *,
+    fingerprint: str | None = None,
 ) -> list[TokenizedPair]:
     """Returns the pairs that the store does not have for this model, each once."""
-    folder = reference_root() / name_store(fingerprint_model(model), describe_types(model, autocast))
+    folder = reference_root() / name_store(fingerprint or fingerprint_model(model), describe_types(model, autocast))
     _, _, missing = _look_up(folder, pairs)
     return list(missing.values())
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import nn
 
-from dpotool.data.pairs import PairSet
+from dpotool.data.pairs import PairSet, TokenizedPair
 from dpotool.likelihood.cost import (
     Estimate,
     count_tokens,
@@ -56,9 +56,13 @@ def _plan(model: str, config: ScoreConfig, began: float, progress: Progress, loc
     estimate = Estimate(f"score {model}", n_pairs={opened.pair_set.source.split: len(pairs)})
     estimate.n_tokens = count_tokens(pairs)
     estimate.seconds["loading"] = seconds_since_start() - began
+    fingerprints: list[str] = []
     for name, examined in (("policy", opened.policy), ("reference", opened.reference)):
         if examined is not None:
-            _add_model(estimate, opened, name, examined, config)
+            fingerprints.append(fingerprint_model(examined))
+            is_stored_by_then = fingerprints[-1] in fingerprints[:-1]
+            todo = ([], []) if is_stored_by_then else _look_up(opened, examined, fingerprints[-1], config)
+            _add_model(estimate, opened, name, examined, config, *todo)
     estimate.seconds["statistics"] = _time_statistics(opened.pair_set)
     estimate.peak_bytes = measure_peak_bytes(next(opened.policy.parameters()).device)
     if config.tokens:
@@ -66,13 +70,26 @@ def _plan(model: str, config: ScoreConfig, began: float, progress: Progress, loc
     return estimate
 
 
-def _add_model(estimate: Estimate, opened: OpenSubject, name: str, model: nn.Module, config: ScoreConfig) -> None:
+def _look_up(
+    opened: OpenSubject, model: nn.Module, fingerprint: str, config: ScoreConfig
+) -> tuple[list[TokenizedPair], list[TokenizedPair]]:
+    """Returns the pairs without a value in the store, and those of the noise floor's sample without a second one."""
     pairs = opened.pair_set.pairs
-    missing = find_missing(model, pairs, opened.autocast)
-    again = find_missing_seconds(model, pairs, opened.autocast) if config.noise_floor else []
-    if name == "reference" and (missing or again) and fingerprint_model(opened.policy) == fingerprint_model(model):
-        missing, again = [], []  # by then the policy's values are there
-    estimate.n_cached[name] = len(pairs) - len(missing)
+    missing = find_missing(model, pairs, opened.autocast, fingerprint=fingerprint)
+    again = find_missing_seconds(model, pairs, fingerprint, opened.autocast) if config.noise_floor else []
+    return missing, again
+
+
+def _add_model(
+    estimate: Estimate,
+    opened: OpenSubject,
+    name: str,
+    model: nn.Module,
+    config: ScoreConfig,
+    missing: list[TokenizedPair],
+    again: list[TokenizedPair],
+) -> None:
+    estimate.n_cached[name] = len(opened.pair_set.pairs) - len(missing)
     if not (missing or again):
         estimate.probe.append(f"{name}: no batch was run, all its values are in the store by then")
         return

@@ -54,9 +54,9 @@ def plan_training(config: TrainConfig, *, progress: Progress, locate: Locate) ->
     estimate = Estimate("train")
 
     def stand_in(
-        config: TrainConfig, reference: nn.Module, pair_sets: list[PairSet], progress: Progress
+        config: TrainConfig, reference: nn.Module, fingerprint: str, pair_sets: list[PairSet], progress: Progress
     ) -> list[ReferenceLogps]:
-        return [_add_reference(estimate, config, reference, pair_set) for pair_set in pair_sets]
+        return [_add_reference(estimate, config, reference, fingerprint, pair_set) for pair_set in pair_sets]
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary) / "run")
@@ -69,12 +69,14 @@ def plan_training(config: TrainConfig, *, progress: Progress, locate: Locate) ->
     return estimate
 
 
-def _add_reference(estimate: Estimate, config: TrainConfig, reference: nn.Module, pair_set: PairSet) -> ReferenceLogps:
+def _add_reference(
+    estimate: Estimate, config: TrainConfig, reference: nn.Module, fingerprint: str, pair_set: PairSet
+) -> ReferenceLogps:
     """Looks into the store and measures what is missing; returns zeros, which cost a training step as much."""
     autocast = torch.bfloat16 if config.bf16 else None
     began = time.perf_counter()
     split, n_pairs = pair_set.source.split, len(pair_set.pairs)
-    missing = find_missing(reference, pair_set.pairs, autocast)
+    missing = find_missing(reference, pair_set.pairs, autocast, fingerprint=fingerprint)
     estimate.n_cached[f"reference on {split}"] = n_pairs - len(missing)
     if missing:
         cost = estimate_scoring(
@@ -82,7 +84,7 @@ def _add_reference(estimate: Estimate, config: TrainConfig, reference: nn.Module
         )
         estimate.seconds[f"reference on {split}"] = cost.seconds
     estimate.probe_seconds += time.perf_counter() - began
-    return ReferenceLogps(np.zeros(n_pairs), np.zeros(n_pairs), 0, "")
+    return ReferenceLogps(np.zeros(n_pairs), np.zeros(n_pairs), 0, fingerprint)
 
 
 def _add_steps(estimate: Estimate, config: TrainConfig, trainer: PreferenceTrainer) -> None:

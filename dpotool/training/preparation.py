@@ -32,7 +32,8 @@ from dpotool.training.policy import add_adapter, load_policy
 from dpotool.training.reference import check_step_zero, compute_references, load_reference
 from dpotool.training.trainer import PreferenceTrainer
 
-FindReferences = Callable[[TrainConfig, nn.Module, list[PairSet], Progress], list[ReferenceLogps]]
+FindReferences = Callable[[TrainConfig, nn.Module, str, list[PairSet], Progress], list[ReferenceLogps]]
+"""Settings, the reference and its fingerprint, sets of pairs -> log pi_ref of each set."""
 
 
 def prepare_trainer(
@@ -68,12 +69,13 @@ def prepare_trainer(
     if "reference" in objective.loss.needs:
         path = locate(config.reference) if config.reference else None
         reference = load_reference(config, policy, path, progress)
-        values = find_references(config, reference, pairs.all, progress)
+        is_policy = reference is policy
+        fingerprints["reference"] = fingerprints["model"] if is_policy else fingerprint_model(reference)
+        values = find_references(config, reference, fingerprints["reference"], pairs.all, progress)
         datasets = [
             PairDataset(pair_set.pairs, logps.chosen, logps.rejected)
             for pair_set, logps in zip(pairs.all, values, strict=True)
         ]
-        fingerprints["reference"] = values[0].fingerprint
         del reference
     if objective.adaptive is not None:
         shifts = read_pair_shifts(objective.adaptive, config, pairs.train, progress)

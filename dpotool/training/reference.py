@@ -23,9 +23,13 @@ NOISE_PER_TOKEN_BF16 = 0.05
 
 
 def compute_references(
-    config: TrainConfig, reference: nn.Module, pair_sets: list[PairSet], progress: Progress
+    config: TrainConfig, reference: nn.Module, fingerprint: str, pair_sets: list[PairSet], progress: Progress
 ) -> list[ReferenceLogps]:
-    """Computes log pi_ref of every pair of every set, in the precision that training runs in; see the store's hits."""
+    """Computes log pi_ref of every pair of every set, in the precision that training runs in; see the store's hits.
+
+    Args:
+        fingerprint: of the reference's weights, which take seconds to hash.
+    """
     values = []
     for pair_set in pair_sets:
         name = f"reference on {pair_set.source.name} [{pair_set.source.split}]"
@@ -37,6 +41,7 @@ def compute_references(
                 autocast=torch.bfloat16 if config.bf16 else None,
                 label=config.reference or config.model,
                 layout=config.layout,
+                fingerprint=fingerprint,
                 on_progress=advance,
             )
         progress.note(f"{name}: {computed.n_cached} of {len(pair_set.pairs)} pairs were in the store")

@@ -15,10 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from dpotool.errors import DpotoolError
 from dpotool.likelihood import reference as store
+from dpotool.models.fingerprint import fingerprint_model
 from dpotool.results.runs import RunFolder
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
 from dpotool.theory.double_precision import EverythingInFloat64
+from dpotool.training import preparation
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 
@@ -255,3 +257,21 @@ def test_odpo_without_scores_is_an_error_before_training(run: Run, settings: dic
     with pytest.raises(DpotoolError, match="score"):
         run(loss="odpo", data=str(bare), test_fraction=None)
     assert not (Path(settings["output"]) / "metrics.jsonl").exists()
+
+
+def test_weights_are_hashed_once(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the policy, and for another reference; not again for each set of pairs."""
+    hashed: list[object] = []
+
+    def count(model: torch.nn.Module) -> str:
+        hashed.append(model)
+        return fingerprint_model(model)
+
+    monkeypatch.setattr(preparation, "fingerprint_model", count)
+    monkeypatch.setattr(store, "fingerprint_model", count)
+    folder = run(max_steps=1)
+    assert len(hashed) == 1
+    fingerprints = folder.read_manifest()["fingerprints"]
+    assert fingerprints["reference"] == fingerprints["model"]
+    run(max_steps=1, reference=str(tiny_model), output=str(folder.path.parent / "again"))
+    assert len(hashed) == 3
