@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from dpotool.cache.parts import Values, merge_parts, read_parts, write_part
 from dpotool.cache.root import reference_root
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
-from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Progress, ScoredPair, compute_pair_logps
+from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, PairLogpArrays, Progress, ScoredPair, compute_pair_logps
 from dpotool.models.fingerprint import fingerprint_model
 from dpotool.settings import AUTO
 
@@ -53,6 +53,8 @@ class ReferenceLogps:
     n_shared: int = 0
     n_paired: int = 0
     """How many were computed in which layout; pairs that repeat another are computed once."""
+    tokens: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
+    """As in `PairLogpArrays`, on request."""
 
     @property
     def layouts(self) -> dict[str, int]:
@@ -73,6 +75,7 @@ def load_or_compute_reference(
     store: Path | None = None,
     label: str | None = None,
     fingerprint: str | None = None,
+    with_tokens: bool = False,
     on_progress: Progress | None = None,
 ) -> ReferenceLogps:
     """Returns log pi_ref of every pair's chosen and rejected completion, from the store where it has them.
@@ -84,40 +87,51 @@ def load_or_compute_reference(
         store: folder to keep values in; without it the user's cache.
         label: name or path of the model, for people who look into the store.
         fingerprint: of the model's weights, where it is known already.
+        with_tokens: also return per-token values. The store has none, so every pair is computed; the sums of those that
+            are stored stay what they were.
     """
     fingerprint = fingerprint or fingerprint_model(model)
     folder = (store or reference_root()) / name_store(fingerprint, describe_types(model, autocast))
     keys, known, missing = _look_up(folder, pairs)
+    todo = dict(zip(keys, pairs, strict=True)) if with_tokens else missing
     if on_progress is not None:
-        on_progress(sum(key in known for key in keys))
+        on_progress(sum(key not in todo for key in keys))
     keeper = StoreKeeper(folder, name_model(model, label))
-    n_shared = 0
-    if missing:
-        new_keys = list(missing)
+    computed = PairLogpArrays(np.zeros(0), np.zeros(0))
+    if todo:
+        new_keys = list(todo)
 
         def keep(scored: Sequence[ScoredPair]) -> None:
-            keeper.take({new_keys[pair.index]: pair.sums for pair in scored})
+            new = {new_keys[pair.index]: pair.sums for pair in scored}
+            keeper.take({key: sums for key, sums in new.items() if key in missing})
 
         try:
             computed = compute_pair_logps(
                 model,
-                list(missing.values()),
+                list(todo.values()),
                 batch_tokens=batch_tokens,
                 autocast=autocast,
                 layout=layout,
+                with_tokens=with_tokens,
                 on_progress=on_progress,
                 on_scored=keep,
             )
         finally:
             keeper.finish()
-        n_shared = computed.n_shared
-        known |= dict(zip(missing, zip(computed.chosen, computed.rejected, strict=True), strict=True))
+        known = dict(zip(todo, zip(computed.chosen, computed.rejected, strict=True), strict=True)) | known
     elif known:
         keeper.finish()
     values = np.array([known[key] for key in keys], dtype=np.float64).reshape(-1, 2)
     n_cached = sum(key not in missing for key in keys)
+    tokens = dict(zip(todo, computed.tokens, strict=True)) if with_tokens else {}
     return ReferenceLogps(
-        values[:, 0].copy(), values[:, 1].copy(), n_cached, fingerprint, n_shared, len(missing) - n_shared
+        chosen=values[:, 0].copy(),
+        rejected=values[:, 1].copy(),
+        n_cached=n_cached,
+        fingerprint=fingerprint,
+        n_shared=computed.n_shared,
+        n_paired=len(todo) - computed.n_shared,
+        tokens=[tokens[key] for key in keys] if with_tokens else [],
     )
 
 

@@ -35,7 +35,9 @@ class OpenSubject:
     def autocast(self) -> torch.dtype | None:
         return torch.bfloat16 if self.subject.bf16 else None
 
-    def compute_logps(self, model: nn.Module, name: str, progress: Progress) -> ReferenceLogps:
+    def compute_logps(
+        self, model: nn.Module, name: str, progress: Progress, *, with_tokens: bool = False
+    ) -> ReferenceLogps:
         """Returns log pi of every pair under the policy or the reference, from the store where it has them."""
         with progress.track(f"scoring {name}", len(self.pair_set.pairs)) as advance:
             logps = load_or_compute_reference(
@@ -45,6 +47,7 @@ class OpenSubject:
                 autocast=self.autocast,
                 label=self.subject.reference if model is self.reference else self.subject.model,
                 layout=self.subject.config.layout,
+                with_tokens=with_tokens,
                 on_progress=advance,
             )
         progress.note(f"{name}: {logps.n_cached} of {len(self.pair_set.pairs)} pairs were in the store")
@@ -59,14 +62,14 @@ class OpenSubject:
         manifest = collect_manifest(kind, settings, fingerprints=fingerprints, data=asdict(self.pair_set.source))
         folder.write_manifest(manifest | {"status": "finished"})
 
-    def compute_reference_logps(self, progress: Progress) -> ReferenceLogps | None:
+    def compute_reference_logps(self, progress: Progress, *, with_tokens: bool = False) -> ReferenceLogps | None:
         """Returns log pi_ref of every pair, or None where there is no reference.
 
         Warns where the model that a run names as its reference is no longer the one it trained against.
         """
         if self.reference is None:
             return None
-        logps = self.compute_logps(self.reference, "reference", progress)
+        logps = self.compute_logps(self.reference, "reference", progress, with_tokens=with_tokens)
         if self.subject.reference_fingerprint not in (None, logps.fingerprint):
             progress.warn(
                 f"{self.subject.label}: its reference {self.subject.reference} is not the model it was trained "

@@ -65,8 +65,6 @@ def _plan(model: str, config: ScoreConfig, began: float, progress: Progress, loc
             _add_model(estimate, opened, name, examined, config, *todo)
     estimate.seconds["statistics"] = _time_statistics(opened.pair_set)
     estimate.peak_bytes = measure_peak_bytes(next(opened.policy.parameters()).device)
-    if config.tokens:
-        estimate.probe.append("without --tokens, which scores every pair once more under each model")
     return estimate
 
 
@@ -89,16 +87,18 @@ def _add_model(
     missing: list[TokenizedPair],
     again: list[TokenizedPair],
 ) -> None:
-    estimate.n_cached[name] = len(opened.pair_set.pairs) - len(missing)
-    if not (missing or again):
+    pairs = opened.pair_set.pairs
+    estimate.n_cached[name] = len(pairs) - len(missing)
+    todo = pairs if config.tokens else missing
+    if not (todo or again):
         estimate.probe.append(f"{name}: no batch was run, all its values are in the store by then")
         return
     cost = estimate_scoring(
-        model, missing or again, batch_tokens=config.batch_tokens, autocast=opened.autocast, layout=config.layout
+        model, todo or again, batch_tokens=config.batch_tokens, autocast=opened.autocast, layout=config.layout
     )
     estimate.batch_tokens = cost.batch_tokens
     estimate.probe.append(f"{name}: {cost.n_probed} of {cost.n_batches} batches were run")
-    if missing:
+    if todo:
         estimate.n_padded_tokens = max(estimate.n_padded_tokens, cost.n_padded_tokens)
         estimate.seconds[name] = cost.seconds
     if again:

@@ -45,8 +45,8 @@ def build_score_frame(
 
 def build_token_frame(
     pairs: Sequence[TokenizedPair],
-    policy: PairLogpArrays,
-    reference: PairLogpArrays | None,
+    policy: ReferenceLogps,
+    reference: ReferenceLogps | None,
     token_texts: Mapping[int, str],
 ) -> pd.DataFrame:
     """Returns the columns of TOKEN_SCHEMA: a row per completion token, in the order of the score table.

@@ -15,7 +15,6 @@ from torch import nn
 
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.noise import choose_sample, score_in_twos
-from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.reference import ReferenceLogps
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.fingerprint import fingerprint_tokenizer
@@ -76,8 +75,8 @@ def score_models(
 
 def _score(subject: Subject, config: ScoreConfig, progress: Progress, locate: Locate) -> ScoreResult:
     opened = open_subject(subject, progress, locate)
-    policy_logps = opened.compute_logps(opened.policy, subject.label, progress)
-    reference_logps = opened.compute_reference_logps(progress)
+    policy_logps = opened.compute_logps(opened.policy, subject.label, progress, with_tokens=config.tokens)
+    reference_logps = opened.compute_reference_logps(progress, with_tokens=config.tokens)
     if reference_logps is None:
         progress.warn(f"{subject.label}: no reference, so no rewards and no displacement. Name one with --reference")
     noise = None
@@ -92,7 +91,9 @@ def _score(subject: Subject, config: ScoreConfig, progress: Progress, locate: Lo
     }
     layouts = {"policy": policy_logps.layouts, "reference": reference_logps.layouts if reference_logps else None}
     result = _write(opened, frame, fingerprints, layouts, noise)
-    return replace(result, tokens_path=_write_tokens(opened)) if config.tokens else result
+    if config.tokens:
+        return replace(result, tokens_path=_write_tokens(opened, policy_logps, reference_logps))
+    return result
 
 
 def _measure_noise(
@@ -142,22 +143,8 @@ def _write(
     return ScoreResult(subject.label, frame, summary, path)
 
 
-def _write_tokens(opened: OpenSubject) -> Path:
+def _write_tokens(opened: OpenSubject, policy: ReferenceLogps, reference: ReferenceLogps | None) -> Path:
     subject, pair_set = opened.subject, opened.pair_set
-    policy, reference = (
-        None
-        if model is None
-        else compute_pair_logps(
-            model,
-            pair_set.pairs,
-            batch_tokens=subject.config.batch_tokens,
-            autocast=opened.autocast,
-            layout=subject.config.layout,
-            with_tokens=True,
-        )
-        for model in (opened.policy, opened.reference)
-    )
-    assert policy is not None
     used = {token for pair in pair_set.pairs for token in (*pair.chosen_ids, *pair.rejected_ids)}
     texts = {token: str(opened.tokenizer.decode([token])) for token in used}
     frame = build_token_frame(pair_set.pairs, policy, reference, texts)

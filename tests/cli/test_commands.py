@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from dpotool.likelihood import pair_logps
 from dpotool.results.schemas import SCORE_SCHEMA, THEORY_SCHEMA
 
 
@@ -87,6 +88,29 @@ def test_json_is_one_object_and_nothing_else_on_stdout(dpotool: Any, trained: Pa
         assert outcome.code == 0, outcome.err
         assert outcome.out.count("\n") == 1
         json.loads(outcome.out)
+
+
+def test_tokens_cost_no_second_pass(
+    dpotool: Any, model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """24 pairs are computed for both tables, and once more for their tokens where the store has the sums."""
+    computed: list[int] = []
+    real = pair_logps._score_batch
+
+    def count(model: Any, batch: Any, *rest: Any) -> Any:
+        computed.extend(pair.pair_id for pair in batch)
+        return real(model, batch, *rest)
+
+    monkeypatch.setattr(pair_logps, "_score_batch", count)
+    words = ("score", model, "--data", pairs, "--no-noise-floor", "--device", "cpu", "--output")
+    tables = []
+    for number, more in enumerate((["--tokens"], [], ["--tokens"])):
+        folder = tmp_path / str(number)
+        assert dpotool(*words, folder, *more).code == 0
+        tables.append(pd.read_parquet(folder / "scores" / "pairs-all.parquet"))
+    assert sorted(computed) == sorted([*range(24), *range(24)])
+    for table in tables[1:]:
+        pd.testing.assert_frame_equal(table, tables[0], check_exact=True)
 
 
 def test_tokens_add_up_to_the_score_table(dpotool: Any, trained: Path) -> None:

@@ -56,6 +56,8 @@ def test_what_is_stored_is_not_run(  # type: ignore[no-untyped-def]
     (found,) = plan(*words)["estimates"]
     assert set(found["seconds"]) == {"loading", "policy, noise floor", "statistics", "total"}
     assert (found["n_cached"], found["n_padded_tokens"], found["batch_tokens"]) == ({"policy": 24}, 0, 2048)
+    (found,) = plan(*words, "--no-noise-floor", "--tokens")["estimates"]
+    assert found["seconds"]["policy"] > 0 and found["n_cached"] == {"policy": 24}, "the store has no tokens"
     monkeypatch.setattr(cost, "compute_pair_logps", lambda *_, **__: pytest.fail("a batch was run"))
     (found,) = plan(*words, "--no-noise-floor")["estimates"]
     assert (found["n_padded_tokens"], found["batch_tokens"]) == (0, 0)
