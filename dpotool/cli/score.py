@@ -116,8 +116,7 @@ def describe_noise(result: ScoreResult) -> list[str]:
     text += f"{noise['logps']['largest']:.2g} nats"
     if noise["reward_margins"] is not None:
         text += f", their reward margins by up to {noise['reward_margins']['largest']:.2g}; "
-        n_ties, n = result.summary["n_ties_within_noise"], result.summary["n"]
-        text += f"{n_ties} of {n} margins are no larger than that"
+        text += f"{result.summary['ties']} of {result.summary['n']} margins are no larger than that: ties"
     return [text]
 
 

@@ -1,7 +1,7 @@
 """What a score table says, as one JSON object: means and shares over pairs with 95 % bootstrap intervals over pairs.
 
-Accuracy and margins are unshifted whatever lambda the model was trained with; a margin of exactly zero is a tie and
-counts as wrong. Pairs that were left out are counted by reason; none of them enters a number.
+Accuracy and margins are unshifted whatever lambda the model was trained with; a margin of exactly zero counts
+as wrong. Pairs that were left out are counted by reason; none of them enters a number.
 """
 
 from __future__ import annotations
@@ -97,7 +97,8 @@ def summarize_scores(
         beta: scale of the rewards in the table; used to check the table against itself (`margin_identity`).
         counts: PairCounts as a dict, passed through.
         noise: the noise floor (`results.noise`), passed through as `noise_floor`. Margins no larger than its largest
-            are counted in `n_ties_within_noise`, and as wrong in `reward_accuracy_beyond_noise`; None without one.
+            are `ties`, and count as wrong in `reward_accuracy_beyond_noise`, which is None without one; then only
+            margins of exactly 0 (`n_exact_ties`) are ties.
     """
     scored, excluded = split_scored(frame)
     is_referenced = has_reference(scored)
@@ -111,6 +112,7 @@ def summarize_scores(
     }
     clusters = read_clusters(scored)
     intervals = bootstrap_ratios(ratios, clusters=clusters, **options)
+    n_exact_ties = int(np.sum(columns["reward_margins"] == 0)) if "reward_margins" in columns else None
     n_ties = _set_beyond_noise(columns, noise)
     names = [name for name in (*SHARES, BEYOND_NOISE) if name in columns]
     shares = bootstrap_shares({name: columns[name] for name in names}, clusters=clusters, **options)
@@ -120,14 +122,15 @@ def summarize_scores(
         "n_excluded": excluded,
         "counts": dict(counts) if counts is not None else None,
         "beta": beta,
-        "ties": int(np.sum(columns["reward_margins"] == 0)) if "reward_margins" in columns else None,
+        "ties": n_exact_ties if n_ties is None else n_ties,
+        "n_exact_ties": n_exact_ties,
     }
     summary |= {name: intervals[name].to_dict("mean") if name in intervals else None for name in MEANS}
     for name in MEDIANS:
         median = bootstrap_interval(columns[name], "median", **options).to_dict() if name in columns else None
         summary[f"{name}_median"] = median
     summary |= {name: shares[name].to_dict() if name in shares else None for name in (*SHARES, BEYOND_NOISE)}
-    summary |= {"noise_floor": dict(noise) if noise is not None else None, "n_ties_within_noise": n_ties}
+    summary["noise_floor"] = dict(noise) if noise is not None else None
     for name in PERPLEXITIES:
         summary[name] = intervals[name].to_perplexity().to_dict() if name in intervals else None
     summary["margin_identity"] = check_margin_identity(columns, beta) if is_referenced and beta is not None else None

@@ -61,13 +61,13 @@ def test_margins_within_the_noise_floor_are_ties():
     for largest, n_ties, accuracy in ((0.5, 2, 1 / 3), (0.25, 1, 1 / 3), (2.0, 3, 0.0)):
         noise = {"n": 3, "reward_margins": {"largest": largest, "typical": 0.1}}
         summary = summarize_scores(four_pairs(), 0.5, noise=noise)
-        assert summary["n_ties_within_noise"] == n_ties
+        assert (summary["ties"], summary["n_exact_ties"]) == (n_ties, 1)
         assert summary["reward_accuracy_beyond_noise"]["value"] == pytest.approx(accuracy)
-        assert (summary["ties"], summary["reward_accuracy"]["value"]) == (1, pytest.approx(1 / 3))
+        assert summary["reward_accuracy"]["value"] == pytest.approx(1 / 3), "by sign alone"
         assert summary["noise_floor"] == noise
     unknown = summarize_scores(four_pairs(), 0.5)
-    for name in ("noise_floor", "n_ties_within_noise", "reward_accuracy_beyond_noise"):
-        assert unknown[name] is None
+    assert (unknown["ties"], unknown["n_exact_ties"]) == (1, 1)
+    assert unknown["noise_floor"] is unknown["reward_accuracy_beyond_noise"] is None
 
 
 def test_every_estimate_lies_inside_its_interval():
