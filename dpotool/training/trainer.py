@@ -168,7 +168,7 @@ class PreferenceTrainer(Trainer):
 
     def score(self, pairs: list[TokenizedPair], advance: Callable[[int], None] | None = None) -> PairLogpArrays:
         """Returns the policy's log-probabilities of pairs, in the precision that the training steps run in."""
-        model = self.accelerator.unwrap_model(self.model, keep_fp32_wrapper=False)
+        model = self.accelerator.unwrap_model(self.model)  # leaves the steps their mixed precision
         autocast = torch.bfloat16 if self.args.bf16 else None
         return compute_pair_logps(
             model, pairs, batch_tokens=self.batch_tokens, autocast=autocast, layout=self.layout, on_progress=advance

@@ -275,3 +275,13 @@ def test_weights_are_hashed_once(run: Run, tiny_model: Path, monkeypatch: pytest
     assert fingerprints["reference"] == fingerprints["model"]
     run(max_steps=1, reference=str(tiny_model), output=str(folder.path.parent / "again"))
     assert len(hashed) == 3
+
+
+def test_evaluations_leave_mixed_precision_on(run: Run, tmp_path: Path) -> None:
+    """Steps and reference are in bfloat16 alike, so the first loss is log 2; and looking on changes no weight."""
+    looked_at = run(bf16=True, eval_steps=1)
+    assert training_rows(looked_at)[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
+    alone = run(bf16=True, eval_steps=10**6, output=str(tmp_path / "alone"))
+    weights = read_weights(alone.path)
+    for name, tensor in read_weights(looked_at.path).items():
+        assert tensor.equal(weights[name])
