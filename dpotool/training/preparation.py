@@ -35,6 +35,8 @@ from dpotool.training.trainer import PreferenceTrainer
 FindReferences = Callable[[TrainConfig, nn.Module, str, list[PairSet], Progress], list[ReferenceLogps]]
 """Settings, the reference and its fingerprint, sets of pairs -> log pi_ref of each set."""
 
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+
 
 def prepare_trainer(
     config: TrainConfig,
@@ -84,7 +86,9 @@ def prepare_trainer(
             held_out.shifts = np.full(len(held_out), shifts.mean())  # they have no row; only their loss needs it
     if config.lora:
         policy = add_adapter(policy, config, model_path)
-    trainer = _build_trainer(config, objective, policy, tokenizer, datasets, folder, progress)
+    is_sharded = PartialState().distributed_type in SHARDED
+    start_fingerprint = None if config.lora or is_sharded else fingerprints["model"]
+    trainer = _build_trainer(config, objective, policy, tokenizer, datasets, folder, progress, start_fingerprint)
     if not (config.resume or is_rehearsal) and "reference" in fingerprints:
         is_own_start = fingerprints["reference"] == fingerprints["model"]
         check_step_zero(trainer, datasets[0], is_own_start=is_own_start, progress=progress)
@@ -127,6 +131,7 @@ def _build_trainer(
     datasets: list[PairDataset],
     folder: RunFolder,
     progress: Progress,
+    start_fingerprint: str | None,
 ) -> PreferenceTrainer:
     has_eval = len(datasets) > 1
     arguments = build_training_arguments(config, folder.path, len(datasets[0]), has_eval=has_eval)
@@ -145,6 +150,7 @@ def _build_trainer(
             callbacks=callbacks,
             progress=progress,
             monitor=monitor,
+            start_fingerprint=start_fingerprint,
         )
     trainer.remove_callback(PrinterCallback)  # prints every logged row on stdout
     return trainer
@@ -162,7 +168,7 @@ def build_monitor(config: TrainConfig, policy: nn.Module, progress: Progress) ->
             where="--monitor-theory",
             remedy="Leave --gradient-checkpointing out",
         )
-    if PartialState().distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if PartialState().distributed_type in SHARDED:
         raise DpotoolError(
             "sharded weights cannot be watched", where="--monitor-theory", remedy="Use one process or DDP"
         )

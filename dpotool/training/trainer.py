@@ -22,6 +22,7 @@ from dpotool.likelihood.completions import can_split_head, compute_completion_lo
 from dpotool.likelihood.layout import AUTO, PAIRED, SHARED, RowLayout
 from dpotool.likelihood.pair_logps import PairLogpArrays, compute_pair_logps
 from dpotool.likelihood.prompt_sharing import draws_in_training
+from dpotool.likelihood.reference import ReferenceLogps, load_or_compute_reference
 from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.losses.registry import PairLogps
 from dpotool.progress import SILENT, Progress
@@ -70,7 +71,14 @@ class PreferenceTrainer(Trainer):
         callbacks: list[TrainerCallback],
         progress: Progress = SILENT,
         monitor: TheoryMonitor | None = None,
+        start_fingerprint: str | None = None,
     ) -> None:
+        """Takes what `Trainer` takes, and in place of its loss an objective.
+
+        Args:
+            start_fingerprint: of the weights before the first step, whose evaluation the store may have, as it keeps
+                that of the weights after the last step for `score`; None: every evaluation is computed, none is kept.
+        """
         rows = _choose_rows(model, layout, monitor, progress)  # found out before any wrapper shards the weights
         route_forward(model, compute_completion_logps if monitor is None else monitor.compute_logps)
         super().__init__(
@@ -90,7 +98,7 @@ class PreferenceTrainer(Trainer):
         self.n_pairs: Counter[str] = Counter()
         self.progress = progress
         self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step's count, not by accumulation
-        self.last_evaluation: PairLogpArrays | None = None
+        self.start_fingerprint = start_fingerprint
         self._sums = PairSums()
         self._monitor = monitor
 
@@ -159,12 +167,34 @@ class PreferenceTrainer(Trainer):
         if not isinstance(dataset, PairDataset):
             raise TypeError(f"expected a PairDataset to evaluate on, got {type(dataset).__name__}")
         with self.progress.track("evaluating", len(dataset)) as advance:
-            self.last_evaluation = self.score(dataset.pairs, advance)
-        metrics = summarize_pairs(self.last_evaluation, dataset, self.objective, self.state)
+            logps = self._find_or_score(dataset.pairs, advance)
+        metrics = summarize_pairs(logps, dataset, self.objective, self.state)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def _find_or_score(
+        self, pairs: list[TokenizedPair], advance: Callable[[int], None]
+    ) -> PairLogpArrays | ReferenceLogps:
+        """Scores pairs; before the first step and after the last, what the store has is taken and the rest kept there.
+
+        The first weights are mostly their own reference, whose values were just computed; the last ones are saved, and
+        `score` then looks for the values of these weights, types and tokens. Those in between are nobody else's.
+        """
+        step, is_last = self.state.global_step, self.state.global_step >= self.state.max_steps
+        if self.start_fingerprint is None or not (step == 0 or is_last):
+            return self.score(pairs, advance)
+        return load_or_compute_reference(
+            self.policy,
+            pairs,
+            batch_tokens=self.batch_tokens,
+            autocast=torch.bfloat16 if self.args.bf16 else None,
+            layout=self.layout,
+            label=self.args.output_dir if is_last else None,
+            fingerprint=None if is_last else self.start_fingerprint,
+            on_progress=advance,
+        )
 
     def score(self, pairs: list[TokenizedPair], advance: Callable[[int], None] | None = None) -> PairLogpArrays:
         """Returns the policy's log-probabilities of pairs, in the precision that the training steps run in."""

@@ -158,12 +158,16 @@ def test_run_yaml_repeats_the_run(run: Run, tmp_path: Path) -> None:
 
 def test_the_reference_is_computed_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(output=str(tmp_path / "first"))
+    computed: list[int] = []
+    real = store.compute_pair_logps
 
-    def refuse(*_args: object, **_kwargs: object) -> None:
-        raise AssertionError("reference values were computed again")
+    def count(model: Any, pairs: Any, **options: Any) -> Any:
+        computed.append(len(pairs))
+        return real(model, pairs, **options)
 
-    monkeypatch.setattr(store, "compute_pair_logps", refuse)
+    monkeypatch.setattr(store, "compute_pair_logps", count)
     assert run(loss="ipo", output=str(tmp_path / "second")).read_manifest()["status"] == "finished"
+    assert computed == [8], "the test pairs under the trained weights, and no reference value"
 
 
 def test_stored_values_of_another_model_stop_the_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -260,7 +264,7 @@ def test_odpo_without_scores_is_an_error_before_training(run: Run, settings: dic
 
 
 def test_weights_are_hashed_once(run: Run, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For the policy, and for another reference; not again for each set of pairs."""
+    """The policy before and after training, and another reference; not again for each set of pairs."""
     hashed: list[object] = []
 
     def count(model: torch.nn.Module) -> str:
@@ -270,11 +274,11 @@ def test_weights_are_hashed_once(run: Run, tiny_model: Path, monkeypatch: pytest
     monkeypatch.setattr(preparation, "fingerprint_model", count)
     monkeypatch.setattr(store, "fingerprint_model", count)
     folder = run(max_steps=1)
-    assert len(hashed) == 1
+    assert len(hashed) == 2
     fingerprints = folder.read_manifest()["fingerprints"]
     assert fingerprints["reference"] == fingerprints["model"]
     run(max_steps=1, reference=str(tiny_model), output=str(folder.path.parent / "again"))
-    assert len(hashed) == 3
+    assert len(hashed) == 5
 
 
 def test_evaluations_leave_mixed_precision_on(run: Run, tmp_path: Path) -> None:

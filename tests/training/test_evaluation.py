@@ -1,0 +1,74 @@
+"""Evaluations before the first step and after the last go through the store: the same numbers, computed once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from training_helpers import read_weights
+
+from dpotool.likelihood import pair_logps
+from dpotool.results.runs import RunFolder
+from dpotool.scoring.config import ScoreConfig
+from dpotool.scoring.run import score_models
+from dpotool.training import preparation
+
+Run = Callable[..., RunFolder]
+
+
+@pytest.fixture
+def n_computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of pairs of each scoring batch."""
+    sizes: list[int] = []
+    real = pair_logps._score_batch
+
+    def count(model: Any, pairs: Any, *rest: Any) -> Any:
+        sizes.append(len(pairs))
+        return real(model, pairs, *rest)
+
+    monkeypatch.setattr(pair_logps, "_score_batch", count)
+    return sizes
+
+
+def score(folder: RunFolder) -> pd.DataFrame:
+    config = ScoreConfig(device="cpu", noise_floor=False)
+    return score_models([str(folder.path)], config)[0].frame
+
+
+@pytest.mark.parametrize("changes", [{}, {"bf16": True}, {"loss": "sft"}, {"layout": "paired"}], ids=str)
+def test_the_same_numbers_as_without_the_store(
+    run: Run,
+    changes: dict[str, Any],
+    tmp_path: Path,
+    n_computed: list[int],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """24 training and 8 test pairs, 4 evaluations. The reference, three evaluations and the 8 pairs of
+    `check_step_zero` are computed, the score is not. An SFT run has neither reference nor check: four evaluations."""
+    folder = run(eval_steps=1, **changes)
+    trained, n_computed[:] = sum(n_computed), []
+    table = score(folder)
+    scored = sum(n_computed)
+    is_sft = changes.get("loss") == "sft"
+    assert (trained, scored) == ((4 * 8, 0) if is_sft else (24 + 8 + 8 + 3 * 8, 0))
+
+    monkeypatch.setenv("DPOTOOL_CACHE", str(tmp_path / "other cache"))
+    build = preparation._build_trainer
+    monkeypatch.setattr(preparation, "_build_trainer", lambda *args: build(*args[:-1], None))
+    slow = run(eval_steps=1, output=str(tmp_path / "slow"), **changes)
+    for name, weights in read_weights(folder.path).items():
+        assert weights.equal(read_weights(slow.path)[name])
+    pd.testing.assert_frame_equal(table, score(slow), check_exact=True)
+    rows, expected = ([row for row in run_.read_metrics() if "eval_loss" in row] for run_ in (folder, slow))
+    assert [row["step"] for row in rows] == [0, 1, 2, 3]
+    assert rows == expected
+
+
+def test_an_adapter_is_evaluated_each_time(run: Run, n_computed: list[int]) -> None:
+    """Its weights are saved apart from the model's, and another fingerprint is that of the two together."""
+    pytest.importorskip("peft")
+    run(lora=True)
+    assert sum(n_computed) == 24 + 8 + 8 + 4 * 8
