@@ -66,7 +66,7 @@ CELLS = (
 )
 TITLES = {
     "scoring": "same matrix library and allocator for all",
-    "own": "dpotool's own choice of matrix library and allocator, rivals as they come",
+    "own": "matrix library and allocator as dpotool chooses them, rivals as they come",
     "training": "DPO steps, reference computed beforehand, same matrix library and allocator for all",
     "sweep": "five lambdas against five TRL runs, files to checkpoints",
 }
