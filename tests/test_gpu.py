@@ -15,6 +15,8 @@ from model_families import build_family
 from theory.engine_checks import assert_equals_slow_truth
 from tiny_models import save_tiny_model, write_pairs
 
+from dpotool.data.pairs import TokenizedPair
+from dpotool.likelihood import pair_logps
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
@@ -67,20 +69,29 @@ def test_gradient_products_equal_autograd(family: str) -> None:
     assert_equals_slow_truth(build_family(family).to("cuda"), PAIRS, tolerance=1e-9)
 
 
-def test_a_batch_too_large_for_the_device_is_split() -> None:
+def test_a_batch_too_large_for_the_device_is_split(monkeypatch: pytest.MonkeyPatch) -> None:
     """A real refusal: the process may have a sliver of the device's memory, which the whole batch does not fit into."""
     model = build_family("llama", dtype=torch.float32)
     pairs = make_pairs(400, longest=60)
     expected = compute_pair_logps(model, pairs)
+    sizes: list[int] = []
+    score = pair_logps._score_batch
+
+    def note(model: object, batch: list[TokenizedPair], *others: object) -> list[pair_logps.ScoredPair]:
+        sizes.append(len(batch))
+        return score(model, batch, *others)
+
+    monkeypatch.setattr(pair_logps, "_score_batch", note)
     model.to("cuda")
     limit = torch.cuda.memory_allocated() + 64 * 2**20
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(limit / torch.cuda.get_device_properties(0).total_memory)
     try:
-        got = compute_pair_logps(model, pairs, batch_tokens=10**6)
+        got = compute_pair_logps(model, pairs, batch_tokens=10**6, layout="paired")
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     np.testing.assert_allclose(got.chosen, expected.chosen, rtol=1e-4)
+    assert len(sizes) > 1 and max(sizes) == len(pairs), "all at once was refused"
 
 
 @pytest.mark.parametrize("lora", [False, True])

@@ -59,9 +59,12 @@ def make_room(cell: Cell) -> bool:
     path = cell.folder.path
     if get_last_checkpoint(str(path)) is not None:
         return True
+    place = path.resolve()  # a link stays, and so does where it leads
     with writing_to(path):
         # out of the way at once, so that a kill in between leaves no half of it that nobody knows
-        shutil.rmtree(path.rename(path.with_name(f".tmp-{secrets.token_hex(6)}")))
+        shutil.rmtree(place.rename(place.with_name(f".tmp-{secrets.token_hex(6)}")))
+        if path.is_symlink():
+            place.mkdir()
     return False
 
 

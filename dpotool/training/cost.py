@@ -125,9 +125,9 @@ def _add_evaluations(estimate: Estimate, config: TrainConfig, trainer: Preferenc
     estimate.n_pairs["evaluation"] = len(pairs)
     n_times = count_evaluations(count_steps(config, len(trainer.pairs)), int(trainer.args.eval_steps or 1))
     autocast = torch.bfloat16 if config.bf16 else None
-    if trainer.start_fingerprint is not None:
+    if trainer.start is not None:
         is_reference = config.reference is None and "reference" in trainer.objective.loss.needs
-        missing = find_missing(trainer.policy, pairs, autocast, fingerprint=trainer.start_fingerprint)
+        missing = find_missing(trainer.policy, pairs, autocast, fingerprint=trainer.start.fingerprint)
         n_times -= is_reference or not missing  # the store has the first one by then
     cost = estimate_scoring(
         trainer.policy, pairs, batch_tokens=config.batch_tokens, autocast=autocast, layout=config.layout

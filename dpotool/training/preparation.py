@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 
 import numpy as np
-from accelerate import DistributedType, PartialState
+from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 
@@ -30,12 +30,10 @@ from dpotool.training.objective import Objective, record_settings
 from dpotool.training.pair_sets import RunPairs, load_run_pairs
 from dpotool.training.policy import add_adapter, load_policy
 from dpotool.training.reference import check_step_zero, compute_references, load_reference
-from dpotool.training.trainer import PreferenceTrainer
+from dpotool.training.trainer import PreferenceTrainer, StartWeights
 
 FindReferences = Callable[[TrainConfig, nn.Module, str, list[PairSet], Progress], list[ReferenceLogps]]
 """Settings, the reference and its fingerprint, sets of pairs -> log pi_ref of each set."""
-
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def prepare_trainer(
@@ -86,9 +84,8 @@ def prepare_trainer(
             held_out.shifts = np.full(len(held_out), shifts.mean())  # they have no row; only their loss needs it
     if config.lora:
         policy = add_adapter(policy, config, model_path)
-    is_sharded = PartialState().distributed_type in SHARDED
-    start_fingerprint = None if config.lora or is_sharded else fingerprints["model"]
-    trainer = _build_trainer(config, objective, policy, tokenizer, datasets, folder, progress, start_fingerprint)
+    start = None if config.lora else StartWeights(fingerprints["model"], config.model)
+    trainer = _build_trainer(config, objective, policy, tokenizer, datasets, folder, progress, start)
     if not (config.resume or is_rehearsal) and "reference" in fingerprints:
         is_own_start = fingerprints["reference"] == fingerprints["model"]
         check_step_zero(trainer, datasets[0], is_own_start=is_own_start, progress=progress)
@@ -131,7 +128,7 @@ def _build_trainer(
     datasets: list[PairDataset],
     folder: RunFolder,
     progress: Progress,
-    start_fingerprint: str | None,
+    start: StartWeights | None,
 ) -> PreferenceTrainer:
     has_eval = len(datasets) > 1
     arguments = build_training_arguments(config, folder.path, len(datasets[0]), has_eval=has_eval)
@@ -150,7 +147,7 @@ def _build_trainer(
             callbacks=callbacks,
             progress=progress,
             monitor=monitor,
-            start_fingerprint=start_fingerprint,
+            start=start,
         )
     trainer.remove_callback(PrinterCallback)  # prints every logged row on stdout
     return trainer
@@ -167,10 +164,6 @@ def build_monitor(config: TrainConfig, policy: nn.Module, progress: Progress) ->
             "a backward pass that recomputes activations cannot be watched",
             where="--monitor-theory",
             remedy="Leave --gradient-checkpointing out",
-        )
-    if PartialState().distributed_type in SHARDED:
-        raise DpotoolError(
-            "sharded weights cannot be watched", where="--monitor-theory", remedy="Use one process or DDP"
         )
     monitor = TheoryMonitor(policy)
     if monitor.left_out:

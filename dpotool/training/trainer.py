@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -52,6 +53,15 @@ def route_forward(model: nn.Module, compute_logps: ComputeLogps = compute_comple
     model.forward = forward
 
 
+@dataclass(frozen=True, slots=True)
+class StartWeights:
+    """The weights a run begins with, as the store of log-probabilities knows them."""
+
+    fingerprint: str
+    label: str
+    """What the user called the model."""
+
+
 class PreferenceTrainer(Trainer):
     """Trainer for one `Objective` over preference pairs."""
 
@@ -71,13 +81,17 @@ class PreferenceTrainer(Trainer):
         callbacks: list[TrainerCallback],
         progress: Progress = SILENT,
         monitor: TheoryMonitor | None = None,
-        start_fingerprint: str | None = None,
+        start: StartWeights | None = None,
     ) -> None:
         """Takes what `Trainer` takes, and in place of its loss an objective.
 
         Args:
-            start_fingerprint: of the weights before the first step, whose evaluation the store may have, as it keeps
-                that of the weights after the last step for `score`; None: every evaluation is computed, none is kept.
+            start: the weights before the first step, whose evaluation the store may have, as it keeps that of the
+                weights after the last step for `score`; None, and where weights are sharded over devices: every
+                evaluation is computed, none is kept.
+
+        Raises:
+            DpotoolError: sharded weights are to be watched.
         """
         rows = _choose_rows(model, layout, monitor, progress)  # found out before any wrapper shards the weights
         route_forward(model, compute_completion_logps if monitor is None else monitor.compute_logps)
@@ -98,7 +112,12 @@ class PreferenceTrainer(Trainer):
         self.n_pairs: Counter[str] = Counter()
         self.progress = progress
         self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step's count, not by accumulation
-        self.start_fingerprint = start_fingerprint
+        is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
+        if monitor is not None and is_sharded:
+            raise DpotoolError(
+                "sharded weights cannot be watched", where="--monitor-theory", remedy="Use one process or DDP"
+            )
+        self.start = None if is_sharded else start
         self._sums = PairSums()
         self._monitor = monitor
 
@@ -183,7 +202,7 @@ class PreferenceTrainer(Trainer):
         `score` then looks for the values of these weights, types and tokens. Those in between are nobody else's.
         """
         step, is_last = self.state.global_step, self.state.global_step >= self.state.max_steps
-        if self.start_fingerprint is None or not (step == 0 or is_last):
+        if self.start is None or not (step == 0 or is_last):
             return self.score(pairs, advance)
         return load_or_compute_reference(
             self.policy,
@@ -191,8 +210,8 @@ class PreferenceTrainer(Trainer):
             batch_tokens=self.batch_tokens,
             autocast=torch.bfloat16 if self.args.bf16 else None,
             layout=self.layout,
-            label=self.args.output_dir if is_last else None,
-            fingerprint=None if is_last else self.start_fingerprint,
+            label=self.args.output_dir if is_last else self.start.label,
+            fingerprint=None if is_last else self.start.fingerprint,
             on_progress=advance,
         )
 

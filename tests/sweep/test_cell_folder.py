@@ -146,3 +146,16 @@ def test_every_kind_of_cell_knows_its_own_run_again(config: SweepConfig, tmp_pat
     again = replace(config, batch_tokens=512, layout="paired")
     assert sweep(again).n_trained == 0
     assert (tmp_path / "out" / "log.txt").read_text() == "mine"
+
+
+def test_a_linked_folder_is_emptied_and_stays_linked(config: SweepConfig, tmp_path: Path) -> None:
+    (cell, *_) = plan_cells(config, tmp_path / "out")
+    elsewhere = tmp_path / "bigger-disk" / "dpo"
+    elsewhere.mkdir(parents=True)
+    cell.folder.path.parent.mkdir()
+    cell.folder.path.symlink_to(elsewhere)
+    leave_run(cell)
+    assert list_files(elsewhere)
+    assert not make_room(cell)
+    assert cell.folder.path.resolve() == elsewhere
+    assert list_files(tmp_path / "bigger-disk") == {}

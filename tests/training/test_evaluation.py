@@ -9,12 +9,16 @@ from typing import Any
 import pandas as pd
 import pytest
 from training_helpers import read_weights
+from transformers import Trainer
 
+from dpotool.errors import DpotoolError
 from dpotool.likelihood import pair_logps
 from dpotool.results.runs import RunFolder
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
 from dpotool.training import preparation
+from dpotool.training import trainer as trainer_module
+from dpotool.training.trainer import PreferenceTrainer
 
 Run = Callable[..., RunFolder]
 
@@ -72,3 +76,26 @@ def test_an_adapter_is_evaluated_each_time(run: Run, n_computed: list[int]) -> N
     pytest.importorskip("peft")
     run(lora=True)
     assert sum(n_computed) == 24 + 8 + 8 + 4 * 8
+
+
+def test_sharded_weights_are_evaluated_each_time(
+    run: Run, n_computed: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No process has the whole weights to hash then. Sharding itself needs several devices, so it is only said here."""
+    create, build = Trainer.create_accelerator_and_postprocess, PreferenceTrainer.__init__
+
+    def say_sharded(trainer: Trainer) -> None:
+        create(trainer)
+        trainer.is_fsdp_enabled = True
+
+    def build_and_take_it_back(trainer: PreferenceTrainer, *args: Any, **options: Any) -> None:
+        build(trainer, *args, **options)
+        trainer.is_fsdp_enabled = False
+
+    monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", say_sharded)
+    monkeypatch.setattr(PreferenceTrainer, "__init__", build_and_take_it_back)
+    monkeypatch.setattr(trainer_module, "load_or_compute_reference", lambda *_args, **_options: pytest.fail("hashed"))
+    folder = run(eval_steps=1)
+    assert sum(n_computed) == 24 + 8 + 8 + 4 * 8
+    with pytest.raises(DpotoolError, match="sharded weights cannot be watched"):
+        run(output=str(folder.path) + "-watched", monitor_theory=True)
