@@ -12,6 +12,7 @@ from typing import Any
 from dpotool.report.blocks import Block, Bullets, Code, Paragraph, Subheading
 from dpotool.report.config import ReportConfig
 from dpotool.report.material import Material
+from dpotool.results.commands import list_flags, repeat_import
 from dpotool.results.differences import ScoredRun
 from dpotool.results.runs import RunFolder
 
@@ -74,14 +75,12 @@ def _repeat_run(run: ScoredRun, manifest: Mapping[str, Any]) -> list[str]:
     folder, place = run.folder.path, choose_place(run.folder.path)
     there = ["--config", str(folder / "run.yaml"), "--output", place]
     config = manifest["config"]
+    if manifest["kind"] == "import":
+        return [repeat_import(config, run.about, place)]
     if manifest["kind"] == "train":
         commands = [["train", *there], ["score", place, *_list_unlike(run.about, config)]]
     elif manifest["kind"] == "score":
         commands = [["score", str(config["model"]), *there]]
-    elif manifest["kind"] == "import":
-        told = [(name, value) for name, value in config.items() if name not in ("file", "output") and value is not None]
-        flags = [word for name, value in told for word in (f"--{name.rstrip('_')}", str(value))]
-        commands = [["import", str(config["file"]), *flags, "--output", place]]
     else:
         commands = []
     return [shlex.join(["dpotool", *command]) for command in commands]
@@ -97,8 +96,7 @@ def _list_unlike(about: Mapping[str, Any], config: Mapping[str, Any]) -> list[st
         asked |= {"split": about.get("split"), "test_fraction": rows.get("test_fraction")}
     own |= {"beta": config.get("beta", about.get("beta")), "reference": config.get("reference") or config.get("model")}
     asked |= {name: about.get(name) for name in ("beta", "reference")}
-    unlike = {name: value for name, value in asked.items() if value is not None and value != own.get(name)}
-    return [word for name, value in unlike.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return list_flags({name: value for name, value in asked.items() if value != own.get(name)})
 
 
 def _repeat_theory(table: Path) -> list[Block]:

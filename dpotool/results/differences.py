@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.results.commands import repeat_import
 from dpotool.results.comparison import collect_runs, find_scores
 from dpotool.results.paired import ALPHA, adjust_holm, compare_means, compare_shares
 from dpotool.results.runs import RunFolder
@@ -185,9 +186,9 @@ def _say_how_to_match(run: ScoredRun, base: ScoredRun, key: str) -> str:
     if imported is None:
         return f"Score both on the same with --data and --split, or choose with --{key}"
     other = base if imported is run else run
-    file, folder = imported.about["imported_from"], imported.folder.path
-    name = f"--{key} {other.about.get(key)}"
-    return f"If they are of the same pairs, import again: `dpotool import {file} {name} --output {folder}`"
+    folder, named = imported.folder, {key: other.about.get(key)}
+    command = repeat_import(folder.read_manifest()["config"], imported.about, str(folder.path), **named)
+    return f"If they are of the same pairs, import again: `{command}`"
 
 
 def _compare(run: ScoredRun, base: ScoredRun, n_resamples: int, seed: int) -> dict[str, Any]:

@@ -328,7 +328,7 @@ def test_scores_imports_and_forecasts_are_made_again_too(tmp_path: Path, monkeyp
     write_scored_run(Path("dpo"), loss="dpo", beta=0.1, eval_data="own.jsonl",
                      about={"rows": {"data": "other.jsonl", "limit": 50, "test_fraction": None}})  # fmt: skip
     write_scored_run(Path("hub"), kind="score", model="org/name")
-    bench = write_scored_run(Path("bench"))
+    bench = write_scored_run(Path("bench"), beta=0.5, about={"imported_from": "b.jsonl"})
     told = {"file": "b.jsonl", "beta": 0.5, "lambda_": 0.9, "output": "bench", "kind": None}
     bench.write_manifest(collect_manifest("import", told) | {"status": "finished"})
     write_scored_run(Path("shift"), seed=2, loss="shift", lambda_=0.9)
@@ -341,7 +341,7 @@ def test_scores_imports_and_forecasts_are_made_again_too(tmp_path: Path, monkeyp
     commands = read_commands(["dpo", "hub", "bench", "shift", "start"], ReportConfig(pairs=0))
     assert "dpotool score dpo-again --data other.jsonl --limit 50 --split test" in commands
     assert "dpotool score org/name --config hub/run.yaml --output hub-again" in commands
-    assert "dpotool import b.jsonl --beta 0.5 --lambda 0.9 --output bench-again" in commands
+    assert "dpotool import b.jsonl --beta 0.5 --lambda 0.9 --data demo --split test --output bench-again" in commands
     assert commands[-1] == "dpotool theory-gap --config start/run.yaml --output start-again"
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shlex
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import pytest
 import torch
 from tiny_models import save_tiny_model, write_pairs
 
+from dpotool.cli.app import main
 from dpotool.errors import DpotoolError
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.gallery import draw
@@ -254,17 +258,36 @@ def test_a_file_that_is_no_utf8_is_one_line(tmp_path: Path, name: str) -> None:
         import_file(str(tmp_path / name), ImportConfig(output=str(tmp_path / "run")))
 
 
-def test_files_named_by_model_compare_after_what_the_error_says(tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        file = write_reward_bench(tmp_path / f"{name}.jsonl", [(1.0, 0.5), (0.2, 0.4)] * 10)
-        import_file(str(file), ImportConfig(output=str(tmp_path / name)))
-    paths = [str(tmp_path / name) for name in ("a", "b")]
-    with pytest.raises(
-        DpotoolError, match=r"If they are of the same pairs, import again: `dpotool import \S+b\.jsonl --data a "
-    ):
-        find_out(paths)
-    import_file(str(tmp_path / "b.jsonl"), ImportConfig(data="a", output=str(tmp_path / "b")))
-    assert find_out(paths, data="a").comparison.baseline == "a"
+def refuse_to_compare(paths: list[str], name: str) -> list[str]:
+    """Returns the words of the command that the refusal names."""
+    with pytest.raises(DpotoolError, match="If they are of the same pairs, import again: `") as refusal:
+        find_out(paths, baseline=name)
+    return shlex.split(str(refusal.value).split("`")[1])
+
+
+def test_files_named_by_model_compare_after_what_the_error_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two refusals, for data and for split; what they tell to type changes nothing else. A folder has a blank."""
+    folder = tmp_path / "my files"
+    folder.mkdir()
+    splits, paths = {"a": "test", "b": "validation"}, [str(folder / name) for name in ("a", "b")]
+    for name, split in splits.items():
+        file = write_reward_bench(folder / f"{name}.jsonl", [(1.0, 0.5), (0.2, 0.4)] * 10)
+        import_file(str(file), ImportConfig(output=str(folder / name), beta=0.1, loss="dpo", split=split))
+    before = read_table(RunFolder(folder / "b").list_scores()[0])
+
+    for told in (["--data", "a", "--split", "validation"], ["--data", "a", "--split", "test"]):
+        command = refuse_to_compare(paths, "a")
+        flags = ["--beta", "0.1", "--loss", "dpo", *told, "--output", str(folder / "b")]
+        assert command == ["dpotool", "import", str(folder / "b.jsonl"), *flags]
+        monkeypatch.setattr(sys, "argv", command)
+        with suppress(SystemExit):
+            main()
+
+    found = find_out(paths, baseline="a", data="a", split="test").comparison
+    assert found.runs["loss"].tolist() == ["dpo", "dpo"]
+    pd.testing.assert_frame_equal(found.scored[1].frame.reset_index(drop=True), before)
 
 
 class Evil:

@@ -1,0 +1,32 @@
+"""Commands as one types them, made again from what a manifest and a table record."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+
+def list_flags(told: Mapping[str, Any]) -> list[str]:
+    """Returns settings, by field name, as flags with their values; a switch has none, what is not set is left out."""
+    words = []
+    for name, value in told.items():
+        flag = f"--{name.rstrip('_').replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            words += [flag, str(value)]
+    return words
+
+
+def repeat_import(config: Mapping[str, Any], about: Mapping[str, Any], output: str, **others: Any) -> str:
+    """Returns the `dpotool import` that makes a score table again, as it was told but for `others`.
+
+    Args:
+        config: of the run folder's manifest.
+        about: the table's metadata, which goes before it: a later import into the same folder has another manifest.
+    """
+    file = about.get("imported_from") or config["file"]
+    own = {name: about[name] for name in ("beta", "data", "split") if name in about}
+    told = {name: value for name, value in {**config, **own, **others}.items() if name not in ("file", "output")}
+    return shlex.join(["dpotool", "import", str(file), *list_flags(told), "--output", output])
