@@ -15,6 +15,7 @@ from dpotool.errors import DpotoolError
 DEMO = "builtin:demo"
 DRY_RUN = "Only show pairs, tokens, stored values, time and memory, from a few measured batches; nothing is written."
 """Help text of --dry-run."""
+DEFAULT_BETA = 0.1
 AUTO = "auto"
 LAYOUTS = ("auto", "shared", "paired")
 

@@ -12,9 +12,8 @@ from dpotool.hub import check_name
 from dpotool.models.loading import is_adapter_folder, read_adapter_base
 from dpotool.results.runs import RunFolder, is_checkpoint_name
 from dpotool.results.tables import FORMATS
-from dpotool.settings import DEMO, SubjectSettings
+from dpotool.settings import DEFAULT_BETA, DEMO, SubjectSettings
 
-DEFAULT_BETA = 0.1
 _INHERITED = ("split", "limit", "test_fraction", "max_length", "truncation", "skip_invalid", "seed", "split_seed")
 
 

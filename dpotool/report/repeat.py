@@ -12,11 +12,13 @@ from typing import Any
 from dpotool.report.blocks import Block, Bullets, Code, Paragraph, Subheading
 from dpotool.report.config import ReportConfig
 from dpotool.report.material import Material
-from dpotool.results.commands import list_flags, repeat_import
+from dpotool.report.rescore import NOT_RECORDED, rescore_foreign, rescore_trained
+from dpotool.results.commands import repeat_import
 from dpotool.results.differences import ScoredRun
 from dpotool.results.runs import RunFolder
 
 _OF_COMPARE = ("baseline", "data", "split", "seed")
+_SAME_NUMBERS = "On the same machine and versions the numbers repeat; see the manifest above."
 
 
 def say_how_to_repeat(material: Material) -> list[Block]:
@@ -27,7 +29,7 @@ def say_how_to_repeat(material: Material) -> list[Block]:
     runs = [line for run in scored for line in _repeat_run(run, material.manifests[run.label])]
     if runs:
         blocks += [
-            Paragraph("The runs again. On the same machine and versions the numbers repeat; see the manifest above."),
+            Paragraph(f"The runs again. {_SAME_NUMBERS} {NOT_RECORDED}"),
             Code("\n".join(runs)),
         ]
     if theory:
@@ -72,31 +74,18 @@ def _list_flags(config: ReportConfig, names: Collection[str]) -> list[str]:
 
 def _repeat_run(run: ScoredRun, manifest: Mapping[str, Any]) -> list[str]:
     """The commands that train and score a run, or score or import it, again."""
-    folder, place = run.folder.path, choose_place(run.folder.path)
-    there = ["--config", str(folder / "run.yaml"), "--output", place]
-    config = manifest["config"]
+    place = choose_place(run.folder.path)
+    about, config, recorded = run.about, manifest["config"], run.folder.manifest_path
     if manifest["kind"] == "import":
-        return [repeat_import(config, run.about, place)]
+        return [repeat_import(config, about, place)]
     if manifest["kind"] == "train":
-        commands = [["train", *there], ["score", place, *_list_unlike(run.about, config)]]
+        train = ["train", "--config", str(recorded), "--output", place]
+        commands = [train, rescore_trained(about, config, place)]
     elif manifest["kind"] == "score":
-        commands = [["score", str(config["model"]), *there]]
+        commands = [rescore_foreign(about, config, recorded, place)]
     else:
         commands = []
     return [shlex.join(["dpotool", *command]) for command in commands]
-
-
-def _list_unlike(about: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
-    """Flags for scores that are not of the run's own pairs, or not as the run would score them."""
-    rows = about.get("rows") or {}
-    evaluated = "eval_" if config.get("eval_data") else ""
-    own = {name: config.get(f"{evaluated}{name}") for name in ("data", "limit")}
-    asked = {name: rows.get(name) for name in own} if rows else {}
-    if asked.get("data") not in (None, own["data"]):
-        asked |= {"split": about.get("split"), "test_fraction": rows.get("test_fraction")}
-    own |= {"beta": config.get("beta", about.get("beta")), "reference": config.get("reference") or config.get("model")}
-    asked |= {name: about.get(name) for name in ("beta", "reference")}
-    return list_flags({name: value for name, value in asked.items() if value != own.get(name)})
 
 
 def _repeat_theory(table: Path) -> list[Block]:
