@@ -85,6 +85,7 @@ def _tabulate_ends(metrics: Mapping[str, pd.DataFrame]) -> list[Block]:
     for label, table in metrics.items():
         ends = [read_ends(table, name) for name in _LOGGED]
         cells = [f"{end.first:.4g} to {end.last:.4g}" if end else "-" for end in ends]
-        rows.append([label, describe_source(table), f"{table['step'].min():g} to {table['step'].max():g}", *cells])
+        steps = f"{table['step'].min():g} to {table['step'].max():g}" if "step" in table else "-"  # nothing logged yet
+        rows.append([label, describe_source(table), steps, *cells])
     caption = "What was logged first and last"
     return [Table(caption, ["run", "means over", "steps", *_LOGGED.values()], rows)]

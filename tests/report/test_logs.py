@@ -19,6 +19,7 @@ from dpotool.report.logs import has_only_logs, write_log_report
 from dpotool.report.run import Report, write_report
 from dpotool.report.series import Ends, read_ends
 from dpotool.results.findings import find_out
+from dpotool.results.runs import RunFolder
 from dpotool.scoring.foreign.config import ImportConfig
 from dpotool.scoring.foreign.run import import_file
 
@@ -68,6 +69,16 @@ def test_an_imported_log_makes_a_page_that_says_what_it_lacks(tmp_path: Path) ->
     assert "--reference START --data PAIRS\\` scores a checkpoint of checkpoint-run." in page
     assert "training batches: chosen from -10.00 at step 1 to -13.50 at step 2, rejected from -12.00" in page
     assert (tmp_path / "r_pictures" / "trajectory.png").stat().st_size > 5000
+
+
+@pytest.mark.filterwarnings("ignore:.*half-written lines left out")
+@pytest.mark.parametrize("content", ["", '{"step": 1, "lo'])
+def test_a_log_in_which_nothing_stands_yet_makes_a_page_too(tmp_path: Path, content: str) -> None:
+    run = import_log(tmp_path / "checkpoint")
+    RunFolder(run).metrics_path.write_text(content)
+    page = write_log_report([str(run)], ReportConfig(output=str(tmp_path / "r.md"))).read_text(encoding="utf-8")
+    assert "| checkpoint-run | training batches | - | - | - | - | - | - |" in page
+    assert "Not drawn: " in page
 
 
 def test_a_log_beside_scored_runs_is_drawn_and_named(tmp_path: Path) -> None:
