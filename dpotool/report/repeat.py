@@ -23,7 +23,7 @@ _SAME_NUMBERS = "On the same machine and versions the numbers repeat; see the ma
 
 def say_how_to_repeat(material: Material) -> list[Block]:
     """The commands that make the page and the runs again, and the tables that were read."""
-    scored, theory = material.findings.comparison.scored, material.findings.theory
+    scored, theory = material.findings.comparison.scored, material.findings.theory_table
     compare = ["dpotool", "compare", *material.paths, *_list_flags(material.config, _OF_COMPARE)]
     blocks = repeat_page(material.paths, material.config, shlex.join(compare))
     runs = [line for run in scored for line in _repeat_run(run, material.manifests[run.label])]
@@ -33,10 +33,10 @@ def say_how_to_repeat(material: Material) -> list[Block]:
             Code("\n".join(runs)),
         ]
     if theory:
-        blocks += _repeat_theory(Path(theory["path"]))
+        blocks += _repeat_theory(theory)
     sources = [f"{run.label}: {run.path}" for run in scored]
     if theory:
-        sources.append(f"theory: {theory['path']}")
+        sources.append(f"theory: {theory}")
     return [*blocks, Subheading("Tables read"), Bullets(sources)]
 
 

@@ -25,7 +25,6 @@ from dpotool.report.size import DPI, fit_page
 from dpotool.report.texts import TextSource
 from dpotool.results.atomic import write_bytes, write_text
 from dpotool.results.findings import Findings, find_out
-from dpotool.results.theory_check import find_theory
 
 FORMATS = {"html": ".html", "markdown": ".md"}
 FindTexts = Callable[[Findings, int], TextSource]
@@ -94,8 +93,7 @@ def build_page(
     comparison = findings.comparison
     folders = [run.folder for run in comparison.scored]
     settings = PlotConfig(data=config.data, split=config.split)
-    theory = find_theory(findings.folders, comparison.runs)
-    scene = Scene(comparison.runs, folders, findings.folders, settings, theory)
+    scene = Scene(comparison.runs, folders, findings.folders, settings, findings.theory_table)
     manifests = {run.label: run.folder.read_manifest() for run in comparison.scored}
     material = Material(findings, scene, texts, list(paths), config, manifests, dpi)
     first = comparison.runs.iloc[0]

@@ -127,9 +127,7 @@ def _theory(material: Material) -> list[Block]:
     blocks: list[Block] = [*pictures.draw_theory(material.scene, material.dpi)]
     theory = material.findings.theory
     if theory is None:
-        blocks.append(
-            Paragraph("No prediction stands beside the measurements: no theory table, or fewer than two constant λ.")
-        )
+        blocks.append(Paragraph(f"No prediction stands beside the measurements: {material.findings.no_theory}."))
         return blocks
     is_forecast = theory["optimizer"] is not None
     rows = [

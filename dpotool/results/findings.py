@@ -18,7 +18,7 @@ from dpotool.results.recommendation import recommend
 from dpotool.results.runs import RunFolder, read_summary
 from dpotool.results.seeds import pool_seeds
 from dpotool.results.tables import read_metadata
-from dpotool.results.theory_check import check_theory, find_theory, select_forecast
+from dpotool.results.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
 from dpotool.results.verdict import MISSING, find_missing, judge_displacement
 
 
@@ -35,6 +35,10 @@ class Findings:
     recommendation: dict[str, Any] | None
     theory: dict[str, Any] | None
     """Prediction beside measurement (`check_theory`)."""
+    theory_table: Path | None
+    """The theory table that is a forecast of any of these runs, whether or not it stands beside a measurement."""
+    no_theory: str | None
+    """Why `theory` is None, as a clause."""
     seeds: list[dict[str, Any]]
     """Settings trained with several seeds, pooled (`pool_seeds`)."""
 
@@ -109,11 +113,14 @@ def _advise(recommendation: Mapping[str, Any], kind: str | None, lambdas: Iterab
     return f"{still}: try lambdas {tried}."
 
 
-def _check_theory(comparison: Comparison, table: Path | None) -> dict[str, Any] | None:
+def _check_theory(comparison: Comparison, table: Path | None) -> tuple[dict[str, Any] | None, str | None]:
+    """Prediction beside measurement, or why there is none."""
     if table is None:
-        return None
+        return None, "no theory table"
     runs = select_forecast(read_metadata(table), comparison.runs)
-    return check_theory(runs, (read_summary(table) or {}) | {"path": str(table)})
+    summary = (read_summary(table) or {}) | {"path": str(table)}
+    checked = check_theory(runs, summary)
+    return checked, explain_unchecked(runs, summary) if checked is None else None
 
 
 def find_out(
@@ -136,13 +143,17 @@ def find_out(
     comparison.problems.extend(_name_unscored(folders))
     verdicts = {run.label: judge_displacement(run.frame, seed=seed) for run in comparison.scored}
     seeds = pool_seeds(comparison)
+    table = find_theory(folders, comparison.runs)
+    theory, no_theory = _check_theory(comparison, table)
     return Findings(
         comparison=comparison,
         folders=folders,
         verdicts=verdicts,
         sentences=describe_differences(comparison),
         recommendation=recommend(comparison, seeds),
-        theory=_check_theory(comparison, find_theory(folders, comparison.runs)),
+        theory=theory,
+        theory_table=table,
+        no_theory=no_theory,
         seeds=seeds,
     )
 

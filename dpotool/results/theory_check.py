@@ -75,10 +75,9 @@ def check_theory(runs: pd.DataFrame, theory: Mapping[str, Any]) -> dict[str, Any
         theory: the summary of the theory table, with its `path`.
     """
     advice = _read_advice(theory)
-    constant = runs[runs["lambda"].notna() & runs["chosen_displacement"].notna()].sort_values("lambda", ascending=False)
-    dpo = constant[constant["lambda"] == 1]
-    has_scale = bool((dpo["reward_margins_low"] > 0).any())
-    scale = float((dpo["reward_margins"] / dpo["beta"]).mean()) if len(dpo) else math.nan
+    constant = _select_constant(runs)
+    has_scale = bool((constant[constant["lambda"] == 1]["reward_margins_low"] > 0).any())
+    scale = _measure_scale(constant)
     rows = []
     for run in constant.to_dict("records"):
         predicted = _predict(theory, advice, float(run["lambda"]), scale)
@@ -110,6 +109,30 @@ def check_theory(runs: pd.DataFrame, theory: Mapping[str, Any]) -> dict[str, Any
         "statement": _state_theory(source, agreement, len(rows), advice)
         + ("" if advice is None or has_scale else f" {_NO_SCALE}"),
     }
+
+
+def explain_unchecked(runs: pd.DataFrame, theory: Mapping[str, Any]) -> str:
+    """Returns why `check_theory` lays nothing of this theory beside these runs, as a clause."""
+    constant, advice = _select_constant(runs), _read_advice(theory)
+    if constant["lambda"].nunique() < 2:
+        return "fewer than two constant λ among the runs that started from the theory table's model"
+    if advice is None:
+        return "the theory table's summary has neither a forecast nor mean u and v"
+    if math.isnan(_measure_scale(constant)):
+        return "no run with λ = 1, whose margin the forecast is scaled by"
+    return "fewer than two of the runs' λ are in the forecast's grid"
+
+
+def _select_constant(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of a constant lambda and a measured change, the largest lambda first."""
+    is_constant = runs["lambda"].notna() & runs["chosen_displacement"].notna()
+    return runs[is_constant].sort_values("lambda", ascending=False)
+
+
+def _measure_scale(constant: pd.DataFrame) -> float:
+    """The margin that DPO gained, in nats; NaN without a DPO run."""
+    dpo = constant[constant["lambda"] == 1]
+    return float((dpo["reward_margins"] / dpo["beta"]).mean()) if len(dpo) else math.nan
 
 
 def _read_advice(theory: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -11,17 +11,22 @@ from dpotool.report.run import write_report
 from dpotool.results.atomic import write_json
 from dpotool.results.comparison import collect_runs
 from dpotool.results.findings import find_out
+from dpotool.results.manifest import collect_manifest
 from dpotool.results.runs import RunFolder, summary_path
 from dpotool.results.tables import THEORY_SCHEMA, write_table
-from dpotool.results.theory_check import find_theory, select_forecast
+from dpotool.results.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
 
 START = {"model": "m", "data": "demo", "split": "train", "at_reference": True, "label": "m"}
+
+PAPER = {"u": {"mean": 2.0}, "v": {"mean": -4.0}}
+_CELL = {"chosen_change": {"mean": -1.0}, "accuracy": {"value": 0.6}}
+FORECAST = {"advice_from": "sgd", "advice": {"sgd": {"optimizer": "sgd", "grid": {"1": _CELL, "0.9": _CELL}}}}
 
 
 def write_theory(run: RunFolder, name: str = "demo", **about: object) -> str:
     path = run.theory_path(name, "train")
     write_table(make_theory_frame(8), path, THEORY_SCHEMA, START | about)
-    write_json(summary_path(path), {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
+    write_json(summary_path(path), PAPER)
     return str(path)
 
 
@@ -86,3 +91,38 @@ def test_a_report_says_why_no_theory_is_drawn(runs, tmp_path):
     section = next(section for section in report.page.sections if section.id == "theory")
     assert section.blocks[0].text.startswith("Not drawn: these folders hold no theory table taken, before training")
     assert "picture" not in [block.kind for block in section.blocks]
+    assert section.blocks[1].text == "No prediction stands beside the measurements: no theory table."
+
+
+def test_a_figure_of_a_forecast_has_its_table_and_command_on_the_page(runs, tmp_path):
+    """One constant lambda is too few to lay beside the forecast, which is drawn all the same."""
+    start = RunFolder(tmp_path / "start")
+    start.write_manifest(collect_manifest("theory", {"model": "m"}) | {"status": "finished"})
+    write_theory(start)
+    paths = [str(runs[0].path), str(start.path)]
+    report = write_report(paths, ReportConfig(output=str(tmp_path / "r.html"), pairs=0))
+
+    sections = {section.id: section.blocks for section in report.page.sections}
+    assert [block.kind for block in sections["theory"]] == ["picture", "paragraph"]
+    assert sections["theory"][1].text == (
+        "No prediction stands beside the measurements: fewer than two constant λ among the runs that started from the "
+        "theory table's model."
+    )
+    assert sections["reproduce"][-1].items[-1] == "theory: …/demo-train.parquet"
+    assert [block.text for block in sections["reproduce"] if block.kind == "paragraph"][-1] == "The forecast again:"
+
+
+@pytest.mark.parametrize(
+    ("which", "theory", "reason"),
+    [
+        ([0], PAPER, "fewer than two constant λ among"),
+        ([0, 1], {}, "the theory table's summary has neither"),
+        ([1, 2], FORECAST, "no run with λ = 1"),
+        ([0, 2], FORECAST, "fewer than two of the runs' λ are in"),
+    ],
+)
+def test_what_cannot_be_checked_says_why(runs, which, theory, reason):
+    table = collect_runs([runs[place] for place in which])
+
+    assert check_theory(table, theory) is None
+    assert explain_unchecked(table, theory).startswith(reason)
