@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dpotool.errors import DpotoolError
 from dpotool.settings import Settings, setting
 
 
@@ -24,3 +25,8 @@ class ReportConfig(Settings):
     split: str | None = setting(None, "Which split's scores.")
     pairs: int = setting(5, "How many of the most and of the least displaced pairs to show with their texts.")
     seed: int = setting(0, "Seed of the bootstrap and the permutation tests.")
+
+    def __post_init__(self) -> None:
+        """Refuses a negative number of pairs before any work."""
+        if self.pairs < 0:
+            raise DpotoolError("must not be negative", where="--pairs", got=str(self.pairs))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 
+from dpotool.errors import DpotoolError
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.scene import Scene, read_scene
 from dpotool.report.blocks import Block, Bullets, Page, Paragraph, Section, Table
@@ -24,6 +26,7 @@ _MISSING = [
     "No verdict, differences, intervals or tests, no worst and best pairs: they need scores, a row per pair.",
     "The table below goes from the first value logged, which may not be that of the model before training.",
 ]
+_OF_SCORES = ("baseline", "data", "split", "pairs", "seed")
 _LOGGED = {
     "logps/chosen": "log π(chosen), nats",
     "logps/rejected": "log π(rejected), nats",
@@ -45,11 +48,23 @@ def has_only_logs(paths: Sequence[str]) -> bool:
 def write_log_report(paths: Sequence[str], config: ReportConfig) -> Path:
     """Writes the page on what the runs logged while training; returns where it is.
 
-    Raises DpotoolError when a path is no run, or the format or output cannot be used.
+    Raises DpotoolError when a path is no run, the format or output cannot be used, or the config says what to do with
+    scores.
     """
-    scene = read_scene(paths, PlotConfig(data=config.data, split=config.split))
+    _refuse_what_needs_scores(config)
+    scene = read_scene(paths, PlotConfig())
     target, _ = write_page(lambda dpi: _build_page(scene, paths, config, dpi), paths, config)
     return target
+
+
+def _refuse_what_needs_scores(config: ReportConfig) -> None:
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in _OF_SCORES and value != field.default:
+            raise DpotoolError(
+                "is for scores, and nothing here is scored", where=f"--{field.name}", got=str(value),
+                remedy="Leave it out, or run `dpotool score` first",
+            )  # fmt: skip
 
 
 def _build_page(scene: Scene, paths: Sequence[str], config: ReportConfig, dpi: int) -> Page:

@@ -51,8 +51,6 @@ def write_report(paths: Sequence[str], config: ReportConfig, *, find_texts: Find
     Raises DpotoolError when a path is no run, nothing is scored, or the format or output cannot be used.
     """
     _choose_format(config)  # before any work
-    if config.pairs < 0:
-        raise DpotoolError("must not be negative", where="--pairs", got=str(config.pairs))
     findings = find_out(paths, baseline=config.baseline, data=config.data, split=config.split, seed=config.seed)
     texts = find_texts(findings, config.pairs)
 

@@ -81,6 +81,22 @@ def test_a_log_in_which_nothing_stands_yet_makes_a_page_too(tmp_path: Path, cont
     assert "Not drawn: " in page
 
 
+@pytest.mark.parametrize(
+    ("told", "refusal"),
+    [
+        ({"baseline": "typo"}, "--baseline: is for scores, and nothing here is scored; got typo. Leave it out, or run"),
+        ({"pairs": 2}, "--pairs: is for scores"),
+        ({"seed": 3}, "--seed: is for scores"),
+        ({"pairs": -3}, "--pairs: must not be negative; got -3"),
+    ],
+)
+def test_what_only_scores_can_be_told_is_refused(tmp_path: Path, told: dict[str, Any], refusal: str) -> None:
+    run = import_log(tmp_path / "checkpoint")
+    with pytest.raises(DpotoolError, match=refusal):
+        write_log_report([str(run)], ReportConfig(output=str(tmp_path / "r.md"), **told))
+    assert not (tmp_path / "r.md").exists()
+
+
 def test_a_log_beside_scored_runs_is_drawn_and_named(tmp_path: Path) -> None:
     log = import_log(tmp_path / "trl")
     scored = write_scored_run(tmp_path / "dpo", loss="dpo")
