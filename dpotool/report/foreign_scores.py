@@ -5,6 +5,7 @@ from __future__ import annotations
 from dpotool.report.blocks import Block, Paragraph, Table
 from dpotool.report.material import Material
 from dpotool.results.pair_scores import find_pair_scores, relate_to_change
+from dpotool.results.wording import format_interval
 
 _CAPTION = (
     "Imported scores of the pairs: rank correlation with the change of log π(chosen), 95 % bootstrap intervals over "
@@ -22,10 +23,7 @@ def show_foreign_scores(material: Material) -> list[Block]:
         for column in table.select_dtypes("number"):
             related = [relate_to_change(run, table[column], seed=material.config.seed) for run in comparison.scored]
             ns = sorted({n for n, _ in related})
-            cells = [
-                f"{each['value']:+.2f} [{each['ci_low']:+.2f}, {each['ci_high']:+.2f}]" if each else "-"
-                for _, each in related
-            ]
+            cells = [format_interval(each) for _, each in related]
             rows.append([f"{name}: {column}", " to ".join(map(str, dict.fromkeys((ns[0], ns[-1])))), *cells])
     blocks: list[Block] = [Paragraph(problem, tone="warning") for problem in problems]
     if rows:

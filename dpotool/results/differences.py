@@ -193,7 +193,7 @@ def _say_how_to_match(run: ScoredRun, base: ScoredRun, key: str) -> str:
 
 def _compare(run: ScoredRun, base: ScoredRun, n_resamples: int, seed: int) -> dict[str, Any]:
     shared = run.frame.index.intersection(base.frame.index)
-    sides = [compute_columns(_restrict(each, shared)) for each in (run, base)]
+    sides = [compute_columns(restrict_run(each, shared)) for each in (run, base)]
     rows = base.frame.loc[shared]
     clusters = read_clusters(rows)
     if clusters is None:
@@ -216,7 +216,8 @@ def _compare(run: ScoredRun, base: ScoredRun, n_resamples: int, seed: int) -> di
     return result
 
 
-def _restrict(run: ScoredRun, pair_ids: pd.Index) -> ScoredRun:
+def restrict_run(run: ScoredRun, pair_ids: pd.Index) -> ScoredRun:
+    """Returns the run with the pairs of these ids alone, in their order."""
     return ScoredRun(run.label, run.folder, run.frame.loc[pair_ids], run.about, run.path)
 
 

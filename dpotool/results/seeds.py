@@ -25,6 +25,7 @@ from dpotool.results.differences import (
     ScoredRun,
     adjust_family,
     compute_columns,
+    restrict_run,
 )
 from dpotool.results.statistics import CONFIDENCE, has_repeats, sum_clusters
 from dpotool.results.summaries import read_clusters
@@ -124,8 +125,8 @@ def _pool(label: str, pairs: Mapping[Any, tuple[ScoredRun, ScoredRun]]) -> dict[
 
 
 def _columns(run: ScoredRun, shared: pd.Index) -> dict[str, np.ndarray]:
-    restricted = ScoredRun(run.label, run.folder, run.frame.loc[shared], run.about, run.path)
-    return {name: np.asarray(values, dtype=np.float64) for name, values in compute_columns(restricted).items()}
+    columns = compute_columns(restrict_run(run, shared))
+    return {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
 
 
 def _combine(differences: Sequence[np.ndarray], clusters: np.ndarray | None) -> dict[str, float]:
