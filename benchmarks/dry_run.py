@@ -129,13 +129,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.data and args.model is None:
         parser.error("--model is not named")
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["DPOTOOL_CACHE"] = cache
-        table = format_table(list(measure(list_cases(args))))
-    text = f"{describe_machine()}; float32. Command: `python benchmarks/dry_run.py`.\n\n{table}"
+        for row in measure(list_cases(args)):  # written as they come: the last ones take minutes
+            rows.append(row)
+            text = f"{describe_machine()}; float32. Command: `python benchmarks/dry_run.py`.\n\n{format_table(rows)}"
+            if args.write:
+                replace_section(DOCS, "dry-run", text)
     print(text)
-    if args.write:
-        replace_section(DOCS, "dry-run", text)
 
 
 if __name__ == "__main__":
