@@ -334,3 +334,20 @@ def test_another_runs_folder_is_left_alone(tmp_path: Path) -> None:
         import_file(str(file), ImportConfig(output=str(tmp_path / "dpo")))
     with pytest.raises(DpotoolError, match="no such file"):
         recognise(tmp_path / "nothing.pt")
+
+
+def test_files_that_reward_bench_wrote(tmp_path: Path) -> None:
+    """Both of its files of one run (reward_bench/README.md) hold the same rewards, and the accuracy it found itself."""
+    written = Path(__file__).parent / "reward_bench"
+    own = json.loads((written / "tiny-rm.json").read_text())
+    frames = []
+    for name in ("tiny-rm_all", "tiny-rm_outputs"):
+        import_file(str(written / f"{name}.jsonl"), ImportConfig(data="six", output=str(tmp_path / name)))
+        (path,) = RunFolder(tmp_path / name).list_scores()
+        frames.append(read_table(path))
+        summary = json.loads(path.with_suffix(".summary.json").read_text())
+        assert summary["reward_accuracy"]["value"] == own["accuracy"] == 0.5
+    for column in ("chosen_rewards", "rejected_rewards"):
+        assert frames[0][column].tolist() == frames[1][column].tolist()
+        assert len(frames[0][column].unique()) == own["num_prompts"] == 6
+    assert frames[0]["chosen_rewards"][4] == frames[0]["rejected_rewards"][4], "a tie, which it counts as wrong"
