@@ -47,24 +47,21 @@ def measure_shares(work: Callable[[], object]) -> dict[str, float]:
 
 
 @torch.no_grad()
-def measure_layer_rate(model: nn.Module, n_rows: int = 2048, rounds: int = 5) -> float:
+def measure_layer_rate(model: nn.Module, n_rows: int = 2048) -> float:
     """Returns operations per second of the decoder's own linear layers, one after the other, nothing between."""
     layers = [module for module in model.get_decoder().modules() if isinstance(module, nn.Linear)]
     inputs = {width: torch.randn(n_rows, width) for width in {layer.in_features for layer in layers}}
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for layer in layers:
-            layer(inputs[layer.in_features])
-        seconds.append(time.perf_counter() - start)
-    return 2 * n_rows * sum(layer.weight.numel() for layer in layers) / statistics.median(seconds)
+    start = time.perf_counter()
+    for layer in layers:
+        layer(inputs[layer.in_features])
+    return 2 * n_rows * sum(layer.weight.numel() for layer in layers) / (time.perf_counter() - start)
 
 
 def measure(name: str, work: Callable[[], object], operations: float, model: nn.Module, rounds: int) -> Row:
     work()
     seconds, rates = [], []
     for _ in range(rounds):
-        rates.append(measure_layer_rate(model, rounds=1))
+        rates.append(measure_layer_rate(model))
         start = time.perf_counter()
         work()
         seconds.append(time.perf_counter() - start)

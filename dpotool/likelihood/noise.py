@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from dpotool.cache.entries import SECOND, name_store
-from dpotool.cache.root import reference_root
+from dpotool.cache.entries import SECOND
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.reference import StoreKeeper, describe_types, hash_pair, name_model, read_known
+from dpotool.likelihood.reference import StoreKeeper, hash_pair, locate_store, look_up, name_model
 from dpotool.progress import SILENT, Progress
 from dpotool.settings import AUTO
 
@@ -38,10 +37,9 @@ def find_missing_seconds(
     model: nn.Module, pairs: Sequence[TokenizedPair], fingerprint: str, autocast: torch.dtype | None = None
 ) -> list[TokenizedPair]:
     """Returns the pairs of the sample whose second values the store does not have for the model of a fingerprint."""
-    folder = reference_root() / name_store(fingerprint, describe_types(model, autocast))
-    sample = {hash_pair(pairs[place]) + SECOND: pairs[place] for place in choose_sample(pairs)}
-    known = read_known(folder, list(sample))
-    return [pair for key, pair in sample.items() if key not in known]
+    sample = [pairs[place] for place in choose_sample(pairs)]
+    _, _, missing = look_up(locate_store(model, fingerprint, autocast), sample, SECOND)
+    return list(missing.values())
 
 
 def score_in_twos(
@@ -67,9 +65,8 @@ def score_in_twos(
     Returns:
         Array (pairs, 2), chosen then rejected; from the store where it has them.
     """
-    folder = reference_root() / name_store(fingerprint, describe_types(model, autocast))
-    keys = [hash_pair(pair) + SECOND for pair in pairs]
-    known = read_known(folder, keys)
+    folder = locate_store(model, fingerprint, autocast)
+    keys, known, _ = look_up(folder, pairs, SECOND)
     missing = [place for place, key in enumerate(keys) if key not in known]
     keeper = StoreKeeper(folder, name_model(model, label))
     rows = RowLayout.of(model, layout)

@@ -8,11 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dpotool.cache.checking import is_disagreement, tolerance_of
-from dpotool.cache.entries import name_store
-from dpotool.cache.root import reference_root
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.reference import describe_types, hash_pair, read_known
+from dpotool.likelihood.reference import describe_types, locate_store, look_up
 from dpotool.likelihood.subject import open_subject
 from dpotool.models.fingerprint import fingerprint_model
 from dpotool.models.loading import Locate
@@ -47,9 +45,8 @@ def recheck_store(
     subject = replace(describe_subject(model, settings), reference=None)
     opened = open_subject(subject, progress, locate)
     types = describe_types(opened.policy, opened.autocast)
-    folder = reference_root() / name_store(fingerprint_model(opened.policy), types)
-    keys = [hash_pair(pair) for pair in opened.pair_set.pairs]
-    known = read_known(folder, keys)
+    folder = locate_store(opened.policy, fingerprint_model(opened.policy), opened.autocast)
+    keys, known, _ = look_up(folder, opened.pair_set.pairs)
     stored = [place for place, key in enumerate(keys) if key in known]
     if not stored:
         raise DpotoolError(

@@ -14,9 +14,10 @@ import hashlib
 import importlib.metadata
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,33 +92,25 @@ def load_or_compute_reference(
             are stored stay what they were.
     """
     fingerprint = fingerprint or fingerprint_model(model)
-    folder = (store or reference_root()) / name_store(fingerprint, describe_types(model, autocast))
-    keys, known, missing = _look_up(folder, pairs)
+    folder = locate_store(model, fingerprint, autocast, root=store)
+    keys, known, missing = look_up(folder, pairs)
     todo = dict(zip(keys, pairs, strict=True)) if with_tokens else missing
     if on_progress is not None:
         on_progress(sum(key not in todo for key in keys))
     keeper = StoreKeeper(folder, name_model(model, label))
     computed = PairLogpArrays(np.zeros(0), np.zeros(0))
     if todo:
-        new_keys = list(todo)
-
-        def keep(scored: Sequence[ScoredPair]) -> None:
-            new = {new_keys[pair.index]: pair.sums for pair in scored}
-            keeper.take({key: sums for key, sums in new.items() if key in missing})
-
-        try:
-            computed = compute_pair_logps(
-                model,
-                list(todo.values()),
-                batch_tokens=batch_tokens,
-                autocast=autocast,
-                layout=layout,
-                with_tokens=with_tokens,
-                on_progress=on_progress,
-                on_scored=keep,
-            )
-        finally:
-            keeper.finish()
+        compute = partial(
+            compute_pair_logps,
+            model,
+            list(todo.values()),
+            batch_tokens=batch_tokens,
+            autocast=autocast,
+            layout=layout,
+            with_tokens=with_tokens,
+            on_progress=on_progress,
+        )
+        computed = _compute_and_keep(compute, keeper, list(todo), missing)
         known = dict(zip(todo, zip(computed.chosen, computed.rejected, strict=True), strict=True)) | known
     elif known:
         keeper.finish()
@@ -135,6 +128,21 @@ def load_or_compute_reference(
     )
 
 
+def _compute_and_keep(
+    compute: Callable[..., PairLogpArrays], keeper: StoreKeeper, keys: Sequence[str], wanted: Collection[str]
+) -> PairLogpArrays:
+    """Returns what `compute` finds for the pairs of these keys; the keeper gets the wanted ones batch by batch."""
+
+    def keep(scored: Sequence[ScoredPair]) -> None:
+        new = {keys[pair.index]: pair.sums for pair in scored}
+        keeper.take({key: sums for key, sums in new.items() if key in wanted})
+
+    try:
+        return compute(on_scored=keep)
+    finally:
+        keeper.finish()
+
+
 def find_missing(
     model: nn.Module,
     pairs: Sequence[TokenizedPair],
@@ -143,14 +151,27 @@ def find_missing(
     fingerprint: str | None = None,
 ) -> list[TokenizedPair]:
     """Returns the pairs that the store does not have for this model, each once."""
-    folder = reference_root() / name_store(fingerprint or fingerprint_model(model), describe_types(model, autocast))
-    _, _, missing = _look_up(folder, pairs)
+    folder = locate_store(model, fingerprint or fingerprint_model(model), autocast)
+    _, _, missing = look_up(folder, pairs)
     return list(missing.values())
 
 
-def _look_up(folder: Path, pairs: Sequence[TokenizedPair]) -> tuple[list[str], Values, dict[str, TokenizedPair]]:
-    """Returns the pairs' keys, the values that the store has of them, and by key the pairs that it lacks."""
-    keys = [hash_pair(pair) for pair in pairs]
+def locate_store(
+    model: nn.Module, fingerprint: str, autocast: torch.dtype | None = None, *, root: Path | None = None
+) -> Path:
+    """Returns the folder with the values of a model of this fingerprint, in the types that it computes in."""
+    return (root or reference_root()) / name_store(fingerprint, describe_types(model, autocast))
+
+
+def look_up(
+    folder: Path, pairs: Sequence[TokenizedPair], suffix: str = ""
+) -> tuple[list[str], Values, dict[str, TokenizedPair]]:
+    """Returns the pairs' keys, the values that the store has of them, and by key the pairs that it lacks.
+
+    Args:
+        suffix: of the keys; `cache.entries.SECOND` for second values.
+    """
+    keys = [hash_pair(pair) + suffix for pair in pairs]
     known = read_known(folder, keys)
     return keys, known, {key: pair for key, pair in zip(keys, pairs, strict=True) if key not in known}
 

@@ -13,7 +13,7 @@ from dpotool.report.blocks import Block, Bullets, Code, Paragraph, Subheading
 from dpotool.report.config import ReportConfig
 from dpotool.report.material import Material
 from dpotool.report.rescore import NOT_RECORDED, rescore_foreign, rescore_trained
-from dpotool.results.commands import repeat_import
+from dpotool.results.commands import list_flags, repeat_import
 from dpotool.results.differences import ScoredRun
 from dpotool.results.runs import RunFolder
 
@@ -63,13 +63,8 @@ def choose_place(run: Path) -> str:
 
 def _list_flags(config: ReportConfig, names: Collection[str]) -> list[str]:
     """What a command was told that differs from its defaults, as flags."""
-    told = {field: getattr(config, field.name) for field in fields(config) if field.name in names}
-    flags = [
-        [field.metadata["flag"] or f"--{field.name}", str(value)]
-        for field, value in told.items()
-        if value != field.default
-    ]
-    return [word for flag, value in flags for word in (flag.partition(",")[0], value)]
+    asked = [field for field in fields(config) if field.name in names]
+    return list_flags({each.name: value for each in asked if (value := getattr(config, each.name)) != each.default})
 
 
 def _repeat_run(run: ScoredRun, manifest: Mapping[str, Any]) -> list[str]:

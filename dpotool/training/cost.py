@@ -124,13 +124,12 @@ def _add_evaluations(estimate: Estimate, config: TrainConfig, trainer: Preferenc
     pairs = trainer.eval_dataset.pairs
     estimate.n_pairs["evaluation"] = len(pairs)
     n_times = count_evaluations(count_steps(config, len(trainer.pairs)), int(trainer.args.eval_steps or 1))
-    autocast = torch.bfloat16 if config.bf16 else None
     if trainer.start is not None:
         is_reference = config.reference is None and "reference" in trainer.objective.loss.needs
-        missing = find_missing(trainer.policy, pairs, autocast, fingerprint=trainer.start.fingerprint)
+        missing = find_missing(trainer.policy, pairs, trainer.autocast, fingerprint=trainer.start.fingerprint)
         n_times -= is_reference or not missing  # the store has the first one by then
     cost = estimate_scoring(
-        trainer.policy, pairs, batch_tokens=config.batch_tokens, autocast=autocast, layout=config.layout
+        trainer.policy, pairs, batch_tokens=config.batch_tokens, autocast=trainer.autocast, layout=config.layout
     )
     estimate.seconds[f"{n_times} evaluations"] = n_times * cost.seconds
 

@@ -121,6 +121,11 @@ class PreferenceTrainer(Trainer):
         self._sums = PairSums()
         self._monitor = monitor
 
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The type of mixed precision that steps and evaluations run in."""
+        return torch.bfloat16 if self.args.bf16 else None
+
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = None
 
@@ -208,7 +213,7 @@ class PreferenceTrainer(Trainer):
             self.policy,
             pairs,
             batch_tokens=self.batch_tokens,
-            autocast=torch.bfloat16 if self.args.bf16 else None,
+            autocast=self.autocast,
             layout=self.layout,
             label=self.args.output_dir if is_last else self.start.label,
             fingerprint=None if is_last else self.start.fingerprint,
@@ -218,9 +223,13 @@ class PreferenceTrainer(Trainer):
     def score(self, pairs: list[TokenizedPair], advance: Callable[[int], None] | None = None) -> PairLogpArrays:
         """Returns the policy's log-probabilities of pairs, in the precision that the training steps run in."""
         model = self.accelerator.unwrap_model(self.model)  # leaves the steps their mixed precision
-        autocast = torch.bfloat16 if self.args.bf16 else None
         return compute_pair_logps(
-            model, pairs, batch_tokens=self.batch_tokens, autocast=autocast, layout=self.layout, on_progress=advance
+            model,
+            pairs,
+            batch_tokens=self.batch_tokens,
+            autocast=self.autocast,
+            layout=self.layout,
+            on_progress=advance,
         )
 
     def count_layouts(self) -> dict[str, int]:
