@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dpotool.data.pairs import TokenizedPair
+from dpotool.gradients.engine import GradientEngine
+from dpotool.gradients.monitor import TheoryMonitor
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
-from dpotool.theory.engine import GradientEngine
-from dpotool.theory.monitor import TheoryMonitor
 
 Method = Callable[[nn.Module, Sequence[TokenizedPair]], np.ndarray | None]
 _engines: dict[int, GradientEngine] = {}

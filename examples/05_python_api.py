@@ -12,9 +12,9 @@ import argparse
 from pathlib import Path
 
 from dpotool.progress import SILENT
-from dpotool.results.statistics import bootstrap_interval
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
+from dpotool.stats.bootstrap import bootstrap_interval
 from dpotool.training.config import TrainConfig
 from dpotool.training.demo import locate_model
 from dpotool.training.run import train

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 from synthetic_frames import make_score_frame
 
-from dpotool.results.manifest import collect_manifest
-from dpotool.results.runs import RunFolder
-from dpotool.results.tables import SCORE_SCHEMA, write_table
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.tables import SCORE_SCHEMA, write_table
 
 
 def write_scored_run(

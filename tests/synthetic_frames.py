@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from dpotool.results.schemas import SCORE_SCHEMA
+from dpotool.runs.schemas import SCORE_SCHEMA
 
 
 def make_score_frame(

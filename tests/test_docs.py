@@ -10,8 +10,8 @@ import pytest
 from dpotool.losses.options import ChoiceOption
 from dpotool.losses.registry import LOSSES
 from dpotool.losses.schedules import SCHEDULES, get_schedule_defaults
-from dpotool.results.manifest import KINDS, STATUSES
-from dpotool.results.schemas import SCHEMAS
+from dpotool.runs.manifest import KINDS, STATUSES
+from dpotool.runs.schemas import SCHEMAS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_pairs
+from gradients.engine_checks import assert_equals_slow_truth
 from model_families import build_family
-from theory.engine_checks import assert_equals_slow_truth
 from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.data.pairs import TokenizedPair
+from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.likelihood import pair_logps
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
-from dpotool.theory.double_precision import EverythingInFloat64
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

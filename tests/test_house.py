@@ -15,11 +15,11 @@ PACKAGE = Path(__file__).parent.parent / "dpotool"
 FLOORS = [
     {"errors"},
     {"hub", "progress", "settings"},
-    {"data", "results"},
-    {"models", "plots", "cache"},
-    {"likelihood", "report"},
-    {"losses"},
-    {"theory"},
+    {"data", "runs", "stats"},
+    {"models", "cache", "theory"},
+    {"likelihood", "compare"},
+    {"losses", "plots"},
+    {"gradients", "report"},
     {"training", "scoring"},
     {"sweep"},
     {"cli"},
@@ -27,7 +27,7 @@ FLOORS = [
 """A room may import from its own floor's own room and from every floor below it; rooms of one floor are strangers."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
-TORCH_FREE = ("errors", "hub", "progress", "settings", "results", "plots", "report", "cache")
+TORCH_FREE = ("errors", "hub", "progress", "settings", "runs", "stats", "theory", "compare", "plots", "report", "cache")
 HEAVY = ("torch", "transformers", "accelerate", "datasets")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpotool.results.summaries import check_margin_identity
+from dpotool.compare.summaries import check_margin_identity
 
 DOCS = Path(__file__).parents[1] / "docs"
 

@@ -8,7 +8,7 @@ from typing import Any
 from safetensors.torch import load_file
 from torch import Tensor
 
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from dpotool.cache.parts import list_parts, read_parts
 from dpotool.cache.root import DEMO_PREFIX, cache_root, reference_root
-from dpotool.results.atomic import write_json
+from dpotool.runs.atomic import write_json
 from dpotool.settings import DEMO
 
 ABOUT = "about.json"

@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dpotool.results.atomic import atomic_path
+from dpotool.runs.atomic import atomic_path
 
 Values = dict[str, tuple[float, float]]
 """Key of a pair -> log-probabilities of its chosen and rejected completion (nats)."""

@@ -8,10 +8,10 @@ import typer
 
 from dpotool.cli.console import Console
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.results.config import CompareConfig
+from dpotool.compare.config import CompareConfig
 
 if TYPE_CHECKING:
-    from dpotool.results.findings import Findings
+    from dpotool.compare.findings import Findings
 
 _RUNS = Positional("runs", list[str], "Scored runs, or a sweep, which stands for its runs.", required=True)
 
@@ -24,8 +24,8 @@ def register(app: typer.Typer) -> None:
 
 def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
     """Compare scored models pair by pair: differences with intervals, adjusted p-values, a verdict, the one to take."""
-    from dpotool.results.compared_table import check_format
-    from dpotool.results.findings import find_out
+    from dpotool.compare.compared_table import check_format
+    from dpotool.compare.findings import find_out
 
     check_format(config.format)
     findings = find_out(runs, baseline=config.baseline, data=config.data, split=config.split, seed=config.seed)
@@ -48,8 +48,8 @@ def write_csv(findings: Findings) -> str:
     """Returns a row per model, then one per setting that was trained with several seeds, as one table."""
     import pandas as pd
 
-    from dpotool.results.compared_table import build_comparison_frame
-    from dpotool.results.seeds import build_seeds_frame
+    from dpotool.compare.compared_table import build_comparison_frame
+    from dpotool.compare.seeds import build_seeds_frame
 
     frame = build_comparison_frame(findings.comparison, findings.verdicts)
     if findings.seeds:  # as objects, or counts would become 120.0 where a row has none
@@ -59,7 +59,7 @@ def write_csv(findings: Findings) -> str:
 
 def show_tables(findings: Findings, format_: str, console: Console) -> None:
     """Prints the differences, and the effect sizes with the ties; for a paper, what was pooled over seeds too."""
-    from dpotool.results.compared_table import (
+    from dpotool.compare.compared_table import (
         EFFECTS_TITLE,
         tabulate_comparison,
         tabulate_effects,
@@ -91,7 +91,7 @@ def describe_setting(findings: Findings) -> str:
 
 def show_seeds(findings: Findings, console: Console) -> None:
     """Prints what varies with the seed, where settings were trained with several."""
-    from dpotool.results.compared_table import tabulate_seeds
+    from dpotool.compare.compared_table import tabulate_seeds
 
     if findings.seeds:
         base = findings.comparison.baseline

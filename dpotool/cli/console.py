@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from dpotool.progress import Progress
-from dpotool.results import wording
+from dpotool.stats import wording
 
 PIPED_WIDTH = 200
 """Columns of a table that goes into a pipe or file, where nothing says how wide it may be."""
@@ -80,7 +80,7 @@ class Console(Progress):
     def finish(self, result: dict[str, Any]) -> None:
         """Prints the machine-readable result, if that was asked for."""
         if self.is_main and self.as_json:
-            from dpotool.results.plain import to_json_plain
+            from dpotool.runs.plain import to_json_plain
 
             sys.stdout.write(json.dumps(to_json_plain(result), ensure_ascii=False) + "\n")
 

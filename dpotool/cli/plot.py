@@ -12,7 +12,7 @@ from dpotool.cli.verbs import Positional, add_verb
 from dpotool.plots.config import PlotConfig
 
 if TYPE_CHECKING:
-    from dpotool.results.runs import RunFolder
+    from dpotool.runs.folder import RunFolder
 
 _KINDS = (
     "displacement, margin, quadrants, accuracy, tradeoff (of scored runs), trajectory (of what training logged), "
@@ -51,7 +51,7 @@ def run(config: PlotConfig, console: Console, kind: str, runs: list[str] | None)
 def find_newest(kind: str) -> str:
     """Returns the newest run under runs/ that has what the picture needs; a sweep's runs stand for the sweep."""
     from dpotool.errors import DpotoolError
-    from dpotool.results.runs import RunFolder, list_runs
+    from dpotool.runs.folder import RunFolder, list_runs
 
     for run in list_runs():
         sweep = RunFolder(run.path.parent)

@@ -6,7 +6,7 @@ from typing import Any
 
 from dpotool.cli.console import Console, format_interval
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.theory.config import PredictConfig
+from dpotool.gradients.config import PredictConfig
 
 _CHECKPOINTS = Positional(
     "checkpoints", list[str] | None, "FROM and TO, or only TO: the run is compared with the model it began with."
@@ -21,7 +21,7 @@ def register(app: Any) -> None:
 
 def run(config: PredictConfig, console: Console, checkpoints: list[str] | None) -> None:
     """Say how much of the displacement between two checkpoints a first-order prediction explains, pair by pair."""
-    from dpotool.theory.prediction import run_prediction
+    from dpotool.gradients.prediction import run_prediction
     from dpotool.training.demo import locate_model
 
     start, end = choose_checkpoints(checkpoints or [], console)
@@ -40,7 +40,7 @@ def run(config: PredictConfig, console: Console, checkpoints: list[str] | None) 
 def choose_checkpoints(named: list[str], console: Console) -> tuple[str | None, str]:
     """Returns (first, second checkpoint); without any name, the newest trained run and where it began."""
     from dpotool.errors import DpotoolError
-    from dpotool.results.runs import newest_run
+    from dpotool.runs.folder import newest_run
 
     if len(named) > 2:
         raise DpotoolError("takes two checkpoints", where="predict", expected="FROM and TO", got=f"{len(named)} names")

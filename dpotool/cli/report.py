@@ -12,9 +12,9 @@ from dpotool.errors import DpotoolError
 from dpotool.report.config import ReportConfig
 
 if TYPE_CHECKING:
+    from dpotool.compare.differences import ScoredRun
+    from dpotool.compare.findings import Findings
     from dpotool.report.texts import TextSource
-    from dpotool.results.differences import ScoredRun
-    from dpotool.results.findings import Findings
 
 _RUNS = Positional("runs", list[str], "Scored runs, or a sweep, which stands for its runs.", required=True)
 

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None:
     """Score test pairs: chosen and rejected log-likelihoods, rewards, margins, displacement; a row per pair."""
-    from dpotool.results.runs import newest_run
+    from dpotool.runs.folder import newest_run
     from dpotool.scoring.run import score_models
     from dpotool.training.demo import locate_model
 

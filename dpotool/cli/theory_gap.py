@@ -9,7 +9,7 @@ import typer
 from dpotool.cli import theory_tables
 from dpotool.cli.console import Console
 from dpotool.cli.verbs import add_verb
-from dpotool.theory.config import TheoryConfig
+from dpotool.gradients.config import TheoryConfig
 
 
 def register(app: typer.Typer) -> None:
@@ -19,8 +19,8 @@ def register(app: typer.Typer) -> None:
 
 def run(config: TheoryConfig, console: Console) -> None:
     """Estimate Theorem 2.1's u and v per pair, exact and measured gaps beside them, and which lambda to train with."""
-    from dpotool.results.runs import summary_path
-    from dpotool.theory.run import run_theory
+    from dpotool.gradients.run import run_theory
+    from dpotool.runs.folder import summary_path
     from dpotool.training.demo import locate_model
 
     if config.dry_run:
@@ -40,7 +40,7 @@ def run(config: TheoryConfig, console: Console) -> None:
 def show_plan(config: TheoryConfig, console: Console) -> None:
     """Prints what the table would take."""
     from dpotool.cli.estimate import show_estimate
-    from dpotool.theory.cost import plan_theory
+    from dpotool.gradients.cost import plan_theory
     from dpotool.training.demo import standing_in
 
     with standing_in(console) as locate:

@@ -16,7 +16,7 @@ from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import Locate, load_model, load_tokenizer
 from dpotool.models.subject import Subject
 from dpotool.progress import Progress
-from dpotool.results.manifest import collect_manifest
+from dpotool.runs.manifest import collect_manifest
 from dpotool.settings import Settings
 
 

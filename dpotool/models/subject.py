@@ -10,8 +10,8 @@ from typing import Any
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.hub import check_name
 from dpotool.models.loading import is_adapter_folder, read_adapter_base
-from dpotool.results.runs import RunFolder, is_checkpoint_name
-from dpotool.results.tables import FORMATS
+from dpotool.runs.folder import RunFolder, is_checkpoint_name
+from dpotool.runs.tables import FORMATS
 from dpotool.settings import DEFAULT_BETA, DEMO, SubjectSettings
 
 _INHERITED = ("split", "limit", "test_fraction", "max_length", "truncation", "skip_invalid", "seed", "split_seed")

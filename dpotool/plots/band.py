@@ -29,9 +29,9 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
-from dpotool.results.band import compute_band_center
-from dpotool.results.statistics import Interval, bootstrap_interval, bootstrap_shares
-from dpotool.results.theory_summary import split_usable
+from dpotool.stats.bootstrap import Interval, bootstrap_interval, bootstrap_shares
+from dpotool.theory.band import compute_band_center
+from dpotool.theory.summary import split_usable
 
 GRID = np.unique(np.append(np.geomspace(0.2, 1.6, 140), DPO))
 """Shift factors at which shares are counted; the axis is logarithmic, as 1/f is to f = 1 what f is."""

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from dpotool.compare.summaries import has_reference, split_scored
 from dpotool.errors import DpotoolError
 from dpotool.plots.theme import (
     CHOSEN,
@@ -28,7 +29,6 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
-from dpotool.results.summaries import has_reference, split_scored
 
 COLUMNS = {
     "chosen_logps": ("log-likelihood of chosen (nats)", CHOSEN, HATCHES["chosen"]),

@@ -50,7 +50,7 @@ def plot_forecast(
     Args:
         advice: entry of a theory summary: optimizer -> forecast, by lambda.
         model, data: for the title.
-        outcomes: `results.outcomes` of the runs of a sweep; None where no run was given, empty where none can be
+        outcomes: `compare.outcomes` of the runs of a sweep; None where no run was given, empty where none can be
             compared.
 
     Raises DpotoolError when the forecast has no scale for any optimizer.

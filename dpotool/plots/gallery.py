@@ -9,6 +9,8 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
+from dpotool.compare.outcomes import measure_outcomes
+from dpotool.compare.theory_check import select_forecast
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.plots.accuracy import plot_accuracy
 from dpotool.plots.band import plot_band
@@ -25,9 +27,7 @@ from dpotool.plots.theme import save_figure
 from dpotool.plots.theory import plot_theory
 from dpotool.plots.tradeoff import plot_tradeoff
 from dpotool.plots.trajectory import plot_trajectory
-from dpotool.results.outcomes import measure_outcomes
-from dpotool.results.runs import RunFolder
-from dpotool.results.theory_check import select_forecast
+from dpotool.runs.folder import RunFolder
 
 ALL = "all"
 
@@ -153,7 +153,7 @@ def _forecast(scene: Scene) -> dict[str, Figure]:
 
 
 def find_outcomes(scene: Scene, found: Findings) -> pd.DataFrame | None:
-    """Returns what the runs of the model that a forecast is of measured (`results.outcomes`); None without any run."""
+    """Returns what the runs of the model that a forecast is of measured (`compare.outcomes`); None without any run."""
     if scene.runs.empty:
         return None
     return measure_outcomes(select_forecast(found.about, scene.runs), scene.read_scores())

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dpotool.compare.summaries import split_scored
 from dpotool.errors import DpotoolError
 from dpotool.plots.theme import (
     INK,
@@ -25,8 +26,7 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
-from dpotool.results.statistics import Interval, bootstrap_shares
-from dpotool.results.summaries import read_clusters, split_scored
+from dpotool.stats.bootstrap import Interval, bootstrap_shares, read_clusters
 
 _CENTRAL = (0.5, 99.5)
 

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dpotool.compare.summaries import has_reference, split_scored
 from dpotool.errors import DpotoolError
 from dpotool.plots.theme import (
     CHOSEN,
@@ -28,7 +29,6 @@ from dpotool.plots.theme import (
     styled,
     wrap,
 )
-from dpotool.results.summaries import has_reference, split_scored
 
 QUADRANTS = {
     "chosen up, rejected down": (1, -1),

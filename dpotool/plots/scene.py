@@ -9,11 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from dpotool.compare.comparison import collect_runs, expand_sweeps, find_scores, make_unique
 from dpotool.plots.config import PlotConfig
-from dpotool.results.comparison import collect_runs, expand_sweeps, find_scores, make_unique
-from dpotool.results.places import tell_path
-from dpotool.results.runs import RunFolder, read_summary
-from dpotool.results.tables import read_metadata, read_table
+from dpotool.runs.folder import RunFolder, read_summary
+from dpotool.runs.places import tell_path
+from dpotool.runs.tables import read_metadata, read_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Scene:
     """The runs a picture is made of, labelled, and what the title says of them."""
 
     runs: pd.DataFrame
-    """Runs table (`results.comparison`); empty where nothing is scored."""
+    """Runs table (`compare.comparison`); empty where nothing is scored."""
     folders: list[RunFolder]
     """Trained or scored runs, in the table's order."""
     everything: list[RunFolder]

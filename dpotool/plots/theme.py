@@ -22,7 +22,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.results.atomic import atomic_path
+from dpotool.runs.atomic import atomic_path
 
 FORMATS = ("png", "pdf", "svg")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5C5C5C")

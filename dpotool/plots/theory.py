@@ -23,7 +23,7 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
-from dpotool.results.theory_summary import PAPER_SHARES, split_usable
+from dpotool.theory.summary import PAPER_SHARES, split_usable
 
 _SIGNS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 _CASE_MARKERS = ("o", "x", "^", "s", "D")

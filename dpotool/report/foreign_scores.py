@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dpotool.compare.pair_scores import find_pair_scores, relate_to_change
 from dpotool.report.blocks import Block, Paragraph, Table
 from dpotool.report.material import Material
-from dpotool.results.pair_scores import find_pair_scores, relate_to_change
-from dpotool.results.wording import format_interval
+from dpotool.stats.wording import format_interval
 
 _CAPTION = (
     "Imported scores of the pairs: rank correlation with the change of log π(chosen), 95 % bootstrap intervals over "

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from dpotool.compare.comparison import expand_sweeps
 from dpotool.errors import DpotoolError
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.scene import Scene, read_scene
@@ -18,8 +19,7 @@ from dpotool.report.record import describe_setup
 from dpotool.report.repeat import repeat_page
 from dpotool.report.run import sign_page, write_page
 from dpotool.report.series import describe_source, read_ends
-from dpotool.results.comparison import expand_sweeps
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 
 NO_VERDICT = "No verdict: nothing here is scored, and a log has means over batches, not pairs."
 _MISSING = [

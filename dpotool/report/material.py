@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dpotool.compare.findings import Findings
 from dpotool.plots.scene import Scene
 from dpotool.report.config import ReportConfig
 from dpotool.report.texts import TextSource
-from dpotool.results.findings import Findings
 
 
 @dataclass(frozen=True, slots=True)

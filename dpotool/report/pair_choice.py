@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from dpotool.compare.differences import ScoredRun
+from dpotool.compare.findings import Findings
 from dpotool.report.blocks import Block, PairText, Paragraph, Subheading
 from dpotool.report.texts import Texts, TextSource
-from dpotool.results.differences import ScoredRun
-from dpotool.results.findings import Findings
 
 
 def choose_pairs(run: ScoredRun, n: int) -> tuple[list[int], list[int]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from dpotool.report.blocks import Page, map_text
-from dpotool.results.places import hide_folders
+from dpotool.runs.places import hide_folders
 
 
 def hide_paths(page: Page, here: Path | None = None) -> Page:

@@ -6,11 +6,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpotool.compare.summaries import check_margin_identity, split_scored
 from dpotool.report.blocks import Block, Bullets, Paragraph, Table
 from dpotool.report.material import Material
-from dpotool.results.runs import summary_path
-from dpotool.results.summaries import check_margin_identity, split_scored
-from dpotool.results.tables import read_table
+from dpotool.runs.folder import summary_path
+from dpotool.runs.tables import read_table
 
 
 def list_data_problems(material: Material) -> list[Block]:

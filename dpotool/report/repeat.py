@@ -9,13 +9,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from dpotool.compare.differences import ScoredRun
 from dpotool.report.blocks import Block, Bullets, Code, Paragraph, Subheading
 from dpotool.report.config import ReportConfig
 from dpotool.report.material import Material
 from dpotool.report.rescore import NOT_RECORDED, rescore_foreign, rescore_trained
-from dpotool.results.commands import list_flags, repeat_import
-from dpotool.results.differences import ScoredRun
-from dpotool.results.runs import RunFolder
+from dpotool.runs.commands import list_flags, repeat_import
+from dpotool.runs.folder import RunFolder
 
 _OF_COMPARE = ("baseline", "data", "split", "seed")
 _SAME_NUMBERS = "On the same machine and versions the numbers repeat; see the manifest above."

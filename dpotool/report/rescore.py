@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dpotool.results.commands import list_flags
+from dpotool.runs.commands import list_flags
 from dpotool.settings import DEFAULT_BETA, SubjectSettings
 
 NOT_RECORDED = "Score tables do not record --dtype and --truncation: a scoring that was given one needs it again."

@@ -13,6 +13,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from dpotool import __version__
+from dpotool.compare.findings import Findings, find_out
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.scene import Scene
@@ -23,8 +24,7 @@ from dpotool.report.paths import hide_paths
 from dpotool.report.sections import build_sections
 from dpotool.report.size import DPI, fit_page
 from dpotool.report.texts import TextSource
-from dpotool.results.atomic import write_bytes, write_text
-from dpotool.results.findings import Findings, find_out
+from dpotool.runs.atomic import write_bytes, write_text
 
 FORMATS = {"html": ".html", "markdown": ".md"}
 FindTexts = Callable[[Findings, int], TextSource]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from dpotool.compare.compared_table import EFFECTS_TITLE, tabulate_comparison, tabulate_effects, tabulate_seeds
 from dpotool.report import pictures
 from dpotool.report.blocks import Block, Bullets, Paragraph, Section, Table
 from dpotool.report.foreign_scores import show_foreign_scores
@@ -11,7 +12,6 @@ from dpotool.report.material import Material
 from dpotool.report.pair_choice import show_pairs
 from dpotool.report.record import check_itself, describe_setup, list_data_problems
 from dpotool.report.repeat import say_how_to_repeat
-from dpotool.results.compared_table import EFFECTS_TITLE, tabulate_comparison, tabulate_effects, tabulate_seeds
 
 _CRITERIA = ("displaced", "rejected_falls_more", "ranking_kept", "mass_near_chosen")
 _VERDICT_COLUMNS = [

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from dpotool.plots.theory import count_cases, count_signs
-from dpotool.results.theory_summary import split_usable
+from dpotool.theory.summary import split_usable
 
 
 def describe_signs(frame: pd.DataFrame) -> str:
@@ -25,7 +25,7 @@ def describe_signs(frame: pd.DataFrame) -> str:
 
 
 def describe_forecast(advice: Mapping[str, Mapping[str, Any]], outcomes: pd.DataFrame | None) -> str:
-    """Returns the forecast of each optimizer and what runs measured (`results.outcomes`), by lambda."""
+    """Returns the forecast of each optimizer and what runs measured (`compare.outcomes`), by lambda."""
     parts = []
     for optimizer, forecast in advice.items():
         grid = forecast.get("grid") or {}

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import nn
 
+from dpotool.compare.summaries import summarize_scores
+from dpotool.compare.verdict import judge_displacement
 from dpotool.data.pairs import PairSet, TokenizedPair
 from dpotool.likelihood.cost import (
     Estimate,
@@ -24,8 +26,6 @@ from dpotool.models.fingerprint import fingerprint_model
 from dpotool.models.loading import Locate, resolve_device
 from dpotool.models.subject import describe_subject
 from dpotool.progress import Progress
-from dpotool.results.summaries import summarize_scores
-from dpotool.results.verdict import judge_displacement
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.frame import build_score_frame
 

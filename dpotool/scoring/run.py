@@ -13,6 +13,9 @@ import pandas as pd
 from accelerate import PartialState
 from torch import nn
 
+from dpotool.compare.noise import summarize_noise
+from dpotool.compare.summaries import summarize_scores
+from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.noise import choose_sample, score_in_twos
 from dpotool.likelihood.reference import ReferenceLogps
@@ -21,13 +24,10 @@ from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.loading import Locate
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
-from dpotool.results.atomic import claiming, write_json
-from dpotool.results.noise import summarize_noise
-from dpotool.results.runs import summary_path
-from dpotool.results.schemas import SCORE_SCHEMA, TOKEN_SCHEMA
-from dpotool.results.summaries import summarize_scores
-from dpotool.results.tables import write_table
-from dpotool.results.verdict import judge_displacement
+from dpotool.runs.atomic import claiming, write_json
+from dpotool.runs.folder import summary_path
+from dpotool.runs.schemas import SCORE_SCHEMA, TOKEN_SCHEMA
+from dpotool.runs.tables import write_table
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.frame import build_score_frame, build_token_frame
 

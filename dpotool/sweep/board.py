@@ -16,7 +16,7 @@ from threading import Lock
 from typing import Any
 
 from dpotool.errors import DpotoolError
-from dpotool.results.runs import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.sweep.plan import Cell
 from dpotool.training.arguments import count_steps
 from dpotool.training.config import fill_in

@@ -15,8 +15,8 @@ from typing import Any
 from transformers.trainer_utils import get_last_checkpoint
 
 from dpotool.errors import DpotoolError
-from dpotool.results.atomic import writing_to
-from dpotool.results.runs import RunFolder
+from dpotool.runs.atomic import writing_to
+from dpotool.runs.folder import RunFolder
 from dpotool.sweep.config import GRID, NOT_SETTINGS, ONCE, SweepConfig
 from dpotool.sweep.plan import Cell
 from dpotool.training.config import fill_in

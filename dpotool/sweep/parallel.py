@@ -21,7 +21,7 @@ import torch
 from dpotool.errors import DpotoolError
 from dpotool.models.loading import Locate
 from dpotool.progress import Progress
-from dpotool.results.atomic import write_yaml
+from dpotool.runs.atomic import write_yaml
 from dpotool.sweep.board import FAILED, STOPPED, TRAINED, TRAINING, Board
 from dpotool.sweep.cell_folder import make_room
 from dpotool.sweep.plan import Cell

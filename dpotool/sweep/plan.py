@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dpotool.errors import DpotoolError
 from dpotool.losses.adaptive import ADAPTIVE
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 from dpotool.sweep.config import NOT_SETTINGS, SweepConfig
 from dpotool.training.config import TrainConfig, TrainingSettings
 

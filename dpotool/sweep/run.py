@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from dpotool.compare.comparison import collect_runs
 from dpotool.errors import DpotoolError
 from dpotool.models.loading import Locate
 from dpotool.progress import SILENT, Progress
-from dpotool.results.atomic import atomic_path, ensure_writable
-from dpotool.results.comparison import collect_runs
-from dpotool.results.manifest import collect_manifest
-from dpotool.results.runs import RunFolder
-from dpotool.results.tables import read_metadata
+from dpotool.runs.atomic import atomic_path, ensure_writable
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.tables import read_metadata
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
 from dpotool.sweep.board import DONE, FAILED, SCORING, STOPPED, TRAINING, Board
@@ -44,7 +44,7 @@ class SweepResult:
 
     folder: Path
     table: pd.DataFrame
-    """The runs table (`results.comparison`) of the finished cells."""
+    """The runs table (`compare.comparison`) of the finished cells."""
     failures: dict[str, str]
     """Cell -> why it failed."""
     n_trained: int

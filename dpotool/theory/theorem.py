@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
-from dpotool.results.band import compute_band_center
+from dpotool.theory.band import compute_band_center
 from dpotool.theory.gaps import Gaps
 
 Values = Float[np.ndarray, " pairs"]

@@ -11,8 +11,8 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.reference import hash_pair
 from dpotool.losses.adaptive import AdaptiveLambda
 from dpotool.progress import Progress
-from dpotool.results.schemas import THEORY_SCHEMA
-from dpotool.results.tables import read_metadata, read_table
+from dpotool.runs.schemas import THEORY_SCHEMA
+from dpotool.runs.tables import read_metadata, read_table
 from dpotool.training.config import TrainConfig
 
 Values = Float[np.ndarray, " pairs"]

@@ -25,7 +25,7 @@ from dpotool.likelihood.cost import (
 from dpotool.likelihood.reference import ReferenceLogps, find_missing
 from dpotool.models.loading import Locate, quiet_transformers
 from dpotool.progress import Progress
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 from dpotool.training.arguments import check_arguments, count_evaluations, count_steps
 from dpotool.training.config import TrainConfig, check_config, fill_in
 from dpotool.training.dataset import PairDataset

@@ -16,8 +16,8 @@ from transformers import Trainer
 
 from dpotool.errors import DpotoolError
 from dpotool.models.loading import quiet_transformers
-from dpotool.results.atomic import ensure_writable
-from dpotool.results.runs import RunFolder
+from dpotool.runs.atomic import ensure_writable
+from dpotool.runs.folder import RunFolder
 from dpotool.training.config import TrainConfig
 
 _NOT_SETTINGS = {"resume", "output"}

@@ -12,14 +12,14 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 
 from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
+from dpotool.gradients.monitor import TheoryMonitor
 from dpotool.likelihood.reference import ReferenceLogps
 from dpotool.models.fingerprint import fingerprint_model, fingerprint_tokenizer
 from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import Locate, load_tokenizer
 from dpotool.progress import Progress
-from dpotool.results.manifest import collect_manifest
-from dpotool.results.runs import RunFolder
-from dpotool.theory.monitor import TheoryMonitor
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.manifest import collect_manifest
 from dpotool.training.adaptive import read_pair_shifts
 from dpotool.training.arguments import build_training_arguments, one_line_refusals
 from dpotool.training.callbacks import CheckpointAt, GradientGuard, MetricsWriter

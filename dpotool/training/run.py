@@ -13,7 +13,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from dpotool.errors import DpotoolError
 from dpotool.models.loading import Locate, quiet_transformers
 from dpotool.progress import SILENT, Progress
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 from dpotool.training.arguments import check_arguments, count_steps
 from dpotool.training.callbacks import StepBar, StopOnSignal
 from dpotool.training.config import TrainConfig, check_config, fill_in, parse_steps

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
+from dpotool.gradients.monitor import TheoryMonitor
 from dpotool.likelihood.batch import CompletionBatch
 from dpotool.likelihood.completions import can_split_head, compute_completion_logps, get_causal_lm
 from dpotool.likelihood.layout import AUTO, PAIRED, SHARED, RowLayout
@@ -27,7 +28,6 @@ from dpotool.likelihood.reference import ReferenceLogps, load_or_compute_referen
 from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.losses.registry import PairLogps
 from dpotool.progress import SILENT, Progress
-from dpotool.theory.monitor import TheoryMonitor
 from dpotool.training.dataset import PAIR_COLUMNS, PairCollator, PairDataset, read_batch
 from dpotool.training.metrics import PairSums, summarize_pairs
 from dpotool.training.objective import Objective

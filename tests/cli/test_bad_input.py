@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_models import build_byte_tokenizer, save_tiny_model, write_pairs
 
-from dpotool.results import atomic
+from dpotool.runs import atomic
 
 GOOD = {"prompt": "Say red:", "chosen": " red", "rejected": " blue"}
 

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dpotool.likelihood import pair_logps
-from dpotool.results.schemas import SCORE_SCHEMA, THEORY_SCHEMA
+from dpotool.runs.schemas import SCORE_SCHEMA, THEORY_SCHEMA
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from dpotool.cli.config_file import read_config
 from dpotool.cli.plot import find_newest
 from dpotool.errors import DpotoolError
 from dpotool.plots.config import PlotConfig
-from dpotool.results.manifest import collect_manifest
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.manifest import collect_manifest
 from dpotool.training.config import TrainConfig
 
 NEEDED = {

@@ -165,7 +165,7 @@ from conftest import make_pairs
 from model_families import build_family
 from dpotool.likelihood import budget
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.theory.engine import compute_fast_products
+from dpotool.gradients.engine import compute_fast_products
 rank, pairs, model = PartialState(cpu=True).process_index, make_pairs(12), build_family("llama")
 free = {0: 10**12, 1: 2 * (budget.estimate_chunk_bytes(model) + 60 * budget.estimate_bytes_per_token(model))}
 budget.measure_free_memory = lambda device: free[rank]

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from dpotool.data.pairs import TokenizedPair
+from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.likelihood.batch import CompletionBatch, collate_pairs
 from dpotool.likelihood.budget import estimate_bytes_per_token
 from dpotool.likelihood.completions import compute_completion_logps, compute_token_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.shared_rows import SharedBatch, collate_shared
-from dpotool.theory.double_precision import EverythingInFloat64
 
 PAIRS = make_pairs(7)
 CAN = [family for family in FAMILIES if family not in ("gemma2", "gemma3", "mistral", "bloom")]

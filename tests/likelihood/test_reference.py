@@ -18,9 +18,9 @@ from model_families import build_family
 
 from dpotool.cache.checking import check_store
 from dpotool.cache.entries import list_entries
+from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.likelihood import reference
 from dpotool.likelihood.reference import load_or_compute_reference
-from dpotool.theory.double_precision import EverythingInFloat64
 
 PAIRS = make_pairs(6)
 

@@ -12,6 +12,9 @@ from torch import nn
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from dpotool.data.pairs import TokenizedPair
+from dpotool.gradients.double_precision import EverythingInFloat64
+from dpotool.gradients.engine import compute_fast_products
+from dpotool.gradients.products import compute_gradient_products
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
@@ -20,9 +23,6 @@ from dpotool.likelihood.prompt_sharing import find_row_limit
 from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.models.loading import load_model
 from dpotool.models.rope import find_length_switches
-from dpotool.theory.double_precision import EverythingInFloat64
-from dpotool.theory.engine import compute_fast_products
-from dpotool.theory.products import compute_gradient_products
 
 SWITCH = 48
 

@@ -8,7 +8,7 @@ from synthetic_frames import make_theory_frame
 
 from dpotool.errors import DpotoolError
 from dpotool.plots.forecast import plot_forecast
-from dpotool.results.advice import advise
+from dpotool.theory.advice import advise
 
 LAMBDAS = (0.5, 0.75, 0.9, 1.0)
 

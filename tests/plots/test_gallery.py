@@ -6,12 +6,12 @@ from synthetic_frames import make_gap_summary, make_prediction_frame, make_score
 from dpotool.errors import DpotoolError
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.gallery import KINDS, draw
-from dpotool.results.advice import advise
-from dpotool.results.atomic import write_json
-from dpotool.results.manifest import collect_manifest
-from dpotool.results.runs import RunFolder, summary_path
-from dpotool.results.schemas import PREDICTION_SCHEMA, SCORE_SCHEMA, THEORY_SCHEMA
-from dpotool.results.tables import write_table
+from dpotool.runs.atomic import write_json
+from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.schemas import PREDICTION_SCHEMA, SCORE_SCHEMA, THEORY_SCHEMA
+from dpotool.runs.tables import write_table
+from dpotool.theory.advice import advise
 
 
 def make_folder(path, kind="theory", **config) -> RunFolder:

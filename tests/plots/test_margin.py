@@ -6,7 +6,7 @@ from synthetic_frames import make_score_frame
 
 from dpotool.errors import DpotoolError
 from dpotool.plots.margin import plot_margin
-from dpotool.results.statistics import bootstrap_interval
+from dpotool.stats.bootstrap import bootstrap_interval
 
 
 def side_text(axes) -> str:

@@ -11,6 +11,7 @@ import pytest
 from scored_runs import write_scored_run
 from synthetic_frames import make_metric_rows
 
+from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.scene import read_scene
@@ -18,8 +19,7 @@ from dpotool.report.config import ReportConfig
 from dpotool.report.logs import has_only_logs, write_log_report
 from dpotool.report.run import Report, write_report
 from dpotool.report.series import Ends, read_ends
-from dpotool.results.findings import find_out
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 from dpotool.scoring.foreign.config import ImportConfig
 from dpotool.scoring.foreign.run import import_file
 

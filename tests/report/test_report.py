@@ -23,10 +23,10 @@ from dpotool.report.run import Report, render_html, render_markdown, write_repor
 from dpotool.report.size import LEAST_VALUABLE, fit_page
 from dpotool.report.texts import Texts, TextSource
 from dpotool.report.theory_words import describe_forecast, describe_signs
-from dpotool.results.atomic import write_json
-from dpotool.results.manifest import collect_manifest
-from dpotool.results.runs import RunFolder, summary_path
-from dpotool.results.tables import THEORY_SCHEMA, write_table
+from dpotool.runs.atomic import write_json
+from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.tables import THEORY_SCHEMA, write_table
 
 SECTIONS = [
     "verdict", "words", "models", "displacement", "accuracy", "tradeoff", "quadrants", "trajectory", "theory", "pairs",

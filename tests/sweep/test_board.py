@@ -10,9 +10,9 @@ import pytest
 from rich.console import Console as RichConsole
 
 from dpotool.cli.live_table import describe_state, draw_board, format_time, tell_news
-from dpotool.results.atomic import write_json
-from dpotool.results.manifest import collect_manifest
-from dpotool.results.runs import RunFolder, summary_path
+from dpotool.runs.atomic import write_json
+from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.manifest import collect_manifest
 from dpotool.sweep.board import DONE, SCORING, TRAINING, WAITING, Board, CellState
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.plan import plan_cells

@@ -10,8 +10,8 @@ import pytest
 from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.errors import DpotoolError
-from dpotool.results.manifest import collect_manifest
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.manifest import collect_manifest
 from dpotool.sweep.cell_folder import is_finished, make_room, read_own
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.cost import plan_sweep

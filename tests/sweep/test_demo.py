@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from dpotool.progress import SILENT
-from dpotool.results.runs import RunFolder
-from dpotool.results.tables import read_table
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.tables import read_table
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.run import sweep
 from dpotool.training.demo import ensure_demo_model, locate_model

@@ -16,7 +16,7 @@ from tiny_models import save_tiny_model, write_pairs
 from transformers.trainer_utils import get_last_checkpoint
 
 from dpotool.errors import DpotoolError
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.run import sweep
 

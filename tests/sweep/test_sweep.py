@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from tiny_models import save_tiny_model, write_pairs
 
+from dpotool.compare.comparison import expand_sweeps
+from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
 from dpotool.likelihood import reference
 from dpotool.likelihood.layout import RowLayout
-from dpotool.results.comparison import expand_sweeps
-from dpotool.results.findings import find_out
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 from dpotool.sweep import run as sweep_run
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.cost import plan_sweep
@@ -71,8 +71,8 @@ def test_adaptive_cells_need_a_theory_table(settings: dict[str, Any]) -> None:
 
 
 def test_adaptive_rules_are_cells_and_join_a_finished_sweep(settings: dict[str, Any], tmp_path: Path) -> None:
-    from dpotool.theory.config import TheoryConfig
-    from dpotool.theory.run import run_theory
+    from dpotool.gradients.config import TheoryConfig
+    from dpotool.gradients.run import run_theory
 
     given = {name: settings[name] for name in ("model", "data", "test_fraction")}
     config = TheoryConfig(**given, split="train", output=str(tmp_path / "theory"), pairs_only=True)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from dpotool.results.band import compute_band_center
+from dpotool.theory.band import compute_band_center
 from dpotool.theory.theorem import (
     BOTH_DOWN,
     BOTH_UP,

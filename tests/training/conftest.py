@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_models import save_tiny_model, write_pairs
 
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

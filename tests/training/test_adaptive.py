@@ -13,12 +13,12 @@ import torch
 from training_helpers import read_weights, training_rows
 
 from dpotool.errors import DpotoolError
+from dpotool.gradients.config import TheoryConfig
+from dpotool.gradients.run import run_theory
 from dpotool.progress import Progress
-from dpotool.results.runs import RunFolder
-from dpotool.results.schemas import THEORY_SCHEMA
-from dpotool.results.tables import read_metadata, read_table, write_table
-from dpotool.theory.config import TheoryConfig
-from dpotool.theory.run import run_theory
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.schemas import THEORY_SCHEMA
+from dpotool.runs.tables import read_metadata, read_table, write_table
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

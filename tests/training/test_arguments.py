@@ -11,7 +11,7 @@ from accelerate.state import AcceleratorState
 from transformers import TrainingArguments
 from transformers.training_args import ParallelMode
 
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 from dpotool.training import arguments as arguments_module
 from dpotool.training.arguments import build_training_arguments, count_evaluations
 from dpotool.training.config import TrainConfig, fill_in

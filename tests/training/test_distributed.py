@@ -12,7 +12,7 @@ import pytest
 import torch
 from training_helpers import read_weights, training_rows
 
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

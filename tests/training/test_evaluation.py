@@ -13,7 +13,7 @@ from transformers import Trainer
 
 from dpotool.errors import DpotoolError
 from dpotool.likelihood import pair_logps
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
 from dpotool.training import preparation

@@ -13,11 +13,11 @@ from model_families import build_family
 from training_helpers import read_weights, training_rows
 
 from dpotool.errors import DpotoolError
+from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.prompt_sharing import draws_in_training
 from dpotool.likelihood.shared_rows import SharedBatch
-from dpotool.results.runs import RunFolder
-from dpotool.theory.double_precision import EverythingInFloat64
+from dpotool.runs.folder import RunFolder
 from dpotool.training.dataset import PairCollator, PairDataset, read_batch
 
 Run = Callable[..., RunFolder]

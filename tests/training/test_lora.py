@@ -15,7 +15,7 @@ from training_helpers import read_weights, training_rows
 
 from dpotool.errors import DpotoolError
 from dpotool.models.loading import load_model
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
 

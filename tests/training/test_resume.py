@@ -14,7 +14,7 @@ import torch
 from training_helpers import read_weights, training_rows
 
 from dpotool.errors import DpotoolError
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 from dpotool.training import callbacks
 from dpotool.training import run as training_run
 from dpotool.training.config import TrainConfig

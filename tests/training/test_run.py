@@ -14,12 +14,12 @@ from training_helpers import read_weights, training_rows
 from transformers import AutoModelForCausalLM
 
 from dpotool.errors import DpotoolError
+from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.likelihood import reference as store
 from dpotool.models.fingerprint import fingerprint_model
-from dpotool.results.runs import RunFolder
+from dpotool.runs.folder import RunFolder
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
-from dpotool.theory.double_precision import EverythingInFloat64
 from dpotool.training import preparation
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train

@@ -10,14 +10,14 @@ from typing import Any
 
 import pandas as pd
 
+from dpotool.compare.summaries import summarize_scores
+from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.results.atomic import atomic_path, ensure_writable, write_json, write_text
-from dpotool.results.manifest import collect_manifest
-from dpotool.results.runs import RunFolder, summary_path
-from dpotool.results.schemas import SCORE_SCHEMA
-from dpotool.results.summaries import summarize_scores
-from dpotool.results.tables import write_table
-from dpotool.results.verdict import judge_displacement
+from dpotool.runs.atomic import atomic_path, ensure_writable, write_json, write_text
+from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.schemas import SCORE_SCHEMA
+from dpotool.runs.tables import write_table
 from dpotool.scoring.foreign.config import ImportConfig
 from dpotool.scoring.foreign.readers import KINDS, read_reward_bench, read_tensors, read_trainer_state, recognise
 

@@ -17,14 +17,14 @@ import torch
 from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.cli.app import main
+from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.gallery import draw
 from dpotool.report.config import ReportConfig
 from dpotool.report.run import write_report
-from dpotool.results.findings import find_out
-from dpotool.results.runs import RunFolder
-from dpotool.results.tables import read_table
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.tables import read_table
 from dpotool.scoring.foreign.config import ImportConfig
 from dpotool.scoring.foreign.readers import recognise
 from dpotool.scoring.foreign.run import import_file

@@ -1,0 +1,235 @@
+"""A comparison as rows: for a screen, a paper (Markdown, LaTeX) or another program (CSV), and a sentence per model."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from dpotool.compare.differences import (
+    MEAN_METRICS,
+    SHARE_METRICS,
+    Comparison,
+    excludes_zero,
+    is_beyond_chance,
+    is_shown,
+)
+from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.stats.wording import format_ends, format_interval, say_if_few
+
+FORMATS = ("table", "csv", "markdown", "latex")
+_LATEX_SIGNS = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "λ": r"$\lambda$", "→": r"$\to$", "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$", "<": r"$<$", "Δ": r"$\Delta$", "∞": r"$\infty$",
+}  # fmt: skip
+
+
+def tabulate_comparison(
+    comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None]
+) -> tuple[list[str], list[list[str]]]:
+    """Returns columns and rows for a reader: each model's numbers, its differences with intervals, adjusted p."""
+    columns = ["model", "log pi(chosen)", "chosen, difference", "p (chosen)", "accuracy, %"]
+    columns += ["accuracy, difference in points", "p (accuracy)", "displacement", "rejected, difference"]
+    columns += ["margin, difference"]
+    rows = []
+    for run in comparison.runs.to_dict("records"):
+        label = str(run["label"])
+        difference = comparison.differences.get(label)
+        verdict = verdicts.get(label)
+        kind = verdict["kind"] if verdict else "-"
+        chosen, accuracy = _number(run["chosen_logps"], 2), _number(run["reward_accuracy"], 1, 100)
+        if difference is None:
+            rows.append([label, chosen, "baseline", "", accuracy, "baseline", "", kind, "", ""])
+            continue
+        kept, ranked = difference["chosen_logps"], difference["reward_accuracy"]
+        cells = [label, chosen, _interval(kept, 2), format_p(kept)]
+        cells += [accuracy, _interval(ranked, 1, 100), format_p(ranked), kind]
+        rows.append([*cells, _interval(difference["rejected_logps"], 2), _interval(difference["reward_margins"], 3)])
+    return columns, rows
+
+
+EFFECTS_TITLE = (
+    "Effect sizes against {baseline}, and ties. d_z: mean difference over the standard deviation of the differences; "
+    "odds ratio: pairs that only this model ranks right, for each that only {baseline} does"
+)
+"""What stands above `tabulate_effects`."""
+
+
+def tabulate_effects(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Returns columns and rows with the effect size of each difference, its interval, and the ties behind it."""
+    base = comparison.baseline
+    columns = [
+        "model",
+        "chosen, d_z",
+        "rejected, d_z",
+        "margin, d_z",
+        f"only it right : only {base} right",
+        "odds ratio",
+    ]
+    columns += ["ranked alike", "chosen equally likely", "margin exactly 0"]
+    rows = []
+    for run in comparison.scored:
+        margins = run.frame["reward_margins"]
+        zero = "-" if margins.isna().any() else f"{int((margins == 0).sum())} of {len(margins)}"
+        found = comparison.differences.get(run.label)
+        if found is None:
+            rows.append([run.label, "baseline", *[""] * 6, zero])
+            continue
+        cells = [_effect(found[name]) for name in ("chosen_logps", "rejected_logps", "reward_margins")]
+        ranked, chosen = found["reward_accuracy"], found["chosen_logps"]
+        cells.append("-" if ranked is None else f"{ranked['only_model']} : {ranked['only_baseline']}")
+        cells.append(_effect(ranked, sign=""))
+        cells += ["-" if each is None else f"{each['n_ties']} of {each['n']}" for each in (ranked, chosen)]
+        rows.append([run.label, *cells, zero])
+    return columns, rows
+
+
+def _effect(difference: Mapping[str, Any] | None, sign: str = "+") -> str:
+    """Returns "+0.42 [+0.31, +0.53]"; "-" where nothing varies, so that there is no scale to measure on."""
+    return "-" if difference is None else format_interval(difference["effect_size"], f"{sign}z.2f")
+
+
+def tabulate_seeds(seeds: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Returns columns and rows for settings trained with several seeds: differences, intervals over training too."""
+    columns = ["setting", "seeds", "chosen, difference", "SD over seeds", "accuracy, difference in points"]
+    columns += ["SD over seeds (accuracy)", "margin, difference"]
+    rows = []
+    for pooled in seeds:
+        cells = [str(pooled["label"]), str(len(pooled["seeds"]))]
+        for name, digits, scale, has_spread in (
+            ("chosen_logps", 2, 1, True),
+            ("reward_accuracy", 1, 100, True),
+            ("reward_margins", 3, 1, False),
+        ):
+            found = pooled[name]
+            cells.append(_interval(None if found is None else {"difference": found}, digits, scale))
+            if has_spread:
+                cells.append("-" if found is None else f"{scale * found['seed_sd']:.{digits}f}")
+        rows.append(cells)
+    return columns, rows
+
+
+def format_p(difference: Mapping[str, Any] | None) -> str:
+    """Returns the adjusted p-value: "0.012", "< 0.001"."""
+    p_value = (difference or {}).get("p_adjusted")
+    if p_value is None:
+        return "-"
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def describe_differences(comparison: Comparison) -> list[str]:
+    """Returns a plain sentence for each model but the baseline."""
+    return [_describe(label, comparison.baseline, each) for label, each in comparison.differences.items()]
+
+
+def _describe(label: str, baseline: str, difference: Mapping[str, Any]) -> str:
+    accuracy = difference["reward_accuracy"]
+    few = say_if_few(difference["n"], difference["n_prompts"])
+    if difference["chosen_logps"] is None:
+        known = "there is nothing to compare" if accuracy is None else _describe_accuracy(accuracy)
+        return f"{label} against {baseline}: {known}.{few}"
+    chosen = difference["chosen_logps"]["difference"]
+    if is_shown(difference["chosen_logps"]):
+        way = "higher" if chosen["mean"] > 0 else "lower"
+        verb = "keeps" if chosen["mean"] > 0 else "pushes"
+        low, high = sorted((abs(chosen["ci_low"]), abs(chosen["ci_high"])))
+        text = f"{label} {verb} the chosen log-likelihood {abs(chosen['mean']):.2f} nats {way} than {baseline} "
+        text += f"[{low:.2f}, {high:.2f}]"
+    else:
+        text = f"{label} and {baseline} cannot be told apart by the chosen log-likelihood "
+        doubt = f"; p = {format_p(difference['chosen_logps'])}" if excludes_zero(chosen) else ""
+        text += f"({format_interval(chosen, unit=' nats')}{doubt})"
+    if accuracy is None:
+        return f"{text}; there is no reference, so no reward accuracy.{few}"
+    return f"{text}; {_describe_accuracy(accuracy)}.{few}"
+
+
+def _describe_accuracy(accuracy: Mapping[str, Any]) -> str:
+    difference = accuracy["difference"]
+    told = "" if is_beyond_chance(accuracy) else ", not beyond chance"
+    n_disagreeing = accuracy["only_model"] + accuracy["only_baseline"]
+    ends = format_ends(difference, "+z.1f", 100)
+    tail = f"{ends}{told}; the two rank {n_disagreeing} of {accuracy['n']} pairs differently"
+    points = 100 * difference["mean"]
+    if points == 0:
+        return f"reward accuracy is the same{tail.replace(told, '')}"
+    return f"reward accuracy is {abs(points):.1f} points {'higher' if points > 0 else 'lower'}{tail}"
+
+
+def build_comparison_frame(comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None]) -> pd.DataFrame:
+    """Returns a row per model and a column per number, for other programs; nothing rounded.
+
+    `<metric>_difference` with `_low`, `_high`, `<metric>_p_value`, `_p_adjusted`, `_effect_size` with its ends (Cohen's
+    d_z, of a share the odds ratio; inf where unbounded), `_ties`, and of a share `_only_model` and `_only_baseline`,
+    the pairs it is true of in one of the two alone; empty for the baseline.
+    """
+    kept = ["label", "path", "loss", "lambda_schedule", "lambda", "beta", "seed", "data", "split", "n", "n_excluded"]
+    rows = []
+    for run in comparison.runs.to_dict("records"):
+        label = str(run["label"])
+        row: dict[str, Any] = {name: run.get(name) for name in kept}
+        row["is_baseline"] = label == comparison.baseline
+        row["verdict"] = (verdicts.get(label) or {}).get("kind")
+        differences = comparison.differences.get(label, {})
+        row["n_shared"] = differences.get("n")
+        for name in (*MEAN_METRICS, *SHARE_METRICS):
+            row |= {name: run.get(name), f"{name}_low": run.get(f"{name}_low"), f"{name}_high": run.get(f"{name}_high")}
+            row |= _flatten(name, differences.get(name))
+            if name in SHARE_METRICS:
+                found = differences.get(name) or {}
+                row |= {f"{name}_{who}": found.get(who) for who in ("only_model", "only_baseline")}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _flatten(name: str, difference: Mapping[str, Any] | None) -> dict[str, Any]:
+    found = difference or {"difference": {}, "effect_size": {}}
+    shift, effect = found["difference"], found["effect_size"]
+    return {
+        f"{name}_difference": shift.get("mean"),
+        f"{name}_difference_low": shift.get("ci_low"),
+        f"{name}_difference_high": shift.get("ci_high"),
+        f"{name}_effect_size": effect.get("value"),
+        f"{name}_effect_size_low": effect.get("ci_low"),
+        f"{name}_effect_size_high": effect.get("ci_high"),
+        f"{name}_p_value": found.get("p_value"),
+        f"{name}_p_adjusted": found.get("p_adjusted"),
+        f"{name}_ties": found.get("n_ties"),
+    }
+
+
+def write_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], format: str) -> str:  # noqa: A002
+    """Returns the table as CSV, a Markdown table or a LaTeX tabular (booktabs)."""
+    if format == "csv":
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([columns, *rows])
+        return buffer.getvalue()
+    if format == "markdown":
+        lines: list[Sequence[str]] = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+        return "".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+    head, *body = (" & ".join(map(_escape_latex, row)) + r" \\" for row in [columns, *rows])
+    begin = rf"\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}"
+    return "\n".join([begin, r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def check_format(name: str) -> None:
+    """Raises DpotoolError, naming the nearest, for a format that is not known."""
+    if name not in FORMATS:
+        raise DpotoolError(f"unknown format {name!r}", where="--format", remedy=suggest_nearest(name, FORMATS))
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(_LATEX_SIGNS.get(sign, sign) for sign in text)
+
+
+def _interval(difference: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> str:
+    return "-" if difference is None else format_interval(difference["difference"], f"+z.{digits}f", scale)
+
+
+def _number(value: float, digits: int, scale: float = 1.0) -> str:
+    return "-" if math.isnan(value) else f"{scale * value:.{digits}f}"

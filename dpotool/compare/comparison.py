@@ -1,0 +1,202 @@
+"""The runs table: one row per scored run, what the sweep plots and the sweep's own table are made of.
+
+Columns: `label` (unique, for pictures), `path`, `model`, `loss`, `lambda_schedule`, `lambda` (the constant shift
+factor; 1 for DPO, NaN for a schedule that moves and for losses without one), `lambda_min`, `lambda_max`, `beta`,
+`seed`, `data`, `split`, `n`, `n_excluded`, and for each metric of METRICS its value under its own name with
+`<metric>_low` and `<metric>_high`, the ends of its 95 % bootstrap interval. What is not known is NaN or None.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dpotool.compare.summaries import MEANS, MEDIANS, PERPLEXITIES, SHARES, summarize_scores
+from dpotool.errors import DpotoolError
+from dpotool.runs.folder import RunFolder, list_runs, summary_path
+from dpotool.runs.tables import read_metadata, read_table
+
+METRICS = (*MEANS, *(f"{name}_median" for name in MEDIANS), *SHARES, *PERPLEXITIES)
+_SCHEDULE_SIGNS = {"linear_increase": "↑", "linear_decrease": "↓"}
+
+
+def expand_sweeps(paths: Sequence[str]) -> list[RunFolder]:
+    """Returns the run folders that paths stand for: a sweep's own, then its runs, DPO first, then by falling lambda.
+
+    A run that is named twice, by itself and by its sweep for example, is there once, with a warning that names it.
+
+    Raises DpotoolError for a folder that is no run.
+    """
+    folders: list[RunFolder] = []
+    for path in paths:
+        folder = RunFolder(Path(path))
+        folders += _cells(folder) if folder.read_manifest()["kind"] == "sweep" else [folder]
+    once = {folder.path.resolve(): folder for folder in reversed(folders)}  # the first of each is what stays
+    if len(once) < len(folders):
+        places = [folder.path.resolve() for folder in folders]
+        twice = [str(once[place].path) for place in dict.fromkeys(places) if places.count(place) > 1]
+        # from this line, so that it is said once, however many callers ask
+        warnings.warn(f"named more than once, counted once: {', '.join(twice)}", stacklevel=1)
+    return [folder for folder in folders if once[folder.path.resolve()] is folder]
+
+
+def collect_runs(runs: Sequence[RunFolder], *, data: str | None = None, split: str | None = None) -> pd.DataFrame:
+    """Returns the runs table of several runs, in their order.
+
+    Args:
+        data, split: which of each run's score tables; without them the newest.
+
+    Raises DpotoolError when a run has no such score table or cannot be read.
+    """
+    rows = [_collect_run(run, data, split) for run in runs]
+    for row, label in zip(rows, make_unique([row["label"] for row in rows], runs), strict=True):
+        row["label"] = label
+    return pd.DataFrame(rows)
+
+
+def find_scores(run: RunFolder, *, data: str | None = None, split: str | None = None) -> Path:
+    """Returns a run's score table: of the data and split named (as its metadata says), else the newest.
+
+    A table of the run's own scoring goes before those of another limit, beta, ... (`variant` in the metadata).
+
+    Raises DpotoolError when there is none.
+    """
+    found: list[Path] = []
+    for path in run.list_scores():
+        about = read_metadata(path)
+        if all(wanted is None or about.get(key) == wanted for key, wanted in (("data", data), ("split", split))):
+            if not about.get("variant"):
+                return path
+            found.append(path)
+    if found:
+        return found[0]
+    asked = " ".join(part for part in (data, split) if part)
+    raise DpotoolError(
+        f"no scores{f' of {asked}' if asked else ''} here",
+        where=str(run.path),
+        remedy=f"Run `dpotool score {run.path}` first",
+    )
+
+
+def describe_run(config: Mapping[str, Any]) -> str:
+    """Returns a run's settings as a short label: DPO, DPO-Shift λ=0.9, DPO-Shift λ=0.75→1 ↑, IPO."""
+    loss = str(config.get("loss") or "model")
+    if loss != "shift":
+        return loss.upper()
+    if config.get("lambda_schedule") == "adaptive":
+        return f"DPO-Shift λ per pair ({config.get('adaptive_rule')})"
+    sign = _SCHEDULE_SIGNS.get(str(config.get("lambda_schedule")))
+    if sign is None:
+        return f"DPO-Shift λ={config['lambda_']:g}" if config.get("lambda_") is not None else "DPO-Shift"
+    ends = [config.get("lambda_min"), config.get("lambda_max")]
+    if sign == "↓":
+        ends.reverse()
+    known = "→".join(f"{end:g}" for end in ends if end is not None)
+    return f"DPO-Shift λ={known} {sign}" if known else f"DPO-Shift λ {sign}"
+
+
+def _cells(sweep: RunFolder) -> list[RunFolder]:
+    inside = [run for run in list_runs(sweep.path) if run.path.resolve() != sweep.path.resolve()]
+
+    def order(run: RunFolder) -> tuple[bool, float, str]:
+        settings = run.read_manifest()["config"]
+        fixed = 1.0 if settings.get("loss") == "dpo" else settings.get("lambda_")
+        return (fixed is None, -(fixed or 0.0), run.name)
+
+    return [sweep, *sorted(inside, key=order)]
+
+
+def _collect_run(run: RunFolder, data: str | None, split: str | None) -> dict[str, Any]:
+    manifest = run.read_manifest()
+    config = manifest["config"]
+    table = find_scores(run, data=data, split=split)
+    about = read_metadata(table)
+    summary = _read_summary(table, about)
+    is_trained = manifest["kind"] == "train" or bool(config.get("loss"))
+    row: dict[str, Any] = {
+        "label": describe_run(config) if is_trained else run.name,
+        "path": str(run.path),
+        "model": config.get("model"),
+        "loss": config.get("loss"),
+        "lambda_schedule": _schedule_of(config),
+        "lambda": _lambda_of(config),
+        "lambda_min": _number(config.get("lambda_min")),
+        "lambda_max": _number(config.get("lambda_max")),
+        "beta": _number(about.get("beta")),
+        "seed": manifest.get("seed"),
+        "data": about.get("data"),
+        "split": about.get("split"),
+        "n": summary["n"],
+        "n_excluded": sum(summary["n_excluded"].values()),
+    }
+    for name in METRICS:
+        interval = summary.get(name) or {}
+        row[name] = _number(interval.get("mean", interval.get("value")))
+        row[f"{name}_low"] = _number(interval.get("ci_low"))
+        row[f"{name}_high"] = _number(interval.get("ci_high"))
+    return row
+
+
+def _read_summary(table: Path, about: Mapping[str, Any]) -> dict[str, Any]:
+    """The summary beside a score table; made from the table where it is missing, older or unreadable."""
+    path = summary_path(table)
+    if path.is_file() and path.stat().st_mtime_ns >= table.stat().st_mtime_ns:
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(summary, dict) and {"n", "n_excluded"} <= summary.keys():
+                return summary
+        except (OSError, ValueError):
+            pass  # the table beside it says the same
+    return summarize_scores(read_table(table), about.get("beta"))
+
+
+def _schedule_of(config: Mapping[str, Any]) -> str | None:
+    has_shift = config.get("loss") in ("dpo", "shift")
+    return (config.get("lambda_schedule") or "constant") if has_shift else None
+
+
+def _lambda_of(config: Mapping[str, Any]) -> float:
+    if config.get("loss") == "dpo":
+        return 1.0
+    return _number(config.get("lambda_")) if _schedule_of(config) == "constant" else math.nan
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def make_unique(labels: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
+    """Returns the labels, with what tells their folders apart behind those that occur more than once.
+
+    That is the folder's name, with as many folders above it as it takes; should that be no help, a number.
+    """
+    unique = list(labels)
+    for label in set(labels):
+        rows = [row for row, each in enumerate(labels) if each == label]
+        if len(rows) > 1:
+            for row, name in zip(rows, _tell_apart([runs[row] for row in rows]), strict=True):
+                unique[row] = f"{label} ({name})"
+    for row, label in enumerate(unique):
+        number = 1
+        while unique[row] in unique[:row]:
+            number += 1
+            unique[row] = f"{label} #{number}"
+    return unique
+
+
+def _tell_apart(runs: Sequence[RunFolder]) -> list[str]:
+    """Returns the ends of the folders' paths, all with as few folders above the run as keep them different."""
+    places = [run.path.resolve() for run in runs]
+    names = [run.name for run in runs]
+    above = 0
+    while len(set(names)) < len(set(places)):
+        above += 1
+        lengths = [above + 1 + run.name.count("/") for run in runs]
+        names = ["/".join(place.parts[-length:]) for place, length in zip(places, lengths, strict=True)]
+    return names

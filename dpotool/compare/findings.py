@@ -1,0 +1,181 @@
+"""All that can be said of several scored runs at once: differences, verdicts, the knee, and theory beside them.
+
+`compare` prints it, `report` sets it, a sweep ends with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpotool.compare.compared_table import describe_differences
+from dpotool.compare.comparison import expand_sweeps
+from dpotool.compare.differences import Comparison, compare_runs
+from dpotool.compare.recommendation import recommend
+from dpotool.compare.seeds import pool_seeds
+from dpotool.compare.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
+from dpotool.compare.verdict import MISSING, find_missing, judge_displacement
+from dpotool.errors import DpotoolError
+from dpotool.runs.folder import RunFolder, read_summary
+from dpotool.runs.tables import read_metadata
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """A comparison with what follows from it."""
+
+    comparison: Comparison
+    folders: list[RunFolder]
+    """All run folders named, a sweep's own and unscored ones included."""
+    verdicts: dict[str, dict[str, Any] | None]
+    """label -> verdict; None where something is missing for one (`find_missing`)."""
+    sentences: list[str]
+    recommendation: dict[str, Any] | None
+    theory: dict[str, Any] | None
+    """Prediction beside measurement (`check_theory`)."""
+    theory_table: Path | None
+    """The theory table that is a forecast of any of these runs, whether or not it stands beside a measurement."""
+    no_theory: str | None
+    """Why `theory` is None, as a clause."""
+    seeds: list[dict[str, Any]]
+    """Settings trained with several seeds, pooled (`pool_seeds`)."""
+
+    @property
+    def statement(self) -> str:
+        """The verdict on the baseline, in a sentence."""
+        verdict = self.verdicts[self.comparison.baseline]
+        if verdict is None:
+            return f"No verdict: {MISSING[self.find_missing(self.comparison.baseline)][0]}"
+        return str(verdict["statement"])
+
+    def find_missing(self, label: str) -> str:
+        """Returns what a run without a verdict lacks for one, of `verdict.MISSING`."""
+        [run] = [run for run in self.comparison.scored if run.label == label]
+        return find_missing(run.frame) or ""
+
+    def say_kind(self, label: str) -> str:
+        """Returns a run's verdict in a word, or which of its numbers there is none without."""
+        verdict = self.verdicts[label]
+        return f"no {self.find_missing(label)}" if verdict is None else str(verdict["kind"])
+
+    @property
+    def next_action(self) -> str:
+        """What to do now: take the model at the knee, or what the baseline's verdict asks for."""
+        base = self.comparison.baseline
+        verdict = self.verdicts[base]
+        if self.recommendation and self.recommendation["recommended"] != base:
+            best = self.verdicts[self.recommendation["recommended"]]
+            return _advise(self.recommendation, (best or {}).get("kind"), self.comparison.runs["lambda"])
+        if verdict is None:
+            return MISSING[self.find_missing(base)][1]
+        return str(verdict["next"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the whole as one object for JSON."""
+        return {
+            "baseline": self.comparison.baseline,
+            "models": [
+                {
+                    "label": str(run["label"]),
+                    "path": str(run["path"]),
+                    "lambda": run["lambda"],
+                    "seed": run["seed"],
+                    "n": int(run["n"]),
+                    "verdict": self.verdicts[str(run["label"])],
+                    "differences": self.comparison.differences.get(str(run["label"])),
+                }
+                for run in self.comparison.runs.to_dict("records")
+            ],
+            "sentences": self.sentences,
+            "problems": self.comparison.problems,
+            "statement": self.statement,
+            "recommendation": self.recommendation,
+            "theory": self.theory,
+            "seeds": self.seeds,
+            "next": self.next_action,
+        }
+
+
+def _advise(recommendation: Mapping[str, Any], kind: str | None, lambdas: Iterable[float]) -> str:
+    """What to do with a run that is better than the baseline, by its own verdict."""
+    path, lambda_ = recommendation["path"], recommendation["lambda"]
+    if kind == "unclear":
+        return f"Go on with {path}, and score more pairs: these do not tell whether its own displacement harms."
+    if kind != "harmful":
+        return f"Go on with {path}."
+    still = f"{path} is the better one, but harmfully displaced itself"
+    if lambda_ is None:
+        return f"{still}: `dpotool sweep` finds what a smaller lambda of DPO-Shift gives and costs."
+    below = max((each for each in lambdas if each < lambda_), default=None)
+    tried = f"between {below:g} and {lambda_:g}" if below is not None else f"below {lambda_:g}"
+    return f"{still}: try lambdas {tried}."
+
+
+def _check_theory(comparison: Comparison, table: Path | None) -> tuple[dict[str, Any] | None, str | None]:
+    """Prediction beside measurement, or why there is none."""
+    if table is None:
+        return None, "no theory table"
+    runs = select_forecast(read_metadata(table), comparison.runs)
+    summary = (read_summary(table) or {}) | {"path": str(table)}
+    checked = check_theory(runs, summary)
+    return checked, explain_unchecked(runs, summary) if checked is None else None
+
+
+def find_out(
+    paths: Sequence[str],
+    *,
+    baseline: str | None = None,
+    data: str | None = None,
+    split: str | None = None,
+    seed: int = 0,
+) -> Findings:
+    """Compares the runs that the paths stand for, judges each and names the one to take.
+
+    Raises DpotoolError when a path is no run, no run is scored, or they were scored on different data.
+    """
+    folders = expand_sweeps(paths)
+    scored = [folder for folder in folders if folder.list_scores()]
+    if not scored:
+        raise _no_scores(paths[0], folders)
+    comparison = compare_runs(scored, baseline=baseline, data=data, split=split, seed=seed)
+    comparison.problems.extend(_name_unscored(folders))
+    verdicts = {run.label: judge_displacement(run.frame, seed=seed) for run in comparison.scored}
+    seeds = pool_seeds(comparison)
+    table = find_theory(folders, comparison.runs)
+    theory, no_theory = _check_theory(comparison, table)
+    return Findings(
+        comparison=comparison,
+        folders=folders,
+        verdicts=verdicts,
+        sentences=describe_differences(comparison),
+        recommendation=recommend(comparison, seeds),
+        theory=theory,
+        theory_table=table,
+        no_theory=no_theory,
+        seeds=seeds,
+    )
+
+
+def _no_scores(path: str, folders: Sequence[RunFolder]) -> DpotoolError:
+    is_import = all(folder.read_manifest()["kind"] == "import" for folder in folders)
+    if is_import and any(folder.list_imported() for folder in folders):
+        remedy = "It holds imported scores of pairs: name it beside scored runs in `dpotool report`"
+    elif is_import:
+        remedy = (
+            "It is a log that was imported: `dpotool report` and `dpotool plot trajectory` show it. For pairs run "
+            "`dpotool score CHECKPOINT --reference START --data PAIRS`"
+        )
+    else:
+        remedy = f"Run `dpotool score {path}` first"
+    return DpotoolError("no scores here", where=path, remedy=remedy)
+
+
+def _name_unscored(folders: Sequence[RunFolder]) -> list[str]:
+    """Runs that were named and that no difference can be told of; folders of theory and sweeps have none to show."""
+    return [
+        f"{folder.name} has no score table: it is not among the models compared."
+        for folder in folders
+        if not folder.list_scores() and folder.read_manifest()["kind"] in ("train", "score", "import")
+    ]

@@ -1,0 +1,150 @@
+"""Several training runs of one setting: how much a difference from the baseline varies with the seed.
+
+Two things are uncertain about the mean difference: which pairs were in the test set (A = variance over pairs of the
+seeds' mean difference, over the number of pairs) and how training went (B = variance over seeds of the difference,
+over the number of seeds). They add up; the interval is Welch's, t with (A + B)^2 / (A^2 / (n - 1) + B^2 / (S - 1))
+degrees of freedom. With two or three seeds B is known badly, and the interval says so by its width.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import t
+
+from dpotool.compare.comparison import describe_run, make_unique
+from dpotool.compare.differences import (
+    MEAN_METRICS,
+    SHARE_METRICS,
+    Comparison,
+    ScoredRun,
+    adjust_family,
+    compute_columns,
+    restrict_run,
+)
+from dpotool.stats.bootstrap import CONFIDENCE, has_repeats, read_clusters, sum_clusters
+
+_NO_SETTING = (
+    "seed", "split_seed", "output", "resume", "dry_run", "device", "batch_tokens", "layout", "trust_remote_code",
+    "eval_data", "eval_split", "eval_limit", "eval_steps", "logging_steps", "save_steps", "save_at", "report_to",
+    "monitor_theory",
+)  # fmt: skip
+"""What may differ between repetitions of one setting: the seed, and what says where, how and how often to look."""
+
+
+def pool_seeds(comparison: Comparison) -> list[dict[str, Any]]:
+    """Returns a row for each setting that was trained, like the baseline's, with two or more of the same seeds.
+
+    Runs are of one setting where their run.yaml records the same of all that training depends on, but for the seed.
+    Each is compared with the baseline's run of the same seed; where a setting has two runs of one seed, the later is
+    left out, with a warning. A row has `label`, `seeds`, `runs` (seed -> label of the run), `n` and, per metric,
+    `{"mean", "ci_low", "ci_high", "seed_sd", "p_value", "p_adjusted"}` (Welch's t; Holm over the rows), or None without
+    a reference.
+    """
+    groups: dict[Hashable, dict[Any, ScoredRun]] = {}
+    repeats: list[tuple[Hashable, str]] = []
+    for run in sorted(comparison.scored, key=lambda run: run.label != comparison.baseline):  # the baseline first
+        manifest = run.folder.read_manifest()
+        setting = _find_setting(manifest["config"])
+        if groups.setdefault(setting, {}).setdefault(manifest.get("seed"), run) is not run:
+            repeats.append((setting, run.label))
+    base_setting, *others = groups
+    base = groups[base_setting]
+    pooled = {setting: groups[setting] for setting in others if len(groups[setting].keys() & base.keys()) > 1}
+    left_out = [label for setting, label in repeats if pooled and (setting in pooled or setting == base_setting)]
+    if left_out:
+        what = "not in the table over seeds, as another run has the same settings and seed"
+        warnings.warn(f"{what}: {', '.join(left_out)}", stacklevel=2)
+    rows = [
+        _pool(label, {seed: (run, base[seed]) for seed, run in runs.items() if seed in base})
+        for label, runs in zip(_name_settings(pooled.values()), pooled.values(), strict=True)
+    ]
+    adjust_family(rows)
+    return rows
+
+
+def find_repetitions(comparison: Comparison, labels: Collection[str]) -> set[str]:
+    """Returns the labels of all runs of the same settings as any of these, themselves among them."""
+    settings = {run.label: _find_setting(run.folder.read_manifest()["config"]) for run in comparison.scored}
+    theirs = {settings[label] for label in labels}
+    return {label for label, setting in settings.items() if setting in theirs}
+
+
+def build_seeds_frame(seeds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """Returns a row per pooled setting, nothing rounded, in the columns of `compared_table.build_comparison_frame`.
+
+    `label`, `is_baseline`, `n_shared`, `seeds` ("42 43"), and per metric `<metric>_difference` with `_low` and
+    `_high`, and `<metric>_seed_sd`.
+    """
+    names = {"mean": "difference", "ci_low": "difference_low", "ci_high": "difference_high", "seed_sd": "seed_sd"}
+    rows = []
+    for pooled in seeds:
+        row: dict[str, Any] = {"label": pooled["label"], "is_baseline": False, "n_shared": pooled["n"]}
+        row["seeds"] = " ".join(map(str, pooled["seeds"]))
+        for metric in (*MEAN_METRICS, *SHARE_METRICS):
+            row |= {f"{metric}_{column}": (pooled[metric] or {}).get(key) for key, column in names.items()}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _find_setting(config: Mapping[str, Any]) -> Hashable:
+    """What a run's config says of its training; what is not set counts like what its version did not know yet."""
+    return frozenset(
+        (name, value if isinstance(value, Hashable) else str(value))
+        for name, value in config.items()
+        if name not in _NO_SETTING and value is not None
+    )
+
+
+def _name_settings(pooled: Iterable[Mapping[Any, ScoredRun]]) -> list[str]:
+    """Labels of the settings; those that differ in what no label says are called by their first run's folder too."""
+    folders = [next(iter(runs.values())).folder for runs in pooled]
+    return make_unique([describe_run(folder.read_manifest()["config"]) for folder in folders], folders)
+
+
+def _pool(label: str, pairs: Mapping[Any, tuple[ScoredRun, ScoredRun]]) -> dict[str, Any]:
+    shared = None
+    for runs in pairs.values():
+        for run in runs:
+            shared = run.frame.index if shared is None else shared.intersection(run.frame.index)
+    assert shared is not None
+    columns = [tuple(_columns(run, shared) for run in runs) for runs in pairs.values()]
+    clusters = read_clusters(next(iter(pairs.values()))[0].frame.loc[shared])
+    row: dict[str, Any] = {"label": label, "seeds": sorted(pairs), "n": len(shared)}
+    row["runs"] = {seed: pairs[seed][0].label for seed in row["seeds"]}
+    for name in (*MEAN_METRICS, *SHARE_METRICS):
+        is_known = all(name in side for both in columns for side in both)
+        row[name] = _combine([ours[name] - theirs[name] for ours, theirs in columns], clusters) if is_known else None
+    return row
+
+
+def _columns(run: ScoredRun, shared: pd.Index) -> dict[str, np.ndarray]:
+    columns = compute_columns(restrict_run(run, shared))
+    return {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
+
+
+def _combine(differences: Sequence[np.ndarray], clusters: np.ndarray | None) -> dict[str, float]:
+    """The mean over seeds and pairs with Welch's interval; `differences` has one array over pairs for each seed."""
+    by_seed = np.array([each.mean() for each in differences])
+    over_pairs = np.mean(differences, axis=0)
+    mean = float(by_seed.mean())
+    deviations = over_pairs - mean
+    if has_repeats(clusters):
+        deviations = sum_clusters(deviations[:, None], clusters)[:, 0]
+    n, n_seeds = len(deviations), len(by_seed)
+    from_pairs = float(np.sum(deviations**2)) / len(over_pairs) ** 2 * n / max(1, n - 1)
+    from_seeds = float(by_seed.var(ddof=1)) / n_seeds
+    total = from_pairs + from_seeds
+    seed_sd = float(by_seed.std(ddof=1))
+    if not total > 0:
+        p_value = math.nan if mean else 1.0  # no spread at all to measure a difference by
+        return {"mean": mean, "ci_low": mean, "ci_high": mean, "seed_sd": seed_sd, "p_value": p_value}
+    freedom = total**2 / (from_pairs**2 / max(1, n - 1) + from_seeds**2 / (n_seeds - 1))
+    half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(total)
+    p_value = 2 * float(t.sf(abs(mean) / math.sqrt(total), freedom))
+    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "seed_sd": seed_sd, "p_value": p_value}

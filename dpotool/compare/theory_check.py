@@ -1,0 +1,184 @@
+"""Which theory table is a forecast of which runs, and what came of it; nothing else is laid beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import kendalltau
+
+from dpotool.runs.folder import RunFolder, read_summary
+from dpotool.runs.tables import read_metadata
+
+ADVICE, PAPER = "The forecast of theory-gap", "Theorem 2.1 as printed"
+_NO_SCALE = (
+    "On these pairs DPO's mean margin cannot be told from none: only the order of the predicted changes means "
+    "something, not their size."
+)
+_MIN_RANKED = 3
+"""Lambdas from which a rank agreement is worth stating: two agree by chance half of the time."""
+
+
+def find_theory(folders: Sequence[RunFolder], runs: pd.DataFrame) -> Path | None:
+    """Returns the first folder's newest table of `theory-gap` that is a forecast of any of these runs.
+
+    None where there is none with a summary. Raises DpotoolError when a table or summary cannot be read.
+
+    Args:
+        runs: runs table (`compare.comparison`).
+    """
+    for folder in folders:
+        for table in folder.list_theory():
+            if len(select_forecast(read_metadata(table), runs)) and read_summary(table) is not None:
+                return table
+    return None
+
+
+def select_forecast(about: Mapping[str, Any], runs: pd.DataFrame) -> pd.DataFrame:
+    """Returns the rows of a runs table that a theory table is a forecast of.
+
+    Runs that started from the very model it is of, on whose pairs, or those they were scored on, it was taken. None
+    where that model had left its reference: what follows training is no forecast of it.
+
+    Args:
+        about: the theory table's metadata.
+    """
+    if about.get("at_reference") is not True or runs.empty:
+        return runs.iloc[:0]
+    return runs[[_is_of(about, run) for run in runs.to_dict("records")]]
+
+
+def _is_of(about: Mapping[str, Any], run: Mapping[Any, Any]) -> bool:
+    model, start = about.get("model"), run["model"]
+    if not (model and start and Path(str(start)).resolve() == Path(str(model)).resolve()):
+        return False
+    parts = RunFolder(Path(run["path"])).read_manifest()["data"].values()
+    names = {run["data"], *(part.get("name") for part in parts if isinstance(part, Mapping))}
+    return about.get("data") in names
+
+
+def check_theory(runs: pd.DataFrame, theory: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Lays what `theory-gap` predicted beside what the runs measured, a row per constant lambda, DPO among them.
+
+    With `advice` in the summary the prediction is the forecast, nats of change per nat of mean margin that DPO gains,
+    times the margin DPO did gain. Without it, it is (1 - f) mean u of the theorem as printed: only its order means
+    something. Rank agreement is Kendall's tau, 1 for the same order and -1 for the reverse.
+
+    Returns None with fewer than two such runs.
+
+    Args:
+        runs: those that it is a forecast of (`theory_check.select_forecast`).
+        theory: the summary of the theory table, with its `path`.
+    """
+    advice = _read_advice(theory)
+    constant = _select_constant(runs)
+    has_scale = bool((constant[constant["lambda"] == 1]["reward_margins_low"] > 0).any())
+    scale = _measure_scale(constant)
+    rows = []
+    for run in constant.to_dict("records"):
+        predicted = _predict(theory, advice, float(run["lambda"]), scale)
+        if predicted is not None:
+            rows.append(
+                {
+                    "label": run["label"],
+                    "lambda": float(run["lambda"]),
+                    **predicted,
+                    "measured_chosen": float(run["chosen_displacement"]),
+                    "measured_accuracy": float(run["reward_accuracy"]),
+                }
+            )
+    if len({row["lambda"] for row in rows}) < 2:
+        return None
+    agreement = {
+        name: _rank_agreement([row[f"predicted_{name}"] for row in rows], [row[f"measured_{name}"] for row in rows])
+        for name in ("chosen", "accuracy")
+    }
+    source = ADVICE if advice is not None else PAPER
+    return {
+        "source": source,
+        "optimizer": (advice or {}).get("optimizer"),
+        "path": theory.get("path"),
+        "rows": rows,
+        "rank_agreement": agreement,
+        "recommended_lambda": (advice or {}).get("recommended_lambda"),
+        "reason": (advice or {}).get("reason"),
+        "statement": _state_theory(source, agreement, len(rows), advice)
+        + ("" if advice is None or has_scale else f" {_NO_SCALE}"),
+    }
+
+
+def explain_unchecked(runs: pd.DataFrame, theory: Mapping[str, Any]) -> str:
+    """Returns why `check_theory` lays nothing of this theory beside these runs, as a clause."""
+    constant, advice = _select_constant(runs), _read_advice(theory)
+    if constant["lambda"].nunique() < 2:
+        return "fewer than two constant λ among the runs that started from the theory table's model"
+    if advice is None:
+        return "the theory table's summary has neither a forecast nor mean u and v"
+    if math.isnan(_measure_scale(constant)):
+        return "no run with λ = 1, whose margin the forecast is scaled by"
+    return "fewer than two of the runs' λ are in the forecast's grid"
+
+
+def _select_constant(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs of a constant lambda and a measured change, the largest lambda first."""
+    is_constant = runs["lambda"].notna() & runs["chosen_displacement"].notna()
+    return runs[is_constant].sort_values("lambda", ascending=False)
+
+
+def _measure_scale(constant: pd.DataFrame) -> float:
+    """The margin that DPO gained, in nats; NaN without a DPO run."""
+    dpo = constant[constant["lambda"] == 1]
+    return float((dpo["reward_margins"] / dpo["beta"]).mean()) if len(dpo) else math.nan
+
+
+def _read_advice(theory: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The advice that `theory-gap` itself showed: `summary["advice"][summary["advice_from"]]`; None without a grid."""
+    advice = (theory.get("advice") or {}).get(theory.get("advice_from"))
+    return advice if isinstance(advice, dict) and "1" in (advice.get("grid") or {}) else None
+
+
+def _predict(
+    theory: Mapping[str, Any], advice: Mapping[str, Any] | None, lambda_: float, scale: float
+) -> dict[str, Any] | None:
+    if advice is not None:
+        cell = advice["grid"].get(f"{lambda_:g}")
+        if cell is None or math.isnan(scale):
+            return None
+        return {
+            "predicted_chosen": cell["chosen_change"]["mean"] * scale,
+            "predicted_accuracy": cell["accuracy"]["value"],
+        }
+    u, v = (theory.get(name) or {} for name in ("u", "v"))
+    if u.get("mean") is None or v.get("mean") is None:
+        return None
+    return {"predicted_chosen": (1 - lambda_) * u["mean"], "predicted_accuracy": (1 - lambda_) * v["mean"]}
+
+
+def _rank_agreement(predicted: Sequence[float], measured: Sequence[float]) -> dict[str, float | None]:
+    """Kendall's tau-b with its exact p-value; None where all of one side are the same."""
+    result = kendalltau(predicted, measured)
+    return {
+        "tau": float(result.statistic) if np.isfinite(result.statistic) else None,
+        "p_value": float(result.pvalue) if np.isfinite(result.pvalue) else None,
+    }
+
+
+def _state_theory(
+    source: str, agreement: Mapping[str, Mapping[str, float | None]], n: int, advice: Mapping[str, Any] | None
+) -> str:
+    def say(name: str) -> str:
+        tau = agreement[name]["tau"]
+        return "not defined" if tau is None else f"{tau:+.2f}"
+
+    best = (advice or {}).get("recommended_lambda")
+    named = f" It recommended lambda {best:g} before any training." if best is not None else ""
+    if n < _MIN_RANKED:
+        return f"{n} lambdas are too few to say whether theory orders them right.{named}"
+    return (
+        f"{source} orders {n} runs by chosen log-likelihood with a rank agreement of {say('chosen')}, by reward "
+        f"accuracy with {say('accuracy')} (Kendall's tau: 1 is the order measured, -1 its reverse).{named}"
+    )

@@ -1,0 +1,214 @@
+"""Is a model displaced, and does it matter? One statement, by the criteria of docs/verdict.md, with the numbers behind.
+
+Each criterion is judged by its 95 % interval: it is met or failed only where the whole interval says so, else `open`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpotool.compare.summaries import has_reference, split_scored
+from dpotool.stats.bootstrap import (
+    N_RESAMPLES,
+    Interval,
+    bootstrap_means,
+    bootstrap_ratios,
+    bootstrap_shares,
+    count_prompts,
+    read_clusters,
+)
+from dpotool.stats.wording import format_interval, say_if_few
+
+MISSING = {
+    "scored pairs": ("no pair could be scored.", "See why pairs were left out: the summary beside the scores says it."),
+    "log-likelihoods": (
+        "there are rewards, but no log-likelihoods of which anything could be said.",
+        "Score the model itself: `dpotool score MODEL --reference START`.",
+    ),
+    "reference": (
+        "without a reference nothing can be said of displacement.",
+        "Score with a reference: `dpotool score RUN --reference START`.",
+    ),
+    "lengths": (
+        "the table has no lengths, and without them nobody can say which share of its probability a token keeps.",
+        "Import again with chosen_tokens and rejected_tokens, or score the model itself: `dpotool score MODEL`.",
+    ),
+}
+"""What a verdict cannot do without -> why there is none, and what to do."""
+KINDS = ("none", "benign", "harmful", "unclear")
+MET, FAILED, OPEN = "met", "failed", "open"
+NEAR = 0.9
+"""Chosen tokens keep on (geometric) average at least this share of the probability the reference gave them."""
+_CRITERIA = {
+    "rejected_falls_more": "the rejected completions fall more",
+    "ranking_kept": "more than half of the pairs are ranked right",
+    "mass_near_chosen": f"chosen tokens keep at least {NEAR:.0%} of their probability".replace("%", " %"),
+}
+_DENIALS = {
+    "rejected_falls_more": "the rejected completions do not fall more",
+    "ranking_kept": "fewer than half of the pairs are ranked right",
+    "mass_near_chosen": f"chosen tokens lose more than {1 - NEAR:.0%} of their probability".replace("%", " %"),
+}
+
+
+def judge_displacement(frame: pd.DataFrame, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> dict[str, Any] | None:
+    """Returns the verdict on a score table, or None where it lacks what `find_missing` names.
+
+    Returns:
+        `kind` (one of KINDS), `statement` (a sentence with numbers), `criteria` (name -> met, failed or open),
+        `evidence` (the numbers with intervals: nats, shares, and `chosen_probability_kept`, the geometric mean over
+        tokens of pi / pi_ref) and `next`, what to do.
+    """
+    scored, _ = split_scored(frame)
+    if find_missing(scored) is not None:
+        return None
+    evidence = _measure(scored, n_resamples, seed)
+    criteria = {
+        "rejected_falls_more": _judge(evidence["rejected_minus_chosen_change"], 0.0, is_above=False),
+        "ranking_kept": _judge(evidence["reward_accuracy"], 0.5),
+        "mass_near_chosen": _judge(evidence["chosen_probability_kept"], NEAR),
+    }
+    displaced = _judge(evidence["chosen_displacement"], 0.0, is_above=False)
+    kind = _classify(displaced, criteria)
+    return {
+        "kind": kind,
+        "statement": _state(kind, displaced, criteria, evidence, len(scored), count_prompts(scored)),
+        "criteria": {"displaced": displaced, **criteria},
+        "evidence": {
+            name: interval.to_dict("value" if name in _VALUES else "mean") for name, interval in evidence.items()
+        },
+        "n": len(scored),
+        "next": _advise(kind),
+    }
+
+
+def find_missing(frame: pd.DataFrame) -> str | None:
+    """Returns which of MISSING keeps a score table from a verdict, the first of them; None where it has them all."""
+    scored, _ = split_scored(frame)
+    if scored.empty:
+        return "scored pairs"
+    if scored["chosen_logps"].isna().all():
+        return "log-likelihoods"
+    if not has_reference(scored):
+        return "reference"
+    return "lengths" if scored["chosen_tokens"].isna().any() else None
+
+
+_VALUES = ("reward_accuracy", "chosen_displaced_share", "chosen_probability_kept")
+
+
+def _measure(scored: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, Interval]:
+    change = {
+        side: (scored[f"{side}_logps"] - scored[f"ref_{side}_logps"]).to_numpy(dtype=np.float64)
+        for side in ("chosen", "rejected")
+    }
+    tokens = scored["chosen_tokens"].to_numpy(dtype=np.float64)
+    options: dict[str, Any] = {"clusters": read_clusters(scored), "n_resamples": n_resamples, "seed": seed}
+    means = bootstrap_means(
+        {
+            "chosen_displacement": change["chosen"],
+            "rejected_displacement": change["rejected"],
+            "rejected_minus_chosen_change": change["rejected"] - change["chosen"],
+        },
+        **options,
+    )
+    shares = bootstrap_shares(
+        {
+            "reward_accuracy": scored["reward_margins"].to_numpy(dtype=np.float64) > 0,
+            "chosen_displaced_share": change["chosen"] < 0,
+        },
+        **options,
+    )
+    per_token = bootstrap_ratios({"": (change["chosen"], tokens)}, **options)[""]
+    kept = Interval(*(math.exp(min(end, 700.0)) for end in (per_token.value, per_token.ci_low, per_token.ci_high)))
+    return {**means, **shares, "chosen_probability_kept": kept}
+
+
+def _judge(interval: Interval, bound: float, *, is_above: bool = True) -> str:
+    """Whether the whole interval lies above (or below) a bound: met; on the other side of it: failed; else open."""
+    low, high = interval.ci_low, interval.ci_high
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return OPEN
+    if not is_above:
+        low, high, bound = -high, -low, -bound
+    return MET if low > bound else FAILED if high <= bound else OPEN
+
+
+def _classify(displaced: str, criteria: Mapping[str, str]) -> str:
+    """docs/verdict.md in code."""
+    if displaced == FAILED:
+        return "none"
+    if displaced == OPEN:
+        return "none" if criteria["mass_near_chosen"] == MET else "unclear"
+    if FAILED in criteria.values():
+        return "harmful"
+    return "benign" if set(criteria.values()) == {MET} else "unclear"
+
+
+def _state(
+    kind: str,
+    displaced: str,
+    criteria: Mapping[str, str],
+    evidence: Mapping[str, Interval],
+    n_pairs: int,
+    n_prompts: int | None,
+) -> str:
+    change = f"log pi(chosen) changed by {format_change(evidence['chosen_displacement'])} nats on average"
+    share = f"it fell on {_percent(evidence['chosen_displaced_share'])} of {n_pairs} pairs"
+    details = f"{change}; {share}"
+    few = say_if_few(n_pairs, n_prompts)
+    if displaced == FAILED:
+        return f"No displacement: {details}.{few}"
+    if kind == "none":
+        return f"No displacement shown: {details}; chosen tokens keep {_kept(evidence)} of their probability.{few}"
+    if displaced == OPEN:
+        return f"Displacement is not settled: {details}.{few}"
+    if kind == "benign":
+        met = "; ".join(_with_number(name, _CRITERIA[name], evidence) for name in criteria)
+        return f"Benign displacement: {details}. But {met}.{few}"
+    if kind == "harmful":
+        failed = "; ".join(
+            _with_number(name, _DENIALS[name], evidence) for name, state in criteria.items() if state == FAILED
+        )
+        return f"Harmful displacement: {details}, and {failed}.{few}"
+    unsettled = ", nor whether ".join(
+        _with_number(name, _CRITERIA[name], evidence) for name, state in criteria.items() if state == OPEN
+    )
+    doubt = f"These pairs do not tell whether {unsettled}."
+    return f"Displaced, but whether that harms is not settled: {details}. {doubt}{few}"
+
+
+def _with_number(name: str, clause: str, evidence: Mapping[str, Interval]) -> str:
+    if name == "ranking_kept":
+        return f"{clause} ({_percent(evidence['reward_accuracy'])})"
+    if name == "mass_near_chosen":
+        return f"{clause} ({_kept(evidence)})"
+    return f"{clause} (by {format_change(evidence['rejected_minus_chosen_change'])} nats against the chosen)"
+
+
+def _kept(evidence: Mapping[str, Interval]) -> str:
+    return _percent(evidence["chosen_probability_kept"])
+
+
+def _advise(kind: str) -> str:
+    return {
+        "none": "Nothing to undo. If accuracy or margin is wanting, a larger lambda, up to DPO's 1, may buy some.",
+        "benign": "Keep it, or see what a smaller lambda gives back and what it costs: `dpotool sweep`.",
+        "harmful": "Train with a smaller lambda: `dpotool sweep` finds the one that costs least, "
+        "`dpotool theory-gap` says what to expect before training.",
+        "unclear": "Score more pairs: a larger --limit, or more held-out --data.",
+    }[kind]
+
+
+def format_change(interval: Interval) -> str:
+    """Returns "-3.79 [-4.39, -3.30]"."""
+    return format_interval(interval.to_dict())
+
+
+def _percent(interval: Interval) -> str:
+    return format_interval(interval.to_dict(), "z.1f", 100, " %")

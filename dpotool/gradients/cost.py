@@ -1,0 +1,134 @@
+"""What a theory table would take, without making it: `theory-gap --dry-run`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from dpotool.data.batches import plan_batches
+from dpotool.data.pairs import TokenizedPair
+from dpotool.gradients.batch_products import FEWEST_PAIRS, compute_batch_products
+from dpotool.gradients.config import TheoryConfig, check_config, parse_lambdas
+from dpotool.gradients.engine import GradientEngine
+from dpotool.gradients.run import describe_study, open_study
+from dpotool.likelihood.budget import resolve_batch_tokens
+from dpotool.likelihood.cost import (
+    Estimate,
+    count_tokens,
+    estimate_scoring,
+    measure_peak_bytes,
+    seconds_since_start,
+    time_strata,
+)
+from dpotool.likelihood.reference import find_missing
+from dpotool.likelihood.subject import OpenSubject
+from dpotool.models.adapters import mark_trained_parameters
+from dpotool.models.loading import Locate
+from dpotool.progress import Progress
+
+PROBED_PAIRS = (FEWEST_PAIRS, 3 * FEWEST_PAIRS)
+"""Two samples whose batch products are taken; the line through their times is the estimate."""
+_NO_LIMIT = 10**12
+
+
+def plan_theory(config: TheoryConfig, *, progress: Progress, locate: Locate) -> Estimate:
+    """Loads everything as `theory-gap` would, and measures the products of a few pairs. Nothing is written.
+
+    Raises:
+        DpotoolError: as `run_theory`.
+    """
+    lambdas = parse_lambdas(config.lambdas)
+    check_config(config)
+    opened = open_study(describe_study(config), progress, locate)
+    mark_trained_parameters(opened.policy)
+    pairs = opened.pair_set.pairs
+    estimate = Estimate("theory-gap", n_pairs={opened.pair_set.source.split: len(pairs)})
+    estimate.n_tokens = count_tokens(pairs)
+    engine = GradientEngine(opened.policy, config.parameters)
+    estimate.seconds["loading"] = seconds_since_start()
+    _add_reference(estimate, config, opened)
+    _add_products(estimate, config, opened, engine)
+    if not config.pairs_only and len(pairs) >= FEWEST_PAIRS:
+        shifts = sorted({*lambdas, 1.0}) if config.optimizer == "adamw" else []
+        _add_batch_products(estimate, opened, engine, shifts)
+    estimate.peak_bytes = measure_peak_bytes(next(opened.policy.parameters()).device)
+    if config.check or config.verify:
+        estimate.probe.append("without --check and --verify")
+    return estimate
+
+
+def _add_reference(estimate: Estimate, config: TheoryConfig, opened: OpenSubject) -> None:
+    if opened.reference is None:
+        return
+    pairs = opened.pair_set.pairs
+    missing = find_missing(opened.reference, pairs, opened.autocast)
+    estimate.n_cached["reference"] = len(pairs) - len(missing)
+    if missing:
+        cost = estimate_scoring(
+            opened.reference,
+            missing,
+            batch_tokens=config.batch_tokens,
+            autocast=opened.autocast,
+            layout=config.layout,
+        )
+        estimate.seconds["reference"] = cost.seconds
+
+
+def _add_products(estimate: Estimate, config: TheoryConfig, opened: OpenSubject, engine: GradientEngine) -> None:
+    pairs = opened.pair_set.pairs
+    estimate.batch_tokens = resolve_batch_tokens(config.batch_tokens, opened.policy, with_gradients=True)
+    batches = plan_batches([2 * pair.longest for pair in pairs], estimate.batch_tokens)
+    padded = [2 * len(batch) * pairs[batch[0]].longest for batch in batches]
+
+    def run(number: int) -> None:
+        for _ in engine.iter_products([pairs[place] for place in batches[number]], batch_tokens=_NO_LIMIT):
+            pass
+
+    estimate.n_padded_tokens = sum(padded)
+    estimate.seconds["products of each pair"], n_probed = time_strata(padded, run)
+    estimate.probe.append(f"products: {n_probed} of {len(batches)} batches were run")
+
+
+def _add_batch_products(
+    estimate: Estimate, opened: OpenSubject, engine: GradientEngine, shifts: Sequence[float]
+) -> None:
+    """Some of its time is per token, some for passes over the weights, however few the pairs: so two sizes."""
+    pairs = sorted(opened.pair_set.pairs, key=lambda pair: pair.longest)
+    run = partial(_time_batch_products, opened, engine, shifts)
+    samples = [_spread(pairs, n) for n in PROBED_PAIRS]
+    few, many = (run(sample, estimate.batch_tokens) for sample in samples)
+    n_few, n_many = (count_tokens(sample) for sample in samples)
+    slope = max(0.0, (many - few) / (n_many - n_few)) if n_many > n_few else many / n_many
+    seconds = max(0.0, few - slope * n_few) + slope * estimate.n_tokens
+    estimate.seconds["products with the batch"] = seconds
+    estimate.probe.append(f"batch: {' and '.join(str(len(sample)) for sample in samples)} pairs were run")
+
+
+def _time_batch_products(
+    opened: OpenSubject,
+    engine: GradientEngine,
+    shifts: Sequence[float],
+    pairs: Sequence[TokenizedPair],
+    batch_tokens: int,
+) -> float:
+    nothing = np.zeros(len(pairs))
+    start = time.perf_counter()
+    compute_batch_products(
+        opened.policy,
+        pairs,
+        engine.selection,
+        (nothing, nothing),
+        gamma=1.0,
+        adamw_shifts=shifts,
+        batch_tokens=batch_tokens,
+    )
+    return time.perf_counter() - start
+
+
+def _spread(pairs: Sequence[TokenizedPair], n: int) -> list[TokenizedPair]:
+    """Takes so many pairs at equal distances, from the middle of equal parts."""
+    n = min(n, len(pairs))
+    return [pairs[int((place + 0.5) * len(pairs) / n)] for place in range(n)]

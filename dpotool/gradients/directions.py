@@ -1,0 +1,130 @@
+"""Predicted change of every pair's two log-likelihoods for any direction in parameter space, to first order.
+
+d log pi(y) = <grad log pi(y), D>, where D is a step of SGD, the update AdamW really made, or the difference of two
+checkpoints; from one forward and one backward pass over activations for all pairs of a batch, without their gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dpotool.data.batches import plan_batches
+from dpotool.data.pairs import TokenizedPair
+from dpotool.gradients.engine import EngineReport, GradientEngine
+from dpotool.gradients.ghost.directional_sums import Direction, DirectionalSums
+from dpotool.gradients.ghost.modes import evaluation_mode, training_only
+from dpotool.gradients.ghost.selection import ParameterSelection
+from dpotool.gradients.ghost.shares import gather_shares, share_out
+from dpotool.likelihood.batch import collate_rows
+from dpotool.likelihood.completions import compute_completion_logps
+from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class DirectionalChanges:
+    """Per pair, in their order; nats, float64."""
+
+    chosen: Float[np.ndarray, " pairs"]
+    """<W, D>: change of log pi(chosen) for a step of size 1 along D."""
+    rejected: Float[np.ndarray, " pairs"]
+    """<L, D>"""
+    chosen_logps: Float[np.ndarray, " pairs"]
+    rejected_logps: Float[np.ndarray, " pairs"]
+
+
+def compute_directional_changes(
+    model: nn.Module,
+    pairs: Sequence[TokenizedPair],
+    directions: Sequence[Direction],
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    on_progress: Progress | None = None,
+) -> tuple[list[DirectionalChanges], EngineReport]:
+    """Computes the changes of every pair's log-likelihoods along each direction; pairs are shared out over processes.
+
+    All directions share the two passes; each adds one product per layer.
+
+    Args:
+        directions: name in `model.named_parameters()` -> D in the parameter's shape, the same names in each. Parameters
+            that are not named do not move; a tied matrix goes by the one name it has there.
+        batch_tokens: budget of padded tokens a batch, both rows of a pair counted.
+        on_progress: called with the number of pairs each finished batch held.
+
+    Raises:
+        ValueError: a direction is empty, names something else, or has another shape.
+    """
+    engine = GradientEngine(model, _select_moved(model, directions))
+    finished: dict[int, list[list[float]]] = {}
+    for batch in share_out(plan_batches([2 * pair.longest for pair in pairs], batch_tokens)):
+        values = _compute_batch(engine, [pairs[place] for place in batch], directions)
+        finished |= zip(batch, values, strict=True)
+        if on_progress is not None:
+            on_progress(len(batch) * PartialState().num_processes)
+    ordered = list(gather_shares(finished, len(pairs)).values())
+    columns = np.array(ordered, dtype=np.float64).reshape(len(ordered), len(directions) + 1, 2).transpose(1, 2, 0)
+    *changes, logps = columns.copy()
+    return [DirectionalChanges(*change, *logps) for change in changes], engine.report
+
+
+def _select_moved(model: nn.Module, directions: Sequence[Direction]) -> ParameterSelection:
+    named = dict(model.named_parameters())
+    first, *others = (set(direction) for direction in directions)
+    if not first:
+        raise ValueError("the direction names no parameter")
+    if any(other != first for other in others):
+        raise ValueError("the directions do not name the same parameters")
+    for direction in directions:
+        for name, step in direction.items():
+            if name not in named:
+                raise ValueError(f"the direction names {name!r}, which is no parameter of the model")
+            if step.shape != named[name].shape:
+                raise ValueError(
+                    f"{name}: expected a direction of shape {tuple(named[name].shape)}, got {tuple(step.shape)}"
+                )
+    return ParameterSelection("those the direction moves", {name: named[name] for name in named if name in first})
+
+
+def _compute_batch(
+    engine: GradientEngine, pairs: Sequence[TokenizedPair], directions: Sequence[Direction]
+) -> list[list[list[float]]]:
+    """Returns of every pair: for each direction (chosen change, rejected change), then (chosen, rejected) logps."""
+    sums = DirectionalSums(directions, 2 * len(pairs), device=engine.device)
+    logps = engine.run(pairs, sums)
+    if engine.fallback:
+        sums.totals += _differentiate_rows(engine, pairs, directions)
+    values = torch.cat([sums.totals, logps[None]])  # (directions + 1, rows)
+    return values.unflatten(1, (-1, 2)).transpose(0, 1).tolist()
+
+
+@torch.enable_grad()
+def _differentiate_rows(
+    engine: GradientEngine, pairs: Sequence[TokenizedPair], directions: Sequence[Direction]
+) -> Float[Tensor, "directions rows"]:
+    """Returns the part of the parameters without a rule: each row's own gradient by autograd, times each direction."""
+    names = engine.claims.fallback
+    totals = []
+    with evaluation_mode(engine.model), training_only(engine.model, engine.fallback):
+        for pair in pairs:
+            for completion in (pair.chosen_ids, pair.rejected_ids):
+                batch = collate_rows([(pair.prompt_ids, completion)]).to(engine.device)
+                (logps,) = compute_completion_logps(engine.model, batch)
+                gradient: Sequence[Tensor | None] = [None] * len(names)
+                if logps.requires_grad:  # else none of the parameters has a part in it
+                    gradient = torch.autograd.grad(logps, engine.fallback, allow_unused=True)
+                totals.append([_dot(names, gradient, direction) for direction in directions])
+    return torch.tensor(totals, dtype=torch.float64, device=engine.device).T
+
+
+def _dot(names: Sequence[str], gradient: Sequence[Tensor | None], direction: Direction) -> float:
+    return sum(
+        float((part.double() * direction[name].to(part.device).double()).sum())
+        for name, part in zip(names, gradient, strict=True)
+        if part is not None
+    )

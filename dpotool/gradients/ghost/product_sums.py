@@ -1,0 +1,85 @@
+"""Adds up <W,L>, ‖W‖², ‖L‖² of every pair of a batch, over all parameters as they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from dpotool.gradients.ghost.layout import TokenLayout
+from dpotool.gradients.ghost.lookup import TableRows, sum_by_id
+from dpotool.gradients.ghost.outer import (
+    SharedInput,
+    compute_block_products,
+    compute_gram_products,
+    compute_joint_products,
+)
+from dpotool.gradients.ghost.sums import Products, compute_dense_products, raise_precision
+from dpotool.gradients.ghost.uses import Part
+
+
+class ProductSums:
+    """The sums of one batch.
+
+    Args:
+        by_pair: the batch laid out pair by pair.
+        tied: names of tables that are both embedding and output layer.
+    """
+
+    def __init__(self, by_pair: TokenLayout, tied: Iterable[str], *, device: torch.device) -> None:
+        self.totals: Products = torch.zeros(by_pair.pairs.stop, 3, dtype=torch.float64, device=device)
+        self._by_pair = by_pair
+        self._tied = {name: TableRows() for name in tied}
+
+    def add_outer(
+        self, part: Part, layout: TokenLayout, shared: SharedInput, operand: Tensor, output_grad: Tensor
+    ) -> None:
+        table = self._tied.get(part.name)
+        if table is not None and len(layout.spans) < layout.pairs.stop - layout.pairs.start:
+            layout = self._by_pair
+        is_short = layout.completion_of_token is None and shared.is_joint_gram_cheaper(layout.n_tokens)
+        if is_short and table is None:
+            rows = (raise_precision(layout.as_rows(factor)) for factor in (operand, output_grad))
+            self.totals[layout.pairs] += compute_joint_products(shared, *rows)
+            return
+        for (span, *inputs), (_, *grads) in zip(layout.split(operand), layout.split(output_grad), strict=True):
+            factors = _raise_both(*inputs), _raise_both(*grads)
+            lengths = inputs[0].shape[1], inputs[1].shape[1]
+            if shared.is_gram_cheaper(*lengths, span.n_shared):
+                products = compute_gram_products(shared, span, *factors)
+            else:
+                products = compute_block_products(*factors)
+            self.totals[span.pairs] += products
+            if table is not None:
+                table.keep_output_rows(span, *factors)
+
+    def start_lookup(self, part: Part, ids: Tensor) -> None:
+        if part.name in self._tied:
+            self._tied[part.name].set_ids(self._by_pair, ids)
+
+    def add_lookup(
+        self, part: Part, layout: TokenLayout, ids: Tensor, output_grad: Tensor, padding_idx: int | None
+    ) -> None:
+        table = self._tied.get(part.name, TableRows())
+        if not table.distinct_ids:
+            table.set_ids(self._by_pair, ids)
+        grads = self._by_pair.split(output_grad)
+        for (span, *pair_ids), (_, *pair_grads) in zip(self._by_pair.split(ids[..., None]), grads, strict=True):
+            distinct = table.distinct_ids[span.pairs.start]
+            rows = torch.stack(
+                [
+                    sum_by_id(distinct, row_ids.flatten(), raise_precision(row_grads[0]), padding_idx)
+                    for row_ids, row_grads in zip(pair_ids, pair_grads, strict=True)
+                ]
+            )
+            self.totals[span.pairs] += table.compute_products(span.pairs.start, rows)
+
+    def add_dense(self, part: Part, layout: TokenLayout, gradient: Float[Tensor, "completions elements"]) -> None:
+        W, L = gradient.unflatten(0, (-1, 2)).unbind(1)
+        self.totals[layout.pairs] += compute_dense_products(W, L)
+
+
+def _raise_both(chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
+    return raise_precision(chosen), raise_precision(rejected)

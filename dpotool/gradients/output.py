@@ -1,0 +1,56 @@
+"""Writes a theory table with its summary beside it, and says what they are about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from accelerate import PartialState
+
+from dpotool.gradients.config import TheoryConfig
+from dpotool.gradients.engine import EngineReport
+from dpotool.likelihood.subject import OpenSubject
+from dpotool.runs.atomic import write_json
+from dpotool.runs.folder import summary_path
+from dpotool.runs.schemas import THEORY_SCHEMA
+from dpotool.runs.tables import write_table
+
+
+def describe_table(
+    config: TheoryConfig, opened: OpenSubject, report: EngineReport, *, at_reference: bool
+) -> dict[str, Any]:
+    """Returns what table and summary say of themselves: model, data, scales, and which parameters count."""
+    subject, source = opened.subject, opened.pair_set.source
+    return {
+        "model": subject.model,
+        "label": subject.label,
+        "reference": subject.reference,
+        "data": source.name,
+        "split": source.split,
+        "data_fingerprint": source.fingerprint,
+        "beta": subject.beta,
+        "gamma": config.gamma,
+        "parameters": report.parameters,
+        "n_parameters": report.n_parameters,
+        "n_parameters_by_form": report.n_by_form,
+        "autograd_fallback": list(report.fallback),
+        "dtype": str(next(opened.policy.parameters()).dtype).removeprefix("torch."),
+        "at_reference": at_reference,
+    }
+
+
+def write_theory(
+    config: TheoryConfig, opened: OpenSubject, frame: pd.DataFrame, about: dict[str, Any], summary: dict[str, Any]
+) -> Path:
+    """Writes table, summary and, into a folder without one, a manifest; of several processes the first one does."""
+    folder, source = opened.subject.folder, opened.pair_set.source
+    part = "" if config.parameters == "all" else config.parameters
+    variant = "-".join(filter(None, (opened.subject.variant, part)))  # a part never replaces the whole
+    path = folder.theory_path(source.name, source.split, config.format, variant)
+    if not PartialState().is_main_process:
+        return path
+    write_table(frame, path, THEORY_SCHEMA, about, format=config.format)
+    write_json(summary_path(path), summary)
+    opened.note_run("theory", config)
+    return path

@@ -1,0 +1,235 @@
+"""Theorem 2.1 and what lies behind it, on a model and its pairs: table, summary, and what an interruption leaves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from accelerate import PartialState
+
+from dpotool.data.pairs import TokenizedPair
+from dpotool.errors import DpotoolError
+from dpotool.gradients.analysis import build_theory_frame
+from dpotool.gradients.batch_products import FEWEST_PAIRS, BatchProducts, compute_batch_products
+from dpotool.gradients.config import TheoryConfig, check_config, parse_lambdas
+from dpotool.gradients.double_precision import in_float64
+from dpotool.gradients.engine import GradientEngine
+from dpotool.gradients.findings import add_batch_columns, compute_gaps, give_advice
+from dpotool.gradients.ghost.shares import gather_shares
+from dpotool.gradients.output import describe_table, write_theory
+from dpotool.gradients.products import PairProducts, collect_products
+from dpotool.gradients.real_steps import StepLab
+from dpotool.gradients.spot_check import check_products
+from dpotool.gradients.verification import verify_gaps
+from dpotool.likelihood.budget import resolve_batch_tokens
+from dpotool.likelihood.pair_logps import compute_pair_logps
+from dpotool.likelihood.reference import ReferenceLogps, hash_pair
+from dpotool.likelihood.subject import OpenSubject, open_subject
+from dpotool.models.adapters import mark_trained_parameters
+from dpotool.models.loading import Locate
+from dpotool.models.subject import Subject, describe_subject
+from dpotool.progress import SILENT, Progress
+from dpotool.runs.atomic import claiming
+from dpotool.theory.drivers import rank_drivers
+from dpotool.theory.summary import summarize_theory
+
+NOT_REACHED = "not reached before the interruption"
+
+
+@dataclass(frozen=True, slots=True)
+class TheoryResult:
+    """The table as written, with its summary."""
+
+    frame: pd.DataFrame
+    summary: dict[str, Any]
+    path: Path
+    was_interrupted: bool
+
+
+def run_theory(config: TheoryConfig, *, progress: Progress = SILENT, locate: Locate = str) -> TheoryResult:
+    """Computes gradient products, u, v, band, gaps and advice and writes theory/<data>-<split>.parquet.
+
+    Gradients are of the summed log-probabilities over the trained parameters: the whole model, or an adapter's own, or
+    the part of them that `parameters` names. Pairs are shared out over processes, and the first one writes. An
+    interruption (KeyboardInterrupt) keeps the pairs that were finished.
+
+    Raises:
+        DpotoolError: model, data or settings cannot be used.
+    """
+    lambdas = parse_lambdas(config.lambdas)
+    check_config(config)
+    if config.verify and PartialState().num_processes > 1:
+        raise DpotoolError("real steps are taken by one process", where="--verify", remedy="Run it without a launcher")
+    subject = describe_study(config)
+    with claiming(subject.folder.path):
+        opened = open_study(subject, progress, locate)
+    reference = opened.compute_reference_logps(progress)
+    opened = replace(opened, reference=None)  # its values are here, its memory is needed
+    mark_trained_parameters(opened.policy)
+    return _Study(config, opened, lambdas, reference, progress).run()
+
+
+def describe_study(config: TheoryConfig) -> Subject:
+    """Works out which model gradients are taken of, and what it is compared with."""
+    subject = describe_subject(config.model, config)
+    subject = replace(subject, beta=config.beta or subject.beta)
+    if subject.loss == "sft" and config.reference is None:
+        # the start of preference training, which will be its own reference; what SFT began with plays no part in it
+        subject = replace(subject, reference=None)
+    return subject
+
+
+def open_study(subject: Subject, progress: Progress, locate: Locate) -> OpenSubject:
+    """Loads the model that gradients are taken of, its reference and the pairs.
+
+    Raises:
+        DpotoolError: model or data cannot be used.
+    """
+    dtype = "float32" if subject.dtype == "auto" else subject.dtype  # bfloat16 gradients are too coarse to sum up
+    return open_subject(subject, progress, locate, dtype=dtype)
+
+
+class _Study:
+    """One table in the making: each stage adds to the summary, and an interruption ends with what is there."""
+
+    def __init__(
+        self,
+        config: TheoryConfig,
+        opened: OpenSubject,
+        lambdas: Sequence[float],
+        reference: ReferenceLogps | None,
+        progress: Progress,
+    ) -> None:
+        self.config = config
+        self.opened = opened
+        self.lambdas = lambdas
+        self.reference = reference
+        self.progress = progress
+        self.batch_tokens = resolve_batch_tokens(
+            config.batch_tokens, opened.policy, opened.pair_set.pairs, with_gradients=True
+        )
+        self.engine = GradientEngine(opened.policy, config.parameters)
+        self.found: dict[str, Any] = {}
+        self.was_interrupted = False
+
+    def run(self) -> TheoryResult:
+        places, products = self._collect()
+        pairs = [self.opened.pair_set.pairs[place] for place in places]
+        logps = (None, None)
+        if self.reference is not None:
+            logps = (self.reference.chosen[places], self.reference.rejected[places])
+        frame = build_theory_frame(
+            collect_products(products),
+            reference_chosen_logps=logps[0],
+            reference_rejected_logps=logps[1],
+            gamma=self.config.gamma,
+        )
+        frame = frame.assign(
+            prompt_id=[pair.prompt_id for pair in pairs], pair_hash=[hash_pair(pair) for pair in pairs]
+        )
+        batch = None
+        try:
+            if not self.was_interrupted:
+                frame, batch = self._look_at_batch(frame, pairs)
+                self._prove(pairs, products, logps)
+        except KeyboardInterrupt:
+            self.was_interrupted = True
+        return self._finish(frame, batch)
+
+    def _collect(self) -> tuple[np.ndarray, list[PairProducts]]:
+        """Returns the places of the finished pairs and their products."""
+        pairs, n_processes = self.opened.pair_set.pairs, PartialState().num_processes
+        finished: dict[int, PairProducts] = {}
+        try:
+            with self.progress.track("gradient products", len(pairs)) as advance:
+                for batch in self.engine.iter_products(pairs, batch_tokens=self.batch_tokens):
+                    finished |= batch
+                    advance(len(batch) * n_processes)
+        except KeyboardInterrupt:
+            if not finished or n_processes > 1:
+                raise
+            self.was_interrupted = True
+        finished = gather_shares(finished, None if self.was_interrupted else len(pairs))
+        return np.array(list(finished), dtype=int), list(finished.values())
+
+    def _look_at_batch(
+        self, frame: pd.DataFrame, pairs: Sequence[TokenizedPair]
+    ) -> tuple[pd.DataFrame, BatchProducts | None]:
+        """Adds what one step on all pairs would do, the advice that follows, and the pairs that drive displacement."""
+        if self.config.pairs_only or len(pairs) < FEWEST_PAIRS:
+            return frame, None
+        batch = compute_batch_products(
+            self.opened.policy,
+            pairs,
+            self.engine.selection,
+            (frame["chosen_logratios"].to_numpy(), frame["rejected_logratios"].to_numpy()),
+            gamma=self.config.gamma,
+            adamw_shifts=sorted({*self.lambdas, 1.0}) if self.config.optimizer == "adamw" else (),
+            batch_tokens=self.batch_tokens,
+            progress=self.progress,
+        )
+        frame = add_batch_columns(frame, batch)
+        self.found["advice"] = give_advice(frame, batch, self.lambdas, seed=self.config.seed)
+        self.found["advice_from"] = self.config.optimizer
+        if self.found["advice"]["sgd"]["grid"]:  # else there is no scale to give a push on
+            self.found["drivers"] = self._show_drivers(frame, pairs)
+        return frame, batch
+
+    def _show_drivers(self, frame: pd.DataFrame, pairs: Sequence[TokenizedPair]) -> list[dict[str, Any]]:
+        shown = []
+        for place, driver in rank_drivers(frame, self.config.top):
+            pair = pairs[place]
+            ids = {"prompt": pair.prompt_ids, "chosen": pair.chosen_ids, "rejected": pair.rejected_ids}
+            decode = self.opened.tokenizer.decode
+            decoded = {name: decode(list(part), skip_special_tokens=True) for name, part in ids.items()}
+            shown.append(driver | decoded)
+        return shown
+
+    def _prove(
+        self,
+        pairs: Sequence[TokenizedPair],
+        products: Sequence[PairProducts],
+        reference_logps: tuple[np.ndarray | None, np.ndarray | None],
+    ) -> None:
+        """Recomputes pairs by autograd, and takes real steps, where that was asked for."""
+        policy, selection = self.opened.policy, self.engine.selection
+        if self.config.check:
+            self.found["check"] = check_products(
+                policy, pairs, products, selection, self.config.check, progress=self.progress
+            )
+        if not self.config.verify:
+            return
+        n = min(self.config.verify, len(pairs))
+        chosen, rejected = reference_logps
+        with in_float64(policy):
+            if chosen is None or rejected is None:
+                own = compute_pair_logps(policy, pairs[:n], batch_tokens=self.batch_tokens, layout=self.config.layout)
+                chosen, rejected = own.chosen, own.rejected
+            known = (chosen[:n], rejected[:n])
+            beta, layout = self.opened.subject.beta, self.config.layout
+            lab = StepLab(policy, selection.parameters, pairs[:n], known, beta, self.batch_tokens, layout)
+            verified = verify_gaps(lab, self.lambdas, gamma=self.config.gamma, progress=self.progress)
+        self.found["verification"] = {"n": n, "dtype": "float64", "optimizers": verified}
+
+    def _finish(self, frame: pd.DataFrame, batch: BatchProducts | None) -> TheoryResult:
+        """Writes what there is."""
+        pair_set, beta = self.opened.pair_set, self.opened.subject.beta
+        n_excluded = dict(pair_set.counts.n_excluded)
+        if len(frame) < len(pair_set.pairs):
+            n_excluded[NOT_REACHED] = len(pair_set.pairs) - len(frame)
+        about = describe_table(self.config, self.opened, self.engine.report, at_reference=self.reference is None)
+        summary = about | summarize_theory(
+            frame,
+            compute_gaps(frame, batch, self.lambdas, beta=beta, gamma=self.config.gamma),
+            gamma=self.config.gamma,
+            n_excluded=n_excluded,
+            counts=pair_set.counts.to_dict(),
+            seed=self.config.seed,
+        )
+        summary |= self.found
+        path = write_theory(self.config, self.opened, frame, about | {"n_excluded": sum(n_excluded.values())}, summary)
+        return TheoryResult(frame, summary, path, self.was_interrupted)

@@ -1,0 +1,105 @@
+"""The gradient of a weighted sum of log-likelihoods over many pairs: what a step on all of them together moves along.
+
+One backward pass with weight gradients per batch, like a training step's, whose sum is kept. Rows of weight zero are
+not computed. Mean gradients of the chosen and of the rejected answers cost together what one training step on the same
+pairs costs, and give every batch-level quantity of the theory (`theory.gaps`, `theory.advice`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from accelerate.utils import reduce
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from dpotool.data.batches import plan_batches
+from dpotool.data.pairs import TokenizedPair
+from dpotool.gradients.ghost.modes import evaluation_mode, training_only
+from dpotool.gradients.ghost.shares import share_out
+from dpotool.gradients.ghost.sums import raise_precision
+from dpotool.likelihood.batch import collate_rows
+from dpotool.likelihood.completions import compute_completion_logps
+from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Progress
+
+Gradient = dict[str, Tensor]
+"""Name in `model.named_parameters()` -> gradient in the parameter's shape, float32 or better."""
+Weights = Float[np.ndarray, " pairs"]
+
+
+def compute_weighted_gradient(
+    model: nn.Module,
+    pairs: Sequence[TokenizedPair],
+    chosen_weights: Weights,
+    rejected_weights: Weights,
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    on_progress: Progress | None = None,
+) -> Gradient:
+    """Computes sum_i (p_i grad log pi(chosen_i) + q_i grad log pi(rejected_i)); pairs are shared out over processes.
+
+    Dropout is off. The model, its `.grad` fields and flags are left as they were.
+
+    Args:
+        chosen_weights, rejected_weights: p and q.
+        parameters: those to differentiate by, under their names.
+        batch_tokens: budget of padded tokens a batch.
+        on_progress: called with the number of rows each finished batch held.
+    """
+    rows = [
+        (pair.prompt_ids, completion, float(weight))
+        for pair, p, q in zip(pairs, chosen_weights, rejected_weights, strict=True)
+        for completion, weight in ((pair.chosen_ids, p), (pair.rejected_ids, q))
+        if weight != 0
+    ]
+    total = {name: torch.zeros_like(parameter, dtype=_sum_type(parameter)) for name, parameter in parameters.items()}
+    batches = plan_batches([len(prompt) + len(completion) for prompt, completion, _ in rows], batch_tokens)
+    with evaluation_mode(model), training_only(model, parameters.values()):
+        for batch in share_out(batches):
+            _add_batch(model, [rows[place] for place in batch], parameters, total)
+            if on_progress is not None:
+                on_progress(len(batch))
+    return {name: reduce(gradient, "sum") for name, gradient in total.items()}
+
+
+def compute_mean_gradients(
+    model: nn.Module,
+    pairs: Sequence[TokenizedPair],
+    parameters: Mapping[str, nn.Parameter],
+    *,
+    batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    on_progress: Progress | None = None,
+) -> tuple[Gradient, Gradient]:
+    """Computes the means over pairs of W, the chosen answers' gradients, and of L, the rejected ones'."""
+    share, nothing = np.full(len(pairs), 1 / max(len(pairs), 1)), np.zeros(len(pairs))
+    chosen, rejected = (
+        compute_weighted_gradient(model, pairs, p, q, parameters, batch_tokens=batch_tokens, on_progress=on_progress)
+        for p, q in ((share, nothing), (nothing, share))
+    )
+    return chosen, rejected
+
+
+@torch.enable_grad()
+def _add_batch(
+    model: nn.Module,
+    rows: Sequence[tuple[Sequence[int], Sequence[int], float]],
+    parameters: Mapping[str, nn.Parameter],
+    total: Gradient,
+) -> None:
+    device = next(iter(parameters.values())).device
+    batch = collate_rows([(prompt, completion) for prompt, completion, _ in rows]).to(device)
+    weights = torch.tensor([weight for *_, weight in rows], dtype=torch.float64, device=device)
+    logps = compute_completion_logps(model, batch)
+    if not logps.requires_grad:  # none of the parameters has a part in it
+        return
+    gradients = torch.autograd.grad(logps @ weights, list(parameters.values()), allow_unused=True)
+    for name, gradient in zip(parameters, gradients, strict=True):
+        if gradient is not None:
+            total[name] += gradient
+
+
+def _sum_type(parameter: Tensor) -> torch.dtype:
+    return raise_precision(parameter.new_empty(0)).dtype

@@ -1,0 +1,140 @@
+"""Atomic writes: a file is either as it was or complete, never half-written, whatever happens in between.
+
+Each write goes to a temporary file in the same folder, is forced to disk and then renamed over the target. A folder
+that is full, read-only or not a folder becomes one line for the user; what stood there before is unchanged.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dpotool.errors import DpotoolError
+from dpotool.runs.plain import to_json_plain, to_plain
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
+_NOT_A_FOLDER = {errno.ENOTDIR, errno.EEXIST}
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; when the block ends well it is forced to disk and renamed to `path`.
+
+    The folder is made if it is missing. When the block fails, the temporary file is removed and `path` is untouched.
+    Raises DpotoolError when the folder is full, read-only or a file.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".tmp-{secrets.token_hex(6)}{path.suffix}")
+    with writing_to(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            _force_to_disk(temporary)
+            os.replace(temporary, path)  # noqa: PTH105 (named for what it does: atomic within one file system)
+            _force_folder_to_disk(path.parent)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Writes `data` to `path` atomically; returns the path. Raises DpotoolError as `atomic_path` does."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+    return Path(path)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Writes `text` as UTF-8, line ends as they are."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> Path:
+    """Writes strict JSON, indented; NaN and infinities become null."""
+    return write_text(path, json.dumps(to_json_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_yaml(path: str | Path, value: Any) -> Path:
+    """Writes YAML that `yaml.safe_load` reads back to the same value, keys in the order given."""
+    return write_text(path, yaml.safe_dump(to_plain(value), sort_keys=False, allow_unicode=True, width=120))
+
+
+def ensure_writable(folder: str | Path) -> Path:
+    """Makes `folder` and proves that a file can be written there; call it before hours of work, not after.
+
+    Returns the folder. Raises DpotoolError when it is full, read-only or a file.
+    """
+    folder = Path(folder)
+    probe = folder / f".tmp-{secrets.token_hex(6)}"
+    with writing_to(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            probe.write_bytes(bytes(4096))
+            _force_to_disk(probe)
+        finally:
+            with contextlib.suppress(OSError):
+                probe.unlink(missing_ok=True)
+    return folder
+
+
+@contextlib.contextmanager
+def claiming(folder: str | Path) -> Iterator[Path]:
+    """Makes `folder` and proves that it can be written; when the block fails, what is empty is taken away again.
+
+    Only folders made here are taken away. Raises DpotoolError as `ensure_writable`.
+    """
+    folder = Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    ensure_writable(folder)
+    try:
+        yield folder
+    except BaseException:
+        with contextlib.suppress(OSError):  # something was written into it, and stays
+            for path in made:
+                path.rmdir()
+        raise
+
+
+@contextlib.contextmanager
+def writing_to(path: str | Path) -> Iterator[None]:
+    """Turns an OSError of the block, which must do nothing but write `path`, into one line for the user."""
+    try:
+        yield
+    except OSError as error:
+        what, remedy = _explain(error)
+        raise DpotoolError(what, where=str(path), remedy=remedy) from error
+
+
+def _explain(error: OSError) -> tuple[str, str]:
+    unchanged = "; what stood there before is unchanged"
+    if error.errno in _FULL:
+        return "no space left to write here", f"Free some space or choose another folder{unchanged}"
+    if error.errno in _FORBIDDEN:
+        return "cannot be written, the folder is read-only", f"Choose a folder you may write to{unchanged}"
+    if error.errno in _NOT_A_FOLDER:
+        return "cannot be written, a file stands where a folder is needed", "Choose another folder, or move that file"
+    return f"cannot be written ({error.strerror or error})", f"Choose another folder{unchanged}"
+
+
+def _force_to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _force_folder_to_disk(folder: Path) -> None:
+    """Makes the rename itself survive a power cut, on the file systems that can."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

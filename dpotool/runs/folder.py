@@ -1,0 +1,241 @@
+"""A run folder on disk: where everything is in it, its manifest, its metrics, and finding the newest ones.
+
+run.yaml                          the manifest: settings, seed, versions, fingerprints, hardware, status
+metrics.jsonl                     a row per logged step
+scores/<data>-<split>.parquet     a row per pair, with .summary.json and .tokens.parquet beside it; what is scored
+                                  otherwise than the run's own way is <data>-<split>-<how>.parquet
+theory/<data>-<split>.parquet     a row per pair, with .summary.json beside it
+predictions/<data>-<split>.parquet  likewise
+imported/<data>-<split>.csv       a row per pair of what another tool says of it
+plots/                            pictures
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from dpotool.errors import DpotoolError
+from dpotool.runs.atomic import write_text, write_yaml, writing_to
+from dpotool.runs.manifest import read_manifest
+from dpotool.runs.plain import to_json_plain
+from dpotool.runs.tables import FORMATS
+
+_NO_RUNS_INSIDE = re.compile(r"checkpoint-\d+|scores|theory|plots|\..*")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """One run folder; making this object neither makes nor checks the folder."""
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path))
+
+    @property
+    def name(self) -> str:
+        """The folder's name; a checkpoint's has that of the run before it: my-run/checkpoint-20."""
+        path = self.path.resolve()
+        return f"{path.parent.name}/{path.name}" if is_checkpoint_name(path.name) else path.name
+
+    @property
+    def holder(self) -> RunFolder | None:
+        """The run that this folder is a checkpoint of; None for a run itself and for any other folder."""
+        path = self.path.resolve()
+        parent = RunFolder(path.parent)
+        return parent if is_checkpoint_name(path.name) and parent.manifest_path.is_file() else None
+
+    def remove_if_empty(self) -> None:
+        """Takes the folder away, and runs/ above it, where nothing is in it: what a run that never began leaves."""
+        with suppress(OSError):
+            self.path.rmdir()
+            if self.path.parent.name == "runs":
+                self.path.parent.rmdir()
+
+    @property
+    def manifest_path(self) -> Path:
+        return self.path / "run.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def plots_folder(self) -> Path:
+        return self.path / "plots"
+
+    def scores_path(self, data: str, split: str, format: str = "parquet", variant: str = "") -> Path:  # noqa: A002
+        """Where the score table of one data set and split is; `variant` says what is not as the run's own scoring."""
+        name = "-".join(_slug(part) for part in (data, split, variant) if part)
+        return self.path / "scores" / f"{name}.{format}"
+
+    def tokens_path(self, data: str, split: str, format: str = "parquet", variant: str = "") -> Path:  # noqa: A002
+        """Where the per-token table beside a score table is."""
+        return self.scores_path(data, split, f"tokens.{format}", variant)
+
+    def theory_path(self, data: str, split: str, format: str = "parquet", variant: str = "") -> Path:  # noqa: A002
+        """Where the theory table of one data set and split is; `variant` as in `scores_path`."""
+        return self.path / "theory" / self.scores_path(data, split, format, variant).name
+
+    def prediction_path(self, data: str, split: str, format: str = "parquet", variant: str = "") -> Path:  # noqa: A002
+        """Where the table of predicted and measured changes is; `variant` as in `scores_path`."""
+        return self.path / "predictions" / self.scores_path(data, split, format, variant).name
+
+    def imported_path(self, data: str, split: str) -> Path:
+        """Where scores of pairs lie that another tool made and that are no log-likelihoods."""
+        return self.path / "imported" / self.scores_path(data, split, "csv").name
+
+    def list_imported(self) -> list[Path]:
+        """Tables of such scores in this folder, newest first."""
+        return _list_tables(self.path / "imported")
+
+    def list_predictions(self) -> list[Path]:
+        """Prediction tables in this folder, newest first."""
+        return _list_tables(self.path / "predictions")
+
+    def list_scores(self) -> list[Path]:
+        """Score tables in this folder, newest first."""
+        return _list_tables(self.path / "scores")
+
+    def list_theory(self) -> list[Path]:
+        """Theory tables in this folder, newest first."""
+        return _list_tables(self.path / "theory")
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Returns run.yaml. Raises DpotoolError, one line, when it is missing, unreadable or half-written."""
+        return read_manifest(self.manifest_path)
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        """Writes run.yaml atomically; `collect_manifest` makes one."""
+        write_yaml(self.manifest_path, manifest)
+
+    def update_manifest(self, **changes: Any) -> dict[str, Any]:
+        """Sets keys of run.yaml, for example `status="finished"`, and returns the whole manifest."""
+        manifest = self.read_manifest() | changes
+        self.write_manifest(manifest)
+        return manifest
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Adds a row to metrics.jsonl and forces it to disk. A line torn by an earlier crash is closed off first."""
+        line = (json.dumps(to_json_plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode()
+        with writing_to(self.metrics_path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            with self.metrics_path.open("ab+") as file:
+                file.write(line if _ends_in_newline(file) else b"\n" + line)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Returns the rows of metrics.jsonl in order; lines torn by a crash are left out, counted in a warning.
+
+        Raises DpotoolError when there is no metrics.jsonl.
+        """
+        try:
+            lines = self.metrics_path.read_text(encoding="utf-8", errors="replace").split("\n")
+        except OSError as error:
+            remedy = "Only runs of `dpotool train` log metrics"
+            raise DpotoolError("cannot be read", where=str(self.metrics_path), remedy=remedy) from error
+        rows = [_parse_row(line) for line in lines if line.strip()]
+        n_torn = sum(row is None for row in rows)
+        if n_torn:
+            warnings.warn(f"{self.metrics_path}: {n_torn} half-written lines left out", stacklevel=2)
+        return [row for row in rows if row is not None]
+
+    def truncate_metrics(self, after_step: int) -> None:
+        """Drops the rows logged after a step, so that a run resumed from that step does not log them twice."""
+        if self.metrics_path.exists():
+            rows = [row for row in self.read_metrics() if row.get("step", 0) <= after_step]
+            write_text(self.metrics_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Whether a folder of that name is one of the checkpoints that training leaves in its run folder."""
+    return re.fullmatch(r"checkpoint-\d+", name) is not None
+
+
+def summary_path(table: Path) -> Path:
+    """Where the summary JSON beside a table is: scores/demo-test.parquet -> scores/demo-test.summary.json."""
+    return table.with_suffix(".summary.json")
+
+
+def read_summary(table: Path) -> dict[str, Any] | None:
+    """Returns the summary beside a table; None where there is none. Raises DpotoolError when it cannot be read."""
+    path = summary_path(table)
+    if not path.exists():
+        return None
+    try:
+        summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        remedy = "Write it again with the command that made it"
+        raise DpotoolError("cannot be read as a summary", where=str(path), remedy=remedy) from error
+    if not isinstance(summary, dict):
+        raise DpotoolError("is not a summary", where=str(path), expected="a JSON object", got=type(summary).__name__)
+    return summary
+
+
+def list_runs(root: str | Path = "runs", kind: str | None = None) -> list[RunFolder]:
+    """Returns the run folders under `root` (itself and a sweep's cells included), newest first.
+
+    Folders whose run.yaml cannot be read are left out with a warning that names them.
+    """
+    found = []
+    for run in _walk_runs(Path(root)):
+        try:
+            manifest = run.read_manifest()
+        except DpotoolError as error:
+            warnings.warn(f"left out: {error}", stacklevel=2)
+            continue
+        if kind is None or manifest["kind"] == kind:
+            found.append((str(manifest["created"]), str(run.path), run))
+    return [run for _, _, run in sorted(found, key=lambda item: item[:2], reverse=True)]
+
+
+def newest_run(root: str | Path = "runs", kind: str | None = None) -> RunFolder:
+    """Returns the newest run under `root`. Raises DpotoolError when there is none."""
+    runs = list_runs(root, kind)
+    if not runs:
+        what = f"no {kind} run here" if kind else "no run here"
+        raise DpotoolError(what, where=str(root), remedy="Run `dpotool train` first, or name a run folder")
+    return runs[0]
+
+
+def _walk_runs(root: Path) -> Iterator[RunFolder]:
+    for folder, subfolders, files in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not _NO_RUNS_INSIDE.fullmatch(name)]
+        if "run.yaml" in files:
+            yield RunFolder(Path(folder))
+
+
+def _list_tables(folder: Path) -> list[Path]:
+    files: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
+    tables = [file for file in files if file.suffix[1:] in FORMATS and not re.search(r"\.tokens\.|^\.", file.name)]
+    return sorted(tables, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
+
+
+def _slug(name: str) -> str:
+    """A name as part of a file name: whatever is not a letter, digit, dot, dash or underscore becomes a dash."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
+
+
+def _ends_in_newline(file: BinaryIO) -> bool:
+    """Whether a file open for appending and reading is empty or ends a line."""
+    if not file.tell():
+        return True
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _parse_row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None

@@ -1,0 +1,230 @@
+"""Tables on disk: Parquet, CSV or JSON lines, with units, definitions and the caller's metadata, checked when read.
+
+Parquet holds its metadata itself. CSV and JSON lines cannot: `<table>.schema.json` beside them does.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.runs.atomic import atomic_path, write_json
+from dpotool.runs.plain import to_json_plain
+from dpotool.runs.schemas import (
+    METADATA_KEY,
+    SCHEMAS,
+    SCORE_SCHEMA,
+    TABLE_KEY,
+    THEORY_SCHEMA,
+    TOKEN_SCHEMA,
+    is_optional,
+)
+
+__all__ = ["SCORE_SCHEMA", "THEORY_SCHEMA", "TOKEN_SCHEMA", "read_metadata", "read_table", "write_table"]
+
+_SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl"}
+FORMATS = tuple(_SUFFIXES.values())
+_REWRITE = "Write it again with the command that made it"
+
+
+def write_table(
+    frame: pd.DataFrame,
+    path: str | Path,
+    schema: pa.Schema,
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    format: str | None = None,  # noqa: A002 (the option's own name)
+) -> Path:
+    """Writes `frame` as `schema` says, atomically; returns the path.
+
+    Columns that `frame` lacks are null; NaN is null. Column order is the schema's.
+
+    Args:
+        metadata: about the whole table (model, reference, data, split, beta, gamma, fingerprints); `read_metadata`
+            returns it.
+        format: parquet, csv or jsonl; by default what the path's ending says.
+
+    Raises DpotoolError for an unknown format or a folder that cannot be written, ValueError for a frame that does not
+    fit the schema.
+    """
+    path = Path(path)
+    format = _resolve_format(path, format)  # noqa: A001
+    table = _to_arrow(frame, schema, metadata or {})
+    if format == "parquet":
+        with atomic_path(path) as temporary, temporary.open("wb") as file:
+            pq.write_table(table, file)
+        return path
+    write_json(_sidecar(path), _describe_schema(table.schema))
+    with atomic_path(path) as temporary:
+        if format == "csv":
+            frame = table.to_pandas(types_mapper=_pandas_type)
+            # a lone carriage return inside a token is a line end to readers unless the field is quoted
+            frame.to_csv(temporary, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+        else:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.writelines(_to_json_line(row) for row in table.to_pylist())
+    return path
+
+
+def read_table(path: str | Path, schema: pa.Schema | None = None) -> pd.DataFrame:
+    """Reads a table and checks its columns; integer columns that may be null come as Int64, numbers as float64.
+
+    Args:
+        schema: what the table must be; by default the kind it says it is, or the kind its columns are of.
+
+    Raises DpotoolError when the file is missing, unreadable, half-written or not such a table.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DpotoolError("no such table", where=str(path), remedy="Run `dpotool score` or `dpotool theory-gap` first")
+    try:
+        raw = _read_raw(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise DpotoolError(f"cannot be read as a table ({error})", where=str(path), remedy=_REWRITE) from error
+    schema = schema or _recognise(path, raw)
+    missing = [field.name for field in schema if field.name not in raw.columns and not is_optional(field)]
+    if missing:
+        kind = (schema.metadata or {})[TABLE_KEY].decode()
+        raise DpotoolError(
+            f"not a {kind} table, it lacks {', '.join(missing)}",
+            where=str(path),
+            got=f"columns {', '.join(map(str, raw.columns)) or 'none'}",
+            remedy=_REWRITE,
+        )
+    try:
+        known = [name for name in schema.names if name in raw.columns]
+        return _to_arrow(raw[known], schema, {}).to_pandas(types_mapper=_pandas_type)
+    except ValueError as error:
+        raise DpotoolError(str(error), where=str(path), remedy=_REWRITE) from error
+
+
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Returns the metadata `write_table` was given; {} for a CSV or JSON lines file without its `.schema.json`."""
+    path = Path(path)
+    try:
+        if _resolve_format(path, None) == "parquet":
+            stored = (pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}")
+            return json.loads(stored)
+        sidecar = _sidecar(path)
+        return json.loads(sidecar.read_text(encoding="utf-8"))["metadata"] if sidecar.is_file() else {}
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise DpotoolError(f"its metadata cannot be read ({error})", where=str(path), remedy=_REWRITE) from error
+
+
+def _resolve_format(path: Path, format: str | None) -> str:  # noqa: A002
+    name = format or _SUFFIXES.get(path.suffix.lower(), path.suffix)
+    if name not in FORMATS:
+        raise DpotoolError(f"unknown table format {name!r}", where=str(path), remedy=suggest_nearest(name, FORMATS))
+    return name
+
+
+def _sidecar(path: Path) -> Path:
+    return path.with_name(path.name + ".schema.json")
+
+
+def _describe_schema(schema: pa.Schema) -> dict[str, Any]:
+    """The schema as JSON: kind of table, definition, metadata, and unit and definition of every column."""
+    about = schema.metadata
+    columns = [
+        {"name": field.name, "type": str(field.type)} | {k.decode(): v.decode() for k, v in field.metadata.items()}
+        for field in schema
+    ]
+    return {
+        "table": about[TABLE_KEY].decode(),
+        "definition": about[b"definition"].decode(),
+        "metadata": json.loads(about[METADATA_KEY]),
+        "columns": columns,
+    }
+
+
+def _to_arrow(frame: pd.DataFrame, schema: pa.Schema, metadata: Mapping[str, Any]) -> pa.Table:
+    unknown = [str(name) for name in frame.columns if name not in schema.names]
+    if unknown:
+        raise ValueError(f"columns the schema does not have: {', '.join(unknown)}")
+    columns = [_to_arrow_column(frame, field) for field in schema]
+    about = {**(schema.metadata or {}), METADATA_KEY: json.dumps(to_json_plain(metadata)).encode()}
+    return pa.table(columns, schema=schema.with_metadata(about))
+
+
+def _to_arrow_column(frame: pd.DataFrame, field: pa.Field) -> pa.Array:
+    if field.name not in frame.columns:
+        column = pa.nulls(len(frame), field.type)
+    else:
+        try:
+            column = pa.Array.from_pandas(frame[field.name], type=field.type)
+        except (pa.ArrowException, ValueError, TypeError) as error:
+            raise ValueError(f"column {field.name!r} does not hold {field.type} ({error})") from error
+    if not field.nullable and column.null_count:
+        raise ValueError(f"column {field.name!r} is null in {column.null_count} rows")
+    return column
+
+
+def _pandas_type(type_: pa.DataType) -> Any:
+    """Int64 for integers, so that a null does not turn a count into a float; everything else as pandas likes."""
+    return pd.Int64Dtype() if type_ == pa.int64() else None
+
+
+def _to_json_line(row: dict[str, Any]) -> str:
+    """One row as strict JSON; an infinity (band_high) is the string "inf"."""
+    plain = {name: str(v) if isinstance(v, float) and math.isinf(v) else v for name, v in row.items()}
+    return json.dumps(plain, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _read_raw(path: Path) -> pd.DataFrame:
+    format_ = _resolve_format(path, None)
+    if format_ == "parquet":
+        return pq.read_table(path).to_pandas(types_mapper=_pandas_type)
+    if format_ == "csv":
+        return _read_csv(path).replace("", None).apply(_numbers_from_text)
+    with path.open(encoding="utf-8") as file:
+        rows = [_read_json_line(line, number) for number, line in enumerate(file, start=1) if line.strip()]
+    return pd.DataFrame(rows).apply(_numbers_from_text)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """All fields as text. Not by pandas, which pads a row that was cut short with nulls."""
+    with path.open(encoding="utf-8", newline="") as file:
+        try:
+            lines = list(csv.reader(file, strict=True))
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
+    if not lines:
+        raise ValueError("it is empty")
+    header, *rows = lines
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(header):
+            raise ValueError(f"row {number} has {len(row)} fields, the header {len(header)}")
+    return pd.DataFrame(rows, columns=header, dtype=object)
+
+
+def _read_json_line(line: str, number: int) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is not a JSON object")
+    return row
+
+
+def _numbers_from_text(column: pd.Series) -> pd.Series:
+    """Numbers as float64, "inf" among them, None as NaN; columns that hold text stay as they are."""
+    return column if column.name in _TEXT_COLUMNS else pd.to_numeric(column).astype("float64")
+
+
+def _recognise(path: Path, raw: pd.DataFrame) -> pa.Schema:
+    """The schema a table says it has, else the one whose columns it has most of."""
+    if path.suffix == ".parquet":
+        named = (pq.read_schema(path).metadata or {}).get(TABLE_KEY, b"").decode()
+        if named in SCHEMAS:
+            return SCHEMAS[named]
+    return max(SCHEMAS.values(), key=lambda schema: len(set(schema.names) & set(raw.columns)) / len(schema.names))
+
+
+_TEXT_COLUMNS = {field.name for schema in SCHEMAS.values() for field in schema if field.type == pa.string()}

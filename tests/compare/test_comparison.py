@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import math
+import os
+import warnings
+
+import pytest
+from synthetic_frames import make_score_frame
+
+from dpotool.compare.comparison import METRICS, collect_runs, describe_run, expand_sweeps
+from dpotool.compare.differences import compare_runs
+from dpotool.compare.summaries import summarize_scores
+from dpotool.errors import DpotoolError
+from dpotool.runs.atomic import write_json
+from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.tables import SCORE_SCHEMA, write_table
+
+
+def make_scored_run(path, *, kind="train", data="demo", split="test", n=60, seed=1, variant="", **config) -> RunFolder:
+    run = RunFolder(path)
+    run.write_manifest(collect_manifest(kind, {"seed": 42, "model": "m", **config}))
+    about = {"data": data, "split": split, "variant": variant, "beta": 0.1}
+    table = run.scores_path(data, split, variant=variant)
+    write_table(make_score_frame(n, seed=seed, n_excluded=2), table, SCORE_SCHEMA, about)
+    return run
+
+
+def test_runs_become_rows_with_what_they_were_and_what_they_scored(tmp_path):
+    dpo = make_scored_run(tmp_path / "a", loss="dpo", beta=0.1)
+    shift = make_scored_run(tmp_path / "b", seed=2, loss="shift", lambda_=0.75, lambda_schedule="constant")
+
+    table = collect_runs([dpo, shift])
+
+    assert table["label"].tolist() == ["DPO", "DPO-Shift λ=0.75"]
+    assert table["lambda"].tolist() == [1.0, 0.75]
+    assert table[["loss", "lambda_schedule", "data", "split"]].iloc[1].tolist() == ["shift", "constant", "demo", "test"]
+    assert table[["n", "n_excluded", "seed"]].iloc[0].tolist() == [60, 2, 42]
+    expected = summarize_scores(make_score_frame(60, seed=2, n_excluded=2), 0.1)
+    for metric in METRICS:
+        interval = expected[metric]
+        estimate = interval.get("mean", interval.get("value"))
+        found = table.loc[1, [metric, f"{metric}_low", f"{metric}_high"]].tolist()
+        assert found == pytest.approx([estimate, interval["ci_low"], interval["ci_high"]]), metric
+
+
+def test_a_summary_beside_the_table_is_used_unless_it_is_older(tmp_path):
+    run = make_scored_run(tmp_path / "a", loss="dpo")
+    table = run.scores_path("demo", "test")
+    summary = write_json(
+        summary_path(table), {"n": 7, "n_excluded": {}, "reward_accuracy": {"value": 0.5, "ci_low": None, "ci_high": 1}}
+    )
+
+    assert collect_runs([run])[["n", "reward_accuracy", "reward_accuracy_high"]].iloc[0].tolist() == [7, 0.5, 1.0]
+    assert math.isnan(collect_runs([run]).loc[0, "reward_accuracy_low"])
+    os.utime(summary, ns=(0, 0))
+    assert collect_runs([run]).loc[0, "n"] == 60
+
+
+def test_a_half_written_summary_is_made_again_from_the_table(tmp_path):
+    run = make_scored_run(tmp_path / "a", loss="dpo")
+    summary_path(run.scores_path("demo", "test")).write_text('{"n": 7, "n_')
+
+    assert collect_runs([run]).loc[0, "n"] == 60
+
+
+def test_data_and_split_choose_among_a_runs_tables(tmp_path):
+    run = make_scored_run(tmp_path / "a", loss="dpo", n=60)
+    make_scored_run(tmp_path / "a", loss="dpo", data="tldr", split="train", n=30)
+
+    assert collect_runs([run], data="demo").loc[0, "n"] == 60
+    assert collect_runs([run], split="train").loc[0, "n"] == 30
+    with pytest.raises(DpotoolError, match=r"a: no scores of hh test here. Run `dpotool score .*a` first"):
+        collect_runs([run], data="hh", split="test")
+
+
+def test_the_full_table_goes_before_a_newer_part_of_it(tmp_path):
+    run = make_scored_run(tmp_path / "a", loss="dpo", n=20, variant="limit-20")
+    assert collect_runs([run]).loc[0, "n"] == 20, "the only one there is"
+    make_scored_run(tmp_path / "a", loss="dpo", n=60)
+    make_scored_run(tmp_path / "a", loss="dpo", n=30, variant="limit-30")
+    assert collect_runs([run], data="demo").loc[0, "n"] == 60
+
+
+def test_a_model_from_elsewhere_is_called_by_its_folder(tmp_path):
+    run = make_scored_run(tmp_path / "llama-dpo", kind="score")
+
+    table = collect_runs([run])
+
+    assert table["label"].tolist() == ["llama-dpo"]
+    assert math.isnan(table.loc[0, "lambda"])
+
+
+def test_runs_with_the_same_settings_are_told_apart_by_their_folders(tmp_path):
+    runs = [make_scored_run(tmp_path / name, loss="dpo") for name in ("seed1", "seed2")]
+
+    assert collect_runs(runs)["label"].tolist() == ["DPO (seed1)", "DPO (seed2)"]
+
+
+def test_runs_of_two_sweeps_are_told_apart_by_as_much_of_their_paths_as_it_takes(tmp_path):
+    settings = [{"loss": "dpo"}, {"loss": "shift", "lambda_": 0.9}]
+    runs = [
+        make_scored_run(tmp_path / place / config["loss"], seed=seed, **config)
+        for seed, place in enumerate(("x/a", "x/b", "y/b"), start=1)
+        for config in settings
+    ]
+
+    assert collect_runs(runs[:4])["label"].tolist() == [
+        "DPO (a/dpo)", "DPO-Shift λ=0.9 (a/shift)", "DPO (b/dpo)", "DPO-Shift λ=0.9 (b/shift)",
+    ]  # fmt: skip
+    assert collect_runs(runs[::2])["label"].tolist() == ["DPO (x/a/dpo)", "DPO (x/b/dpo)", "DPO (y/b/dpo)"]
+
+
+def test_models_and_checkpoints_of_one_name_are_told_apart(tmp_path):
+    models = [make_scored_run(tmp_path / place / "llama", kind="score") for place in "ab"]
+    steps = [make_scored_run(tmp_path / place / "dpo" / "checkpoint-5", loss="dpo") for place in "ab"]
+
+    assert collect_runs(models)["label"].tolist() == ["llama (a/llama)", "llama (b/llama)"]
+    assert collect_runs(steps)["label"].tolist() == ["DPO (a/dpo/checkpoint-5)", "DPO (b/dpo/checkpoint-5)"]
+    assert collect_runs([models[0]] * 3)["label"].tolist() == ["llama (llama)", "llama (llama) #2", "llama (llama) #3"]
+
+
+def test_each_run_is_compared_by_its_own_numbers(tmp_path):
+    """Two sweeps of one grid: no run's difference stands in another's row, and the baseline has none."""
+    runs = [
+        make_scored_run(tmp_path / place / loss, seed=seed, loss=loss)
+        for seed, (place, loss) in enumerate([("a", "dpo"), ("a", "ipo"), ("b", "dpo"), ("b", "ipo")], start=1)
+    ]
+
+    comparison = compare_runs(runs, n_resamples=50)
+
+    assert set(comparison.differences) == {"IPO (a/ipo)", "DPO (b/dpo)", "IPO (b/ipo)"}
+    base, *others = (run.frame["chosen_logps"].mean() for run in comparison.scored)
+    shown = [each["chosen_logps"]["difference"]["mean"] for each in comparison.differences.values()]
+    assert shown == pytest.approx([other - base for other in others])
+
+
+def test_a_run_that_is_named_twice_counts_once(tmp_path, monkeypatch):
+    make_scored_run(tmp_path / "sweep" / "dpo", loss="dpo")
+    RunFolder(tmp_path / "sweep").write_manifest(collect_manifest("sweep", {}))
+    other = make_scored_run(tmp_path / "other", loss="ipo")
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.warns(UserWarning, match="^named more than once, counted once: sweep/dpo$"):
+        found = expand_sweeps(["sweep", "other", str(tmp_path / "sweep" / "dpo")])
+
+    assert [run.path.resolve() for run in found] == [tmp_path / "sweep", tmp_path / "sweep" / "dpo", other.path]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(expand_sweeps(["sweep", "other"])) == 3
+
+
+@pytest.mark.parametrize(
+    ("config", "label"),
+    [
+        ({"loss": "ipo"}, "IPO"),
+        ({"loss": "shift", "lambda_": 1.0}, "DPO-Shift λ=1"),
+        ({"loss": "shift"}, "DPO-Shift"),
+        (
+            {"loss": "shift", "lambda_schedule": "linear_increase", "lambda_min": 0.75, "lambda_max": 1.0},
+            "DPO-Shift λ=0.75→1 ↑",
+        ),
+        (
+            {"loss": "shift", "lambda_schedule": "linear_decrease", "lambda_min": 0.75, "lambda_max": 1.0},
+            "DPO-Shift λ=1→0.75 ↓",
+        ),
+        ({"loss": "shift", "lambda_schedule": "linear_decrease"}, "DPO-Shift λ ↓"),
+    ],
+)
+def test_labels_say_loss_and_lambda(config, label):
+    assert describe_run(config) == label

@@ -1,0 +1,316 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from scored_runs import write_scored_run
+from synthetic_frames import make_score_frame, make_theory_frame
+
+from dpotool.compare.compared_table import (
+    build_comparison_frame,
+    describe_differences,
+    tabulate_comparison,
+    tabulate_effects,
+    write_rows,
+)
+from dpotool.compare.differences import MEAN_METRICS, SHARE_METRICS, Comparison, compare_runs
+from dpotool.compare.findings import find_out
+from dpotool.compare.recommendation import recommend
+from dpotool.compare.theory_check import check_theory
+from dpotool.errors import DpotoolError
+from dpotool.runs.atomic import write_json
+from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.tables import SCORE_SCHEMA, THEORY_SCHEMA, read_table, write_table
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> list[RunFolder]:
+    tmp_path = tmp_path_factory.mktemp("runs")
+    return [
+        write_scored_run(tmp_path / "shift-0.9", seed=2, displacement=-8, gap=6, loss="shift", lambda_=0.9),
+        write_scored_run(tmp_path / "dpo", seed=1, displacement=-14, gap=6, loss="dpo"),
+        write_scored_run(tmp_path / "shift-0.5", seed=3, displacement=-2, gap=0.2, loss="shift", lambda_=0.5),
+    ]
+
+
+@pytest.fixture(scope="module")
+def comparison(runs) -> Comparison:
+    return compare_runs(runs)
+
+
+def test_differences_are_taken_within_pairs_from_the_dpo_run(runs, comparison):
+    assert comparison.baseline == "DPO"
+    assert list(comparison.differences) == ["DPO-Shift λ=0.9", "DPO-Shift λ=0.5"]
+    ours, theirs = (read_table(run.list_scores()[0]) for run in runs[:2])
+    difference = comparison.differences["DPO-Shift λ=0.9"]
+    expected = (ours["chosen_logps"] - theirs["chosen_logps"]).mean()
+    assert difference["chosen_logps"]["difference"]["mean"] == pytest.approx(expected)
+    assert difference["n"] == 120
+    only_ours = ((ours["reward_margins"] > 0) & ~(theirs["reward_margins"] > 0)).sum()
+    assert difference["reward_accuracy"]["only_model"] == only_ours
+    assert comparison.problems == []
+
+
+def test_p_values_are_adjusted_over_the_models_of_each_metric(comparison):
+    for metric in (*MEAN_METRICS, *SHARE_METRICS):
+        raw, adjusted = (
+            np.array([each[metric][name] for each in comparison.differences.values()])
+            for name in ("p_value", "p_adjusted")
+        )
+        assert adjusted.min() == pytest.approx(min(1.0, 2 * raw.min()))
+        assert (adjusted >= raw).all()
+
+
+@pytest.mark.parametrize("name", ["DPO-Shift λ=0.5", "shift-0.5", "PATH"])
+def test_the_baseline_is_named_by_label_folder_or_path(runs, name):
+    assert compare_runs(runs, baseline=name.replace("PATH", str(runs[2].path))).baseline == "DPO-Shift λ=0.5"
+
+
+def test_an_unknown_baseline_names_the_nearest(runs):
+    with pytest.raises(
+        DpotoolError, match=r"--baseline: no run 'shift-0.8' to compare with\. Did you mean 'shift-0.9'"
+    ):
+        compare_runs(runs, baseline="shift-0.8")
+
+
+def test_without_a_dpo_run_the_first_is_the_baseline(runs):
+    assert compare_runs([runs[2], runs[0]]).baseline == "DPO-Shift λ=0.5"
+
+
+def test_other_data_is_refused(tmp_path, runs):
+    other = write_scored_run(tmp_path / "other", data="elsewhere", loss="ipo")
+    with pytest.raises(DpotoolError, match="scored on other pairs than DPO; expected data demo, got elsewhere"):
+        compare_runs([*runs, other])
+
+
+def test_changed_data_of_the_same_name_is_refused(tmp_path, runs):
+    changed = write_scored_run(tmp_path / "changed", loss="ipo", fingerprints={"data": "other rows"})
+    with pytest.raises(DpotoolError, match="under the same name; expected data rows, got other rows"):
+        compare_runs([*runs, changed])
+
+
+def test_what_spoils_a_comparison_is_said(tmp_path, runs):
+    frame = make_score_frame(100, seed=5).assign(ref_chosen_logps=-50.0)
+    odd = write_scored_run(tmp_path / "odd", frame=frame, beta=0.01, loss="ipo")
+    blind = write_scored_run(tmp_path / "blind", frame=make_score_frame(120, has_reference=False), loss="hinge")
+
+    comparison = compare_runs([*runs, odd, blind])
+
+    problems = " ".join(comparison.problems)
+    assert "IPO has beta 0.01, DPO 0.1: their reward margins are on different scales" in problems
+    assert "IPO and DPO share 100 of 120 scored pairs; differences and the recommendation count only these" in problems
+    assert "IPO and DPO were measured against different references." in problems
+    assert "HINGE was scored without a reference: no rewards" in problems
+    assert comparison.differences["HINGE"]["reward_accuracy"] is None
+    assert comparison.differences["HINGE"]["chosen_logps"]["n"] == 120
+
+
+def test_pairs_of_one_prompt_are_drawn_together(tmp_path):
+    frames = [make_score_frame(60, seed=seed).assign(prompt_id=(np.arange(60) // 3).astype(str)) for seed in (1, 2)]
+    a, b = (
+        write_scored_run(tmp_path / name, frame=frame, loss=name)
+        for name, frame in zip(("dpo", "ipo"), frames, strict=True)
+    )
+    difference = compare_runs([a, b]).differences["IPO"]
+
+    assert (difference["n"], difference["n_prompts"], difference["prompts_repeat"]) == (60, 20, True)
+    assert difference["reward_accuracy"]["test"] == "sign-flip permutation test"
+
+
+def test_sentences_say_way_size_and_doubt(comparison):
+    shift, half = describe_differences(comparison)
+
+    assert shift.startswith("DPO-Shift λ=0.9 keeps the chosen log-likelihood ")
+    assert " nats higher than DPO [" in shift
+    assert "reward accuracy is " in half and "points lower" in half
+
+
+def test_beyond_chance_is_said_of_the_adjusted_p_value(comparison):
+    """Raw 0.03, adjusted for four models 0.12: the table shows 0.120, and the sentence doubts with it."""
+    half = comparison.differences["DPO-Shift λ=0.5"]
+    accuracy = half["reward_accuracy"] | {"p_value": 0.03, "p_adjusted": 0.12}
+    doubtful, sure = (
+        replace(comparison, differences={"DPO-Shift λ=0.5": half | {"reward_accuracy": accuracy | {"p_adjusted": p}}})
+        for p in (0.12, 0.04)
+    )
+
+    assert tabulate_comparison(doubtful, {})[1][2][6] == "0.120"
+    assert "], not beyond chance; the two rank" in describe_differences(doubtful)[0]
+    assert "]; the two rank" in describe_differences(sure)[0]
+
+
+def test_a_model_against_itself(tmp_path):
+    same = [write_scored_run(tmp_path / name, seed=1, loss=name) for name in ("dpo", "ipo")]
+    [sentence] = describe_differences(compare_runs(same))
+
+    assert sentence == (
+        "IPO and DPO cannot be told apart by the chosen log-likelihood (+0.00 nats [+0.00, +0.00]); reward accuracy is "
+        "the same [-0.8, +0.8]; the two rank 0 of 120 pairs differently."
+    )
+
+
+def test_tables_for_papers(comparison):
+    columns, rows = tabulate_comparison(comparison, {})
+    markdown, latex = (write_rows(columns, rows, name) for name in ("markdown", "latex"))
+
+    assert markdown.splitlines()[1].count("---") == len(columns)
+    assert markdown.count("\n") == 2 + len(rows)
+    assert r"DPO-Shift $\lambda$=0.9 & " in latex
+    assert r"accuracy, \% &" in latex
+    assert latex.startswith(r"\begin{tabular}{lrrrrrrrrr}" + "\n" + r"\toprule")
+    assert latex.endswith("\\bottomrule\n\\end{tabular}\n")
+
+
+def test_effect_sizes_have_intervals_and_ties_are_counted(comparison):
+    columns, [ours, base, half] = tabulate_effects(comparison)
+    assert columns == [
+        "model", "chosen, d_z", "rejected, d_z", "margin, d_z", "only it right : only DPO right", "odds ratio",
+        "ranked alike", "chosen equally likely", "margin exactly 0",
+    ]  # fmt: skip
+    chosen = comparison.differences["DPO-Shift λ=0.9"]["chosen_logps"]["effect_size"]
+    assert ours[1] == f"{chosen['value']:+.2f} [{chosen['ci_low']:+.2f}, {chosen['ci_high']:+.2f}]"
+    accuracy = comparison.differences["DPO-Shift λ=0.5"]["reward_accuracy"]
+    assert half[4] == f"{accuracy['only_model']} : {accuracy['only_baseline']}"
+    assert half[5].startswith(f"{accuracy['only_model'] / accuracy['only_baseline']:.2f} [")
+    assert half[6] == f"{120 - accuracy['only_model'] - accuracy['only_baseline']} of 120"
+    assert base[:2] == ["DPO", "baseline"] and base[-1] == "0 of 120"
+
+
+def test_an_effect_without_spread_or_bound_is_shown_as_such(tmp_path):
+    """Each margin of the second run is the first's plus 0.1: no spread, and it alone ranks right the first's ties."""
+    frame = make_score_frame(20, seed=1)
+    frame["reward_margins"] = [0.0] * 4 + [0.7] * 16
+    first = write_scored_run(tmp_path / "dpo", frame=frame, loss="dpo")
+    second = write_scored_run(
+        tmp_path / "ipo", frame=frame.assign(reward_margins=frame["reward_margins"] + 0.1), loss="ipo"
+    )
+    _, [base, ours] = tabulate_effects(compare_runs([first, second]))
+    assert ours[1:5] == ["-", "-", "-", "4 : 0"]
+    assert ours[5].startswith("∞ [0.66, ∞]")
+    assert (base[-1], ours[-1], ours[7]) == ("4 of 20", "0 of 20", "20 of 20")
+
+
+def test_of_one_pair_no_interval_is_printed(tmp_path):
+    pair = [write_scored_run(tmp_path / name, n=1, seed=seed, loss=name) for seed, name in enumerate(("dpo", "ipo"))]
+    comparison = compare_runs(pair)
+    cells = [cell for table in (tabulate_comparison(comparison, {}), tabulate_effects(comparison)) for cell in table[1]]
+    said = " ".join([*describe_differences(comparison), recommend(comparison)["statement"], *map(str, cells)])
+    assert "nan" not in said
+    assert "IPO and DPO cannot be told apart by the chosen log-likelihood (" in said
+
+
+def test_csv_has_every_number(comparison):
+    frame = build_comparison_frame(comparison, {})
+
+    assert frame["is_baseline"].tolist() == [False, True, False]
+    assert pd.isna(frame.loc[1, "chosen_logps_difference"])
+    assert frame.loc[0, "chosen_logps_difference_low"] < frame.loc[0, "chosen_logps_difference"]
+    assert frame["reward_accuracy_p_adjusted"].notna().sum() == 2
+    odds = frame["reward_accuracy_only_model"] / frame["reward_accuracy_only_baseline"]
+    assert frame.loc[2, "reward_accuracy_effect_size"] == pytest.approx(odds[2])
+    assert frame.loc[0, "chosen_logps_ties"] == 0
+
+
+def test_the_knee_is_the_highest_within_dpos_interval(comparison):
+    recommendation = recommend(comparison)
+
+    assert recommendation["recommended"] == "DPO-Shift λ=0.9"
+    assert recommendation["lambda"] == 0.9
+    assert recommendation["candidates"] == ["DPO-Shift λ=0.9"], "λ=0.5 costs more accuracy than DPO's interval admits"
+    assert recommendation["statement"].startswith("Take DPO-Shift λ=0.9: of the runs with a reward accuracy within")
+
+
+def test_stays_with_dpo_where_nothing_is_gained(tmp_path):
+    pair = [
+        write_scored_run(tmp_path / "dpo", seed=1, displacement=-2, loss="dpo"),
+        write_scored_run(tmp_path / "ipo", seed=2, displacement=-9, loss="ipo"),
+    ]
+    recommendation = recommend(compare_runs(pair))
+
+    assert recommendation["recommended"] == "DPO"
+    assert (
+        "no run that keeps its accuracy is shown to hold the chosen log-likelihood higher"
+        in recommendation["statement"]
+    )
+    assert recommend(compare_runs(pair[:1]))["statement"] == "Only DPO here: there is nothing to choose from."
+
+
+def make_advice(changes: dict[str, float]) -> dict:
+    grid = {f: {"chosen_change": {"mean": change}, "accuracy": {"value": 0.6}} for f, change in changes.items()}
+    return {
+        "advice_from": "adamw",
+        "advice": {"adamw": {"grid": grid, "optimizer": "adamw", "recommended_lambda": 0.9}},
+    }
+
+
+def test_the_forecast_stands_beside_what_was_measured(comparison):
+    theory = check_theory(comparison.runs, make_advice({"0.5": 0.5, "0.9": -0.5, "1": -1.0}))
+
+    assert [row["lambda"] for row in theory["rows"]] == [1.0, 0.9, 0.5]
+    dpo = comparison.runs.set_index("label").loc["DPO"]
+    assert theory["rows"][0]["predicted_chosen"] == pytest.approx(-1.0 * dpo["reward_margins"] / 0.1)
+    assert theory["rows"][0]["measured_chosen"] == pytest.approx(dpo["chosen_displacement"])
+    assert theory["rank_agreement"]["chosen"]["tau"] == pytest.approx(1.0)
+    assert theory["rank_agreement"]["accuracy"]["tau"] is None, "the forecast holds them all equal"
+    assert "rank agreement of +1.00, by reward accuracy with not defined (Kendall's tau: 1 is" in theory["statement"]
+    assert "It recommended lambda 0.9 before any training" in theory["statement"]
+
+
+def test_a_forecast_in_reverse_has_tau_minus_one(comparison):
+    theory = check_theory(comparison.runs, make_advice({"0.5": -1.0, "0.9": -0.5, "1": 0.5}))
+
+    assert theory["rank_agreement"]["chosen"]["tau"] == pytest.approx(-1.0)
+
+
+def test_without_advice_the_printed_theorem_gives_the_order(comparison):
+    theory = check_theory(comparison.runs, {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
+
+    assert theory["source"] == "Theorem 2.1 as printed"
+    assert [row["predicted_chosen"] for row in theory["rows"]] == pytest.approx([0.0, 0.2, 1.0])
+
+
+def test_two_lambdas_rank_nothing(runs):
+    theory = check_theory(compare_runs(runs[:2]).runs, {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
+
+    assert theory["statement"].startswith("2 lambdas are too few")
+    assert check_theory(compare_runs(runs[1:2]).runs, {"u": {"mean": 2.0}, "v": {"mean": -4.0}}) is None
+
+
+def test_findings_put_it_all_into_one_object(runs):
+    theory = RunFolder(runs[1].path).theory_path("demo", "test")
+    write_table(make_theory_frame(5), theory, THEORY_SCHEMA, {"model": "m", "data": "demo", "at_reference": True})
+    write_json(summary_path(theory), make_advice({"0.5": 0.5, "0.9": -0.5, "1": -1.0}))
+
+    found = find_out([str(run.path) for run in runs])
+
+    content = json.loads(json.dumps(found.to_dict(), default=float))
+    assert [model["label"] for model in content["models"]] == ["DPO-Shift λ=0.9", "DPO", "DPO-Shift λ=0.5"]
+    assert content["models"][1]["differences"] is None
+    assert content["models"][0]["verdict"]["kind"] in ("none", "benign", "harmful", "unclear")
+    assert content["theory"]["path"] == str(theory)
+    assert str(runs[0].path) in content["next"]
+
+
+def test_runs_without_scores_say_what_to_run(tmp_path):
+    run = write_scored_run(tmp_path / "dpo", loss="dpo")
+    run.list_scores()[0].unlink()
+    with pytest.raises(DpotoolError, match=r"no scores here\. Run `dpotool score"):
+        find_out([str(run.path)])
+
+
+def test_the_same_pairs_under_another_limit_compare(tmp_path):
+    prompts = [f"p{number}" for number in range(120)]
+    whole = make_score_frame(120, seed=1).assign(prompt_id=prompts)
+    part = make_score_frame(120, seed=2).assign(prompt_id=prompts).iloc[:50]
+    a = write_scored_run(tmp_path / "dpo", frame=whole, loss="dpo", fingerprints={"data": "all"})
+    b = write_scored_run(tmp_path / "ipo", frame=part, loss="ipo", fingerprints={"data": "first 50"})
+
+    comparison = compare_runs([a, b])
+
+    assert comparison.differences["IPO"]["n"] == 50
+    write_table(part.assign(prompt_id="other"), b.list_scores()[0], SCORE_SCHEMA, {"data": "demo", "split": "test"})
+    with pytest.raises(DpotoolError, match="scored on other pairs than DPO"):
+        compare_runs([a, b])

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dpotool.errors import DpotoolError
+from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.folder import RunFolder, list_runs, newest_run, read_summary, summary_path
+
+
+def make_run(path: Path, kind: str = "train", created: str | None = None, **config: object) -> RunFolder:
+    run = RunFolder(path)
+    manifest = collect_manifest(kind, config)
+    run.write_manifest(manifest | ({"created": created} if created else {}))
+    return run
+
+
+def test_a_manifest_is_read_back_and_updated(tmp_path):
+    run = make_run(tmp_path / "a", loss="shift", lambda_=0.9, learning_rate=5e-7, output=Path("runs/a"))
+
+    run.update_manifest(status="finished", fingerprints={"model": "12"})
+
+    manifest = run.read_manifest()
+    assert manifest["config"] == {"loss": "shift", "lambda_": 0.9, "learning_rate": 5e-7, "output": "runs/a"}
+    assert (manifest["status"], manifest["fingerprints"]) == ("finished", {"model": "12"})
+
+
+def test_paths_inside_are_where_the_design_says(tmp_path):
+    run = RunFolder(tmp_path)
+
+    assert run.scores_path("tldr_test", "train") == tmp_path / "scores" / "tldr_test-train.parquet"
+    assert run.scores_path("demo", "test", variant="limit-5").name == "demo-test-limit-5.parquet"
+    assert run.tokens_path("demo", "test", "csv") == tmp_path / "scores" / "demo-test.tokens.csv"
+    assert run.theory_path("demo", "test") == tmp_path / "theory" / "demo-test.parquet"
+    assert summary_path(run.theory_path("v1.5", "test")) == tmp_path / "theory" / "v1.5-test.summary.json"
+    assert run.scores_path("trl-lib/ultra feedback", "test[:5%]").name == "trl-lib-ultra-feedback-test-5.parquet"
+    assert run.scores_path("../..", "a/../b").parent == tmp_path / "scores"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "is empty or cut short"),
+        ("kind: train\nstatus: finished\ncrea", "cannot be read (while scanning a simple key)"),
+        ("kind: train\nstatus: finished\n", "lacks created, config"),
+        ("kind: tuning\nstatus: finished\ncreated: x\nconfig: {}\n", "kind is 'tuning', not one of train, score"),
+        ("kind: train\nstatus: ok\ncreated: x\nconfig: {}\n", "status is 'ok', not one of running, finished"),
+        ("kind: train\nstatus: failed\ncreated: x\nconfig: 3\n", "config is not a mapping"),
+        ("\x00", "cannot be read"),
+    ],
+)
+def test_a_broken_manifest_is_one_line_with_a_remedy(tmp_path, text, says):
+    (tmp_path / "run.yaml").write_text(text)
+
+    with pytest.raises(DpotoolError) as caught:
+        RunFolder(tmp_path).read_manifest()
+
+    assert str(caught.value).startswith(f"{tmp_path / 'run.yaml'}: {says}")
+    assert str(caught.value).endswith("Run that command again, or delete the folder")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_folder_without_manifest_is_no_run_folder(tmp_path):
+    with pytest.raises(DpotoolError, match=f"{tmp_path}: not a run folder, it has no run.yaml. Name the output folder"):
+        RunFolder(tmp_path).read_manifest()
+
+
+def test_metrics_are_appended_and_read_in_order(tmp_path):
+    run = RunFolder(tmp_path / "new")
+    rows = [{"step": 1, "logps/chosen": -1.5}, {"step": 2, "note": "a\u2028b"}]
+    for row in rows:
+        run.append_metrics(row)
+    run.append_metrics({"step": 3, "loss": float("nan")})
+
+    assert run.read_metrics() == [*rows, {"step": 3, "loss": None}]
+
+
+def test_a_torn_last_line_is_left_out_with_a_warning_and_does_not_eat_the_next(tmp_path):
+    run = RunFolder(tmp_path)
+    run.append_metrics({"step": 1})
+    with run.metrics_path.open("a") as file:
+        file.write('{"step": 2, "lo')
+
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: 1 half-written lines left out"):
+        assert run.read_metrics() == [{"step": 1}]
+    run.append_metrics({"step": 3})
+    with pytest.warns(UserWarning, match="1 half-written"):
+        assert run.read_metrics() == [{"step": 1}, {"step": 3}]
+
+
+def test_resuming_drops_what_was_logged_after_the_checkpoint(tmp_path):
+    run = RunFolder(tmp_path)
+    for step in (0, 5, 10, 10, 15):
+        run.append_metrics({"step": step})
+
+    run.truncate_metrics(10)
+
+    assert [row["step"] for row in run.read_metrics()] == [0, 5, 10, 10]
+
+
+def test_truncating_metrics_that_do_not_exist_does_nothing(tmp_path):
+    RunFolder(tmp_path).truncate_metrics(3)
+
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_metrics_are_one_line(tmp_path):
+    with pytest.raises(DpotoolError, match=r"metrics.jsonl: cannot be read. Only runs of `dpotool train` log metrics"):
+        RunFolder(tmp_path).read_metrics()
+
+
+def test_score_tables_are_listed_newest_first_without_token_tables_and_summaries(tmp_path):
+    import os
+
+    run = RunFolder(tmp_path)
+    (tmp_path / "scores").mkdir()
+    names = ["b-test.parquet", "a-test.csv", "a-test.csv.schema.json", "a-test.summary.json", "a-test.tokens.parquet"]
+    for age, name in enumerate(names):
+        (tmp_path / "scores" / name).write_text("")
+        os.utime(tmp_path / "scores" / name, ns=(age, age))
+
+    assert [path.name for path in run.list_scores()] == ["a-test.csv", "b-test.parquet"]
+    assert run.list_theory() == []
+
+
+def test_runs_are_found_newest_first_with_the_cells_of_a_sweep_but_not_checkpoints(tmp_path):
+    make_run(tmp_path / "old", created="2024-01-01T00:00:00+00:00")
+    make_run(tmp_path / "sweep", "sweep", created="2024-01-02T00:00:00+00:00")
+    make_run(tmp_path / "sweep" / "shift-0.9", created="2024-01-03T00:00:00+00:00")
+    make_run(tmp_path / "old" / "checkpoint-10", created="2024-01-04T00:00:00+00:00")
+
+    assert [run.name for run in list_runs(tmp_path)] == ["shift-0.9", "sweep", "old"]
+    assert [run.name for run in list_runs(tmp_path, "train")] == ["shift-0.9", "old"]
+    assert newest_run(tmp_path, "sweep").name == "sweep"
+
+
+def test_a_broken_run_is_left_out_of_the_list_with_a_warning_that_names_it(tmp_path):
+    make_run(tmp_path / "good")
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "run.yaml").write_text("")
+
+    with pytest.warns(UserWarning, match=r"left out: .*bad/run.yaml: is empty or cut short"):
+        assert [run.name for run in list_runs(tmp_path)] == ["good"]
+
+
+def test_no_run_at_all_says_what_makes_one(tmp_path):
+    with pytest.raises(DpotoolError, match=f"{tmp_path / 'runs'}: no train run here. Run `dpotool train` first"):
+        newest_run(tmp_path / "runs", "train")
+
+
+def test_manifests_hold_no_python_objects(tmp_path):
+    run = make_run(tmp_path, betas=(0.1, 0.2))
+
+    assert json.dumps(run.read_manifest())
+    assert "!!python" not in run.manifest_path.read_text()
+
+
+def test_the_summary_beside_a_table_is_read_if_there_is_one(tmp_path):
+    table = RunFolder(tmp_path).theory_path("demo", "test")
+    table.parent.mkdir(parents=True)
+    assert read_summary(table) is None
+    summary_path(table).write_text('{"n": 3}')
+    assert read_summary(table) == {"n": 3}
+
+
+@pytest.mark.parametrize(("text", "message"), [('{"n": 3', "cannot be read as a summary"), ("[1]", "is not a summary")])
+def test_a_broken_summary_is_one_line_that_names_it(tmp_path, text, message):
+    table = tmp_path / "demo-test.parquet"
+    summary_path(table).write_text(text)
+
+    with pytest.raises(DpotoolError, match=rf"demo-test.summary.json: {message}"):
+        read_summary(table)

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from synthetic_frames import make_score_frame, make_theory_frame
+
+from dpotool.errors import DpotoolError
+from dpotool.theory.advice import DOT_COLUMNS
+from dpotool.runs.tables import SCORE_SCHEMA, THEORY_SCHEMA, TOKEN_SCHEMA, read_metadata, read_table, write_table
+
+FORMATS = ["parquet", "csv", "jsonl"]
+ABOUT = {"model": "demo", "beta": 0.1, "fingerprints": {"model": "0af3"}, "gamma": None}
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_score_table_is_read_back_to_the_last_bit(tmp_path, ending):
+    frame = make_score_frame(40, n_excluded=3)
+
+    path = write_table(frame, tmp_path / f"t.{ending}", SCORE_SCHEMA, ABOUT)
+    back = read_table(path)
+
+    for name in frame.columns.drop("status"):
+        np.testing.assert_array_equal(back[name].to_numpy(float), frame[name].to_numpy(float))
+    assert back["status"].tolist() == frame["status"].tolist()
+    assert back["chosen_logps"].dtype == np.float64
+    assert back["chosen_tokens"].dtype == pd.Int64Dtype()
+    assert back["chosen_logps"].isna().sum() == 3
+    assert read_metadata(path) == ABOUT
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_theory_table_keeps_its_infinite_bands(tmp_path, ending):
+    frame = make_theory_frame(40)
+    assert np.isinf(frame["band_high"]).any()
+
+    back = read_table(write_table(frame, tmp_path / f"t.{ending}", THEORY_SCHEMA))
+
+    pd.testing.assert_frame_equal(back[list(frame)], frame, check_dtype=False, rtol=0, atol=0)
+    assert back[list(DOT_COLUMNS)].isna().all(axis=None), "optional columns that were not filled"
+
+
+def test_a_table_from_before_an_optional_column_is_read_as_if_it_were_null(tmp_path):
+    path = tmp_path / "old.csv"
+    make_theory_frame(3).to_csv(path, index=False)
+    assert read_table(path, THEORY_SCHEMA)[list(DOT_COLUMNS)].isna().all(axis=None)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_token_texts_survive_quotes_line_ends_and_what_looks_like_null(tmp_path, ending):
+    texts = ['"', ",", "\n", "\r\n", "\r", "NA", "null", "\u2028", "é", " ", "1.5"]
+    frame = pd.DataFrame(
+        {"pair_id": 0, "side": "chosen", "position": range(len(texts)), "token_id": 7, "token": texts, "logp": -0.1}
+    )
+
+    back = read_table(write_table(frame, tmp_path / f"t.{ending}", TOKEN_SCHEMA))
+
+    assert back["token"].tolist() == texts
+    assert back["ref_logp"].isna().all()
+
+
+def test_units_and_definitions_travel_with_the_table(tmp_path):
+    parquet = write_table(make_score_frame(2), tmp_path / "t.parquet", SCORE_SCHEMA)
+    csv = write_table(make_score_frame(2), tmp_path / "t.csv", SCORE_SCHEMA)
+
+    assert pq.read_schema(parquet).field("chosen_logps").metadata[b"unit"] == b"nats"
+    beside = json.loads((tmp_path / "t.csv.schema.json").read_text())
+    assert beside["table"] == "score"
+    assert {"name": "chosen_logps", "unit": "nats"}.items() <= beside["columns"][6].items()
+    csv.with_name("t.csv.schema.json").unlink()
+    assert read_metadata(csv) == {}
+    assert len(read_table(csv)) == 2
+
+
+def test_infinity_in_json_lines_is_a_string_as_json_has_none(tmp_path):
+    frame = make_theory_frame(1).assign(band_high=np.inf)
+    path = write_table(frame, tmp_path / "t.jsonl", THEORY_SCHEMA)
+
+    assert json.loads(path.read_text(), parse_constant=pytest.fail)["band_high"] == "inf"
+
+
+def test_a_column_the_frame_lacks_is_null(tmp_path):
+    frame = make_score_frame(3).drop(columns=["ref_chosen_logps", "score_chosen"])
+
+    back = read_table(write_table(frame, tmp_path / "t.parquet", SCORE_SCHEMA))
+
+    assert back[["ref_chosen_logps", "score_chosen"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda f: f.assign(extra=1), "columns the schema does not have: extra"),
+        (lambda f: f.drop(columns="status"), "column 'status' is null in 3 rows"),
+        (lambda f: f.assign(chosen_tokens=1.5), "column 'chosen_tokens' does not hold int64"),
+        (lambda f: f.assign(chosen_logps="x"), "column 'chosen_logps' does not hold double"),
+    ],
+)
+def test_a_frame_that_does_not_fit_is_not_written(tmp_path, change, says):
+    with pytest.raises(ValueError, match=says):
+        write_table(change(make_score_frame(3)), tmp_path / "t.parquet", SCORE_SCHEMA)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_unknown_format_names_the_known_ones(tmp_path):
+    with pytest.raises(
+        DpotoolError, match=r"unknown table format 'parket'. Did you mean 'parquet'.*csv, jsonl, parquet"
+    ):
+        write_table(make_score_frame(1), tmp_path / "t", SCORE_SCHEMA, format="parket")
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_half_written_table_is_one_line_that_names_it(tmp_path, ending):
+    path = write_table(make_theory_frame(50), tmp_path / f"t.{ending}", THEORY_SCHEMA)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2].rstrip(b"0123456789.\n"))
+
+    with pytest.raises(DpotoolError) as caught:
+        read_table(path)
+
+    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).endswith("Write it again with the command that made it")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_table_says_what_makes_one(tmp_path):
+    with pytest.raises(DpotoolError, match="no such table"):
+        read_table(tmp_path / "t.parquet")
+
+
+def test_a_table_without_the_columns_says_which_are_missing(tmp_path):
+    path = tmp_path / "t.csv"
+    make_score_frame(2).drop(columns=["status", "chosen_logps"]).to_csv(path, index=False)
+
+    with pytest.raises(DpotoolError, match="not a score table, it lacks status, chosen_logps; got columns pair_id"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+def test_a_table_from_before_prompts_were_named_still_reads(tmp_path, ending):
+    path = write_table(make_score_frame(3), tmp_path / f"t.{ending}", SCORE_SCHEMA)
+    if ending == "parquet":
+        pq.write_table(pq.read_table(path).drop_columns("prompt_id"), path)
+    elif ending == "csv":
+        path.write_text(path.read_text().replace('"status","prompt_id",', '"status",').replace('"ok","",', '"ok",'))
+    else:
+        path.write_text(path.read_text().replace('"prompt_id": null, ', ""))
+
+    back = read_table(path, SCORE_SCHEMA)
+
+    assert back["prompt_id"].isna().all()
+    assert back["chosen_logps"].notna().all()
+
+
+def test_a_theory_table_is_no_score_table(tmp_path):
+    path = write_table(make_theory_frame(2), tmp_path / "t.parquet", THEORY_SCHEMA)
+
+    with pytest.raises(DpotoolError, match="not a score table, it lacks status"):
+        read_table(path, SCORE_SCHEMA)
+
+
+def test_text_in_a_number_column_is_refused(tmp_path):
+    path = write_table(make_score_frame(2), tmp_path / "t.csv", SCORE_SCHEMA)
+    path.write_text(path.read_text().replace('"ok","",', '"ok","","many",').replace(",8.0", ""))
+
+    with pytest.raises(DpotoolError, match="cannot be read as a table"):
+        read_table(path)
