@@ -20,7 +20,7 @@ FLOORS = [
     {"likelihood", "compare"},
     {"losses", "plots"},
     {"gradients", "report"},
-    {"training", "scoring"},
+    {"training", "scoring", "judging"},
     {"sweep"},
     {"cli"},
 ]

@@ -7,6 +7,8 @@ scores/<data>-<split>.parquet     a row per pair, with .summary.json and .tokens
 theory/<data>-<split>.parquet     a row per pair, with .summary.json beside it
 predictions/<data>-<split>.parquet  likewise
 imported/<data>-<split>.csv       a row per pair of what another tool says of it
+answers/<data>.jsonl              what the model answered, a line per question and sample
+judgments/<data>-vs-<baseline>-<judge>.parquet  a row per verdict, with .summary.json and the replies beside it
 plots/                            pictures
 """
 
@@ -28,7 +30,7 @@ from dpotool.runs.manifest import read_manifest
 from dpotool.runs.plain import to_json_plain
 from dpotool.runs.tables import FORMATS
 
-_NO_RUNS_INSIDE = re.compile(r"checkpoint-\d+|scores|theory|plots|\..*")
+_NO_RUNS_INSIDE = re.compile(r"checkpoint-\d+|scores|theory|plots|answers|judgments|ratings|\..*")
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,31 @@ class RunFolder:
     def imported_path(self, data: str, split: str) -> Path:
         """Where scores of pairs lie that another tool made and that are no log-likelihoods."""
         return self.path / "imported" / self.scores_path(data, split, "csv").name
+
+    def answers_path(self, data: str) -> Path:
+        """Where the answers to the prompts of one data set or question file are."""
+        return self.path / "answers" / f"{_slug(data)}.jsonl"
+
+    def judgments_path(self, data: str, baseline: str, judge: str) -> Path:
+        """Where the verdicts on these answers against a baseline's are."""
+        name = "-".join(_slug(part) for part in (data, "vs", baseline, judge))
+        return self.path / "judgments" / f"{name}.parquet"
+
+    def ratings_path(self, data: str, judge: str) -> Path:
+        """Where a judge's grades of single answers are."""
+        return self.path / "ratings" / f"{_slug(data)}-{_slug(judge)}.parquet"
+
+    def list_answers(self) -> list[Path]:
+        """Files of answers in this folder, newest first."""
+        return _list_tables(self.path / "answers")
+
+    def list_judgments(self) -> list[Path]:
+        """Judgment tables in this folder, newest first."""
+        return _list_tables(self.path / "judgments", ("parquet",))
+
+    def list_ratings(self) -> list[Path]:
+        """Rating tables in this folder, newest first."""
+        return _list_tables(self.path / "ratings", ("parquet",))
 
     def list_imported(self) -> list[Path]:
         """Tables of such scores in this folder, newest first."""
@@ -214,9 +241,9 @@ def _walk_runs(root: Path) -> Iterator[RunFolder]:
             yield RunFolder(Path(folder))
 
 
-def _list_tables(folder: Path) -> list[Path]:
+def _list_tables(folder: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
     files: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
-    tables = [file for file in files if file.suffix[1:] in FORMATS and not re.search(r"\.tokens\.|^\.", file.name)]
+    tables = [file for file in files if file.suffix[1:] in formats and not re.search(r"\.tokens\.|^\.", file.name)]
     return sorted(tables, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
 
 

@@ -114,4 +114,37 @@ PREDICTION_SCHEMA = _schema(
     ],
 )
 
+JUDGMENT_SCHEMA = _schema(
+    "judgment",
+    "One row per verdict: a question's two answers in one order, or judged apart and then compared. A row without a "
+    "verdict says in status why, and counts in no class.",
+    [
+        _column("question_id", pa.string(), "", "the question's id in its file, or the row of its pair", required=True),
+        _column("sample", pa.int64(), "", "which of the model's answers to the question, from 0", required=True),
+        _column("order", pa.string(), "", "'first' or 'second': place of the model's answer; 'apart'", required=True),
+        _column("status", pa.string(), "", "'judged', 'identical' (not asked), or why there is none", required=True),
+        _column("verdict", pa.string(), "", "'win', 'tie' or 'loss' of the model against the baseline"),
+        _column("is_doubtful", pa.bool_(), "", "the reply opens with a verdict and goes on against it", optional=True),
+        _column("model_score", pa.float64(), "", "the judge's score of the model's answer, where it scores"),
+        _column("baseline_score", pa.float64(), "", "likewise of the baseline's"),
+        _column("model_length", pa.int64(), "characters", "length of the model's answer"),
+        _column("baseline_length", pa.int64(), "characters", "length of the baseline's answer"),
+        _column("category", pa.string(), "", "the question's category, where it has one", optional=True),
+        _PROMPT_ID,
+    ],
+)
+
+RATING_SCHEMA = _schema(
+    "rating",
+    "One row per answer and turn that a judge graded by itself (MT-Bench's single grading).",
+    [
+        _column("question_id", pa.string(), "", "the question's id in its file", required=True),
+        _column("turn", pa.int64(), "", "turn of the conversation, from 1", required=True),
+        _column("status", pa.string(), "", "'judged', or why there is no rating", required=True),
+        _column("rating", pa.float64(), "points", "the judge's rating, 1 to 10"),
+        _column("category", pa.string(), "", "the question's category, where it has one", optional=True),
+    ],
+)
+
 SCHEMAS = {"score": SCORE_SCHEMA, "token": TOKEN_SCHEMA, "theory": THEORY_SCHEMA, "prediction": PREDICTION_SCHEMA}
+SCHEMAS |= {"judgment": JUDGMENT_SCHEMA, "rating": RATING_SCHEMA}

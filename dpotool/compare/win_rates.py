@@ -1,0 +1,147 @@
+"""From a judgment table to win rates: the two orders merged, questions counted once, everything left out counted.
+
+A question has an outcome where it has a verdict in every order that was asked for; where two orders differ it is a tie.
+Identical answers are a tie without asking.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpotool.stats.bootstrap import Interval
+from dpotool.stats.length_control import control_length
+from dpotool.stats.paired import adjust_holm
+from dpotool.stats.power import count_questions_needed, find_detectable_rate
+from dpotool.stats.win_rates import estimate_order_effect, estimate_win_rate
+
+OUTCOMES = {"win": 1.0, "tie": 0.0, "loss": -1.0}
+RATES = {"ties_half": "ties as half", "without_ties": "without ties", "ties_as_wins": "ties as wins"}
+"""The three win rates, by the names they have wherever they are printed."""
+_KEYS = ["question_id", "sample"]
+
+
+def summarize_judgments(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
+    """Returns counts, the three win rates, sign test, order effect, length control and power of one model's verdicts.
+
+    Args:
+        table: of JUDGMENT_SCHEMA.
+    """
+    merged = merge_judgments(table)
+    known = merged[merged["outcome"].notna()]
+    clusters = _clusters(known)
+    rate = estimate_win_rate(known["outcome"], clusters=clusters, seed=seed)
+    decided = rate.wins + rate.losses
+    tie_share = rate.ties / rate.n if rate.n else math.nan
+    lengths = known[["model_length", "baseline_length"]]
+    has_lengths = bool(len(known)) and bool(lengths.notna().all(axis=None))
+    control = (
+        control_length(
+            known["outcome"],
+            lengths["model_length"].astype(float),
+            lengths["baseline_length"].astype(float),
+            clusters=clusters,
+            seed=seed,
+        ).to_dict()
+        if has_lengths
+        else None
+    )
+    return {
+        "n": rate.n,
+        "n_questions": len(merged),
+        "wins": rate.wins,
+        "ties": rate.ties,
+        "losses": rate.losses,
+        "without_outcome": len(merged) - rate.n,
+        "verdicts": count_status(table),
+        "identical": int((merged["status"] == "identical").sum()),
+        "doubtful": int(table.get("is_doubtful", pd.Series(dtype=bool)).fillna(False).sum()),
+        "win_rate": {name: getattr(rate, name).to_dict() for name in RATES},
+        "p_value": rate.p_value,
+        "test": rate.test,
+        "order_effect": summarize_order(table, seed=seed),
+        "length_control": control,
+        "power": {
+            "questions_needed": count_questions_needed(rate.wins / decided if decided else math.nan, tie_share),
+            "detectable": find_detectable_rate(rate.n, tie_share),
+        },
+    }
+
+
+def merge_judgments(table: pd.DataFrame) -> pd.DataFrame:
+    """Returns a row per question and sample: `outcome` (+1, 0, -1, NaN for none), `status`, lengths, category.
+
+    `status` is 'judged', 'identical', 'orders differ', or why there is no outcome.
+    """
+    rows = table.assign(value=table["verdict"].map(OUTCOMES).astype(float))
+    groups = rows.groupby(_KEYS, sort=False)
+    merged = groups[["model_length", "baseline_length", "category", "prompt_id", "status"]].first()
+    low, high, n_missing = groups["value"].min(), groups["value"].max(), groups["value"].agg(lambda v: v.isna().sum())
+    merged["outcome"] = low.where(low == high, 0.0).where(n_missing == 0)
+    merged.loc[(low != high) & (n_missing == 0), "status"] = "orders differ"
+    missing = rows[rows["value"].isna()].drop_duplicates(_KEYS).set_index(_KEYS)["status"]
+    merged.loc[missing.index, "status"] = missing
+    return merged.reset_index()
+
+
+def count_status(table: pd.DataFrame) -> dict[str, int]:
+    """Returns how many verdicts were asked for, and what became of them, by status."""
+    counts = table["status"].value_counts()
+    return {"asked": int((table["status"] != "identical").sum()), **{str(k): int(v) for k, v in counts.items()}}
+
+
+def summarize_order(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Any] | None:
+    """Returns agreement of the orders and position bias; None where only one order was asked for, or none matters."""
+    judged = table[(table["status"] == "judged") & table["order"].isin(["first", "second"])]
+    values = judged.assign(value=judged["verdict"].map(OUTCOMES).astype(float))
+    sides = values.pivot_table(index=_KEYS, columns="order", values="value", aggfunc="first")
+    if not {"first", "second"} <= set(sides.columns):
+        return None
+    sides = sides.dropna().reset_index()
+    prompts = table.drop_duplicates(_KEYS)[[*_KEYS, "prompt_id"]]
+    clusters = _clusters(sides.merge(prompts, on=_KEYS, how="left"))
+    effect = estimate_order_effect(sides["first"], sides["second"], clusters=clusters, seed=seed)
+    return {
+        "n": effect.n,
+        "agreement": effect.agreement.to_dict("mean"),
+        "position_bias": effect.position_bias.to_dict(),
+    }
+
+
+def adjust_family(summaries: Sequence[dict[str, Any]]) -> None:
+    """Adds `p_adjusted`, by Holm over all settings that were judged against the baseline, to each summary."""
+    adjusted = adjust_holm([summary["p_value"] for summary in summaries])
+    for summary, p in zip(summaries, adjusted, strict=True):
+        summary["p_adjusted"], summary["n_compared"] = p, len(summaries)
+
+
+def state_result(label: str, baseline: str, summary: Mapping[str, Any]) -> str:
+    """Returns one sentence: whether the model's answers are preferred, how often, and how sure that is."""
+    rate = Interval(*(summary["win_rate"]["ties_half"][key] for key in ("value", "ci_low", "ci_high")))
+    if not summary["n"] or math.isnan(rate.ci_low):
+        return f"Nothing can be said about {label} against {baseline}: no question has a verdict."
+    p = summary.get("p_adjusted", summary["p_value"])
+    numbers = f"win rate {100 * rate.value:.1f} % [{100 * rate.ci_low:.1f}, {100 * rate.ci_high:.1f}], ties as half"
+    if p < 0.05:
+        better = label if rate.value > 0.5 else baseline
+        return f"{better} answers better than {baseline if better is label else label} by this judge: {numbers}."
+    needed = summary["power"]["questions_needed"]
+    more = "" if not math.isfinite(needed) else f"; a difference as small would take about {needed:,.0f} questions"
+    return f"{label} and {baseline} cannot be told apart on {summary['n']} questions: {numbers}{more}."
+
+
+def _clusters(rows: pd.DataFrame) -> np.ndarray | None:
+    """Questions drawn together: those of one prompt, and all samples of a question."""
+    if rows["prompt_id"].notna().all() and len(rows):
+        return rows["prompt_id"].to_numpy(dtype=str)
+    return rows["question_id"].to_numpy(dtype=str)
+
+
+def summary_to_row(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns what a table of runs holds of a summary: the win rate, ties as half, with its ends."""
+    rate = summary["win_rate"]["ties_half"]
+    return {"win_rate": rate["value"], "win_rate_low": rate["ci_low"], "win_rate_high": rate["ci_high"]}

@@ -1,0 +1,221 @@
+"""Judgments made elsewhere: the DPO-Shift paper's files, FastChat's model_judgment, AlpacaEval's annotations.
+
+The registry `FORMATS` recognises a file by its columns and turns it into verdicts on one model against a baseline.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpotool.data.pairs import hash_prompt
+from dpotool.errors import DpotoolError
+from dpotool.judging.answers import Answer
+from dpotool.judging.judgments import FIRST, JUDGED, SECOND, Judgment, describe_pair, judge_verdict
+from dpotool.judging.lines import Row, parse_object, read_lines
+from dpotool.judging.verdicts import NO_VERDICT, RULES
+
+Answers = Mapping[str, Answer]
+"""Question id -> answer; empty where the answers are not at hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """Verdicts on one model against one baseline, or grades of one model."""
+
+    model: str | None
+    """Name in the file; None where the file does not say."""
+    baseline: str | None
+    judge: str
+    judgments: list[Judgment]
+
+
+@dataclass(frozen=True, slots=True)
+class JudgmentFormat:
+    """A kind of file."""
+
+    name: str
+    columns: frozenset[str]
+    """It is recognised by having these."""
+    read: Callable[[Sequence[Row], Answers, Answers], list[Imported]]
+    definition: str
+
+
+def import_judgments(path: str, ours: Answers, theirs: Answers) -> tuple[JudgmentFormat, list[Imported]]:
+    """Reads a file of judgments of any known format.
+
+    Args:
+        ours, theirs: the answers that were judged, for their lengths; may be empty.
+
+    Raises:
+        DpotoolError: no known format, or a question was judged twice.
+    """
+    rows = _read_rows(path)
+    format_ = next((known for known in FORMATS if known.columns <= rows[0].keys()), None) if rows else None
+    if format_ is None:
+        raise DpotoolError(
+            "no known format of judgments",
+            where=path,
+            expected="; ".join(f"{known.name} ({', '.join(sorted(known.columns))})" for known in FORMATS),
+            got=f"the columns {', '.join(rows[0])}" if rows else "no row",
+        )
+    if any(not format_.columns <= row.keys() for row in rows):
+        raise DpotoolError(f"not every row is one of {format_.name}", where=path)
+    found = format_.read(rows, ours, theirs)
+    for imported in found:
+        _refuse_repeats(imported, path)
+    return format_, found
+
+
+def _read_rows(path: str) -> list[Row]:
+    """Rows of a file of JSON lines, or of one JSON list as AlpacaEval writes it."""
+    if Path(path).suffix == ".json" and Path(path).is_file():
+        try:
+            rows = json.loads(Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DpotoolError(f"is no JSON ({error})", where=path) from error
+        if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):
+            return rows
+    return read_lines(path)
+
+
+def _refuse_repeats(imported: Imported, path: str) -> None:
+    counts = Counter((each.question_id, each.sample, each.order) for each in imported.judgments)
+    twice = next((key for key, n in counts.items() if n > 1), None)
+    if twice is not None:
+        raise DpotoolError(f"question {twice[0]} was judged twice in one order", where=path)
+
+
+def _read_paper(rows: Sequence[Row], ours: Answers, theirs: Answers) -> list[Imported]:
+    """The paper's files: the reply as it came, the model's answer always A, the baseline's always B."""
+    judgments = []
+    for row in rows:
+        id_ = str(row["question_id"])
+        verdict = RULES["first-word"].read(str(row["response"]))
+        said = judge_verdict(verdict, FIRST)
+        pair = describe_pair(ours.get(id_), theirs.get(id_))
+        status = JUDGED if said else str(verdict.problem)
+        judgments.append(Judgment(id_, 0, FIRST, status, said, verdict.is_doubtful, **pair))  # type: ignore[arg-type]
+    return [Imported(None, None, "published replies", judgments)]
+
+
+def _read_fastchat(rows: Sequence[Row], ours: Answers, theirs: Answers) -> list[Imported]:
+    """FastChat's pairwise judgments: two games a question and turn, the second with the places changed."""
+    groups: dict[tuple[str, str, str], list[Judgment]] = {}
+    for row in rows:
+        key = (row["model_1"], row["model_2"], str(row.get("judge", ["?"])[0]))
+        id_, turn = str(row["question_id"]), int(row.get("turn", 1))
+        pair = describe_pair(ours.get(id_), theirs.get(id_))
+        for order, game in ((FIRST, "g1"), (SECOND, "g2")):
+            said = {"model_1": "win", "model_2": "loss", "tie": "tie"}.get(str(row[f"{game}_winner"]).lower())
+            said = said or {row["model_1"]: "win", row["model_2"]: "loss"}.get(row[f"{game}_winner"])
+            status = JUDGED if said else NO_VERDICT
+            judgments = groups.setdefault(key, [])
+            judgments.append(Judgment(id_, turn - 1, order, status, said, **pair))  # type: ignore[arg-type]
+    return [Imported(model, baseline, judge, found) for (model, baseline, judge), found in groups.items()]
+
+
+def _read_alpaca_eval(rows: Sequence[Row], _ours: Answers, _theirs: Answers) -> list[Imported]:
+    """AlpacaEval's annotations: the model is output_2; a preference above 1.5 is for it, of 1.5 a tie.
+
+    Weighted annotators give preferences between 1 and 2; the verdict is the nearer end, the weight is kept as a score.
+    """
+    groups: dict[tuple[str, str, str], list[Judgment]] = {}
+    for number, row in enumerate(rows):
+        preference = row["preference"]
+        known = isinstance(preference, int | float) and 1 <= preference <= 2
+        weight = float(preference) - 1 if known else None
+        said = None if weight is None else "tie" if weight == 0.5 else "win" if weight > 0.5 else "loss"
+        judgment = Judgment(
+            str(row.get("index", number)),
+            0,
+            "apart",  # its annotators draw the order at random and do not write it down
+            JUDGED if said else NO_VERDICT,
+            said,
+            model_score=weight,
+            baseline_score=None if weight is None else 1 - weight,
+            model_length=len(row["output_2"]),
+            baseline_length=len(row["output_1"]),
+            category=row.get("dataset"),
+            prompt_id=hash_prompt(row["instruction"]),
+        )
+        names = (row.get("generator_2", "model"), row.get("generator_1", "baseline"), row.get("annotator", "annotator"))
+        groups.setdefault(names, []).append(judgment)
+    return [Imported(model, baseline, judge, found) for (model, baseline, judge), found in groups.items()]
+
+
+FORMATS = (
+    JudgmentFormat(
+        "FastChat's pairwise judgments",
+        frozenset({"question_id", "model_1", "model_2", "g1_winner", "g2_winner"}),
+        _read_fastchat,
+        "llm_judge's model_judgment/*_pair.jsonl: both orders, the winner of each",
+    ),
+    JudgmentFormat(
+        "AlpacaEval's annotations",
+        frozenset({"instruction", "output_1", "output_2", "preference"}),
+        _read_alpaca_eval,
+        "annotations.json: a preference from 1 (the baseline, output_1) to 2 (the model, output_2)",
+    ),
+    JudgmentFormat(
+        "the DPO-Shift paper's replies",
+        frozenset({"question_id", "response"}),
+        _read_paper,
+        "what the judge said, the model's answer always as A",
+    ),
+)
+"""Formats by their columns, the most particular first."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedRating:
+    """A grade of one answer, of FastChat's single grading."""
+
+    model: str
+    judge: str
+    question_id: str
+    turn: int
+    rating: float | None
+
+
+def import_ratings(path: str) -> list[ImportedRating]:
+    """Reads FastChat's single grading (model_judgment/*_single.jsonl); a score of -1 there is none.
+
+    Raises:
+        DpotoolError: it is none, or an answer was graded twice.
+    """
+    rows = read_lines(path)
+    needed = {"question_id", "model", "score", "turn"}
+    if not rows or any(not needed <= row.keys() for row in rows):
+        raise DpotoolError("is no single grading of FastChat", where=path, expected=", ".join(sorted(needed)))
+    found = [_read_rating(row) for row in rows]
+    counts = Counter((each.model, each.judge, each.question_id, each.turn) for each in found)
+    twice = next((key for key, n in counts.items() if n > 1), None)
+    if twice is not None:
+        raise DpotoolError(f"question {twice[2]}, turn {twice[3]} of {twice[0]} was graded twice", where=path)
+    return found
+
+
+def _read_rating(row: Row) -> ImportedRating:
+    score: Any = row["score"]
+    rating = float(score) if isinstance(score, int | float) and 1 <= score <= 10 else None
+    judge = row.get("judge", "?")
+    name = str(judge[0] if isinstance(judge, list) else judge)
+    return ImportedRating(str(row["model"]), name, str(row["question_id"]), int(row["turn"]), rating)
+
+
+def is_single_grading(path: str) -> bool:
+    """Whether a file holds FastChat's single grading, by its first row."""
+    rows = _read_first(path)
+    return rows is not None and {"model", "score", "turn"} <= rows.keys()
+
+
+def _read_first(path: str) -> Row | None:
+    if not Path(path).is_file() or Path(path).suffix == ".gz":
+        return None
+    with Path(path).open(encoding="utf-8") as file:
+        return parse_object(file.readline())

@@ -1,0 +1,101 @@
+"""Judgments as rows of a table: one for each question and order, made from verdicts, scores or other tools' files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from dpotool.judging.answers import Answer
+from dpotool.judging.verdicts import Verdict
+
+JUDGED, IDENTICAL = "judged", "identical"
+FIRST, SECOND, APART = "first", "second", "apart"
+ORDERS = (FIRST, SECOND)
+SCORE_TOLERANCE = 1e-9
+"""Scores nearer than this are a tie: the same sum taken in another order."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgment:
+    """One row of JUDGMENT_SCHEMA; its columns by name."""
+
+    question_id: str
+    sample: int
+    order: str
+    status: str
+    verdict: str | None = None
+    is_doubtful: bool = False
+    model_score: float | None = None
+    baseline_score: float | None = None
+    model_length: int | None = None
+    baseline_length: int | None = None
+    category: str | None = None
+    prompt_id: str | None = None
+
+
+def judge_verdict(verdict: Verdict, order: str) -> str | None:
+    """Returns 'win', 'tie' or 'loss' for the model, whose answer was A (order 'first') or B ('second')."""
+    if verdict.choice is None:
+        return None
+    if verdict.choice == "Tie":
+        return "tie"
+    return "win" if (verdict.choice == "A") == (order == FIRST) else "loss"
+
+
+def judge_scores(model: float, baseline: float) -> str:
+    """Returns 'win', 'tie' or 'loss' for the model by two scores of which more is better."""
+    difference = model - baseline
+    return "tie" if abs(difference) <= SCORE_TOLERANCE else "win" if difference > 0 else "loss"
+
+
+def describe_pair(ours: Answer | None, theirs: Answer | None) -> dict[str, object]:
+    """Returns what a row says of the two answers: lengths in characters, category, prompt."""
+    question = (ours.question if ours else None) or (theirs.question if theirs else None)
+    return {
+        "model_length": len("".join(ours.turns)) if ours else None,
+        "baseline_length": len("".join(theirs.turns)) if theirs else None,
+        "category": question.category if question else None,
+        "prompt_id": question.prompt_id if question else None,
+    }
+
+
+def build_judgment_frame(judgments: Iterable[Judgment]) -> pd.DataFrame:
+    """Returns the table of JUDGMENT_SCHEMA."""
+    rows = [asdict(judgment) for judgment in judgments]
+    frame = pd.DataFrame(rows, columns=list(Judgment.__dataclass_fields__))
+    for name in ("model_length", "baseline_length"):
+        frame[name] = frame[name].astype("Int64")
+    for name in ("model_score", "baseline_score"):
+        frame[name] = frame[name].astype("float64")
+    for name in ("verdict", "category", "prompt_id"):
+        frame[name] = frame[name].astype(object).where(frame[name].notna(), None)
+    return frame
+
+
+def are_identical(ours: Answer, theirs: Answer) -> bool:
+    """Whether two answers are the same text, white space at the ends aside."""
+    return [turn.strip() for turn in ours.turns] == [turn.strip() for turn in theirs.turns]
+
+
+def row_of(verdict: Verdict, order: str, ours: Answer, theirs: Answer, status: str | None = None) -> Judgment:
+    """Returns the row for a verdict, or for its absence and the reason."""
+    said = judge_verdict(verdict, order)
+    return Judgment(
+        ours.question_id,
+        ours.sample,
+        order,
+        status or (JUDGED if said else verdict.problem or "no verdict"),
+        verdict=said,
+        is_doubtful=verdict.is_doubtful,
+        **describe_pair(ours, theirs),  # type: ignore[arg-type]
+    )
+
+
+def tie_identical(pairs: Sequence[tuple[Answer, Answer]]) -> list[Judgment]:
+    """Returns the rows for answers that are the same: a tie, without asking."""
+    return [
+        Judgment(ours.question_id, ours.sample, APART, IDENTICAL, "tie", **describe_pair(ours, theirs))  # type: ignore[arg-type]
+        for ours, theirs in pairs
+    ]

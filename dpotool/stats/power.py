@@ -1,0 +1,52 @@
+"""How many questions it would take to settle a win rate: the sign test's power, in the normal approximation."""
+
+from __future__ import annotations
+
+import math
+
+from scipy.stats import norm
+
+ALPHA = 0.05
+POWER = 0.8
+
+
+def count_questions_needed(
+    without_ties: float, tie_share: float, *, alpha: float = ALPHA, power: float = POWER
+) -> float:
+    """Returns the questions at which a two-sided sign test finds a win rate with the given power; inf for one half.
+
+    It wants m = ((z_(1 - alpha / 2) / 2 + z_power sqrt(p (1 - p))) / (p - 1/2))^2 decided questions, corrected for
+    counts being whole, m / 4 (1 + sqrt(1 + 2 / (m |p - 1/2|)))^2 (Fleiss, Levin and Paik, Statistical Methods for Rates
+    and Proportions, chapter 2); ties come on top.
+
+    Args:
+        without_ties: the true win rate p among decided questions.
+        tie_share: share of questions that end in a tie.
+    """
+    distance = abs(without_ties - 0.5)
+    if math.isnan(without_ties) or math.isnan(tie_share):
+        return math.nan
+    if distance == 0 or tie_share >= 1:
+        return math.inf
+    spread = math.sqrt(without_ties * (1 - without_ties))
+    decided = ((norm.ppf(1 - alpha / 2) / 2 + norm.ppf(power) * spread) / distance) ** 2
+    decided *= (1 + math.sqrt(1 + 2 / (decided * distance))) ** 2 / 4
+    return math.ceil(decided / (1 - tie_share))
+
+
+def find_detectable_rate(n: int, tie_share: float, *, alpha: float = ALPHA, power: float = POWER) -> float:
+    """Returns the least win rate without ties (above one half) that so many questions would find; NaN for none.
+
+    The inverse of `count_questions_needed`, by bisection: more questions are needed the nearer a rate is to one half.
+    """
+    if n < 1 or tie_share >= 1 or count_questions_needed(1.0, tie_share, alpha=alpha, power=power) > n:
+        return math.nan
+    low, high = 0.5, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (
+            (low, middle)
+            if count_questions_needed(middle, tie_share, alpha=alpha, power=power) <= n
+            else (middle, high)
+        )
+    return high

@@ -1,0 +1,117 @@
+"""Judgments made elsewhere: three formats read, and the published ones counted as they were published."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dpotool.compare.win_rates import merge_judgments, summarize_judgments
+from dpotool.errors import DpotoolError
+from dpotool.judging.answers import read_answers
+from dpotool.judging.imports import import_judgments, import_ratings
+from dpotool.judging.judgments import build_judgment_frame
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "judging"
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_the_papers_replies(tmp_path: Path):
+    """The model is A: a win, a loss, a tie, and one that is none."""
+    replies = ["A\nbetter", "B.", "Tie", "Neither"]
+    rows = [{"question_id": n, "response": reply} for n, reply in enumerate(replies)]
+    _, (found,) = import_judgments(write(tmp_path / "replies.jsonl", rows), {}, {})
+    assert [each.verdict for each in found.judgments] == ["win", "loss", "tie", None]
+    summary = summarize_judgments(build_judgment_frame(found.judgments))
+    assert (summary["n"], summary["without_outcome"], summary["win_rate"]["ties_half"]["value"]) == (3, 1, 0.5)
+    assert summary["order_effect"] is None, "one order says nothing of places"
+
+
+def test_fastchats_two_games(tmp_path: Path):
+    """Agreeing games count, games that differ are a tie, an error is no outcome."""
+    games = [("model_1", "model_1"), ("model_1", "model_2"), ("tie", "tie"), ("model_2", "error"), ("x", "x")]
+    rows = [
+        {
+            "question_id": n,
+            "model_1": "x",
+            "model_2": "y",
+            "g1_winner": a,
+            "g2_winner": b,
+            "judge": ["gpt-4", "pair-v2"],
+        }
+        for n, (a, b) in enumerate(games)
+    ]
+    _, (found,) = import_judgments(write(tmp_path / "pair.jsonl", rows), {}, {})
+    assert (found.model, found.baseline, found.judge) == ("x", "y", "gpt-4")
+    merged = merge_judgments(build_judgment_frame(found.judgments))
+    assert merged["outcome"].fillna(9).tolist() == [1, 0, 0, 9, 1]
+    assert merged["status"].tolist() == ["judged", "orders differ", "judged", "no verdict in the reply", "judged"]
+
+
+def test_alpaca_evals_preferences(tmp_path: Path):
+    rows = [
+        {"instruction": f"i{n}", "output_1": "long one", "output_2": "b", "preference": p, "generator_2": "m"}
+        for n, p in enumerate([1, 2.0, 1.5, 1.83, None])
+    ]
+    path = tmp_path / "annotations.json"
+    path.write_text(json.dumps(rows), encoding="utf-8")
+    format_, (found,) = import_judgments(str(path), {}, {})
+    assert format_.name.startswith("AlpacaEval") and found.model == "m"
+    assert [each.verdict for each in found.judgments] == ["loss", "win", "tie", "win", None]
+    assert found.judgments[0].model_length == 1 and found.judgments[3].model_score == pytest.approx(0.83)
+
+
+def test_single_grading(tmp_path: Path):
+    rows = [
+        {"question_id": 81, "model": "m", "judge": ["gpt-4", "single-v1"], "score": s, "turn": t}
+        for s, t in ((8, 1), (-1, 2))
+    ]
+    found = import_ratings(write(tmp_path / "single.jsonl", rows))
+    assert [each.rating for each in found] == [8, None]
+
+
+def test_what_is_no_judgment_is_refused(tmp_path: Path):
+    with pytest.raises(DpotoolError, match="no known format of judgments; expected FastChat"):
+        import_judgments(write(tmp_path / "x.jsonl", [{"a": 1}]), {}, {})
+    with pytest.raises(DpotoolError, match="question 1 was judged twice"):
+        import_judgments(write(tmp_path / "y.jsonl", [{"question_id": 1, "response": "A"}] * 2), {}, {})
+
+
+PUBLISHED = [
+    ("sft-vs-dpo", 480, 1413, 106, 1),
+    ("shift-0.55-vs-dpo", 816, 1025, 158, 1),
+    ("shift-0.75-vs-dpo", 804, 933, 261, 2),
+    ("shift-0.95-vs-dpo", 930, 676, 393, 1),
+    ("capybara-shift-0.95-vs-dpo", 616, 651, 656, 77),
+]
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason="the published judgments are not here (../shared/data/judging)")
+@pytest.mark.parametrize(("name", "wins", "losses", "ties", "none"), PUBLISHED)
+def test_published_counts(name: str, wins: int, losses: int, ties: int, none: int):
+    _, (found,) = import_judgments(str(REAL / "ultrafeedback" / "judgments" / f"{name}.jsonl.gz"), {}, {})
+    summary = summarize_judgments(build_judgment_frame(found.judgments))
+    counted = (summary["wins"], summary["losses"], summary["ties"], summary["without_outcome"])
+    assert counted == (wins, losses, ties, none)
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason="the published judgments are not here (../shared/data/judging)")
+def test_published_rates_and_what_length_had_to_do_with_them():
+    folder = REAL / "ultrafeedback"
+    ours = {a.question_id: a for a in read_answers(folder / "answers" / "shift-0.95.jsonl.gz")}
+    theirs = {a.question_id: a for a in read_answers(folder / "answers" / "dpo.jsonl.gz")}
+    _, (found,) = import_judgments(str(folder / "judgments" / "shift-0.95-vs-dpo.jsonl.gz"), ours, theirs)
+    summary = summarize_judgments(build_judgment_frame(found.judgments))
+    # of the 1,999 questions with a verdict; with the one without it in the denominator ties as half give 56.3
+    rates = [
+        round(100 * summary["win_rate"][name]["value"], 1) for name in ("ties_half", "without_ties", "ties_as_wins")
+    ]
+    assert rates == [56.4, 57.9, 66.2]
+    assert 0.56 <= summary["length_control"]["longer_preferred"]["mean"] <= 0.61
