@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import pytest
 
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import check_margin_identity
+from dpotool.runs.schemas import SCORE_SCHEMA
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -24,13 +25,14 @@ def test_the_printed_margins_are_not_those_of_the_printed_means(method: str, exp
     assert margin == pytest.approx(expected, abs=5e-4)
     assert abs(margin - table.loc[method, "printed_mean_margin"]) > 0.04
     assert margin == pytest.approx(table.loc[method, "margin_from_means"], abs=5e-4)
-    columns = {f"{side}_logps": table.loc[method, f"{side}_logps"] for side in ("chosen", "rejected")}
-    columns |= {f"ref_{side}_logps": table.loc["SFT", f"{side}_logps"] for side in ("chosen", "rejected")}
-    columns |= {f"{side}_displacement": change[f"{side}_logps"] for side in ("chosen", "rejected")}
-    columns |= {"reward_margins": table.loc[method, "printed_mean_margin"]}
-    found = check_margin_identity(
-        {name: np.array([value], dtype=np.float64) for name, value in columns.items()}, table.loc[method, "beta"]
-    )
+    row: dict = {"pair_id": 0, "status": "ok", "reward_margins": table.loc[method, "printed_mean_margin"]}
+    for side in ("chosen", "rejected"):
+        row |= {
+            f"{side}_logps": table.loc[method, f"{side}_logps"],
+            f"ref_{side}_logps": table.loc["SFT", f"{side}_logps"],
+        }
+    frame = pd.DataFrame([row]).reindex(columns=SCORE_SCHEMA.names)
+    found = check_margin_identity(ScoredRun(frame, about={"beta": table.loc[method, "beta"]}))
     assert not found["holds"] and found["from_means"] == pytest.approx(expected, abs=5e-4), "dpotool's own check"
     assert f"| {expected} | 0.58 |" in (DOCS / "paper-check.md").read_text(encoding="utf-8")
 

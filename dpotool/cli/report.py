@@ -12,8 +12,8 @@ from dpotool.errors import DpotoolError
 from dpotool.report.config import ReportConfig
 
 if TYPE_CHECKING:
-    from dpotool.compare.differences import ScoredRun
     from dpotool.compare.findings import Findings
+    from dpotool.compare.scored_run import ScoredRun
     from dpotool.report.texts import TextSource
 
 _RUNS = Positional("runs", list[str], "Scored runs, or a sweep, which stands for its runs.", required=True)

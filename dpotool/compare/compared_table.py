@@ -74,7 +74,7 @@ def tabulate_effects(comparison: Comparison) -> tuple[list[str], list[list[str]]
     columns += ["ranked alike", "chosen equally likely", "margin exactly 0"]
     rows = []
     for run in comparison.scored:
-        margins = run.frame["reward_margins"]
+        margins = run.scored["reward_margins"]
         zero = "-" if margins.isna().any() else f"{int((margins == 0).sum())} of {len(margins)}"
         found = comparison.differences.get(run.label)
         if found is None:

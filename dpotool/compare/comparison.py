@@ -8,19 +8,20 @@ factor; 1 for DPO, NaN for a schedule that moves and for losses without one), `l
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from dpotool.compare.summaries import MEANS, MEDIANS, PERPLEXITIES, SHARES, summarize_scores
+from dpotool.compare.scored_run import ScoredRun
+from dpotool.compare.summaries import MEANS, MEDIANS, PERPLEXITIES, SHARES, get_summary
 from dpotool.errors import DpotoolError
-from dpotool.runs.folder import RunFolder, list_runs, summary_path
-from dpotool.runs.tables import read_metadata, read_table
+from dpotool.runs.folder import RunFolder, list_runs
+from dpotool.runs.tables import read_metadata
 
 METRICS = (*MEANS, *(f"{name}_median" for name in MEDIANS), *SHARES, *PERPLEXITIES)
 _SCHEDULE_SIGNS = {"linear_increase": "↑", "linear_decrease": "↓"}
@@ -46,18 +47,22 @@ def expand_sweeps(paths: Sequence[str]) -> list[RunFolder]:
     return [folder for folder in folders if once[folder.path.resolve()] is folder]
 
 
-def collect_runs(runs: Sequence[RunFolder], *, data: str | None = None, split: str | None = None) -> pd.DataFrame:
-    """Returns the runs table of several runs, in their order.
+def open_runs(folders: Sequence[RunFolder], *, data: str | None = None, split: str | None = None) -> list[ScoredRun]:
+    """Opens a score table of each run, in their order, under labels that are unique among them.
 
     Args:
         data, split: which of each run's score tables; without them the newest.
 
-    Raises DpotoolError when a run has no such score table or cannot be read.
+    Raises DpotoolError when a run has no such score table or it cannot be read.
     """
-    rows = [_collect_run(run, data, split) for run in runs]
-    for row, label in zip(rows, make_unique([row["label"] for row in rows], runs), strict=True):
-        row["label"] = label
-    return pd.DataFrame(rows)
+    runs = [ScoredRun.open(find_scores(folder, data=data, split=split)) for folder in folders]
+    labels = make_unique([_label_run(run) for run in runs], folders)
+    return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
+
+
+def tabulate_runs(runs: Sequence[ScoredRun]) -> pd.DataFrame:
+    """Returns the runs table, a row per run."""
+    return pd.DataFrame([_describe_row(run) for run in runs])
 
 
 def find_scores(run: RunFolder, *, data: str | None = None, split: str | None = None) -> Path:
@@ -112,26 +117,27 @@ def _cells(sweep: RunFolder) -> list[RunFolder]:
     return [sweep, *sorted(inside, key=order)]
 
 
-def _collect_run(run: RunFolder, data: str | None, split: str | None) -> dict[str, Any]:
-    manifest = run.read_manifest()
-    config = manifest["config"]
-    table = find_scores(run, data=data, split=split)
-    about = read_metadata(table)
-    summary = _read_summary(table, about)
-    is_trained = manifest["kind"] == "train" or bool(config.get("loss"))
+def _label_run(run: ScoredRun) -> str:
+    config = run.config
+    is_trained = run.manifest.get("kind") == "train" or bool(config.get("loss"))
+    return describe_run(config) if is_trained else run.folder.name
+
+
+def _describe_row(run: ScoredRun) -> dict[str, Any]:
+    config, summary = run.config, get_summary(run)
     row: dict[str, Any] = {
-        "label": describe_run(config) if is_trained else run.name,
-        "path": str(run.path),
+        "label": run.label,
+        "path": str(run.folder.path),
         "model": config.get("model"),
         "loss": config.get("loss"),
         "lambda_schedule": _schedule_of(config),
         "lambda": _lambda_of(config),
         "lambda_min": _number(config.get("lambda_min")),
         "lambda_max": _number(config.get("lambda_max")),
-        "beta": _number(about.get("beta")),
-        "seed": manifest.get("seed"),
-        "data": about.get("data"),
-        "split": about.get("split"),
+        "beta": _number(run.beta),
+        "seed": run.manifest.get("seed"),
+        "data": run.data,
+        "split": run.split,
         "n": summary["n"],
         "n_excluded": sum(summary["n_excluded"].values()),
     }
@@ -141,19 +147,6 @@ def _collect_run(run: RunFolder, data: str | None, split: str | None) -> dict[st
         row[f"{name}_low"] = _number(interval.get("ci_low"))
         row[f"{name}_high"] = _number(interval.get("ci_high"))
     return row
-
-
-def _read_summary(table: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """The summary beside a score table; made from the table where it is missing, older or unreadable."""
-    path = summary_path(table)
-    if path.is_file() and path.stat().st_mtime_ns >= table.stat().st_mtime_ns:
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-            if isinstance(summary, dict) and {"n", "n_excluded"} <= summary.keys():
-                return summary
-        except (OSError, ValueError):
-            pass  # the table beside it says the same
-    return summarize_scores(read_table(table), about.get("beta"))
 
 
 def _schedule_of(config: Mapping[str, Any]) -> str | None:

@@ -15,35 +15,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpotool.compare.comparison import collect_runs, find_scores
-from dpotool.compare.summaries import has_reference, split_scored
+from dpotool.compare.comparison import tabulate_runs
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.runs.commands import repeat_import
-from dpotool.runs.folder import RunFolder
-from dpotool.runs.tables import read_metadata, read_table
-from dpotool.stats.bootstrap import N_RESAMPLES, bootstrap_shares, has_repeats, read_clusters
+from dpotool.stats.bootstrap import N_RESAMPLES, bootstrap_shares, has_repeats
 from dpotool.stats.paired import ALPHA, adjust_holm, compare_means, compare_shares
 
 MEAN_METRICS = ("chosen_logps", "rejected_logps", "chosen_displacement", "reward_margins")
 SHARE_METRICS = ("reward_accuracy", "chosen_displaced_share")
 NEEDS_REFERENCE = ("chosen_displacement", "reward_margins", *SHARE_METRICS)
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredRun:
-    """One model's scores, ready to be compared."""
-
-    label: str
-    folder: RunFolder
-    frame: pd.DataFrame
-    """The score table's usable rows, by pair_id."""
-    about: Mapping[str, Any]
-    """The table's metadata."""
-    path: Path
-
-    @property
-    def is_referenced(self) -> bool:
-        return has_reference(self.frame)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,11 +47,9 @@ class Comparison:
 
 
 def compare_runs(
-    folders: Sequence[RunFolder],
+    scored: Sequence[ScoredRun],
     *,
     baseline: str | None = None,
-    data: str | None = None,
-    split: str | None = None,
     n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
@@ -78,12 +57,14 @@ def compare_runs(
 
     Args:
         baseline: label, folder name or path of a run; without it the first DPO run, else the first run.
-        data, split: which of each run's score tables; without them the newest.
 
-    Raises DpotoolError when a run has no scores, two were scored on different data, or the baseline is not among them.
+    Raises DpotoolError when a run has no scored pair, two were scored on different data, or the baseline is not among
+    them.
     """
-    runs = collect_runs(folders, data=data, split=split)
-    scored = [_read_run(str(label), folder, data, split) for label, folder in zip(runs["label"], folders, strict=True)]
+    for run in scored:
+        if not run.n:
+            raise DpotoolError("no scored pair to compare", where=str(run.path), remedy="Its summary says why")
+    runs = tabulate_runs(scored)
     base = scored[choose_baseline(runs, baseline)]
     differences = {}
     for run in scored:
@@ -91,7 +72,7 @@ def compare_runs(
             _check_same_data(run, base)
             differences[run.label] = _compare(run, base, n_resamples, seed)
     adjust_family(differences.values())
-    return Comparison(runs, scored, base.label, differences, _find_problems(scored, base, differences))
+    return Comparison(runs, list(scored), base.label, differences, _find_problems(scored, base, differences))
 
 
 def choose_baseline(runs: pd.DataFrame, name: str | None) -> int:
@@ -108,19 +89,6 @@ def choose_baseline(runs: pd.DataFrame, name: str | None) -> int:
             return row
     known = [*runs["label"], *(path.resolve().name for path in paths)]
     raise DpotoolError(f"no run {name!r} to compare with", where="--baseline", remedy=suggest_nearest(name, known))
-
-
-def compute_columns(run: ScoredRun) -> dict[str, np.ndarray]:
-    """Returns the metrics of a run per pair, float64; those that need a reference only where there is one."""
-    frame = run.frame
-    names = ("chosen_logps", "rejected_logps", "reward_margins")
-    columns = {name: frame[name].to_numpy(dtype=np.float64) for name in names if frame[name].notna().all()}
-    if "reward_margins" in columns:
-        columns["reward_accuracy"] = columns["reward_margins"] > 0
-    if run.is_referenced:
-        columns["chosen_displacement"] = columns["chosen_logps"] - frame["ref_chosen_logps"].to_numpy(dtype=np.float64)
-        columns["chosen_displaced_share"] = columns["chosen_displacement"] < 0
-    return columns
 
 
 def is_beyond_chance(difference: Mapping[str, Any] | None) -> bool:
@@ -143,14 +111,6 @@ def is_shown(difference: Mapping[str, Any] | None) -> bool:
     return difference is not None and is_beyond_chance(difference) and excludes_zero(difference["difference"])
 
 
-def _read_run(label: str, folder: RunFolder, data: str | None, split: str | None) -> ScoredRun:
-    path = find_scores(folder, data=data, split=split)
-    frame, _ = split_scored(read_table(path))
-    if frame.empty:
-        raise DpotoolError("no scored pair to compare", where=str(path), remedy="Its summary says why")
-    return ScoredRun(label, folder, frame.set_index("pair_id", drop=False), read_metadata(path), path)
-
-
 def _check_same_data(run: ScoredRun, base: ScoredRun) -> None:
     for key in ("data", "split"):
         ours, theirs = run.about.get(key), base.about.get(key)
@@ -163,10 +123,10 @@ def _check_same_data(run: ScoredRun, base: ScoredRun) -> None:
                 remedy=_say_how_to_match(run, base, key),
             )
     fingerprints = [(each.about.get("fingerprints") or {}).get("data") for each in (run, base)]
-    shared = run.frame.index.intersection(base.frame.index)
+    shared = run.scored.index.intersection(base.scored.index)
     if not len(shared):
         raise DpotoolError(f"has no pair in common with {base.label}", where=str(run.path))
-    prompts = [each.frame.loc[shared, "prompt_id"] for each in (run, base)]
+    prompts = [each.scored.loc[shared, "prompt_id"] for each in (run, base)]
     is_known = prompts[0].notna() & prompts[1].notna()
     is_changed = bool((prompts[0] != prompts[1])[is_known].any())
     # rows read under another --limit have another hash though the shared rows are the same: prompts decide if known
@@ -192,12 +152,10 @@ def _say_how_to_match(run: ScoredRun, base: ScoredRun, key: str) -> str:
 
 
 def _compare(run: ScoredRun, base: ScoredRun, n_resamples: int, seed: int) -> dict[str, Any]:
-    shared = run.frame.index.intersection(base.frame.index)
-    sides = [compute_columns(restrict_run(each, shared)) for each in (run, base)]
-    rows = base.frame.loc[shared]
-    clusters = read_clusters(rows)
-    if clusters is None:
-        clusters = read_clusters(run.frame.loc[shared])
+    shared = run.scored.index.intersection(base.scored.index)
+    both = [each.restrict(shared) for each in (run, base)]
+    sides = [each.columns for each in both]
+    clusters = both[1].clusters if both[1].clusters is not None else both[0].clusters
     options: dict[str, Any] = {"clusters": clusters, "n_resamples": n_resamples, "seed": seed}
     result: dict[str, Any] = {
         "n": len(shared),
@@ -216,11 +174,6 @@ def _compare(run: ScoredRun, base: ScoredRun, n_resamples: int, seed: int) -> di
     return result
 
 
-def restrict_run(run: ScoredRun, pair_ids: pd.Index) -> ScoredRun:
-    """Returns the run with the pairs of these ids alone, in their order."""
-    return ScoredRun(run.label, run.folder, run.frame.loc[pair_ids], run.about, run.path)
-
-
 def adjust_family(differences: Collection[Mapping[str, Any]]) -> None:
     """Adds `p_adjusted` to every metric of these differences: Holm over them, each metric a family of its own."""
     for name in (*MEAN_METRICS, *SHARE_METRICS):
@@ -235,7 +188,7 @@ def _find_problems(
 ) -> list[str]:
     problems = []
     for run in scored:
-        if run.frame["chosen_logps"].isna().all():
+        if run.scored["chosen_logps"].isna().all():
             problems.append(f"{run.label} has rewards but no log-likelihoods: only margins and accuracy compare.")
         elif not run.is_referenced:
             problems.append(f"{run.label} was scored without a reference: no rewards, accuracy or displacement.")
@@ -246,14 +199,14 @@ def _find_problems(
                 f"{run.label} has beta {run.about.get('beta')}, {base.label} {base.about.get('beta')}: "
                 "their reward margins are on different scales; accuracies and log-likelihoods are not affected."
             )
-        n_shared, n_most = differences[run.label]["n"], max(len(run.frame), len(base.frame))
+        n_shared, n_most = differences[run.label]["n"], max(len(run.scored), len(base.scored))
         if n_shared < n_most:
             problems.append(
                 f"{run.label} and {base.label} share {n_shared} of {n_most} scored pairs; differences and the "
                 "recommendation count only these, verdicts and what is said of one model by itself all of its own."
             )
-        shared = run.frame.index.intersection(base.frame.index)
-        ours, theirs = (each.frame.loc[shared] for each in (run, base))
+        shared = run.scored.index.intersection(base.scored.index)
+        ours, theirs = (each.scored.loc[shared] for each in (run, base))
         if _differ(ours["chosen_tokens"], theirs["chosen_tokens"]):
             problems.append(f"{run.label} and {base.label} tokenize the pairs differently; sums of logs still compare.")
         is_referenced = run.is_referenced and base.is_referenced

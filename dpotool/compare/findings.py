@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dpotool.compare.compared_table import describe_differences
-from dpotool.compare.comparison import expand_sweeps
+from dpotool.compare.comparison import expand_sweeps, open_runs
 from dpotool.compare.differences import Comparison, compare_runs
 from dpotool.compare.recommendation import recommend
 from dpotool.compare.seeds import pool_seeds
@@ -53,7 +53,7 @@ class Findings:
     def find_missing(self, label: str) -> str:
         """Returns what a run without a verdict lacks for one, of `verdict.MISSING`."""
         [run] = [run for run in self.comparison.scored if run.label == label]
-        return find_missing(run.frame) or ""
+        return find_missing(run) or ""
 
     def say_kind(self, label: str) -> str:
         """Returns a run's verdict in a word, or which of its numbers there is none without."""
@@ -139,9 +139,9 @@ def find_out(
     scored = [folder for folder in folders if folder.list_scores()]
     if not scored:
         raise _no_scores(paths[0], folders)
-    comparison = compare_runs(scored, baseline=baseline, data=data, split=split, seed=seed)
+    comparison = compare_runs(open_runs(scored, data=data, split=split), baseline=baseline, seed=seed)
     comparison.problems.extend(_name_unscored(folders))
-    verdicts = {run.label: judge_displacement(run.frame, seed=seed) for run in comparison.scored}
+    verdicts = {run.label: judge_displacement(run, seed=seed) for run in comparison.scored}
     seeds = pool_seeds(comparison)
     table = find_theory(folders, comparison.runs)
     theory, no_theory = _check_theory(comparison, table)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from dpotool.compare.summaries import has_reference, split_scored
+from dpotool.compare.scored_run import SIDES, ScoredRun
 from dpotool.stats.bootstrap import bootstrap_means, bootstrap_ratios, read_clusters
 
 COLUMNS = ("label", "lambda", "n", "data", "split")
@@ -15,7 +15,7 @@ SHARED = ("beta", "data", "split")
 _DPO = 1.0
 
 
-def measure_outcomes(runs: pd.DataFrame, tables: Mapping[str, pd.DataFrame], *, seed: int = 0) -> pd.DataFrame:
+def measure_outcomes(runs: pd.DataFrame, scored: Mapping[str, ScoredRun], *, seed: int = 0) -> pd.DataFrame:
     """Returns a row per run of a fixed lambda whose sweep has a DPO run to compare with; no row where none has.
 
     Columns: `label`, `lambda`, `n`, `data`, `split`, and with `_low` and `_high` `chosen_change` and `rejected_change`
@@ -25,12 +25,12 @@ def measure_outcomes(runs: pd.DataFrame, tables: Mapping[str, pd.DataFrame], *, 
 
     Args:
         runs: runs table (`compare.comparison`).
-        tables: label -> score table.
+        scored: label -> run.
     """
     fixed = runs[runs["lambda"].notna()] if len(runs) else runs
     rows = []
     for _, run in fixed.iterrows():
-        own, base = _read_changes(tables[run["label"]]), _find_base(run, fixed, tables)
+        own, base = _read_changes(scored[run["label"]]), _find_base(run, fixed, scored)
         if own is None or base is None:
             continue
         both = own.join(base, how="inner", rsuffix="_dpo")
@@ -45,20 +45,16 @@ def measure_outcomes(runs: pd.DataFrame, tables: Mapping[str, pd.DataFrame], *, 
     return pd.DataFrame(rows)
 
 
-def _find_base(run: pd.Series, fixed: pd.DataFrame, tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame | None:
+def _find_base(run: pd.Series, fixed: pd.DataFrame, scored: Mapping[str, ScoredRun]) -> pd.DataFrame | None:
     """The changes under the DPO run that a run is measured by."""
     same = fixed[(fixed["lambda"] == _DPO) & (fixed[list(SHARED)] == run[list(SHARED)]).all(axis=1)]
     if same.empty:
         return None
     twins = same[same["seed"] == run["seed"]]
-    return _read_changes(tables[(twins if len(twins) else same).iloc[0]["label"]])
+    return _read_changes(scored[(twins if len(twins) else same).iloc[0]["label"]])
 
 
-def _read_changes(table: pd.DataFrame) -> pd.DataFrame | None:
+def _read_changes(run: ScoredRun) -> pd.DataFrame | None:
     """Returns log pi - log pi_ref of chosen and rejected (nats) and the prompt by pair; None without a reference."""
-    scored, _ = split_scored(table)
-    if not has_reference(scored):
-        return None
-    changes = {side: scored[f"{side}_logps"] - scored[f"ref_{side}_logps"] for side in ("chosen", "rejected")}
-    prompts = {"prompt_id": scored["prompt_id"]} if "prompt_id" in scored else {}
-    return pd.DataFrame(changes | prompts).set_index(scored["pair_id"])
+    names = {f"{side}_displacement": side for side in SIDES}
+    return run.scored.rename(columns=names)[[*SIDES, "prompt_id"]] if run.is_referenced else None

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dpotool.compare.differences import ScoredRun
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.runs.folder import RunFolder
 from dpotool.stats.bootstrap import read_clusters
@@ -26,7 +26,7 @@ def read_pair_scores(path: Path) -> pd.DataFrame:
 def find_pair_scores(folders: Sequence[RunFolder], base: ScoredRun) -> tuple[list[tuple[str, pd.DataFrame]], list[str]]:
     """Returns by run the imported scores of the pairs that `base` was scored on, and a sentence on those of others."""
     found, problems = [], []
-    data, split = str(base.about.get("data")), str(base.about.get("split"))
+    data, split = str(base.data), str(base.split)
     for folder in folders:
         mine, tables = folder.imported_path(data, split), folder.list_imported()
         if mine in tables:
@@ -49,8 +49,8 @@ def relate_to_change(run: ScoredRun, scores: pd.Series, *, seed: int = 0) -> tup
     Args:
         scores: one number a pair, by pair_id.
     """
-    both = run.frame.join(scores.rename("score"), how="inner").dropna(subset=["score"])
+    both = run.scored.join(scores.rename("score"), how="inner").dropna(subset=["score"])
     if not run.is_referenced:
         return len(both), None
-    change = (both["chosen_logps"] - both["ref_chosen_logps"]).to_numpy(dtype=np.float64)
+    change = both["chosen_displacement"].to_numpy(dtype=np.float64)
     return len(both), correlate_ranks(both["score"].to_numpy(dtype=np.float64), change, read_clusters(both), seed)

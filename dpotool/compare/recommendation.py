@@ -144,7 +144,7 @@ def _state_best(comparison: Comparison, best: Candidate) -> str:
             f"{base} of the same seed, over seeds {', '.join(map(str, best.seeds))}; accuracy changes by {cost} points."
             f"{few}"
         )
-    n_own = next(len(run.frame) for run in comparison.scored if run.label == base)
+    n_own = next(run.n for run in comparison.scored if run.label == base)
     shared = f" on the {best.n} pairs they share" if best.n < n_own else ""
     return (
         f"Take {best.name}: of the runs with a reward accuracy within {base}'s 95 % interval{shared} (at least "

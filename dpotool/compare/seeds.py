@@ -22,12 +22,10 @@ from dpotool.compare.differences import (
     MEAN_METRICS,
     SHARE_METRICS,
     Comparison,
-    ScoredRun,
     adjust_family,
-    compute_columns,
-    restrict_run,
 )
-from dpotool.stats.bootstrap import CONFIDENCE, has_repeats, read_clusters, sum_clusters
+from dpotool.compare.scored_run import ScoredRun
+from dpotool.stats.bootstrap import CONFIDENCE, has_repeats, sum_clusters
 
 _NO_SETTING = (
     "seed", "split_seed", "output", "resume", "dry_run", "device", "batch_tokens", "layout", "trust_remote_code",
@@ -49,7 +47,7 @@ def pool_seeds(comparison: Comparison) -> list[dict[str, Any]]:
     groups: dict[Hashable, dict[Any, ScoredRun]] = {}
     repeats: list[tuple[Hashable, str]] = []
     for run in sorted(comparison.scored, key=lambda run: run.label != comparison.baseline):  # the baseline first
-        manifest = run.folder.read_manifest()
+        manifest = run.manifest
         setting = _find_setting(manifest["config"])
         if groups.setdefault(setting, {}).setdefault(manifest.get("seed"), run) is not run:
             repeats.append((setting, run.label))
@@ -70,7 +68,7 @@ def pool_seeds(comparison: Comparison) -> list[dict[str, Any]]:
 
 def find_repetitions(comparison: Comparison, labels: Collection[str]) -> set[str]:
     """Returns the labels of all runs of the same settings as any of these, themselves among them."""
-    settings = {run.label: _find_setting(run.folder.read_manifest()["config"]) for run in comparison.scored}
+    settings = {run.label: _find_setting(run.config) for run in comparison.scored}
     theirs = {settings[label] for label in labels}
     return {label for label, setting in settings.items() if setting in theirs}
 
@@ -103,29 +101,29 @@ def _find_setting(config: Mapping[str, Any]) -> Hashable:
 
 def _name_settings(pooled: Iterable[Mapping[Any, ScoredRun]]) -> list[str]:
     """Labels of the settings; those that differ in what no label says are called by their first run's folder too."""
-    folders = [next(iter(runs.values())).folder for runs in pooled]
-    return make_unique([describe_run(folder.read_manifest()["config"]) for folder in folders], folders)
+    first = [next(iter(runs.values())) for runs in pooled]
+    return make_unique([describe_run(run.config) for run in first], [run.folder for run in first])
 
 
 def _pool(label: str, pairs: Mapping[Any, tuple[ScoredRun, ScoredRun]]) -> dict[str, Any]:
     shared = None
     for runs in pairs.values():
         for run in runs:
-            shared = run.frame.index if shared is None else shared.intersection(run.frame.index)
+            shared = run.scored.index if shared is None else shared.intersection(run.scored.index)
     assert shared is not None
-    columns = [tuple(_columns(run, shared) for run in runs) for runs in pairs.values()]
-    clusters = read_clusters(next(iter(pairs.values()))[0].frame.loc[shared])
+    both = [tuple(run.restrict(shared) for run in runs) for runs in pairs.values()]
+    columns = [tuple(_to_numbers(run) for run in runs) for runs in both]
+    clusters = both[0][0].clusters
     row: dict[str, Any] = {"label": label, "seeds": sorted(pairs), "n": len(shared)}
     row["runs"] = {seed: pairs[seed][0].label for seed in row["seeds"]}
     for name in (*MEAN_METRICS, *SHARE_METRICS):
-        is_known = all(name in side for both in columns for side in both)
+        is_known = all(name in side for sides in columns for side in sides)
         row[name] = _combine([ours[name] - theirs[name] for ours, theirs in columns], clusters) if is_known else None
     return row
 
 
-def _columns(run: ScoredRun, shared: pd.Index) -> dict[str, np.ndarray]:
-    columns = compute_columns(restrict_run(run, shared))
-    return {name: np.asarray(values, dtype=np.float64) for name, values in columns.items()}
+def _to_numbers(run: ScoredRun) -> dict[str, np.ndarray]:
+    return {name: np.asarray(values, dtype=np.float64) for name, values in run.columns.items()}
 
 
 def _combine(differences: Sequence[np.ndarray], clusters: np.ndarray | None) -> dict[str, float]:

@@ -9,19 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from dpotool.compare.summaries import has_reference, split_scored
-from dpotool.stats.bootstrap import (
-    N_RESAMPLES,
-    Interval,
-    bootstrap_means,
-    bootstrap_ratios,
-    bootstrap_shares,
-    count_prompts,
-    read_clusters,
-)
+from dpotool.compare.scored_run import ScoredRun
+from dpotool.stats.bootstrap import N_RESAMPLES, Interval, bootstrap_means, bootstrap_ratios, bootstrap_shares
 from dpotool.stats.wording import format_interval, say_if_few
 
 MISSING = {
@@ -56,18 +45,17 @@ _DENIALS = {
 }
 
 
-def judge_displacement(frame: pd.DataFrame, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> dict[str, Any] | None:
-    """Returns the verdict on a score table, or None where it lacks what `find_missing` names.
+def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> dict[str, Any] | None:
+    """Returns the verdict on a scored run, or None where it lacks what `find_missing` names.
 
     Returns:
         `kind` (one of KINDS), `statement` (a sentence with numbers), `criteria` (name -> met, failed or open),
         `evidence` (the numbers with intervals: nats, shares, and `chosen_probability_kept`, the geometric mean over
         tokens of pi / pi_ref) and `next`, what to do.
     """
-    scored, _ = split_scored(frame)
-    if find_missing(scored) is not None:
+    if find_missing(run) is not None:
         return None
-    evidence = _measure(scored, n_resamples, seed)
+    evidence = _measure(run, n_resamples, seed)
     criteria = {
         "rejected_falls_more": _judge(evidence["rejected_minus_chosen_change"], 0.0, is_above=False),
         "ranking_kept": _judge(evidence["reward_accuracy"], 0.5),
@@ -77,54 +65,46 @@ def judge_displacement(frame: pd.DataFrame, *, n_resamples: int = N_RESAMPLES, s
     kind = _classify(displaced, criteria)
     return {
         "kind": kind,
-        "statement": _state(kind, displaced, criteria, evidence, len(scored), count_prompts(scored)),
+        "statement": _state(kind, displaced, criteria, evidence, run.n, run.n_prompts),
         "criteria": {"displaced": displaced, **criteria},
         "evidence": {
             name: interval.to_dict("value" if name in _VALUES else "mean") for name, interval in evidence.items()
         },
-        "n": len(scored),
+        "n": run.n,
         "next": _advise(kind),
     }
 
 
-def find_missing(frame: pd.DataFrame) -> str | None:
-    """Returns which of MISSING keeps a score table from a verdict, the first of them; None where it has them all."""
-    scored, _ = split_scored(frame)
-    if scored.empty:
+def find_missing(run: ScoredRun) -> str | None:
+    """Returns which of MISSING keeps a run from a verdict, the first of them; None where it has them all."""
+    if not run.n:
         return "scored pairs"
-    if scored["chosen_logps"].isna().all():
+    if run.scored["chosen_logps"].isna().all():
         return "log-likelihoods"
-    if not has_reference(scored):
+    if not run.is_referenced:
         return "reference"
-    return "lengths" if scored["chosen_tokens"].isna().any() else None
+    return None if "chosen_tokens" in run.columns else "lengths"
 
 
 _VALUES = ("reward_accuracy", "chosen_displaced_share", "chosen_probability_kept")
 
 
-def _measure(scored: pd.DataFrame, n_resamples: int, seed: int) -> dict[str, Interval]:
-    change = {
-        side: (scored[f"{side}_logps"] - scored[f"ref_{side}_logps"]).to_numpy(dtype=np.float64)
-        for side in ("chosen", "rejected")
-    }
-    tokens = scored["chosen_tokens"].to_numpy(dtype=np.float64)
-    options: dict[str, Any] = {"clusters": read_clusters(scored), "n_resamples": n_resamples, "seed": seed}
+def _measure(run: ScoredRun, n_resamples: int, seed: int) -> dict[str, Interval]:
+    columns = run.columns
+    chosen, rejected = columns["chosen_displacement"], columns["rejected_displacement"]
+    options: dict[str, Any] = {"clusters": run.clusters, "n_resamples": n_resamples, "seed": seed}
     means = bootstrap_means(
         {
-            "chosen_displacement": change["chosen"],
-            "rejected_displacement": change["rejected"],
-            "rejected_minus_chosen_change": change["rejected"] - change["chosen"],
+            "chosen_displacement": chosen,
+            "rejected_displacement": rejected,
+            "rejected_minus_chosen_change": rejected - chosen,
         },
         **options,
     )
     shares = bootstrap_shares(
-        {
-            "reward_accuracy": scored["reward_margins"].to_numpy(dtype=np.float64) > 0,
-            "chosen_displaced_share": change["chosen"] < 0,
-        },
-        **options,
+        {name: columns[name] for name in ("reward_accuracy", "chosen_displaced_share")}, **options
     )
-    per_token = bootstrap_ratios({"": (change["chosen"], tokens)}, **options)[""]
+    per_token = bootstrap_ratios({"": (chosen, columns["chosen_tokens"])}, **options)[""]
     kept = Interval(*(math.exp(min(end, 700.0)) for end in (per_token.value, per_token.ci_low, per_token.ci_high)))
     return {**means, **shares, "chosen_probability_kept": kept}
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from dpotool.compare.summaries import has_reference, split_scored
+from dpotool.compare.scored_run import has_reference, split_scored
 from dpotool.errors import DpotoolError
 from dpotool.plots.theme import (
     CHOSEN,

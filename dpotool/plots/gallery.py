@@ -156,7 +156,7 @@ def find_outcomes(scene: Scene, found: Findings) -> pd.DataFrame | None:
     """Returns what the runs of the model that a forecast is of measured (`compare.outcomes`); None without any run."""
     if scene.runs.empty:
         return None
-    return measure_outcomes(select_forecast(found.about, scene.runs), scene.read_scores())
+    return measure_outcomes(select_forecast(found.about, scene.runs), {run.label: run for run in scene.scored})
 
 
 def _prediction(scene: Scene) -> dict[str, Figure]:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dpotool.compare.summaries import split_scored
+from dpotool.compare.scored_run import split_scored
 from dpotool.errors import DpotoolError
 from dpotool.plots.theme import (
     INK,

@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dpotool.compare.summaries import has_reference, split_scored
+from dpotool.compare.scored_run import has_reference, split_scored
 from dpotool.errors import DpotoolError
 from dpotool.plots.theme import (
     CHOSEN,

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from dpotool.compare.comparison import collect_runs, expand_sweeps, find_scores, make_unique
+from dpotool.compare.comparison import expand_sweeps, make_unique, open_runs, tabulate_runs
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.plots.config import PlotConfig
 from dpotool.runs.folder import RunFolder, read_summary
 from dpotool.runs.places import tell_path
@@ -47,8 +48,8 @@ class Scene:
 
     runs: pd.DataFrame
     """Runs table (`compare.comparison`); empty where nothing is scored."""
-    folders: list[RunFolder]
-    """Trained or scored runs, in the table's order."""
+    scored: list[ScoredRun]
+    """The same runs with their pairs, in the table's order."""
     everything: list[RunFolder]
     """All run folders named, a sweep's own included; theory tables may lie in any of them."""
     config: PlotConfig
@@ -64,16 +65,14 @@ class Scene:
 
     def read_scores(self) -> dict[str, pd.DataFrame]:
         """Returns label -> score table."""
-        return {
-            str(label): read_table(find_scores(folder, data=self.config.data, split=self.config.split))
-            for label, folder in zip(self.runs["label"], self.folders, strict=True)
-        }
+        return {run.label: run.table for run in self.scored}
 
     def list_logs(self) -> dict[str, RunFolder]:
         """Returns label -> run that logged while training; one that is not scored goes by its folder's name."""
-        others = [folder for folder in self.everything if folder not in self.folders]
-        labels = [*(map(str, self.runs["label"]) if self.folders else ()), *(folder.name for folder in others)]
-        folders = [*self.folders, *others]
+        known = [run.folder for run in self.scored]
+        others = [folder for folder in self.everything if folder not in known]
+        labels = [*(run.label for run in self.scored), *(folder.name for folder in others)]
+        folders = [*known, *others]
         found = dict(zip(make_unique(labels, folders), folders, strict=True))
         return {label: folder for label, folder in found.items() if folder.metrics_path.exists()}
 
@@ -103,9 +102,8 @@ class Scene:
 def read_scene(paths: Sequence[str], config: PlotConfig) -> Scene:
     """Collects the runs that the paths stand for."""
     everything = expand_sweeps(paths)
-    scored = [folder for folder in everything if folder.list_scores()]
-    runs = collect_runs(scored, data=config.data, split=config.split) if scored else pd.DataFrame()
-    return Scene(runs, scored, everything, config)
+    scored = open_runs([run for run in everything if run.list_scores()], data=config.data, split=config.split)
+    return Scene(tabulate_runs(scored), scored, everything, config)
 
 
 def _matches(about: dict[str, Any], config: PlotConfig) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ class Material:
     """What the user named."""
     config: ReportConfig
     """What the report was told."""
-    manifests: dict[str, dict[str, Any]]
+    manifests: dict[str, Mapping[str, Any]]
     """label -> run.yaml"""
     dpi: int
     """Dots per inch of the figures."""

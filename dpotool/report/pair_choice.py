@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dpotool.compare.differences import ScoredRun
 from dpotool.compare.findings import Findings
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.report.blocks import Block, PairText, Paragraph, Subheading
 from dpotool.report.texts import Texts, TextSource
 
@@ -13,7 +13,7 @@ def choose_pairs(run: ScoredRun, n: int) -> tuple[list[int], list[int]]:
 
     No pair is in both; the same number of pairs is left for each where there are fewer than 2 n.
     """
-    change = (run.frame["chosen_logps"] - run.frame["ref_chosen_logps"]).sort_values(kind="stable")
+    change = run.scored["chosen_displacement"].sort_values(kind="stable")
     n = min(n, len(change) // 2)
     worst, best = change.index[:n], change.index[::-1][:n]
     return [int(each) for each in worst], [int(each) for each in best]
@@ -38,12 +38,12 @@ def show_pairs(findings: Findings, source: TextSource, n: int) -> list[Block]:
 
 
 def _show_pair(pair_id: int, runs: list[ScoredRun], texts: Texts | None) -> PairText:
-    numbers = "; ".join(_describe(run, pair_id) for run in runs if pair_id in run.frame.index)
+    numbers = "; ".join(_describe(run, pair_id) for run in runs if pair_id in run.scored.index)
     found = texts or Texts("", "", "")
     return PairText(f"Pair {pair_id}", numbers, found.prompt, found.chosen, found.rejected)
 
 
 def _describe(run: ScoredRun, pair_id: int) -> str:
-    [row] = run.frame.loc[[pair_id]].to_dict("records")
-    chosen, rejected = (float(row[f"{side}_logps"] - row[f"ref_{side}_logps"]) for side in ("chosen", "rejected"))
+    [row] = run.scored.loc[[pair_id]].to_dict("records")
+    chosen, rejected = (float(row[f"{side}_displacement"]) for side in ("chosen", "rejected"))
     return f"{run.label}: chosen {chosen:+.2f}, rejected {rejected:+.2f} nats, margin {row['reward_margins']:+.3f}"

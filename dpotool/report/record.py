@@ -6,11 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dpotool.compare.summaries import check_margin_identity, split_scored
+from dpotool.compare.summaries import check_margin_identity
 from dpotool.report.blocks import Block, Bullets, Paragraph, Table
 from dpotool.report.material import Material
-from dpotool.runs.folder import summary_path
-from dpotool.runs.tables import read_table
 
 
 def list_data_problems(material: Material) -> list[Block]:
@@ -20,13 +18,12 @@ def list_data_problems(material: Material) -> list[Block]:
     rows: list[list[str]] = []
     found: dict[str, list[str]] = {}
     for run in material.findings.comparison.scored:
-        summary = _read_summary(run.path)
-        counts = summary.get("counts") or {}
-        excluded = _count_excluded(run.path)
+        counts = (run.recorded or {}).get("counts") or {}
+        excluded = run.excluded
         names = ("n_rows", "n_truncated", "n_boundary_merged", "n_identical", "n_duplicate")
         n_rows, *odd = (_show(counts.get(name)) or "-" for name in names)
-        ties = int((run.frame["reward_margins"] == 0).sum()) if run.is_referenced else "-"
-        rows.append([run.label, n_rows, str(len(run.frame)), str(sum(excluded.values())), *odd, str(ties)])
+        ties = int((run.scored["reward_margins"] == 0).sum()) if run.is_referenced else "-"
+        rows.append([run.label, n_rows, str(run.n), str(sum(excluded.values())), *odd, str(ties)])
         problems = [f"{n} of the scored rows left out, {reason}." for reason, n in excluded.items()]
         for problem in problems + _list_odd(counts, "scored"):
             found.setdefault(problem, []).append(run.label)
@@ -68,27 +65,14 @@ def _say_of_whom(found: Mapping[str, Sequence[str]], labels: Sequence[str]) -> l
     ]
 
 
-def _count_excluded(path: Any) -> dict[str, int]:
-    return split_scored(read_table(path))[1]
-
-
-def _read_summary(path: Any) -> dict[str, Any]:
-    try:
-        summary = json.loads(summary_path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
-
-
 def check_itself(material: Material) -> list[Block]:
     """The margin identity, run by run."""
     rows = []
     for run in material.findings.comparison.scored:
-        beta = run.about.get("beta")
-        if not run.is_referenced or beta is None:
+        check = check_margin_identity(run)
+        if check is None:
             rows.append([run.label, "-", "-", "-", "no reference or no beta"])
             continue
-        check = check_margin_identity(_identity_columns(run.frame), float(beta))
         numbers = [
             f"{check['from_means']:.6f}",
             f"{check['mean_margin']:.6f}",
@@ -101,14 +85,6 @@ def check_itself(material: Material) -> list[Block]:
         "its own tables: it fails where rewards were made with another β or another reference than the table says."
     )
     return [Table("The margin identity", columns, rows), Paragraph(note, tone="note")]
-
-
-def _identity_columns(frame: Any) -> Mapping[str, Any]:
-    names = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps", "chosen_rewards")
-    columns = {name: frame[name].to_numpy(float) for name in (*names, "rejected_rewards", "reward_margins")}
-    for side in ("chosen", "rejected"):
-        columns[f"{side}_displacement"] = columns[f"{side}_logps"] - columns[f"ref_{side}_logps"]
-    return columns
 
 
 def describe_setup(manifests: Mapping[str, Mapping[str, Any]]) -> list[Block]:

@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from dpotool.compare.differences import ScoredRun
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.report.blocks import Block, Bullets, Code, Paragraph, Subheading
 from dpotool.report.config import ReportConfig
 from dpotool.report.material import Material

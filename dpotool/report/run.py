@@ -89,10 +89,9 @@ def build_page(
 ) -> Page:
     """Collects everything the page says, in no format yet."""
     comparison = findings.comparison
-    folders = [run.folder for run in comparison.scored]
     settings = PlotConfig(data=config.data, split=config.split)
-    scene = Scene(comparison.runs, folders, findings.folders, settings, findings.theory_table)
-    manifests = {run.label: run.folder.read_manifest() for run in comparison.scored}
+    scene = Scene(comparison.runs, comparison.scored, findings.folders, settings, findings.theory_table)
+    manifests = {run.label: run.manifest for run in comparison.scored}
     material = Material(findings, scene, texts, list(paths), config, manifests, dpi)
     first = comparison.runs.iloc[0]
     n = len(comparison.runs)

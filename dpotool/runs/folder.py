@@ -208,6 +208,21 @@ def read_summary(table: Path) -> dict[str, Any] | None:
     return summary
 
 
+def read_score_summary(table: Path) -> dict[str, Any] | None:
+    """Returns the summary beside a score table; None where it is missing, older than the table or unreadable.
+
+    The table says the same: whoever needs a summary makes one from it.
+    """
+    path = summary_path(table)
+    if not path.is_file() or path.stat().st_mtime_ns < table.stat().st_mtime_ns:
+        return None
+    try:
+        summary = read_summary(table)
+    except DpotoolError:
+        return None
+    return summary if summary is not None and {"n", "n_excluded"} <= summary.keys() else None
+
+
 def list_runs(root: str | Path = "runs", kind: str | None = None) -> list[RunFolder]:
     """Returns the run folders under `root` (itself and a sweep's cells included), newest first.
 

@@ -25,6 +25,11 @@ def _dot_column(answer: str, mean: str) -> pa.Field:
     return _column(f"{answer}_dot_mean_{mean}", pa.float64(), "nats^2", definition, optional=True)
 
 
+def _displacement_column(side: str) -> pa.Field:
+    definition = f"{side}_logps - ref_{side}_logps: how far training moved the {side} completion"
+    return _column(f"{side}_displacement", pa.float64(), "nats", definition, optional=True)
+
+
 def is_optional(field: pa.Field) -> bool:
     """Tells whether a table may lack the column."""
     return b"optional" in (field.metadata or {})
@@ -57,6 +62,8 @@ SCORE_SCHEMA = _schema(
         _column("chosen_rewards", pa.float64(), "nats", "beta * (chosen_logps - ref_chosen_logps)"),
         _column("rejected_rewards", pa.float64(), "nats", "beta * (rejected_logps - ref_rejected_logps)"),
         _column("reward_margins", pa.float64(), "nats", "chosen_rewards - rejected_rewards, never shifted by lambda"),
+        _displacement_column("chosen"),
+        _displacement_column("rejected"),
         _column("score_chosen", pa.float64(), "", "score of the chosen completion in the data"),
         _column("score_rejected", pa.float64(), "", "score of the rejected completion in the data"),
     ],

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch import nn
 
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
 from dpotool.data.pairs import PairSet, TokenizedPair
@@ -112,7 +113,7 @@ def _time_statistics(pair_set: PairSet) -> float:
     first = ReferenceLogps(chosen, rejected, 0, "")
     second = ReferenceLogps(chosen - draw.normal(size=len(chosen)), rejected, 0, "")
     start = time.perf_counter()
-    frame = build_score_frame(pair_set, first, second, 0.1)
-    summarize_scores(frame, 0.1)
-    judge_displacement(frame)
+    run = ScoredRun(build_score_frame(pair_set, first, second, 0.1), about={"beta": 0.1})
+    summarize_scores(run)
+    judge_displacement(run)
     return time.perf_counter() - start

@@ -14,6 +14,7 @@ from accelerate import PartialState
 from torch import nn
 
 from dpotool.compare.noise import summarize_noise
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError
@@ -133,14 +134,15 @@ def _write(
     path = subject.folder.scores_path(source.name, source.split, config.format, subject.variant)
     about = {**_describe(opened), "fingerprints": fingerprints}
     counts = opened.pair_set.counts.to_dict()
-    summary = {**about, **summarize_scores(frame, subject.beta, counts, noise=noise, seed=config.seed)}
+    run = ScoredRun(frame, subject.label, about, noise, path=path)
+    summary = {**about, **summarize_scores(run, counts, seed=config.seed)}
     summary["layouts"] = layouts
-    summary["verdict"] = judge_displacement(frame, seed=config.seed)
+    summary["verdict"] = judge_displacement(run, seed=config.seed)
     if PartialState().is_main_process:
-        write_table(frame, path, SCORE_SCHEMA, about, format=config.format)
+        write_table(run.table, path, SCORE_SCHEMA, about, format=config.format)
         write_json(summary_path(path), summary)
         opened.note_run("score", config, fingerprints)
-    return ScoreResult(subject.label, frame, summary, path)
+    return ScoreResult(subject.label, run.table, summary, path)
 
 
 def _write_tokens(opened: OpenSubject, policy: ReferenceLogps, reference: ReferenceLogps | None) -> Path:

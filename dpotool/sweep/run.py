@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpotool.compare.comparison import collect_runs
+from dpotool.compare.comparison import open_runs, tabulate_runs
 from dpotool.errors import DpotoolError
 from dpotool.models.loading import Locate
 from dpotool.progress import SILENT, Progress
@@ -167,7 +167,7 @@ def _conclude(
     if not finished and failures:
         name, reason = next(iter(failures.items()))
         raise DpotoolError(f"no cell could be finished; {name}: {reason}", where=str(folder))
-    table = collect_runs(finished) if finished else pd.DataFrame()
+    table = tabulate_runs(open_runs(finished))
     with atomic_path(folder / "runs.csv") as path:
         table.to_csv(path, index=False)
     return SweepResult(folder, table, failures, n_trained, was_interrupted)

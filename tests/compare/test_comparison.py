@@ -7,8 +7,9 @@ import warnings
 import pytest
 from synthetic_frames import make_score_frame
 
-from dpotool.compare.comparison import METRICS, collect_runs, describe_run, expand_sweeps
+from dpotool.compare.comparison import METRICS, describe_run, expand_sweeps, open_runs, tabulate_runs
 from dpotool.compare.differences import compare_runs
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import write_json
@@ -30,13 +31,13 @@ def test_runs_become_rows_with_what_they_were_and_what_they_scored(tmp_path):
     dpo = make_scored_run(tmp_path / "a", loss="dpo", beta=0.1)
     shift = make_scored_run(tmp_path / "b", seed=2, loss="shift", lambda_=0.75, lambda_schedule="constant")
 
-    table = collect_runs([dpo, shift])
+    table = tabulate_runs(open_runs([dpo, shift]))
 
     assert table["label"].tolist() == ["DPO", "DPO-Shift λ=0.75"]
     assert table["lambda"].tolist() == [1.0, 0.75]
     assert table[["loss", "lambda_schedule", "data", "split"]].iloc[1].tolist() == ["shift", "constant", "demo", "test"]
     assert table[["n", "n_excluded", "seed"]].iloc[0].tolist() == [60, 2, 42]
-    expected = summarize_scores(make_score_frame(60, seed=2, n_excluded=2), 0.1)
+    expected = summarize_scores(ScoredRun(make_score_frame(60, seed=2, n_excluded=2), about={"beta": 0.1}))
     for metric in METRICS:
         interval = expected[metric]
         estimate = interval.get("mean", interval.get("value"))
@@ -51,41 +52,45 @@ def test_a_summary_beside_the_table_is_used_unless_it_is_older(tmp_path):
         summary_path(table), {"n": 7, "n_excluded": {}, "reward_accuracy": {"value": 0.5, "ci_low": None, "ci_high": 1}}
     )
 
-    assert collect_runs([run])[["n", "reward_accuracy", "reward_accuracy_high"]].iloc[0].tolist() == [7, 0.5, 1.0]
-    assert math.isnan(collect_runs([run]).loc[0, "reward_accuracy_low"])
+    assert tabulate_runs(open_runs([run]))[["n", "reward_accuracy", "reward_accuracy_high"]].iloc[0].tolist() == [
+        7,
+        0.5,
+        1.0,
+    ]
+    assert math.isnan(tabulate_runs(open_runs([run])).loc[0, "reward_accuracy_low"])
     os.utime(summary, ns=(0, 0))
-    assert collect_runs([run]).loc[0, "n"] == 60
+    assert tabulate_runs(open_runs([run])).loc[0, "n"] == 60
 
 
 def test_a_half_written_summary_is_made_again_from_the_table(tmp_path):
     run = make_scored_run(tmp_path / "a", loss="dpo")
     summary_path(run.scores_path("demo", "test")).write_text('{"n": 7, "n_')
 
-    assert collect_runs([run]).loc[0, "n"] == 60
+    assert tabulate_runs(open_runs([run])).loc[0, "n"] == 60
 
 
 def test_data_and_split_choose_among_a_runs_tables(tmp_path):
     run = make_scored_run(tmp_path / "a", loss="dpo", n=60)
     make_scored_run(tmp_path / "a", loss="dpo", data="tldr", split="train", n=30)
 
-    assert collect_runs([run], data="demo").loc[0, "n"] == 60
-    assert collect_runs([run], split="train").loc[0, "n"] == 30
+    assert tabulate_runs(open_runs([run], data="demo")).loc[0, "n"] == 60
+    assert tabulate_runs(open_runs([run], split="train")).loc[0, "n"] == 30
     with pytest.raises(DpotoolError, match=r"a: no scores of hh test here. Run `dpotool score .*a` first"):
-        collect_runs([run], data="hh", split="test")
+        tabulate_runs(open_runs([run], data="hh", split="test"))
 
 
 def test_the_full_table_goes_before_a_newer_part_of_it(tmp_path):
     run = make_scored_run(tmp_path / "a", loss="dpo", n=20, variant="limit-20")
-    assert collect_runs([run]).loc[0, "n"] == 20, "the only one there is"
+    assert tabulate_runs(open_runs([run])).loc[0, "n"] == 20, "the only one there is"
     make_scored_run(tmp_path / "a", loss="dpo", n=60)
     make_scored_run(tmp_path / "a", loss="dpo", n=30, variant="limit-30")
-    assert collect_runs([run], data="demo").loc[0, "n"] == 60
+    assert tabulate_runs(open_runs([run], data="demo")).loc[0, "n"] == 60
 
 
 def test_a_model_from_elsewhere_is_called_by_its_folder(tmp_path):
     run = make_scored_run(tmp_path / "llama-dpo", kind="score")
 
-    table = collect_runs([run])
+    table = tabulate_runs(open_runs([run]))
 
     assert table["label"].tolist() == ["llama-dpo"]
     assert math.isnan(table.loc[0, "lambda"])
@@ -94,7 +99,7 @@ def test_a_model_from_elsewhere_is_called_by_its_folder(tmp_path):
 def test_runs_with_the_same_settings_are_told_apart_by_their_folders(tmp_path):
     runs = [make_scored_run(tmp_path / name, loss="dpo") for name in ("seed1", "seed2")]
 
-    assert collect_runs(runs)["label"].tolist() == ["DPO (seed1)", "DPO (seed2)"]
+    assert tabulate_runs(open_runs(runs))["label"].tolist() == ["DPO (seed1)", "DPO (seed2)"]
 
 
 def test_runs_of_two_sweeps_are_told_apart_by_as_much_of_their_paths_as_it_takes(tmp_path):
@@ -105,19 +110,23 @@ def test_runs_of_two_sweeps_are_told_apart_by_as_much_of_their_paths_as_it_takes
         for config in settings
     ]
 
-    assert collect_runs(runs[:4])["label"].tolist() == [
+    assert tabulate_runs(open_runs(runs[:4]))["label"].tolist() == [
         "DPO (a/dpo)", "DPO-Shift λ=0.9 (a/shift)", "DPO (b/dpo)", "DPO-Shift λ=0.9 (b/shift)",
     ]  # fmt: skip
-    assert collect_runs(runs[::2])["label"].tolist() == ["DPO (x/a/dpo)", "DPO (x/b/dpo)", "DPO (y/b/dpo)"]
+    assert tabulate_runs(open_runs(runs[::2]))["label"].tolist() == ["DPO (x/a/dpo)", "DPO (x/b/dpo)", "DPO (y/b/dpo)"]
 
 
 def test_models_and_checkpoints_of_one_name_are_told_apart(tmp_path):
     models = [make_scored_run(tmp_path / place / "llama", kind="score") for place in "ab"]
     steps = [make_scored_run(tmp_path / place / "dpo" / "checkpoint-5", loss="dpo") for place in "ab"]
 
-    assert collect_runs(models)["label"].tolist() == ["llama (a/llama)", "llama (b/llama)"]
-    assert collect_runs(steps)["label"].tolist() == ["DPO (a/dpo/checkpoint-5)", "DPO (b/dpo/checkpoint-5)"]
-    assert collect_runs([models[0]] * 3)["label"].tolist() == ["llama (llama)", "llama (llama) #2", "llama (llama) #3"]
+    assert tabulate_runs(open_runs(models))["label"].tolist() == ["llama (a/llama)", "llama (b/llama)"]
+    assert tabulate_runs(open_runs(steps))["label"].tolist() == ["DPO (a/dpo/checkpoint-5)", "DPO (b/dpo/checkpoint-5)"]
+    assert tabulate_runs(open_runs([models[0]] * 3))["label"].tolist() == [
+        "llama (llama)",
+        "llama (llama) #2",
+        "llama (llama) #3",
+    ]
 
 
 def test_each_run_is_compared_by_its_own_numbers(tmp_path):
@@ -127,10 +136,10 @@ def test_each_run_is_compared_by_its_own_numbers(tmp_path):
         for seed, (place, loss) in enumerate([("a", "dpo"), ("a", "ipo"), ("b", "dpo"), ("b", "ipo")], start=1)
     ]
 
-    comparison = compare_runs(runs, n_resamples=50)
+    comparison = compare_runs(open_runs(runs), n_resamples=50)
 
     assert set(comparison.differences) == {"IPO (a/ipo)", "DPO (b/dpo)", "IPO (b/ipo)"}
-    base, *others = (run.frame["chosen_logps"].mean() for run in comparison.scored)
+    base, *others = (run.scored["chosen_logps"].mean() for run in comparison.scored)
     shown = [each["chosen_logps"]["difference"]["mean"] for each in comparison.differences.values()]
     assert shown == pytest.approx([other - base for other in others])
 

@@ -16,6 +16,7 @@ from dpotool.compare.compared_table import (
     tabulate_effects,
     write_rows,
 )
+from dpotool.compare.comparison import open_runs
 from dpotool.compare.differences import MEAN_METRICS, SHARE_METRICS, Comparison, compare_runs
 from dpotool.compare.findings import find_out
 from dpotool.compare.recommendation import recommend
@@ -38,7 +39,7 @@ def runs(tmp_path_factory) -> list[RunFolder]:
 
 @pytest.fixture(scope="module")
 def comparison(runs) -> Comparison:
-    return compare_runs(runs)
+    return compare_runs(open_runs(runs))
 
 
 def test_differences_are_taken_within_pairs_from_the_dpo_run(runs, comparison):
@@ -66,30 +67,30 @@ def test_p_values_are_adjusted_over_the_models_of_each_metric(comparison):
 
 @pytest.mark.parametrize("name", ["DPO-Shift λ=0.5", "shift-0.5", "PATH"])
 def test_the_baseline_is_named_by_label_folder_or_path(runs, name):
-    assert compare_runs(runs, baseline=name.replace("PATH", str(runs[2].path))).baseline == "DPO-Shift λ=0.5"
+    assert compare_runs(open_runs(runs), baseline=name.replace("PATH", str(runs[2].path))).baseline == "DPO-Shift λ=0.5"
 
 
 def test_an_unknown_baseline_names_the_nearest(runs):
     with pytest.raises(
         DpotoolError, match=r"--baseline: no run 'shift-0.8' to compare with\. Did you mean 'shift-0.9'"
     ):
-        compare_runs(runs, baseline="shift-0.8")
+        compare_runs(open_runs(runs), baseline="shift-0.8")
 
 
 def test_without_a_dpo_run_the_first_is_the_baseline(runs):
-    assert compare_runs([runs[2], runs[0]]).baseline == "DPO-Shift λ=0.5"
+    assert compare_runs(open_runs([runs[2], runs[0]])).baseline == "DPO-Shift λ=0.5"
 
 
 def test_other_data_is_refused(tmp_path, runs):
     other = write_scored_run(tmp_path / "other", data="elsewhere", loss="ipo")
     with pytest.raises(DpotoolError, match="scored on other pairs than DPO; expected data demo, got elsewhere"):
-        compare_runs([*runs, other])
+        compare_runs(open_runs([*runs, other]))
 
 
 def test_changed_data_of_the_same_name_is_refused(tmp_path, runs):
     changed = write_scored_run(tmp_path / "changed", loss="ipo", fingerprints={"data": "other rows"})
     with pytest.raises(DpotoolError, match="under the same name; expected data rows, got other rows"):
-        compare_runs([*runs, changed])
+        compare_runs(open_runs([*runs, changed]))
 
 
 def test_what_spoils_a_comparison_is_said(tmp_path, runs):
@@ -97,7 +98,7 @@ def test_what_spoils_a_comparison_is_said(tmp_path, runs):
     odd = write_scored_run(tmp_path / "odd", frame=frame, beta=0.01, loss="ipo")
     blind = write_scored_run(tmp_path / "blind", frame=make_score_frame(120, has_reference=False), loss="hinge")
 
-    comparison = compare_runs([*runs, odd, blind])
+    comparison = compare_runs(open_runs([*runs, odd, blind]))
 
     problems = " ".join(comparison.problems)
     assert "IPO has beta 0.01, DPO 0.1: their reward margins are on different scales" in problems
@@ -114,7 +115,7 @@ def test_pairs_of_one_prompt_are_drawn_together(tmp_path):
         write_scored_run(tmp_path / name, frame=frame, loss=name)
         for name, frame in zip(("dpo", "ipo"), frames, strict=True)
     )
-    difference = compare_runs([a, b]).differences["IPO"]
+    difference = compare_runs(open_runs([a, b])).differences["IPO"]
 
     assert (difference["n"], difference["n_prompts"], difference["prompts_repeat"]) == (60, 20, True)
     assert difference["reward_accuracy"]["test"] == "sign-flip permutation test"
@@ -144,7 +145,7 @@ def test_beyond_chance_is_said_of_the_adjusted_p_value(comparison):
 
 def test_a_model_against_itself(tmp_path):
     same = [write_scored_run(tmp_path / name, seed=1, loss=name) for name in ("dpo", "ipo")]
-    [sentence] = describe_differences(compare_runs(same))
+    [sentence] = describe_differences(compare_runs(open_runs(same)))
 
     assert sentence == (
         "IPO and DPO cannot be told apart by the chosen log-likelihood (+0.00 nats [+0.00, +0.00]); reward accuracy is "
@@ -187,7 +188,7 @@ def test_an_effect_without_spread_or_bound_is_shown_as_such(tmp_path):
     second = write_scored_run(
         tmp_path / "ipo", frame=frame.assign(reward_margins=frame["reward_margins"] + 0.1), loss="ipo"
     )
-    _, [base, ours] = tabulate_effects(compare_runs([first, second]))
+    _, [base, ours] = tabulate_effects(compare_runs(open_runs([first, second])))
     assert ours[1:5] == ["-", "-", "-", "4 : 0"]
     assert ours[5].startswith("∞ [0.66, ∞]")
     assert (base[-1], ours[-1], ours[7]) == ("4 of 20", "0 of 20", "20 of 20")
@@ -195,7 +196,7 @@ def test_an_effect_without_spread_or_bound_is_shown_as_such(tmp_path):
 
 def test_of_one_pair_no_interval_is_printed(tmp_path):
     pair = [write_scored_run(tmp_path / name, n=1, seed=seed, loss=name) for seed, name in enumerate(("dpo", "ipo"))]
-    comparison = compare_runs(pair)
+    comparison = compare_runs(open_runs(pair))
     cells = [cell for table in (tabulate_comparison(comparison, {}), tabulate_effects(comparison)) for cell in table[1]]
     said = " ".join([*describe_differences(comparison), recommend(comparison)["statement"], *map(str, cells)])
     assert "nan" not in said
@@ -228,14 +229,15 @@ def test_stays_with_dpo_where_nothing_is_gained(tmp_path):
         write_scored_run(tmp_path / "dpo", seed=1, displacement=-2, loss="dpo"),
         write_scored_run(tmp_path / "ipo", seed=2, displacement=-9, loss="ipo"),
     ]
-    recommendation = recommend(compare_runs(pair))
+    recommendation = recommend(compare_runs(open_runs(pair)))
 
     assert recommendation["recommended"] == "DPO"
     assert (
         "no run that keeps its accuracy is shown to hold the chosen log-likelihood higher"
         in recommendation["statement"]
     )
-    assert recommend(compare_runs(pair[:1]))["statement"] == "Only DPO here: there is nothing to choose from."
+    alone = recommend(compare_runs(open_runs(pair[:1])))
+    assert alone["statement"] == "Only DPO here: there is nothing to choose from."
 
 
 def make_advice(changes: dict[str, float]) -> dict:
@@ -273,10 +275,10 @@ def test_without_advice_the_printed_theorem_gives_the_order(comparison):
 
 
 def test_two_lambdas_rank_nothing(runs):
-    theory = check_theory(compare_runs(runs[:2]).runs, {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
+    theory = check_theory(compare_runs(open_runs(runs[:2])).runs, {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
 
     assert theory["statement"].startswith("2 lambdas are too few")
-    assert check_theory(compare_runs(runs[1:2]).runs, {"u": {"mean": 2.0}, "v": {"mean": -4.0}}) is None
+    assert check_theory(compare_runs(open_runs(runs[1:2])).runs, {"u": {"mean": 2.0}, "v": {"mean": -4.0}}) is None
 
 
 def test_findings_put_it_all_into_one_object(runs):
@@ -308,9 +310,9 @@ def test_the_same_pairs_under_another_limit_compare(tmp_path):
     a = write_scored_run(tmp_path / "dpo", frame=whole, loss="dpo", fingerprints={"data": "all"})
     b = write_scored_run(tmp_path / "ipo", frame=part, loss="ipo", fingerprints={"data": "first 50"})
 
-    comparison = compare_runs([a, b])
+    comparison = compare_runs(open_runs([a, b]))
 
     assert comparison.differences["IPO"]["n"] == 50
     write_table(part.assign(prompt_id="other"), b.list_scores()[0], SCORE_SCHEMA, {"data": "demo", "split": "test"})
     with pytest.raises(DpotoolError, match="scored on other pairs than DPO"):
-        compare_runs([a, b])
+        compare_runs(open_runs([a, b]))

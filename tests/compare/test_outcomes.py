@@ -6,16 +6,17 @@ import pytest
 from synthetic_frames import make_runs_table, make_score_frame
 
 from dpotool.compare.outcomes import measure_outcomes
+from dpotool.compare.scored_run import ScoredRun
 
 
-def table_of(chosen, rejected, pair_ids=None) -> pd.DataFrame:
-    """A score table whose likelihoods moved by this much from the reference."""
+def table_of(chosen, rejected, pair_ids=None) -> ScoredRun:
+    """A scored run whose likelihoods moved by this much from the reference."""
     frame = make_score_frame(len(chosen))
     if pair_ids is not None:
         frame["pair_id"] = pair_ids
     for side, change in (("chosen", chosen), ("rejected", rejected)):
         frame[f"{side}_logps"] = frame[f"ref_{side}_logps"] + np.asarray(change, dtype=float)
-    return frame
+    return ScoredRun(frame)
 
 
 def runs_of(lambdas, *, beta=0.1, seed=0) -> pd.DataFrame:
@@ -87,7 +88,7 @@ def test_pairs_of_one_prompt_are_resampled_together():
     change = np.array([3.0, 1, 2, 4, 0, 2, 5, 1])
     many = {"DPO": table_of(np.repeat(change, 10), np.repeat(change - 2, 10))}
     for table in many.values():
-        table["prompt_id"] = [f"p{number // 10}" for number in range(80)]
+        table.table["prompt_id"] = [f"p{number // 10}" for number in range(80)]
     few = {"DPO": table_of(change, change - 2)}
 
     wide, alone = (measure_outcomes(runs_of([1.0]), tables).iloc[0] for tables in (many, few))
@@ -104,7 +105,7 @@ def test_a_dpo_run_that_gained_no_margin_gives_no_scale():
 
 
 def test_without_reference_dpo_or_runs_there_is_nothing():
-    tables = {"DPO-Shift λ=0.5": table_of([1, 1], [0, 0]), "DPO": make_score_frame(2, has_reference=False)}
+    tables = {"DPO-Shift λ=0.5": table_of([1, 1], [0, 0]), "DPO": ScoredRun(make_score_frame(2, has_reference=False))}
 
     assert measure_outcomes(runs_of([0.5, 1.0]), tables).empty
     assert measure_outcomes(runs_of([0.5]), tables).empty

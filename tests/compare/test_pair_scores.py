@@ -11,9 +11,9 @@ from scipy.stats import spearmanr
 from scored_runs import write_scored_run
 from synthetic_frames import make_score_frame
 
-from dpotool.compare.differences import ScoredRun
 from dpotool.compare.findings import find_out
 from dpotool.compare.pair_scores import find_pair_scores, read_pair_scores, relate_to_change
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.report.config import ReportConfig
 from dpotool.report.run import write_report

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,29 +13,21 @@ from scored_runs import write_scored_run
 from synthetic_frames import make_score_frame
 
 from dpotool.compare.compared_table import describe_differences
-from dpotool.compare.differences import Comparison, ScoredRun, _compare, adjust_family, excludes_zero
+from dpotool.compare.differences import Comparison, _compare, adjust_family, excludes_zero
 from dpotool.compare.findings import find_out
 from dpotool.compare.recommendation import recommend
-from dpotool.runs.folder import RunFolder
-
-
-class Nowhere(RunFolder):
-    """A run that was never written."""
-
-    def read_manifest(self) -> dict[str, Any]:
-        return {"config": {"loss": self.name}, "seed": 1}
+from dpotool.compare.scored_run import ScoredRun
 
 
 def compare_frames(frames: dict[str, pd.DataFrame], *, seed: int = 0) -> Comparison:
     """As `compare_runs` of runs that lie nowhere; the first is the baseline."""
-    scored = []
-    for label, frame in frames.items():
-        frame = frame.set_index("pair_id", drop=False)
-        scored.append(ScoredRun(label, Nowhere(Path(label)), frame, {}, Path(label)))
+    scored = [
+        ScoredRun(frame, label, manifest={"config": {"loss": label}, "seed": 1}) for label, frame in frames.items()
+    ]
     base = scored[0]
     differences = {run.label: _compare(run, base, 500, seed) for run in scored[1:]}
     adjust_family(differences.values())
-    accuracies = [float((run.frame["reward_margins"] > 0).mean()) for run in scored]
+    accuracies = [float((run.scored["reward_margins"] > 0).mean()) for run in scored]
     runs = pd.DataFrame({"label": list(frames), "path": list(frames), "lambda": math.nan, "seed": 1})
     runs["reward_accuracy"], runs["reward_accuracy_low"] = accuracies, 0.0
     return Comparison(runs, scored, base.label, differences, [])

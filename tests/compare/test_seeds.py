@@ -8,6 +8,7 @@ import pytest
 from scipy import stats
 from scored_runs import write_scored_run
 
+from dpotool.compare.comparison import open_runs
 from dpotool.compare.differences import compare_runs
 from dpotool.compare.seeds import _combine, pool_seeds
 
@@ -61,11 +62,11 @@ def test_settings_are_pooled_against_the_baseline_of_the_same_seed(tmp_path):
         run.update_manifest(seed=int(run.name[-1]))
     alone = write_scored_run(tmp_path / "ipo-1", seed=4, loss="ipo")
 
-    comparison = compare_runs([*runs, alone])
+    comparison = compare_runs(open_runs([*runs, alone]))
     [pooled] = pool_seeds(comparison)
 
     assert (pooled["label"], pooled["seeds"], pooled["n"]) == ("DPO-Shift λ=0.9", [1, 2, 3], 120)
-    frames = [run.frame["chosen_logps"].to_numpy() for run in comparison.scored]
+    frames = [run.scored["chosen_logps"].to_numpy() for run in comparison.scored]
     by_seed = [float(np.mean(shift - dpo)) for dpo, shift in zip(frames[0:6:2], frames[1:6:2], strict=True)]
     assert pooled["chosen_logps"]["mean"] == pytest.approx(np.mean(by_seed))
     assert pooled["chosen_logps"]["seed_sd"] == pytest.approx(np.std(by_seed, ddof=1))
@@ -103,9 +104,9 @@ def test_runs_of_other_settings_are_no_repetition(tmp_path, ours, theirs):
     base = [*train_seeds(tmp_path / "dpo", loss="dpo", displacement=-14)]
     one, other = [*train_seeds(tmp_path / "a", **ours)], [*train_seeds(tmp_path / "b", displacement=-5, **theirs)]
 
-    assert pool_seeds(compare_runs([*base, one[0], other[1]], n_resamples=50)) == []
+    assert pool_seeds(compare_runs(open_runs([*base, one[0], other[1]]), n_resamples=50)) == []
 
-    rows = pool_seeds(compare_runs([*base, *one, *other], n_resamples=50))
+    rows = pool_seeds(compare_runs(open_runs([*base, *one, *other]), n_resamples=50))
     assert [row["seeds"] for row in rows] == [[1, 2], [1, 2]]
     assert rows[0]["label"] != rows[1]["label"]
     assert rows[0]["chosen_logps"]["mean"] < rows[1]["chosen_logps"]["mean"] - 1, "none of -5 among those of -8"
@@ -117,7 +118,7 @@ def test_labels_say_the_rule_of_a_lambda_per_pair_and_the_folder_where_no_label_
     runs = [run for rule in ("sign", "band") for run in train_seeds(tmp_path / rule, adaptive_rule=rule, **adaptive)]
     rates = [run for rate in (1e-6, 5e-7) for run in train_seeds(tmp_path / f"{rate}", **SHIFT, learning_rate=rate)]
 
-    assert [row["label"] for row in pool_seeds(compare_runs([*base, *runs, *rates], n_resamples=50))] == [
+    assert [row["label"] for row in pool_seeds(compare_runs(open_runs([*base, *runs, *rates]), n_resamples=50))] == [
         "DPO-Shift λ per pair (sign)",
         "DPO-Shift λ per pair (band)",
         "DPO-Shift λ=0.9 (1e-06-1)",
@@ -130,7 +131,7 @@ def test_how_a_run_is_looked_at_is_no_setting(tmp_path):
     runs += train_seeds(tmp_path / "b", (2,), **SHIFT, layout="paired")
     runs += train_seeds(tmp_path / "c", (3,), **SHIFT, logging_steps=5, device="cpu")
 
-    [row] = pool_seeds(compare_runs(runs, n_resamples=50))
+    [row] = pool_seeds(compare_runs(open_runs(runs), n_resamples=50))
     assert row["seeds"] == [1, 2, 3]
 
 
@@ -138,11 +139,11 @@ def test_two_runs_of_one_seed_count_once_and_say_so(tmp_path):
     runs = [*train_seeds(tmp_path / "dpo", loss="dpo"), *train_seeds(tmp_path / "a", **SHIFT)]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        once = pool_seeds(compare_runs(runs, n_resamples=50))
+        once = pool_seeds(compare_runs(open_runs(runs), n_resamples=50))
     runs += train_seeds(tmp_path / "more" / "a", displacement=-2, **SHIFT)
 
     what = r"same settings and seed: DPO-Shift λ=0\.9 \(more/a-1\), DPO-Shift λ=0\.9 \(more/a-2\)$"
     with pytest.warns(UserWarning, match=what):
-        [row] = pool_seeds(compare_runs(runs, n_resamples=50))
+        [row] = pool_seeds(compare_runs(open_runs(runs), n_resamples=50))
     assert row | {"runs": None} == once[0] | {"runs": None}
     assert ["more" in label for label in row["runs"].values()] == [False, False]

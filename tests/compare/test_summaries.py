@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from synthetic_frames import make_score_frame
 
-from dpotool.compare.summaries import NOT_FINITE, split_scored, summarize_scores
+from dpotool.compare.scored_run import NOT_FINITE, ScoredRun
+from dpotool.compare.summaries import summarize_scores
 from dpotool.runs.plain import to_json_plain
 from dpotool.runs.tables import SCORE_SCHEMA
 
@@ -33,9 +34,13 @@ def four_pairs() -> pd.DataFrame:
     return frame.reindex(columns=SCORE_SCHEMA.names)
 
 
+def make_run(frame: pd.DataFrame, beta: float = 0.1, noise: dict | None = None) -> ScoredRun:
+    return ScoredRun(frame, about={"beta": beta}, noise=noise)
+
+
 def test_three_pairs_by_hand():
     """chosen: (-8-4-6)/3 = -6; perplexity exp(18/8); displacement (2+0-2)/3 = 0, one of three displaced."""
-    summary = summarize_scores(four_pairs(), 0.5, {"n_rows": 4})
+    summary = summarize_scores(make_run(four_pairs(), 0.5), {"n_rows": 4})
 
     assert (summary["n"], summary["n_excluded"], summary["ties"]) == (3, {"does not fit": 1}, 1)
     assert summary["counts"] == {"n_rows": 4}
@@ -60,18 +65,18 @@ def test_margins_within_the_noise_floor_are_ties():
     """Of the margins 2, 0 and -0.5 the last two are no larger than 0.5; with a floor of 2 none is left."""
     for largest, n_ties, accuracy in ((0.5, 2, 1 / 3), (0.25, 1, 1 / 3), (2.0, 3, 0.0)):
         noise = {"n": 3, "reward_margins": {"largest": largest, "typical": 0.1}}
-        summary = summarize_scores(four_pairs(), 0.5, noise=noise)
+        summary = summarize_scores(make_run(four_pairs(), 0.5, noise))
         assert (summary["ties"], summary["n_exact_ties"]) == (n_ties, 1)
         assert summary["reward_accuracy_beyond_noise"]["value"] == pytest.approx(accuracy)
         assert summary["reward_accuracy"]["value"] == pytest.approx(1 / 3), "by sign alone"
         assert summary["noise_floor"] == noise
-    unknown = summarize_scores(four_pairs(), 0.5)
+    unknown = summarize_scores(make_run(four_pairs(), 0.5))
     assert (unknown["ties"], unknown["n_exact_ties"]) == (1, 1)
     assert unknown["noise_floor"] is unknown["reward_accuracy_beyond_noise"] is None
 
 
 def test_every_estimate_lies_inside_its_interval():
-    summary = summarize_scores(make_score_frame(200, displacement=-1.0, gap=1.0), 0.1, n_resamples=2000)
+    summary = summarize_scores(make_run(make_score_frame(200, displacement=-1.0, gap=1.0)), n_resamples=2000)
 
     intervals = {name: value for name, value in summary.items() if isinstance(value, dict) and "ci_low" in value}
     assert len(intervals) == 9 + 5 + 3 + 4
@@ -81,7 +86,7 @@ def test_every_estimate_lies_inside_its_interval():
 
 
 def test_without_a_reference_what_needs_one_is_none():
-    summary = summarize_scores(make_score_frame(50, has_reference=False), 0.1)
+    summary = summarize_scores(make_run(make_score_frame(50, has_reference=False)))
 
     assert summary["chosen_logps"]["mean"] < 0
     assert summary["chosen_perplexity"]["value"] > 1
@@ -93,7 +98,7 @@ def test_without_a_reference_what_needs_one_is_none():
 
 
 def test_rewards_of_another_beta_fail_the_margin_identity():
-    summary = summarize_scores(make_score_frame(50, beta=0.1), 0.2)
+    summary = summarize_scores(make_run(make_score_frame(50, beta=0.1), 0.2))
 
     assert summary["margin_identity"]["holds"] is False
     assert summary["margin_identity"]["from_means"] == pytest.approx(2 * summary["margin_identity"]["mean_margin"])
@@ -104,18 +109,18 @@ def test_a_pair_whose_likelihood_is_not_finite_is_counted_not_averaged():
     frame.loc[3, "chosen_logps"] = -np.inf
     frame.loc[4, "ref_rejected_logps"] = np.nan
 
-    summary = summarize_scores(frame, 0.1)
+    summary = summarize_scores(make_run(frame))
 
     assert summary["n"] == 48
     assert summary["n_excluded"] == {"does not fit max length": 2, NOT_FINITE: 2}
     assert np.isfinite(summary["chosen_logps"]["mean"])
-    assert 3 not in split_scored(frame)[0].index
+    assert 3 not in make_run(frame).scored.index
 
 
 def test_a_table_in_which_nothing_was_scored_has_nulls_and_counts():
     frame = make_score_frame(1, n_excluded=3).iloc[1:]
 
-    summary = to_json_plain(summarize_scores(frame, 0.1))
+    summary = to_json_plain(summarize_scores(make_run(frame)))
 
     assert (summary["n"], summary["n_excluded"]) == (0, {"does not fit max length": 3})
     assert summary["chosen_logps"] == {"mean": None, "ci_low": None, "ci_high": None}
@@ -123,4 +128,7 @@ def test_a_table_in_which_nothing_was_scored_has_nulls_and_counts():
 
 
 def test_a_summary_is_strict_json():
-    assert json.loads(json.dumps(to_json_plain(summarize_scores(make_score_frame(5), 0.1)), allow_nan=False))["n"] == 5
+    assert (
+        json.loads(json.dumps(to_json_plain(summarize_scores(make_run(make_score_frame(5)))), allow_nan=False))["n"]
+        == 5
+    )

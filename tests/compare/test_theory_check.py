@@ -6,7 +6,7 @@ import pytest
 from scored_runs import write_scored_run
 from synthetic_frames import make_theory_frame
 
-from dpotool.compare.comparison import collect_runs
+from dpotool.compare.comparison import open_runs, tabulate_runs
 from dpotool.compare.findings import find_out
 from dpotool.compare.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
 from dpotool.report.config import ReportConfig
@@ -53,7 +53,7 @@ def runs(tmp_path) -> list[RunFolder]:
 def test_a_forecast_is_of_the_start_on_known_pairs(runs, about, n_runs):
     runs[1].update_manifest(data={"train": {"name": "trained-on"}, "eval": {}})
 
-    assert len(select_forecast(START | about, collect_runs(runs))) == n_runs
+    assert len(select_forecast(START | about, tabulate_runs(open_runs(runs)))) == n_runs
 
 
 def test_a_table_of_a_trained_run_is_passed_over_however_new(runs, tmp_path):
@@ -62,8 +62,8 @@ def test_a_table_of_a_trained_run_is_passed_over_however_new(runs, tmp_path):
     table = write_theory(start)
     os.utime(table, (0, 0))
 
-    assert str(find_theory([*runs, start], collect_runs(runs))) == table
-    assert find_theory(runs, collect_runs(runs)) is None
+    assert str(find_theory([*runs, start], tabulate_runs(open_runs(runs)))) == table
+    assert find_theory(runs, tabulate_runs(open_runs(runs))) is None
 
 
 def test_without_a_forecast_nothing_was_recommended_before_training(runs):
@@ -122,7 +122,7 @@ def test_a_figure_of_a_forecast_has_its_table_and_command_on_the_page(runs, tmp_
     ],
 )
 def test_what_cannot_be_checked_says_why(runs, which, theory, reason):
-    table = collect_runs([runs[place] for place in which])
+    table = tabulate_runs(open_runs([runs[place] for place in which]))
 
     assert check_theory(table, theory) is None
     assert explain_unchecked(table, theory).startswith(reason)

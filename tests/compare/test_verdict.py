@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from synthetic_frames import make_score_frame
 
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.verdict import MISSING, find_missing, judge_displacement
 
 
@@ -42,13 +43,13 @@ def make_frame(
 )
 def test_the_criteria_of_the_page(settings, kind):
     """Over 20 tokens, -1 nat keeps exp(-1/20) = 95 % of a token's probability and -6 nats keeps 74 %."""
-    assert judge_displacement(make_frame(**settings))["kind"] == kind
+    assert judge_displacement(ScoredRun(make_frame(**settings)))["kind"] == kind
 
 
 def test_the_numbers_behind_it_by_hand():
     frame = make_frame(2, chosen=-1.0, rejected=-3.0, noise=0.0, tokens=10)
 
-    verdict = judge_displacement(frame)
+    verdict = judge_displacement(ScoredRun(frame))
 
     evidence = verdict["evidence"]
     assert evidence["chosen_displacement"]["mean"] == pytest.approx(-1.0)
@@ -58,7 +59,7 @@ def test_the_numbers_behind_it_by_hand():
 
 
 def test_the_statement_holds_its_numbers_and_says_what_to_do():
-    verdict = judge_displacement(make_frame(chosen=-6.0, rejected=-9.0))
+    verdict = judge_displacement(ScoredRun(make_frame(chosen=-6.0, rejected=-9.0)))
 
     assert verdict["statement"].startswith("Harmful displacement: log pi(chosen) changed by -5.99 [")
     assert "chosen tokens lose more than 10 % of their probability (74." in verdict["statement"]
@@ -67,17 +68,17 @@ def test_the_statement_holds_its_numbers_and_says_what_to_do():
 
 
 def test_few_pairs_are_called_few():
-    assert "12 pairs are few" in judge_displacement(make_frame(12, chosen=-1, rejected=-4))["statement"]
-    assert "few" not in judge_displacement(make_frame(40, chosen=-1, rejected=-4))["statement"]
+    assert "12 pairs are few" in judge_displacement(ScoredRun(make_frame(12, chosen=-1, rejected=-4)))["statement"]
+    assert "few" not in judge_displacement(ScoredRun(make_frame(40, chosen=-1, rejected=-4)))["statement"]
 
 
 def test_without_a_reference_or_pairs_there_is_no_verdict():
-    assert judge_displacement(make_score_frame(20, has_reference=False)) is None
-    assert judge_displacement(make_score_frame(0, n_excluded=3)) is None
+    assert judge_displacement(ScoredRun(make_score_frame(20, has_reference=False))) is None
+    assert judge_displacement(ScoredRun(make_score_frame(0, n_excluded=3))) is None
 
 
 def test_one_pair_settles_nothing():
-    verdict = judge_displacement(make_frame(1, chosen=-1, rejected=-4))
+    verdict = judge_displacement(ScoredRun(make_frame(1, chosen=-1, rejected=-4)))
 
     assert verdict["kind"] == "unclear"
     assert "log pi(chosen) changed by -0.94 nats on average" in verdict["statement"]
@@ -90,10 +91,10 @@ def test_pairs_of_one_prompt_count_once():
     frame[["chosen_logps", "ref_chosen_logps"]] = (
         frame[["chosen_logps", "ref_chosen_logps"]].iloc[np.arange(200) // 10 * 10].to_numpy()
     )
-    apart = judge_displacement(frame)["evidence"]["chosen_displacement"]
+    apart = judge_displacement(ScoredRun(frame))["evidence"]["chosen_displacement"]
     frame["prompt_id"] = (np.arange(200) // 10).astype(str)
 
-    together = judge_displacement(frame)["evidence"]["chosen_displacement"]
+    together = judge_displacement(ScoredRun(frame))["evidence"]["chosen_displacement"]
 
     assert together["ci_high"] - together["ci_low"] > 2 * (apart["ci_high"] - apart["ci_low"])
 
@@ -111,6 +112,6 @@ def test_pairs_of_one_prompt_count_once():
 def test_what_a_verdict_lacks_has_a_name(changes, missing):
     frame = make_score_frame(20).assign(**changes)
 
-    assert find_missing(frame) == missing
-    assert (judge_displacement(frame) is None) == (missing is not None)
+    assert find_missing(ScoredRun(frame)) == missing
+    assert (judge_displacement(ScoredRun(frame)) is None) == (missing is not None)
     assert missing is None or missing in MISSING

@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError, suggest_nearest
@@ -103,9 +104,9 @@ def _write(folder: RunFolder, path: Path, config: ImportConfig, content: Any) ->
             "beta": config.beta,
             "imported_from": str(path),
         }
-        write_table(content, target, SCORE_SCHEMA, about)
-        frame = content.reindex(columns=SCORE_SCHEMA.names)
-        summary = {**about, **summarize_scores(frame, config.beta), "verdict": judge_displacement(frame)}
+        run = ScoredRun(content.reindex(columns=SCORE_SCHEMA.names), folder.name, about, path=target)
+        write_table(run.table, target, SCORE_SCHEMA, about)
+        summary = {**about, **summarize_scores(run), "verdict": judge_displacement(run)}
         write_json(summary_path(target), summary)
         return target
     target = folder.imported_path(data, config.split)
