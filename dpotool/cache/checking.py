@@ -1,4 +1,4 @@
-"""Reads every stored reference value: can the file be read, is it finite, do values of one pair agree?"""
+"""Reads every stored log-probability: can the file be read, is it finite, do values of one pair agree?"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the cache holds: reference values by model and numeric types, and built-in models."""
+"""What the cache holds: log-probabilities by model and numeric types, and built-in models."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpotool.cache.parts import list_parts, read_parts
-from dpotool.cache.root import DEMO_PREFIX, cache_root, reference_root
+from dpotool.cache.root import DEMO_PREFIX, cache_root, store_root
 from dpotool.runs.atomic import write_json
 from dpotool.settings import DEMO
 
@@ -30,7 +30,7 @@ class CacheEntry:
     """One folder of the cache."""
 
     kind: str
-    """'reference values' or 'built-in model'."""
+    """'log-probabilities' or 'built-in model'."""
     models: tuple[str, ...]
     """Names or paths the model went by when values were written; the last one is the newest. Empty: not recorded."""
     fingerprint: str
@@ -49,7 +49,7 @@ class CacheEntry:
 
 
 def name_store(fingerprint: str, types: str) -> str:
-    """Returns the folder name of one model's values, under `reference_root()`."""
+    """Returns the folder name of one model's values, under `store_root()`."""
     return f"{fingerprint}-{types}"
 
 
@@ -79,15 +79,15 @@ def read_about(folder: Path) -> dict[str, Any]:
 
 def list_entries() -> list[CacheEntry]:
     """Returns all that dpotool has in the cache, what was used last first; links and strangers' files are not its."""
-    entries = [*_list_references(), *_list_demos()]
+    entries = [*_list_stores(), *_list_demos()]
     return sorted(entries, key=lambda entry: entry.last_used, reverse=True)
 
 
-def _list_references() -> Iterator[CacheEntry]:
-    for folder, match in _matching_folders(reference_root(), _STORE_NAME):
+def _list_stores() -> Iterator[CacheEntry]:
+    for folder, match in _matching_folders(store_root(), _STORE_NAME):
         files = list_own_files(folder)
         yield CacheEntry(
-            kind="reference values",
+            kind="log-probabilities",
             models=tuple(str(name) for name in read_about(folder).get("models", [])),
             fingerprint=match["fingerprint"],
             types=match["types"].removesuffix("-None"),

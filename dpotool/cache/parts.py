@@ -1,4 +1,4 @@
-"""The files of one model's reference values: written in parts, read together, merged when they grow many.
+"""The files of one model's log-probabilities: written in parts, read together, merged when they grow many.
 
 A part is a Parquet file with a row per pair and is never changed once it has its name, so any number of processes may
 read and write at the same time without locks. Merging writes the merged file first and only then removes what it holds;

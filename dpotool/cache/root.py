@@ -1,4 +1,4 @@
-"""Where dpotool keeps what it can compute again: reference values, and the built-in model."""
+"""Where dpotool keeps what it can compute again: log-probabilities, and the built-in model."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def cache_root() -> Path:
     return Path(os.environ.get("DPOTOOL_CACHE", "~/.cache/dpotool")).expanduser()
 
 
-def reference_root() -> Path:
-    """Returns the folder of reference values, one folder in it for each (model, numeric types).
+def store_root() -> Path:
+    """Returns the folder of log-probabilities, of policies too, one folder in it for each (model, numeric types).
 
     A release that changes what is computed for the same weights and tokens takes another name here.
     """

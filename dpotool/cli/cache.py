@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    group = typer.Typer(help="List, check or delete what is kept between runs: reference values, the built-in model.")
+    group = typer.Typer(help="List, check or delete what is kept between runs: log-probabilities, the built-in model.")
     add_verb(group, "cache ls", CacheListConfig, epilog="Example: dpotool cache ls --json")(list_cache)
     add_verb(group, "cache verify", CacheVerifyConfig, epilog="Example: dpotool cache verify")(verify_cache)
     add_verb(group, "cache clear", CacheClearConfig, epilog="Example: dpotool cache clear --older-than 30")(clear_cache)

@@ -23,7 +23,6 @@ from dpotool.likelihood.cost import (
     seconds_since_start,
     time_strata,
 )
-from dpotool.likelihood.reference import find_missing
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.models.adapters import mark_trained_parameters
 from dpotool.models.loading import Locate
@@ -49,32 +48,25 @@ def plan_theory(config: TheoryConfig, *, progress: Progress, locate: Locate) -> 
     estimate.n_tokens = count_tokens(pairs)
     engine = GradientEngine(opened.policy, config.parameters)
     estimate.seconds["loading"] = seconds_since_start()
-    _add_reference(estimate, config, opened)
+    _add_reference(estimate, opened)
     _add_products(estimate, config, opened, engine)
     if not config.pairs_only and len(pairs) >= FEWEST_PAIRS:
         shifts = sorted({*lambdas, 1.0}) if config.optimizer == "adamw" else []
         _add_batch_products(estimate, opened, engine, shifts)
-    estimate.peak_bytes = measure_peak_bytes(next(opened.policy.parameters()).device)
+    estimate.peak_bytes = measure_peak_bytes(opened.policy_scorer.device)
     if config.check or config.verify:
         estimate.probe.append("without --check and --verify")
     return estimate
 
 
-def _add_reference(estimate: Estimate, config: TheoryConfig, opened: OpenSubject) -> None:
-    if opened.reference is None:
+def _add_reference(estimate: Estimate, opened: OpenSubject) -> None:
+    scorer, pairs = opened.reference_scorer, opened.pair_set.pairs
+    if scorer is None:
         return
-    pairs = opened.pair_set.pairs
-    missing = find_missing(opened.reference, pairs, opened.autocast)
+    missing = scorer.find_missing(pairs)
     estimate.n_cached["reference"] = len(pairs) - len(missing)
     if missing:
-        cost = estimate_scoring(
-            opened.reference,
-            missing,
-            batch_tokens=config.batch_tokens,
-            autocast=opened.autocast,
-            layout=config.layout,
-        )
-        estimate.seconds["reference"] = cost.seconds
+        estimate.seconds["reference"] = estimate_scoring(scorer, missing).seconds
 
 
 def _add_products(estimate: Estimate, config: TheoryConfig, opened: OpenSubject, engine: GradientEngine) -> None:

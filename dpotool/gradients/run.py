@@ -26,8 +26,8 @@ from dpotool.gradients.real_steps import StepLab
 from dpotool.gradients.spot_check import check_products
 from dpotool.gradients.verification import verify_gaps
 from dpotool.likelihood.budget import resolve_batch_tokens
-from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.reference import ReferenceLogps, hash_pair
+from dpotool.likelihood.pair_logps import ScoredPairs, compute_pair_logps
+from dpotool.likelihood.store import hash_pair
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.adapters import mark_trained_parameters
 from dpotool.models.loading import Locate
@@ -68,7 +68,7 @@ def run_theory(config: TheoryConfig, *, progress: Progress = SILENT, locate: Loc
     with claiming(subject.folder.path):
         opened = open_study(subject, progress, locate)
     reference = opened.compute_reference_logps(progress)
-    opened = replace(opened, reference=None)  # its values are here, its memory is needed
+    opened = replace(opened, reference_scorer=None)  # its values are here, its memory is needed
     mark_trained_parameters(opened.policy)
     return _Study(config, opened, lambdas, reference, progress).run()
 
@@ -101,7 +101,7 @@ class _Study:
         config: TheoryConfig,
         opened: OpenSubject,
         lambdas: Sequence[float],
-        reference: ReferenceLogps | None,
+        reference: ScoredPairs | None,
         progress: Progress,
     ) -> None:
         self.config = config

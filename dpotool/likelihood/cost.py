@@ -12,13 +12,10 @@ from typing import Any
 
 import psutil  # comes with accelerate
 import torch
-from torch import nn
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.budget import resolve_batch_tokens
-from dpotool.likelihood.layout import RowLayout
-from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.settings import AUTO
+from dpotool.likelihood.scorer import Scorer
 
 PROBED_BATCHES = 5
 PROBE_SECONDS = 30.0
@@ -80,27 +77,19 @@ class ScoringCost:
     n_batches: int
 
 
-def estimate_scoring(
-    model: nn.Module,
-    pairs: Sequence[TokenizedPair],
-    *,
-    batch_tokens: int | str,
-    autocast: torch.dtype | None = None,
-    layout: str = AUTO,
-) -> ScoringCost:
+def estimate_scoring(scorer: Scorer, pairs: Sequence[TokenizedPair]) -> ScoringCost:
     """Estimates the scoring of pairs from a few of its batches: the largest one, and others spread over the work.
 
     The batches are cut into strata of equal padded tokens, longest pairs first; one batch of each is timed and speaks
     for its stratum. A first, untimed batch lets caches and kernels warm up.
     """
-    budget = resolve_batch_tokens(batch_tokens, model)
-    rows = RowLayout.of(model, layout)
+    budget = resolve_batch_tokens(scorer.batch_tokens, scorer.model)
+    rows = scorer.rows
     batches = rows.plan(pairs, budget)
     padded = [rows.collate([pairs[place] for place in batch]).input_ids.numel() for batch in batches]
 
     def run(number: int) -> None:
-        chosen = [pairs[place] for place in batches[number]]
-        compute_pair_logps(model, chosen, batch_tokens=_NO_LIMIT, autocast=autocast, layout=layout)
+        scorer.compute([pairs[place] for place in batches[number]], batch_tokens=_NO_LIMIT)
 
     seconds, n_probed = time_strata(padded, run)
     return ScoringCost(count_tokens(pairs), sum(padded), budget, seconds, n_probed, len(batches))

@@ -9,16 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import torch
-from torch import nn
 
 from dpotool.cache.entries import SECOND
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.layout import RowLayout
-from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.reference import StoreKeeper, hash_pair, locate_store, look_up, name_model
+from dpotool.likelihood.scorer import Scorer
+from dpotool.likelihood.store import hash_pair
 from dpotool.progress import SILENT, Progress
-from dpotool.settings import AUTO
 
 MOST_PAIRS = 32
 FEWEST_PAIRS = 8
@@ -33,57 +30,29 @@ def choose_sample(pairs: Sequence[TokenizedPair]) -> list[int]:
     return sorted(sorted(range(len(pairs)), key=lambda place: hash_pair(pairs[place]))[:n_pairs])
 
 
-def find_missing_seconds(
-    model: nn.Module, pairs: Sequence[TokenizedPair], fingerprint: str, autocast: torch.dtype | None = None
-) -> list[TokenizedPair]:
-    """Returns the pairs of the sample whose second values the store does not have for the model of a fingerprint."""
-    sample = [pairs[place] for place in choose_sample(pairs)]
-    _, _, missing = look_up(locate_store(model, fingerprint, autocast), sample, SECOND)
-    return list(missing.values())
+def find_missing_seconds(scorer: Scorer, pairs: Sequence[TokenizedPair]) -> list[TokenizedPair]:
+    """Returns the pairs of the sample whose second values the store does not have."""
+    return scorer.find_missing([pairs[place] for place in choose_sample(pairs)], SECOND)
 
 
-def score_in_twos(
-    model: nn.Module,
-    pairs: Sequence[TokenizedPair],
-    fingerprint: str,
-    *,
-    autocast: torch.dtype | None = None,
-    layout: str = AUTO,
-    label: str | None = None,
-    progress: Progress = SILENT,
-) -> np.ndarray:
+def score_in_twos(scorer: Scorer, pairs: Sequence[TokenizedPair], progress: Progress = SILENT) -> np.ndarray:
     """Computes log pi (nats) of each pair's chosen and rejected completion, two or three pairs of any length a batch.
 
     Where many pairs were scored, none of them had the same company: there it was a batch of like lengths, or none.
     None is alone here (`_make_twos`).
 
-    Args:
-        fingerprint: of the model.
-        layout: of the rows, as the first time.
-        label: name or path of the model, for the store.
-
     Returns:
         Array (pairs, 2), chosen then rejected; from the store where it has them.
     """
-    folder = locate_store(model, fingerprint, autocast)
-    keys, known, _ = look_up(folder, pairs, SECOND)
+    keys, known, _ = scorer.look_up(pairs, SECOND)
     missing = [place for place, key in enumerate(keys) if key not in known]
-    keeper = StoreKeeper(folder, name_model(model, label))
-    rows = RowLayout.of(model, layout)
-    try:
-        with progress.track("measuring noise", len(missing)) as advance:
-            for two in _make_twos(missing, pairs, rows):
-                logps = compute_pair_logps(
-                    model, [pairs[place] for place in two], batch_tokens=_NO_LIMIT, autocast=autocast, layout=layout
-                )
-                new = dict(
-                    zip((keys[place] for place in two), zip(logps.chosen, logps.rejected, strict=True), strict=True)
-                )
-                keeper.take(new)
-                known |= new
-                advance(len(new))
-    finally:
-        keeper.finish()
+    with scorer.keeping() as keeper, progress.track("measuring noise", len(missing)) as advance:
+        for two in _make_twos(missing, pairs, scorer.rows):
+            logps = scorer.compute([pairs[place] for place in two], batch_tokens=_NO_LIMIT)
+            new = dict(zip((keys[place] for place in two), zip(logps.chosen, logps.rejected, strict=True), strict=True))
+            keeper.take(new)
+            known |= new
+            advance(len(new))
     return np.array([known[key] for key in keys], dtype=np.float64).reshape(-1, 2)
 
 

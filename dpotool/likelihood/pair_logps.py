@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from jaxtyping import Float64
 from torch import Tensor, nn
 
 from dpotool.data.pairs import TokenizedPair
@@ -40,16 +41,31 @@ class ScoredPair:
         return float(self.chosen.sum(dtype=np.float64)), float(self.rejected.sum(dtype=np.float64))
 
 
-@dataclass(slots=True)
-class PairLogpArrays:
-    """Sums over completion tokens (EOS included), nats, float64, aligned with the pairs they were computed for."""
+@dataclass(frozen=True, slots=True)
+class ScoredPairs:
+    """log pi of each pair's chosen and rejected completion under one model, in the order that was asked for.
 
-    chosen: np.ndarray
-    rejected: np.ndarray
+    Sums over completion tokens (EOS included), nats, float64.
+    """
+
+    chosen: Float64[np.ndarray, " pairs"]
+    rejected: Float64[np.ndarray, " pairs"]
     tokens: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     """Per pair, the chosen and the rejected completion's per-token log-probabilities (float32); only on request."""
     n_shared: int = 0
-    """How many of the pairs were computed with their prompt shared (`likelihood.layout`)."""
+    """How many were computed with their prompt shared (`likelihood.layout`); of pairs that repeat another, one is."""
+    n_paired: int = 0
+    """How many were computed in a row for each completion."""
+    n_stored: int = 0
+    """How many of the pairs were found in the store."""
+
+    @property
+    def layouts(self) -> dict[str, int]:
+        return {"shared": self.n_shared, "paired": self.n_paired, "stored": self.n_stored}
+
+    def stack(self) -> Float64[np.ndarray, "pairs 2"]:
+        """Returns chosen, then rejected."""
+        return np.stack([self.chosen, self.rejected], axis=1)
 
 
 def compute_pair_logps(
@@ -62,7 +78,7 @@ def compute_pair_logps(
     with_tokens: bool = False,
     on_progress: Progress | None = None,
     on_scored: Callable[[Sequence[ScoredPair]], None] | None = None,
-) -> PairLogpArrays:
+) -> ScoredPairs:
     """Scores every pair under the model; no gradients, dropout off, the model's mode restored.
 
     Args:
@@ -98,18 +114,16 @@ def compute_pair_logps(
             on_progress(len(batch) * state.num_processes)
     if state.num_processes > 1:
         finished = gather_object(finished)
-    found = _assemble(finished, len(pairs), with_tokens)
-    found.n_shared = sum(map(rows.shares, pairs))
-    return found
+    return _assemble(finished, len(pairs), sum(map(rows.shares, pairs)), with_tokens=with_tokens)
 
 
-def _assemble(finished: list[ScoredPair], n_pairs: int, with_tokens: bool) -> PairLogpArrays:
+def _assemble(finished: list[ScoredPair], n_pairs: int, n_shared: int, *, with_tokens: bool) -> ScoredPairs:
     ordered = sorted(finished, key=lambda pair: pair.index)
     if [pair.index for pair in ordered] != list(range(n_pairs)):
         raise RuntimeError(f"expected each of {n_pairs} pairs scored exactly once, got {len(ordered)} results")
     sums = np.array([pair.sums for pair in ordered], dtype=np.float64).reshape(-1, 2)
     tokens = [(pair.chosen, pair.rejected) for pair in ordered] if with_tokens else []
-    return PairLogpArrays(sums[:, 0].copy(), sums[:, 1].copy(), tokens)
+    return ScoredPairs(sums[:, 0].copy(), sums[:, 1].copy(), tokens, n_shared, n_pairs - n_shared)
 
 
 @torch.no_grad()

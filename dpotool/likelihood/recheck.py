@@ -9,10 +9,7 @@ import numpy as np
 
 from dpotool.cache.checking import is_disagreement, tolerance_of
 from dpotool.errors import DpotoolError
-from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.reference import describe_types, locate_store, look_up
 from dpotool.likelihood.subject import open_subject
-from dpotool.models.fingerprint import fingerprint_model
 from dpotool.models.loading import Locate
 from dpotool.models.subject import describe_subject
 from dpotool.progress import SILENT, Progress
@@ -44,29 +41,20 @@ def recheck_store(
     """
     subject = replace(describe_subject(model, settings), reference=None)
     opened = open_subject(subject, progress, locate)
-    types = describe_types(opened.policy, opened.autocast)
-    folder = locate_store(opened.policy, fingerprint_model(opened.policy), opened.autocast)
-    keys, known, _ = look_up(folder, opened.pair_set.pairs)
+    scorer = opened.policy_scorer
+    keys, known, _ = scorer.look_up(opened.pair_set.pairs)
     stored = [place for place, key in enumerate(keys) if key in known]
     if not stored:
         raise DpotoolError(
-            f"none of the {len(keys)} pairs is in the store for this model as {types.removesuffix('-None')}",
+            f"none of the {len(keys)} pairs is in the store for this model as {scorer.types.removesuffix('-None')}",
             where=model,
             remedy="Name the pairs as they were scored: --data, --split, --max-length, --dtype",
         )
     places = sorted(random.Random(settings.seed).sample(stored, min(n_pairs, len(stored))))
     with progress.track("computing again", len(places)) as advance:
-        again = compute_pair_logps(
-            opened.policy,
-            [opened.pair_set.pairs[place] for place in places],
-            batch_tokens=settings.batch_tokens,
-            autocast=opened.autocast,
-            layout=settings.layout,
-            on_progress=advance,
-        )
+        again = scorer.compute([opened.pair_set.pairs[place] for place in places], on_progress=advance)
     values = np.array([known[keys[place]] for place in places])
-    now = np.stack([again.chosen, again.rejected], axis=1)
-    return _compare(len(stored), values, now, tolerance_of(types))
+    return _compare(len(stored), values, again.stack(), tolerance_of(scorer.types))
 
 
 def _compare(n_stored: int, stored: np.ndarray, now: np.ndarray, tolerance: float) -> Recheck:

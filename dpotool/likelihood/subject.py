@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 from torch import nn
@@ -11,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 
 from dpotool.data.pair_sets import load_pair_set
 from dpotool.data.pairs import PairSet
-from dpotool.likelihood.reference import ReferenceLogps, load_or_compute_reference
+from dpotool.likelihood.pair_logps import ScoredPairs
+from dpotool.likelihood.scorer import Scorer
 from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import Locate, load_model, load_tokenizer
 from dpotool.models.subject import Subject
@@ -26,31 +28,27 @@ class OpenSubject:
 
     subject: Subject
     tokenizer: PreTrainedTokenizerBase
-    policy: nn.Module
-    reference: nn.Module | None
+    policy_scorer: Scorer
+    reference_scorer: Scorer | None
     pair_set: PairSet
     max_length: int
 
     @property
-    def autocast(self) -> torch.dtype | None:
-        return torch.bfloat16 if self.subject.bf16 else None
+    def policy(self) -> nn.Module:
+        return self.policy_scorer.model
 
-    def compute_logps(
-        self, model: nn.Module, name: str, progress: Progress, *, with_tokens: bool = False
-    ) -> ReferenceLogps:
-        """Returns log pi of every pair under the policy or the reference, from the store where it has them."""
+    @property
+    def reference(self) -> nn.Module | None:
+        return None if self.reference_scorer is None else self.reference_scorer.model
+
+    def compute_policy_logps(self, progress: Progress, *, with_tokens: bool = False) -> ScoredPairs:
+        """Returns log pi of every pair under the policy, from the store where it has them."""
+        return self._score(self.policy_scorer, self.subject.label, progress, with_tokens)
+
+    def _score(self, scorer: Scorer, name: str, progress: Progress, with_tokens: bool) -> ScoredPairs:
         with progress.track(f"scoring {name}", len(self.pair_set.pairs)) as advance:
-            logps = load_or_compute_reference(
-                model,
-                self.pair_set.pairs,
-                batch_tokens=self.subject.config.batch_tokens,
-                autocast=self.autocast,
-                label=self.subject.reference if model is self.reference else self.subject.model,
-                layout=self.subject.config.layout,
-                with_tokens=with_tokens,
-                on_progress=advance,
-            )
-        progress.note(f"{name}: {logps.n_cached} of {len(self.pair_set.pairs)} pairs were in the store")
+            logps = scorer.score(self.pair_set.pairs, with_tokens=with_tokens, on_progress=advance)
+        progress.note(f"{name}: {logps.n_stored} of {len(self.pair_set.pairs)} pairs were in the store")
         return logps
 
     def note_run(self, kind: str, config: Settings, fingerprints: Mapping[str, str | None] | None = None) -> None:
@@ -62,18 +60,19 @@ class OpenSubject:
         manifest = collect_manifest(kind, settings, fingerprints=fingerprints, data=asdict(self.pair_set.source))
         folder.write_manifest(manifest | {"status": "finished"})
 
-    def compute_reference_logps(self, progress: Progress, *, with_tokens: bool = False) -> ReferenceLogps | None:
+    def compute_reference_logps(self, progress: Progress, *, with_tokens: bool = False) -> ScoredPairs | None:
         """Returns log pi_ref of every pair, or None where there is no reference.
 
         Warns where the model that a run names as its reference is no longer the one it trained against.
         """
-        if self.reference is None:
+        if self.reference_scorer is None:
             return None
-        logps = self.compute_logps(self.reference, "reference", progress, with_tokens=with_tokens)
-        if self.subject.reference_fingerprint not in (None, logps.fingerprint):
+        logps = self._score(self.reference_scorer, "reference", progress, with_tokens)
+        fingerprint = self.reference_scorer.fingerprint
+        if self.subject.reference_fingerprint not in (None, fingerprint):
             progress.warn(
                 f"{self.subject.label}: its reference {self.subject.reference} is not the model it was trained "
-                f"against (fingerprint {logps.fingerprint}, then {self.subject.reference_fingerprint}); "
+                f"against (fingerprint {fingerprint}, then {self.subject.reference_fingerprint}); "
                 "log-ratios are against the new one"
             )
         return logps
@@ -112,4 +111,17 @@ def open_subject(subject: Subject, progress: Progress, locate: Locate, *, dtype:
             path, dtype=policy_dtype, device=config.device, trust_remote_code=trust, progress=progress
         )
         reference.requires_grad_(False)
-    return OpenSubject(subject, tokenizer, policy, reference, pair_set, max_length)
+    make = partial(
+        Scorer,
+        batch_tokens=config.batch_tokens,
+        layout=config.layout,
+        autocast=torch.bfloat16 if subject.bf16 else None,
+    )
+    return OpenSubject(
+        subject,
+        tokenizer,
+        policy_scorer=make(policy, label=subject.model),
+        reference_scorer=None if reference is None else make(reference, label=subject.reference),
+        pair_set=pair_set,
+        max_length=max_length,
+    )

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from torch import nn
 
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
@@ -21,9 +20,9 @@ from dpotool.likelihood.cost import (
     seconds_since_start,
 )
 from dpotool.likelihood.noise import find_missing_seconds
-from dpotool.likelihood.reference import ReferenceLogps, find_missing
-from dpotool.likelihood.subject import OpenSubject, open_subject
-from dpotool.models.fingerprint import fingerprint_model
+from dpotool.likelihood.pair_logps import ScoredPairs
+from dpotool.likelihood.scorer import Scorer
+from dpotool.likelihood.subject import open_subject
 from dpotool.models.loading import Locate, resolve_device
 from dpotool.models.subject import describe_subject
 from dpotool.progress import Progress
@@ -57,46 +56,36 @@ def _plan(model: str, config: ScoreConfig, began: float, progress: Progress, loc
     estimate = Estimate(f"score {model}", n_pairs={opened.pair_set.source.split: len(pairs)})
     estimate.n_tokens = count_tokens(pairs)
     estimate.seconds["loading"] = seconds_since_start() - began
-    fingerprints: list[str] = []
-    for name, examined in (("policy", opened.policy), ("reference", opened.reference)):
-        if examined is not None:
-            fingerprints.append(fingerprint_model(examined))
-            is_stored_by_then = fingerprints[-1] in fingerprints[:-1]
-            todo = ([], []) if is_stored_by_then else _look_up(opened, examined, fingerprints[-1], config)
-            _add_model(estimate, opened, name, examined, config, *todo)
+    policy, reference = opened.policy_scorer, opened.reference_scorer
+    _add_model(estimate, "policy", policy, pairs, config)
+    if reference is not None:
+        is_policy = reference.fingerprint == policy.fingerprint
+        _add_model(estimate, "reference", reference, pairs, config, is_stored_by_then=is_policy)
     estimate.seconds["statistics"] = _time_statistics(opened.pair_set)
-    estimate.peak_bytes = measure_peak_bytes(next(opened.policy.parameters()).device)
+    estimate.peak_bytes = measure_peak_bytes(policy.device)
     return estimate
-
-
-def _look_up(
-    opened: OpenSubject, model: nn.Module, fingerprint: str, config: ScoreConfig
-) -> tuple[list[TokenizedPair], list[TokenizedPair]]:
-    """Returns the pairs without a value in the store, and those of the noise floor's sample without a second one."""
-    pairs = opened.pair_set.pairs
-    missing = find_missing(model, pairs, opened.autocast, fingerprint=fingerprint)
-    again = find_missing_seconds(model, pairs, fingerprint, opened.autocast) if config.noise_floor else []
-    return missing, again
 
 
 def _add_model(
     estimate: Estimate,
-    opened: OpenSubject,
     name: str,
-    model: nn.Module,
+    scorer: Scorer,
+    pairs: Sequence[TokenizedPair],
     config: ScoreConfig,
-    missing: list[TokenizedPair],
-    again: list[TokenizedPair],
+    *,
+    is_stored_by_then: bool = False,
 ) -> None:
-    pairs = opened.pair_set.pairs
+    missing: Sequence[TokenizedPair] = []
+    again: Sequence[TokenizedPair] = []
+    if not is_stored_by_then:
+        missing = scorer.find_missing(pairs)
+        again = find_missing_seconds(scorer, pairs) if config.noise_floor else []
     estimate.n_cached[name] = len(pairs) - len(missing)
     todo = pairs if config.tokens else missing
     if not (todo or again):
         estimate.probe.append(f"{name}: no batch was run, all its values are in the store by then")
         return
-    cost = estimate_scoring(
-        model, todo or again, batch_tokens=config.batch_tokens, autocast=opened.autocast, layout=config.layout
-    )
+    cost = estimate_scoring(scorer, todo or again)
     estimate.batch_tokens = cost.batch_tokens
     estimate.probe.append(f"{name}: {cost.n_probed} of {cost.n_batches} batches were run")
     if todo:
@@ -110,8 +99,8 @@ def _time_statistics(pair_set: PairSet) -> float:
     """Runs the statistics on invented values: their time depends on the number of pairs alone."""
     draw = np.random.default_rng(0)
     chosen, rejected = -draw.gamma(2.0, 20.0, size=(2, len(pair_set.pairs)))
-    first = ReferenceLogps(chosen, rejected, 0, "")
-    second = ReferenceLogps(chosen - draw.normal(size=len(chosen)), rejected, 0, "")
+    first = ScoredPairs(chosen, rejected)
+    second = ScoredPairs(chosen - draw.normal(size=len(chosen)), rejected)
     start = time.perf_counter()
     run = ScoredRun(build_score_frame(pair_set, first, second, 0.1), about={"beta": 0.1})
     summarize_scores(run)

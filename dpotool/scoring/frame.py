@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from dpotool.data.pairs import PairSet, TokenizedPair
-from dpotool.likelihood.pair_logps import PairLogpArrays
-from dpotool.likelihood.reference import ReferenceLogps
+from dpotool.likelihood.pair_logps import ScoredPairs
 
 
 def build_score_frame(
     pair_set: PairSet,
-    policy: PairLogpArrays | ReferenceLogps,
-    reference: ReferenceLogps | None,
+    policy: ScoredPairs,
+    reference: ScoredPairs | None,
     beta: float,
 ) -> pd.DataFrame:
     """Returns the columns of SCORE_SCHEMA (DESIGN, "Tables"): sums in nats; rewards = beta * log-ratio, unshifted."""
@@ -45,8 +44,8 @@ def build_score_frame(
 
 def build_token_frame(
     pairs: Sequence[TokenizedPair],
-    policy: ReferenceLogps,
-    reference: ReferenceLogps | None,
+    policy: ScoredPairs,
+    reference: ScoredPairs | None,
     token_texts: Mapping[int, str],
 ) -> pd.DataFrame:
     """Returns the columns of TOKEN_SCHEMA: a row per completion token, in the order of the score table.

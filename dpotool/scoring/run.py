@@ -8,10 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from accelerate import PartialState
-from torch import nn
 
 from dpotool.compare.noise import summarize_noise
 from dpotool.compare.scored_run import ScoredRun
@@ -19,7 +17,7 @@ from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.noise import choose_sample, score_in_twos
-from dpotool.likelihood.reference import ReferenceLogps
+from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.loading import Locate
@@ -76,7 +74,7 @@ def score_models(
 
 def _score(subject: Subject, config: ScoreConfig, progress: Progress, locate: Locate) -> ScoreResult:
     opened = open_subject(subject, progress, locate)
-    policy_logps = opened.compute_logps(opened.policy, subject.label, progress, with_tokens=config.tokens)
+    policy_logps = opened.compute_policy_logps(progress, with_tokens=config.tokens)
     reference_logps = opened.compute_reference_logps(progress, with_tokens=config.tokens)
     if reference_logps is None:
         progress.warn(f"{subject.label}: no reference, so no rewards and no displacement. Name one with --reference")
@@ -85,8 +83,8 @@ def _score(subject: Subject, config: ScoreConfig, progress: Progress, locate: Lo
         noise = _measure_noise(opened, policy_logps, reference_logps, progress)
     frame = build_score_frame(opened.pair_set, policy_logps, reference_logps, subject.beta)
     fingerprints = {
-        "model": policy_logps.fingerprint,
-        "reference": reference_logps.fingerprint if reference_logps else None,
+        "model": opened.policy_scorer.fingerprint,
+        "reference": opened.reference_scorer.fingerprint if opened.reference_scorer else None,
         "tokenizer": fingerprint_tokenizer(opened.tokenizer),
         "data": opened.pair_set.source.fingerprint,
     }
@@ -98,27 +96,15 @@ def _score(subject: Subject, config: ScoreConfig, progress: Progress, locate: Lo
 
 
 def _measure_noise(
-    opened: OpenSubject, policy: ReferenceLogps, reference: ReferenceLogps | None, progress: Progress
+    opened: OpenSubject, policy: ScoredPairs, reference: ScoredPairs | None, progress: Progress
 ) -> dict[str, Any]:
     """Scores a sample of the pairs again, in other batches, under both models."""
     places = choose_sample(opened.pair_set.pairs)
     pairs = [opened.pair_set.pairs[place] for place in places]
-
-    def again(model: nn.Module, logps: ReferenceLogps, label: str | None) -> np.ndarray:
-        return score_in_twos(
-            model,
-            pairs,
-            logps.fingerprint,
-            autocast=opened.autocast,
-            layout=opened.subject.config.layout,
-            label=label,
-            progress=progress,
-        )
-
-    first, second = policy.stack()[places], again(opened.policy, policy, opened.subject.model)
-    if opened.reference is None or reference is None:
+    first, second = policy.stack()[places], score_in_twos(opened.policy_scorer, pairs, progress)
+    if opened.reference_scorer is None or reference is None:
         return summarize_noise((first, None), (second, None), None)
-    ref_first, ref_second = reference.stack()[places], again(opened.reference, reference, opened.subject.reference)
+    ref_first, ref_second = reference.stack()[places], score_in_twos(opened.reference_scorer, pairs, progress)
     return summarize_noise((first, ref_first), (second, ref_second), opened.subject.beta)
 
 
@@ -145,7 +131,7 @@ def _write(
     return ScoreResult(subject.label, run.table, summary, path)
 
 
-def _write_tokens(opened: OpenSubject, policy: ReferenceLogps, reference: ReferenceLogps | None) -> Path:
+def _write_tokens(opened: OpenSubject, policy: ScoredPairs, reference: ScoredPairs | None) -> Path:
     subject, pair_set = opened.subject, opened.pair_set
     used = {token for pair in pair_set.pairs for token in (*pair.chosen_ids, *pair.rejected_ids)}
     texts = {token: str(opened.tokenizer.decode([token])) for token in used}

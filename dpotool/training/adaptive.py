@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
-from dpotool.likelihood.reference import hash_pair
+from dpotool.likelihood.store import hash_pair
 from dpotool.losses.adaptive import AdaptiveLambda
 from dpotool.progress import Progress
 from dpotool.runs.schemas import THEORY_SCHEMA

@@ -10,7 +10,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from accelerate import PartialState
-from torch import nn
 
 from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
@@ -22,7 +21,8 @@ from dpotool.likelihood.cost import (
     seconds_since_start,
     time_strata,
 )
-from dpotool.likelihood.reference import ReferenceLogps, find_missing
+from dpotool.likelihood.pair_logps import ScoredPairs
+from dpotool.likelihood.scorer import Scorer
 from dpotool.models.loading import Locate, quiet_transformers
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
@@ -53,10 +53,8 @@ def plan_training(config: TrainConfig, *, progress: Progress, locate: Locate) ->
     check_arguments(config)
     estimate = Estimate("train")
 
-    def stand_in(
-        config: TrainConfig, reference: nn.Module, fingerprint: str, pair_sets: list[PairSet], progress: Progress
-    ) -> list[ReferenceLogps]:
-        return [_add_reference(estimate, config, reference, fingerprint, pair_set) for pair_set in pair_sets]
+    def stand_in(scorer: Scorer, pair_sets: list[PairSet], progress: Progress) -> list[ScoredPairs]:
+        return [_add_reference(estimate, scorer, pair_set) for pair_set in pair_sets]
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary) / "run")
@@ -69,22 +67,16 @@ def plan_training(config: TrainConfig, *, progress: Progress, locate: Locate) ->
     return estimate
 
 
-def _add_reference(
-    estimate: Estimate, config: TrainConfig, reference: nn.Module, fingerprint: str, pair_set: PairSet
-) -> ReferenceLogps:
+def _add_reference(estimate: Estimate, scorer: Scorer, pair_set: PairSet) -> ScoredPairs:
     """Looks into the store and measures what is missing; returns zeros, which cost a training step as much."""
-    autocast = torch.bfloat16 if config.bf16 else None
     began = time.perf_counter()
     split, n_pairs = pair_set.source.split, len(pair_set.pairs)
-    missing = find_missing(reference, pair_set.pairs, autocast, fingerprint=fingerprint)
+    missing = scorer.find_missing(pair_set.pairs)
     estimate.n_cached[f"reference on {split}"] = n_pairs - len(missing)
     if missing:
-        cost = estimate_scoring(
-            reference, missing, batch_tokens=config.batch_tokens, autocast=autocast, layout=config.layout
-        )
-        estimate.seconds[f"reference on {split}"] = cost.seconds
+        estimate.seconds[f"reference on {split}"] = estimate_scoring(scorer, missing).seconds
     estimate.probe_seconds += time.perf_counter() - began
-    return ReferenceLogps(np.zeros(n_pairs), np.zeros(n_pairs), 0, fingerprint)
+    return ScoredPairs(np.zeros(n_pairs), np.zeros(n_pairs))
 
 
 def _add_steps(estimate: Estimate, config: TrainConfig, trainer: PreferenceTrainer) -> None:
@@ -124,14 +116,10 @@ def _add_evaluations(estimate: Estimate, config: TrainConfig, trainer: Preferenc
     pairs = trainer.eval_dataset.pairs
     estimate.n_pairs["evaluation"] = len(pairs)
     n_times = count_evaluations(count_steps(config, len(trainer.pairs)), int(trainer.args.eval_steps or 1))
-    if trainer.start is not None:
+    if trainer.keeps_evaluations:
         is_reference = config.reference is None and "reference" in trainer.objective.loss.needs
-        missing = find_missing(trainer.policy, pairs, trainer.autocast, fingerprint=trainer.start.fingerprint)
-        n_times -= is_reference or not missing  # the store has the first one by then
-    cost = estimate_scoring(
-        trainer.policy, pairs, batch_tokens=config.batch_tokens, autocast=trainer.autocast, layout=config.layout
-    )
-    estimate.seconds[f"{n_times} evaluations"] = n_times * cost.seconds
+        n_times -= is_reference or not trainer.scorer.find_missing(pairs)  # the store has the first one by then
+    estimate.seconds[f"{n_times} evaluations"] = n_times * estimate_scoring(trainer.scorer, pairs).seconds
 
 
 class _Rehearsal:

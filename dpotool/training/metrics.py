@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerState
 
-from dpotool.likelihood.pair_logps import PairLogpArrays
-from dpotool.likelihood.reference import ReferenceLogps
+from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.losses.registry import PairLogps
 from dpotool.training.dataset import PAIR_COLUMNS, PairDataset, collate_columns
 
@@ -80,7 +79,7 @@ class PairSums:
 
 
 def summarize_pairs(
-    logps: PairLogpArrays | ReferenceLogps, dataset: PairDataset, objective: Objective, state: TrainerState
+    logps: ScoredPairs, dataset: PairDataset, objective: Objective, state: TrainerState
 ) -> dict[str, float]:
     """Returns the means over an evaluation set, with its mean loss under the objective's current shift factor.
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
+import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback
@@ -13,8 +15,9 @@ from transformers import PreTrainedTokenizerBase, PrinterCallback
 from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
 from dpotool.gradients.monitor import TheoryMonitor
-from dpotool.likelihood.reference import ReferenceLogps
-from dpotool.models.fingerprint import fingerprint_model, fingerprint_tokenizer
+from dpotool.likelihood.pair_logps import ScoredPairs
+from dpotool.likelihood.scorer import Scorer
+from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import Locate, load_tokenizer
 from dpotool.progress import Progress
@@ -30,10 +33,10 @@ from dpotool.training.objective import Objective, record_settings
 from dpotool.training.pair_sets import RunPairs, load_run_pairs
 from dpotool.training.policy import add_adapter, load_policy
 from dpotool.training.reference import check_step_zero, compute_references, load_reference
-from dpotool.training.trainer import PreferenceTrainer, StartWeights
+from dpotool.training.trainer import PreferenceTrainer
 
-FindReferences = Callable[[TrainConfig, nn.Module, str, list[PairSet], Progress], list[ReferenceLogps]]
-"""Settings, the reference and its fingerprint, sets of pairs -> log pi_ref of each set."""
+FindReferences = Callable[[Scorer, list[PairSet], Progress], list[ScoredPairs]]
+"""The reference's scorer, sets of pairs -> log pi_ref of each set."""
 
 
 def prepare_trainer(
@@ -60,18 +63,27 @@ def prepare_trainer(
     if objective.loss.validate_pairs is not None:
         for pair_set in pairs.all:
             objective.loss.validate_pairs(pair_set.pairs, objective.options)
+    make_scorer = partial(
+        Scorer,
+        batch_tokens=config.batch_tokens,
+        layout=config.layout,
+        autocast=torch.bfloat16 if config.bf16 else None,
+    )
+    scorer = make_scorer(policy, label=config.model)
     fingerprints = {
-        "model": fingerprint_model(policy),
+        "model": scorer.fingerprint,
         "tokenizer": fingerprint_tokenizer(tokenizer),
         "data": pairs.train.source.fingerprint,
     }
     datasets = [PairDataset(pair_set.pairs) for pair_set in pairs.all]
     if "reference" in objective.loss.needs:
-        path = locate(config.reference) if config.reference else None
-        reference = load_reference(config, policy, path, progress)
-        is_policy = reference is policy
-        fingerprints["reference"] = fingerprints["model"] if is_policy else fingerprint_model(reference)
-        values = find_references(config, reference, fingerprints["reference"], pairs.all, progress)
+        reference = scorer
+        if config.reference:
+            model = load_reference(config, locate(config.reference), progress)
+            reference = make_scorer(model, label=config.reference)
+            del model
+        fingerprints["reference"] = reference.fingerprint
+        values = find_references(reference, pairs.all, progress)
         datasets = [
             PairDataset(pair_set.pairs, logps.chosen, logps.rejected)
             for pair_set, logps in zip(pairs.all, values, strict=True)
@@ -84,8 +96,8 @@ def prepare_trainer(
             held_out.shifts = np.full(len(held_out), shifts.mean())  # they have no row; only their loss needs it
     if config.lora:
         policy = add_adapter(policy, config, model_path)
-    start = None if config.lora else StartWeights(fingerprints["model"], config.model)
-    trainer = _build_trainer(config, objective, policy, tokenizer, datasets, folder, progress, start)
+        scorer = make_scorer(policy, label=config.model)
+    trainer = _build_trainer(config, objective, scorer, tokenizer, datasets, folder, progress, not config.lora)
     if not (config.resume or is_rehearsal) and "reference" in fingerprints:
         is_own_start = fingerprints["reference"] == fingerprints["model"]
         check_step_zero(trainer, datasets[0], is_own_start=is_own_start, progress=progress)
@@ -123,31 +135,29 @@ def _write_manifest(
 def _build_trainer(
     config: TrainConfig,
     objective: Objective,
-    policy: nn.Module,
+    scorer: Scorer,
     tokenizer: PreTrainedTokenizerBase,
     datasets: list[PairDataset],
     folder: RunFolder,
     progress: Progress,
-    start: StartWeights | None,
+    keeps_evaluations: bool,
 ) -> PreferenceTrainer:
     has_eval = len(datasets) > 1
     arguments = build_training_arguments(config, folder.path, len(datasets[0]), has_eval=has_eval)
-    monitor = build_monitor(config, policy, progress) if config.monitor_theory else None
+    monitor = build_monitor(config, scorer.model, progress) if config.monitor_theory else None
     callbacks = [GradientGuard(), MetricsWriter(folder.append_metrics), CheckpointAt(parse_steps(config.save_at))]
     with one_line_refusals():
         trainer = PreferenceTrainer(
-            policy,
+            scorer,
             arguments,
             objective,
             train_dataset=datasets[0],
             eval_dataset=datasets[1] if has_eval else None,
             tokenizer=tokenizer,
-            batch_tokens=config.batch_tokens,
-            layout=config.layout,
             callbacks=callbacks,
             progress=progress,
             monitor=monitor,
-            start=start,
+            keeps_evaluations=keeps_evaluations,
         )
     trainer.remove_callback(PrinterCallback)  # prints every logged row on stdout
     return trainer

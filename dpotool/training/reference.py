@@ -8,7 +8,8 @@ from torch import nn
 
 from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
-from dpotool.likelihood.reference import ReferenceLogps, load_or_compute_reference
+from dpotool.likelihood.pair_logps import ScoredPairs
+from dpotool.likelihood.scorer import Scorer
 from dpotool.models.loading import load_model
 from dpotool.progress import SILENT, Progress
 from dpotool.training.config import TrainConfig
@@ -22,37 +23,20 @@ NOISE_PER_TOKEN_BF16 = 0.05
 """Nats a token by which two bfloat16 computations of one sum may differ."""
 
 
-def compute_references(
-    config: TrainConfig, reference: nn.Module, fingerprint: str, pair_sets: list[PairSet], progress: Progress
-) -> list[ReferenceLogps]:
-    """Computes log pi_ref of every pair of every set, in the precision that training runs in; see the store's hits.
-
-    Args:
-        fingerprint: of the reference's weights, which take seconds to hash.
-    """
+def compute_references(scorer: Scorer, pair_sets: list[PairSet], progress: Progress) -> list[ScoredPairs]:
+    """Computes log pi_ref of every pair of every set, and says how many of them the store had."""
     values = []
     for pair_set in pair_sets:
         name = f"reference on {pair_set.source.name} [{pair_set.source.split}]"
         with progress.track(name, len(pair_set.pairs)) as advance:
-            computed = load_or_compute_reference(
-                reference,
-                pair_set.pairs,
-                batch_tokens=config.batch_tokens,
-                autocast=torch.bfloat16 if config.bf16 else None,
-                label=config.reference or config.model,
-                layout=config.layout,
-                fingerprint=fingerprint,
-                on_progress=advance,
-            )
-        progress.note(f"{name}: {computed.n_cached} of {len(pair_set.pairs)} pairs were in the store")
+            computed = scorer.score(pair_set.pairs, on_progress=advance)
+        progress.note(f"{name}: {computed.n_stored} of {len(pair_set.pairs)} pairs were in the store")
         values.append(computed)
     return values
 
 
-def load_reference(config: TrainConfig, policy: nn.Module, path: str | None, progress: Progress = SILENT) -> nn.Module:
-    """Returns the reference model: the policy as it stands, or the model that `--reference` names."""
-    if path is None:
-        return policy
+def load_reference(config: TrainConfig, path: str, progress: Progress = SILENT) -> nn.Module:
+    """Returns the reference model that `--reference` names; without one the policy as it stands is the reference."""
     return load_model(
         path,
         dtype=config.dtype,
@@ -74,7 +58,7 @@ def check_step_zero(
     """
     n_pairs = min(CHECKED_PAIRS, len(dataset))
     pairs = dataset.pairs[:n_pairs]
-    logps = trainer.score(pairs)
+    logps = trainer.scorer.compute(pairs)
     difference = np.concatenate(
         [logps.chosen - dataset.chosen_reference[:n_pairs], logps.rejected - dataset.rejected_reference[:n_pairs]]
     )

@@ -115,7 +115,7 @@ def _step_through(trainer: PreferenceTrainer, config: TrainConfig, checkpoint: s
 def _explain_non_finite(error: NonFiniteError, trainer: PreferenceTrainer, folder: RunFolder) -> DpotoolError:
     """Says at which step a run broke and which checkpoint is the last good one; saves one if the weights still are."""
     step = trainer.state.global_step
-    logps = trainer.score(trainer.pairs[:4])
+    logps = trainer.scorer.compute(trainer.pairs[:4])
     if step and bool(torch.isfinite(torch.tensor([*logps.chosen, *logps.rejected])).all()):
         trainer._save_checkpoint(trainer.policy, None)
     newest = get_last_checkpoint(str(folder.path))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,10 +20,10 @@ from dpotool.errors import DpotoolError
 from dpotool.gradients.monitor import TheoryMonitor
 from dpotool.likelihood.batch import CompletionBatch
 from dpotool.likelihood.completions import can_split_head, compute_completion_logps, get_causal_lm
-from dpotool.likelihood.layout import AUTO, PAIRED, SHARED, RowLayout
-from dpotool.likelihood.pair_logps import PairLogpArrays, compute_pair_logps
+from dpotool.likelihood.layout import PAIRED, SHARED, RowLayout
+from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.prompt_sharing import draws_in_training
-from dpotool.likelihood.reference import ReferenceLogps, load_or_compute_reference
+from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.losses.registry import PairLogps
 from dpotool.progress import SILENT, Progress
@@ -53,15 +52,6 @@ def route_forward(model: nn.Module, compute_logps: ComputeLogps = compute_comple
     model.forward = forward
 
 
-@dataclass(frozen=True, slots=True)
-class StartWeights:
-    """The weights a run begins with, as the store of log-probabilities knows them."""
-
-    fingerprint: str
-    label: str
-    """What the user called the model."""
-
-
 class PreferenceTrainer(Trainer):
     """Trainer for one `Objective` over preference pairs."""
 
@@ -69,31 +59,30 @@ class PreferenceTrainer(Trainer):
 
     def __init__(
         self,
-        model: nn.Module,
+        scorer: Scorer,
         args: TrainingArguments,
         objective: Objective,
         *,
         train_dataset: PairDataset,
         eval_dataset: PairDataset | None,
         tokenizer: PreTrainedTokenizerBase,
-        batch_tokens: int | str,
-        layout: str = AUTO,
         callbacks: list[TrainerCallback],
         progress: Progress = SILENT,
         monitor: TheoryMonitor | None = None,
-        start: StartWeights | None = None,
+        keeps_evaluations: bool = True,
     ) -> None:
-        """Takes what `Trainer` takes, and in place of its loss an objective.
+        """Takes what `Trainer` takes, in place of the model its scorer, and in place of its loss an objective.
 
         Args:
-            start: the weights before the first step, whose evaluation the store may have, as it keeps that of the
-                weights after the last step for `score`; None, and where weights are sharded over devices: every
-                evaluation is computed, none is kept.
+            scorer: of the model that is trained, as it is before the first step.
+            keeps_evaluations: the store may have the evaluation of the first weights, and keeps that of the last ones
+                for `score`. False, and where weights are sharded over devices: every evaluation is computed, none kept.
 
         Raises:
             DpotoolError: sharded weights are to be watched.
         """
-        rows = _choose_rows(model, layout, monitor, progress)  # found out before any wrapper shards the weights
+        model = scorer.model
+        rows = _choose_rows(model, scorer.layout, monitor, progress)  # found out before any wrapper shards the weights
         route_forward(model, compute_completion_logps if monitor is None else monitor.compute_logps)
         super().__init__(
             model=model,
@@ -107,8 +96,7 @@ class PreferenceTrainer(Trainer):
         self.objective = objective
         self.policy = model
         self.pairs = train_dataset.pairs
-        self.batch_tokens = batch_tokens
-        self.layout = layout
+        self.scorer = scorer
         self.n_pairs: Counter[str] = Counter()
         self.progress = progress
         self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step's count, not by accumulation
@@ -117,14 +105,9 @@ class PreferenceTrainer(Trainer):
             raise DpotoolError(
                 "sharded weights cannot be watched", where="--monitor-theory", remedy="Use one process or DDP"
             )
-        self.start = None if is_sharded else start
+        self.keeps_evaluations = keeps_evaluations and not is_sharded
         self._sums = PairSums()
         self._monitor = monitor
-
-    @property
-    def autocast(self) -> torch.dtype | None:
-        """The type of mixed precision that steps and evaluations run in."""
-        return torch.bfloat16 if self.args.bf16 else None
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = None
@@ -198,39 +181,17 @@ class PreferenceTrainer(Trainer):
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _find_or_score(
-        self, pairs: list[TokenizedPair], advance: Callable[[int], None]
-    ) -> PairLogpArrays | ReferenceLogps:
+    def _find_or_score(self, pairs: list[TokenizedPair], advance: Callable[[int], None]) -> ScoredPairs:
         """Scores pairs; before the first step and after the last, what the store has is taken and the rest kept there.
 
         The first weights are mostly their own reference, whose values were just computed; the last ones are saved, and
         `score` then looks for the values of these weights, types and tokens. Those in between are nobody else's.
         """
         step, is_last = self.state.global_step, self.state.global_step >= self.state.max_steps
-        if self.start is None or not (step == 0 or is_last):
-            return self.score(pairs, advance)
-        return load_or_compute_reference(
-            self.policy,
-            pairs,
-            batch_tokens=self.batch_tokens,
-            autocast=self.autocast,
-            layout=self.layout,
-            label=self.args.output_dir if is_last else self.start.label,
-            fingerprint=None if is_last else self.start.fingerprint,
-            on_progress=advance,
-        )
-
-    def score(self, pairs: list[TokenizedPair], advance: Callable[[int], None] | None = None) -> PairLogpArrays:
-        """Returns the policy's log-probabilities of pairs, in the precision that the training steps run in."""
-        model = self.accelerator.unwrap_model(self.model)  # leaves the steps their mixed precision
-        return compute_pair_logps(
-            model,
-            pairs,
-            batch_tokens=self.batch_tokens,
-            autocast=self.autocast,
-            layout=self.layout,
-            on_progress=advance,
-        )
+        if not self.keeps_evaluations or not (step == 0 or is_last):
+            return self.scorer.compute(pairs, on_progress=advance)
+        scorer = self.scorer.renewed(self.args.output_dir or "") if is_last else self.scorer
+        return scorer.score(pairs, on_progress=advance)
 
     def count_layouts(self) -> dict[str, int]:
         """Returns in which layout how many pairs went through the steps of this process and all others."""

@@ -13,7 +13,7 @@ from dpotool.cache.checking import check_store
 from dpotool.cache.clearing import choose_entries, clear_entries
 from dpotool.cache.entries import ABOUT, CacheEntry, list_entries, name_store, record_use
 from dpotool.cache.parts import write_part
-from dpotool.cache.root import reference_root
+from dpotool.cache.root import store_root
 from dpotool.errors import DpotoolError
 
 VERSIONS = {"torch": "2.13.0"}
@@ -21,7 +21,7 @@ A, B = "a" * 16, "b" * 16
 
 
 def add_store(fingerprint: str, model: str, n: int, *, days_old: float = 0.0, types: str = "float32-None") -> Path:
-    folder = reference_root() / name_store(fingerprint, types)
+    folder = store_root() / name_store(fingerprint, types)
     write_part(folder, {f"{number:032x}": (-1.0 * number, -2.0) for number in range(n)})
     record_use(folder, model, VERSIONS, is_written=True)
     then = (datetime.now(UTC) - timedelta(days=days_old)).timestamp()
@@ -105,7 +105,7 @@ def test_clearing_deletes_what_is_ours_and_nothing_else(own_cache: Path, tmp_pat
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / f"{1:016x}.parquet").write_bytes(b"keep me")
-    (reference_root() / name_store("c" * 16, "float32-None")).symlink_to(outside)
+    (store_root() / name_store("c" * 16, "float32-None")).symlink_to(outside)
     (own_cache / "notes.txt").write_text("keep me")
     entries: list[CacheEntry] = list_entries()
     n_bytes = sum(entry.n_bytes for entry in entries)

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from dpotool.cache.parts import list_parts
-from dpotool.likelihood import recheck
+from dpotool.likelihood import scorer
 
 
 @pytest.fixture
@@ -72,13 +72,13 @@ def test_verify_computes_in_the_layout_that_is_asked_for(  # type: ignore[no-unt
     dpotool, scored: Path, model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    real = recheck.compute_pair_logps
+    real = scorer.compute_pair_logps
 
     def note(*args: Any, **options: Any) -> Any:
         asked.append(options["layout"])
         return real(*args, **options)
 
-    monkeypatch.setattr(recheck, "compute_pair_logps", note)
+    monkeypatch.setattr(scorer, "compute_pair_logps", note)
     words = ("cache", "verify", "--recompute", 2, "--model", model, "--data", pairs, "--device", "cpu")
     assert dpotool(*words, "--layout", "paired").code == 0
     assert asked == ["paired"]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tiny_models import save_tiny_model
 
-from dpotool.likelihood import cost
+from dpotool.likelihood import scorer
 from dpotool.scoring import cost as scoring_cost
 
 
@@ -58,8 +58,9 @@ def test_what_is_stored_is_not_run(  # type: ignore[no-untyped-def]
     assert (found["n_cached"], found["n_padded_tokens"], found["batch_tokens"]) == ({"policy": 24}, 0, 2048)
     (found,) = plan(*words, "--no-noise-floor", "--tokens")["estimates"]
     assert found["seconds"]["policy"] > 0 and found["n_cached"] == {"policy": 24}, "the store has no tokens"
-    monkeypatch.setattr(cost, "compute_pair_logps", lambda *_, **__: pytest.fail("a batch was run"))
-    (found,) = plan(*words, "--no-noise-floor")["estimates"]
+    with monkeypatch.context() as patch:
+        patch.setattr(scorer, "compute_pair_logps", lambda *_, **__: pytest.fail("a batch was run"))
+        (found,) = plan(*words, "--no-noise-floor")["estimates"]
     assert (found["n_padded_tokens"], found["batch_tokens"]) == (0, 0)
     assert dpotool(*words, "--device", "cpu").code == 0
     (found,) = plan(*words)["estimates"]

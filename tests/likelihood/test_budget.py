@@ -20,7 +20,7 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood import budget, pair_logps
 from dpotool.likelihood.budget import estimate_bytes_per_token, measure_free_memory, resolve_batch_tokens
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.reference import load_or_compute_reference
+from dpotool.likelihood.scorer import Scorer
 from dpotool.settings import parse_batch_tokens
 
 MODEL = build_family("llama")
@@ -110,14 +110,14 @@ def test_finished_pairs_are_kept_when_one_does_not_fit_at_all(
 
     monkeypatch.setattr(pair_logps, "_score_batch", score)
     with pytest.raises(DpotoolError) as caught:
-        load_or_compute_reference(MODEL, pairs, batch_tokens=1000)
+        Scorer(MODEL, batch_tokens=1000).score(pairs)
     lengths = f"{len(worst.prompt_ids)} prompt, {len(worst.chosen_ids)} chosen and {len(worst.rejected_ids)} rejected"
     assert str(caught.value) == (
         f"pair {worst.pair_id}: does not fit into the accelerator even by itself; got {lengths} tokens. "
         "Lower --max-length, or use --dtype bfloat16 or another --device"
     )
     monkeypatch.setattr(pair_logps, "_score_batch", real)
-    assert load_or_compute_reference(MODEL, pairs).n_cached == 11
+    assert Scorer(MODEL).score(pairs).n_stored == 11
 
 
 def test_other_errors_are_not_taken_for_memory(refuse: Callable[..., list[list[int]]]) -> None:

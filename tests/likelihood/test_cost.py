@@ -18,6 +18,7 @@ from dpotool.likelihood.cost import (
     reset_peak_bytes,
     time_strata,
 )
+from dpotool.likelihood.scorer import Scorer
 
 
 class Clock:
@@ -69,7 +70,7 @@ def test_scoring_is_counted_as_it_would_run(layout: str, n_padded: int, n_batche
     row 7 tokens, five pairs a batch."""
     pairs = [make_pairs(1)[0].__class__(n, (1, 5, 6), (7, 2), (8, 2)) for n in range(10)]
     assert count_tokens(pairs) == 100
-    found = estimate_scoring(build_family("llama"), pairs, batch_tokens=40, layout=layout)
+    found = estimate_scoring(Scorer(build_family("llama"), batch_tokens=40, layout=layout), pairs)
     assert (found.n_tokens, found.n_padded_tokens, found.batch_tokens) == (100, n_padded, 40)
     assert (found.n_batches, found.n_probed) == (n_batches, n_batches)
     assert found.seconds > 0

@@ -11,9 +11,9 @@ from model_families import build_family
 
 from dpotool.cache.entries import list_entries
 from dpotool.data.pairs import TokenizedPair
-from dpotool.likelihood import noise, pair_logps
+from dpotool.likelihood import pair_logps
 from dpotool.likelihood.noise import choose_sample, score_in_twos
-from dpotool.likelihood.reference import load_or_compute_reference
+from dpotool.likelihood.scorer import Scorer
 
 PAIRS = make_pairs(20)
 
@@ -27,20 +27,20 @@ def test_the_sample_is_small_and_follows_from_content_alone() -> None:
 
 def test_second_values_equal_the_first_up_to_rounding_and_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     batches: list[int] = []
-    real = noise.compute_pair_logps
+    real = Scorer.compute
 
-    def count(model: Any, pairs: Any, **kwargs: Any) -> Any:
+    def count(scorer: Scorer, pairs: Any, **kwargs: Any) -> Any:
         batches.append(len(pairs))
-        return real(model, pairs, **kwargs)
+        return real(scorer, pairs, **kwargs)
 
-    monkeypatch.setattr(noise, "compute_pair_logps", count)
-    model = build_family("llama").float()
-    first = load_or_compute_reference(model, PAIRS)
-    again = score_in_twos(model, PAIRS[:7], first.fingerprint)
+    scorer = Scorer(build_family("llama").float())
+    first = scorer.score(PAIRS)
+    monkeypatch.setattr(Scorer, "compute", count)
+    again = score_in_twos(scorer, PAIRS[:7])
     assert batches == [3, 2, 2]
-    differences = np.abs(again - np.stack([first.chosen, first.rejected], axis=1)[:7])
+    differences = np.abs(again - first.stack()[:7])
     assert 0 < differences.max() < 1e-3, "float32 rounds otherwise in other batches, but not by much"
-    np.testing.assert_array_equal(score_in_twos(model, PAIRS[:7], first.fingerprint), again)
+    np.testing.assert_array_equal(score_in_twos(scorer, PAIRS[:7]), again)
     assert batches == [3, 2, 2]
     (entry,) = list_entries()
     assert entry.n_pairs == 20, "a second value is no other pair"
@@ -62,11 +62,11 @@ def test_no_pair_is_alone_and_none_beside_one_of_another_layout(monkeypatch: pyt
 
     monkeypatch.setattr(pair_logps, "_score_batch", note)
     mixed = [shared[0], paired[0], shared[1], paired[1], *shared[2:], *paired[2:]]
-    score_in_twos(model, mixed, "a" * 16)
+    score_in_twos(Scorer(model, fingerprint="a" * 16), mixed)
     assert ran == [shared[:3], shared[3:], paired[:2], paired[2:]]
     ran.clear()
-    score_in_twos(model, [shared[0], *paired[:2]], "b" * 16)
+    score_in_twos(Scorer(model, fingerprint="b" * 16), [shared[0], *paired[:2]])
     assert ran == [[shared[0]] * 2, paired[:2]]
     ran.clear()
-    score_in_twos(model, [shared[0], *paired[:2]], "c" * 16, layout="paired")
+    score_in_twos(Scorer(model, layout="paired", fingerprint="c" * 16), [shared[0], *paired[:2]])
     assert ran == [[*paired[:2], shared[0]]]

@@ -12,8 +12,8 @@ from tiny_models import save_tiny_model, write_pairs
 from dpotool.compare.comparison import expand_sweeps
 from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
-from dpotool.likelihood import reference
 from dpotool.likelihood.layout import RowLayout
+from dpotool.likelihood.scorer import Scorer
 from dpotool.runs.folder import RunFolder
 from dpotool.sweep import run as sweep_run
 from dpotool.sweep.config import SweepConfig
@@ -120,13 +120,13 @@ def test_all_cells_start_from_the_same_model_and_pay_the_reference_once(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     computed: list[int] = []
-    real = reference.compute_pair_logps
+    real = Scorer._compute_and_keep
 
-    def count(model: Any, pairs: Any, **kwargs: Any) -> Any:
-        computed.append(len(pairs))
-        return real(model, pairs, **kwargs)
+    def count(self: Scorer, todo: Any, *rest: Any) -> Any:
+        computed.append(len(todo))
+        return real(self, todo, *rest)
 
-    monkeypatch.setattr(reference, "compute_pair_logps", count)
+    monkeypatch.setattr(Scorer, "_compute_and_keep", count)
     result = sweep(SweepConfig(**settings))
     # reference on 14 training and 6 test pairs once; each of the two trained models on the test pairs
     assert sorted(computed) == [6, 6, 6, 14]

@@ -13,11 +13,11 @@ from transformers import Trainer
 
 from dpotool.errors import DpotoolError
 from dpotool.likelihood import pair_logps
+from dpotool.likelihood.scorer import Scorer
 from dpotool.runs.folder import RunFolder
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
 from dpotool.training import preparation
-from dpotool.training import trainer as trainer_module
 from dpotool.training.trainer import PreferenceTrainer
 
 Run = Callable[..., RunFolder]
@@ -61,7 +61,7 @@ def test_the_same_numbers_as_without_the_store(
 
     monkeypatch.setenv("DPOTOOL_CACHE", str(tmp_path / "other cache"))
     build = preparation._build_trainer
-    monkeypatch.setattr(preparation, "_build_trainer", lambda *args: build(*args[:-1], None))
+    monkeypatch.setattr(preparation, "_build_trainer", lambda *args: build(*args[:-1], False))
     slow = run(eval_steps=1, output=str(tmp_path / "slow"), **changes)
     for name, weights in read_weights(folder.path).items():
         assert weights.equal(read_weights(slow.path)[name])
@@ -94,7 +94,7 @@ def test_sharded_weights_are_evaluated_each_time(
 
     monkeypatch.setattr(Trainer, "create_accelerator_and_postprocess", say_sharded)
     monkeypatch.setattr(PreferenceTrainer, "__init__", build_and_take_it_back)
-    monkeypatch.setattr(trainer_module, "load_or_compute_reference", lambda *_args, **_options: pytest.fail("hashed"))
+    monkeypatch.setattr(Scorer, "renewed", lambda *_args, **_options: pytest.fail("hashed"))
     folder = run(eval_steps=1)
     assert sum(n_computed) == 24 + 8 + 8 + 4 * 8
     with pytest.raises(DpotoolError, match="sharded weights cannot be watched"):

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from dpotool.errors import DpotoolError
 from dpotool.gradients.double_precision import EverythingInFloat64
-from dpotool.likelihood import reference as store
+from dpotool.likelihood import scorer
+from dpotool.likelihood.scorer import Scorer
 from dpotool.models.fingerprint import fingerprint_model
 from dpotool.runs.folder import RunFolder
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
-from dpotool.training import preparation
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 
@@ -159,26 +159,25 @@ def test_run_yaml_repeats_the_run(run: Run, tmp_path: Path) -> None:
 def test_the_reference_is_computed_once(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(output=str(tmp_path / "first"))
     computed: list[int] = []
-    real = store.compute_pair_logps
+    real = Scorer._compute_and_keep
 
-    def count(model: Any, pairs: Any, **options: Any) -> Any:
-        computed.append(len(pairs))
-        return real(model, pairs, **options)
+    def count(self: Scorer, todo: Any, *rest: Any) -> Any:
+        computed.append(len(todo))
+        return real(self, todo, *rest)
 
-    monkeypatch.setattr(store, "compute_pair_logps", count)
+    monkeypatch.setattr(Scorer, "_compute_and_keep", count)
     assert run(loss="ipo", output=str(tmp_path / "second")).read_manifest()["status"] == "finished"
     assert computed == [8], "the test pairs under the trained weights, and no reference value"
 
 
 def test_stored_values_of_another_model_stop_the_run(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = store.compute_pair_logps
+    real = Scorer.score
 
     def wrong(*args: Any, **kwargs: Any) -> Any:
         values = real(*args, **kwargs)
-        values.chosen += 1.0
-        return values
+        return replace(values, chosen=values.chosen + 1.0)
 
-    monkeypatch.setattr(store, "compute_pair_logps", wrong)
+    monkeypatch.setattr(Scorer, "score", wrong)
     with pytest.raises(DpotoolError, match="the reference does not match: before the first step"):
         run()
 
@@ -271,8 +270,7 @@ def test_weights_are_hashed_once(run: Run, tiny_model: Path, monkeypatch: pytest
         hashed.append(model)
         return fingerprint_model(model)
 
-    monkeypatch.setattr(preparation, "fingerprint_model", count)
-    monkeypatch.setattr(store, "fingerprint_model", count)
+    monkeypatch.setattr(scorer, "fingerprint_model", count)
     folder = run(max_steps=1)
     assert len(hashed) == 2
     fingerprints = folder.read_manifest()["fingerprints"]

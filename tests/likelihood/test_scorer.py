@@ -1,4 +1,4 @@
-"""The store of reference values: found by content, and by nothing else."""
+"""A scorer and its store: values are found by content, and by nothing else."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from model_families import build_family
 from dpotool.cache.checking import check_store
 from dpotool.cache.entries import list_entries
 from dpotool.gradients.double_precision import EverythingInFloat64
-from dpotool.likelihood import reference
-from dpotool.likelihood.reference import load_or_compute_reference
+from dpotool.likelihood import scorer, store
+from dpotool.likelihood.scorer import Scorer
 
 PAIRS = make_pairs(6)
 
@@ -29,21 +29,37 @@ PAIRS = make_pairs(6)
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many pairs each call had to compute."""
     computed: list[int] = []
-    real = reference.compute_pair_logps
+    real = scorer.compute_pair_logps
 
     def count(model: Any, pairs: Any, **kwargs: Any) -> Any:
         computed.append(len(pairs))
         return real(model, pairs, **kwargs)
 
-    monkeypatch.setattr(reference, "compute_pair_logps", count)
+    monkeypatch.setattr(scorer, "compute_pair_logps", count)
     return computed
+
+
+def test_the_fingerprint_is_taken_once_and_only_where_the_store_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    real = scorer.fingerprint_model
+    monkeypatch.setattr(scorer, "fingerprint_model", lambda model: taken.append(real(model)) or taken[-1])
+    model = build_family("llama")
+    scoring = Scorer(model)
+    scoring.compute(PAIRS)
+    assert taken == []
+    scoring.score(PAIRS)
+    assert scoring.find_missing(PAIRS) == [] and scoring.fingerprint == real(model)
+    assert len(taken) == 1
+    with torch.no_grad():
+        next(model.parameters()).view(-1)[0] += 1
+    assert scoring.renewed("moved").find_missing(PAIRS) == PAIRS
 
 
 def test_second_call_computes_nothing_and_gives_the_same(counted: list[int]) -> None:
     model = build_family("llama")
-    first, second = load_or_compute_reference(model, PAIRS), load_or_compute_reference(model, PAIRS)
+    first, second = Scorer(model).score(PAIRS), Scorer(model).score(PAIRS)
     assert counted == [6]
-    assert (first.n_cached, second.n_cached) == (0, 6)
+    assert (first.n_stored, second.n_stored) == (0, 6)
     np.testing.assert_array_equal(first.chosen, second.chosen)
     np.testing.assert_array_equal(first.rejected, second.rejected)
 
@@ -53,54 +69,54 @@ def test_stored_values_are_those_of_the_model_whatever_its_family(family: str) -
     """Stored in batches of one, found by other pairs in another order, and as they are computed together."""
     model = build_family(family)
     with EverythingInFloat64():
-        stored = load_or_compute_reference(model, PAIRS[:4], batch_tokens=1, layout="paired")
-        found = load_or_compute_reference(model, PAIRS[::-1], batch_tokens=10_000)
-        direct = reference.compute_pair_logps(model, PAIRS)
-    assert found.n_cached == 4
+        stored = Scorer(model, batch_tokens=1, layout="paired").score(PAIRS[:4])
+        found = Scorer(model, batch_tokens=10_000).score(PAIRS[::-1])
+        direct = scorer.compute_pair_logps(model, PAIRS)
+    assert found.n_stored == 4
     np.testing.assert_array_equal(found.stack()[:1:-1], stored.stack())
     np.testing.assert_allclose(found.stack()[::-1], np.stack([direct.chosen, direct.rejected], axis=1), rtol=1e-12)
 
 
 def test_subsets_and_supersets_hit(counted: list[int]) -> None:
     model = build_family("llama")
-    load_or_compute_reference(model, PAIRS[:4])
-    load_or_compute_reference(model, PAIRS[1:3])
-    result = load_or_compute_reference(model, PAIRS[::-1])
+    Scorer(model).score(PAIRS[:4])
+    Scorer(model).score(PAIRS[1:3])
+    result = Scorer(model).score(PAIRS[::-1])
     assert counted == [4, 2]
-    direct = reference.compute_pair_logps(model, PAIRS[::-1])
+    direct = scorer.compute_pair_logps(model, PAIRS[::-1])
     np.testing.assert_allclose(result.chosen, direct.chosen, rtol=1e-12)
 
 
 def test_a_changed_weight_type_or_boundary_misses(counted: list[int]) -> None:
     model = build_family("llama")
-    load_or_compute_reference(model, PAIRS)
+    Scorer(model).score(PAIRS)
     moved = [
         replace(pair, prompt_ids=(*pair.prompt_ids, pair.chosen_ids[0]), chosen_ids=pair.chosen_ids[1:])
         for pair in PAIRS
         if len(pair.chosen_ids) > 1
     ]
-    load_or_compute_reference(model, moved)
-    load_or_compute_reference(model, PAIRS, autocast=torch.bfloat16)
-    load_or_compute_reference(model.float(), PAIRS)
+    Scorer(model).score(moved)
+    Scorer(model, autocast=torch.bfloat16).score(PAIRS)
+    Scorer(model.float()).score(PAIRS)
     with torch.no_grad():
         next(model.parameters()).view(-1)[0] += 1
-    load_or_compute_reference(model, PAIRS)
+    Scorer(model).score(PAIRS)
     assert counted == [6, len(moved), 6, 6, 6]
 
 
 def test_duplicate_pairs_are_computed_once(counted: list[int]) -> None:
     twice = [*PAIRS, *(replace(pair, pair_id=pair.pair_id + 6) for pair in PAIRS)]
-    result = load_or_compute_reference(build_family("llama"), twice)
+    result = Scorer(build_family("llama")).score(twice)
     assert counted == [6]
     assert len(result.chosen) == 12
 
 
 def test_a_broken_file_only_costs_time(counted: list[int], own_cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     model = build_family("llama")
-    load_or_compute_reference(model, PAIRS)
+    Scorer(model).score(PAIRS)
     [stored] = own_cache.rglob("*.parquet")
     stored.write_bytes(b"PAR1 half a file")
-    result = load_or_compute_reference(model, PAIRS)
+    result = Scorer(model).score(PAIRS)
     assert counted == [6, 6]
     assert f"{stored}: damaged, so values in it are computed again" in caplog.text
     assert np.isfinite(result.chosen).all()
@@ -111,22 +127,22 @@ def test_a_broken_file_is_no_news_once_its_values_are_there_again(
 ) -> None:
     """Four pairs are computed again together with two new ones, so the part they go into has another name."""
     model = build_family("llama")
-    load_or_compute_reference(model, PAIRS[:4])
+    Scorer(model).score(PAIRS[:4])
     [stored] = own_cache.rglob("*.parquet")
     stored.write_bytes(b"PAR1 half a file")
-    load_or_compute_reference(model, PAIRS)
+    Scorer(model).score(PAIRS)
     assert stored.read_bytes() == b"PAR1 half a file" and "damaged" in caplog.text
     caplog.clear()
-    assert load_or_compute_reference(model, PAIRS).n_cached == 6
+    assert Scorer(model).score(PAIRS).n_stored == 6
     assert caplog.text == ""
 
 
 def test_an_unwritable_store_costs_no_result(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
     blocked = tmp_path / "a-file"
     blocked.write_text("")
-    result = load_or_compute_reference(build_family("llama"), PAIRS, store=blocked)
+    result = Scorer(build_family("llama"), store=blocked).score(PAIRS)
     assert len(result.chosen) == 6
-    assert "reference values are not kept" in caplog.text
+    assert "log-probabilities are not stored" in caplog.text
 
 
 def test_an_interruption_keeps_what_was_finished(counted: list[int]) -> None:
@@ -139,33 +155,33 @@ def test_an_interruption_keeps_what_was_finished(counted: list[int]) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        load_or_compute_reference(model, PAIRS, batch_tokens=1, on_progress=stop)
+        Scorer(model, batch_tokens=1).score(PAIRS, on_progress=stop)
     assert seen == [0, 1, 1, 1]
-    result = load_or_compute_reference(model, PAIRS)
-    assert (counted, result.n_cached) == ([6, 3], 3)
+    result = Scorer(model).score(PAIRS)
+    assert (counted, result.n_stored) == ([6, 3], 3)
 
 
 def test_values_are_written_while_others_are_computed(own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With no time between writes every batch of one pair makes a file, and at sixteen files they become one."""
-    monkeypatch.setattr(reference, "SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr(store, "SECONDS_BETWEEN_WRITES", 0.0)
     model, files = build_family("llama"), []
 
     def look(_: int) -> None:
         files.append(len(list(own_cache.rglob("*.parquet"))))
 
-    load_or_compute_reference(model, PAIRS, batch_tokens=1, on_progress=look)
+    Scorer(model, batch_tokens=1).score(PAIRS, on_progress=look)
     assert files == [0, 1, 2, 3, 4, 5, 6]
-    load_or_compute_reference(model, make_pairs(20, seed=1), batch_tokens=1)
+    Scorer(model, batch_tokens=1).score(make_pairs(20, seed=1))
     assert len(list(own_cache.rglob("*.parquet"))) == 1
-    assert load_or_compute_reference(model, [*PAIRS, *make_pairs(20, seed=1)]).n_cached == 26
+    assert Scorer(model).score([*PAIRS, *make_pairs(20, seed=1)]).n_stored == 26
 
 
 def test_what_is_not_finite_is_computed_again(counted: list[int]) -> None:
     model = build_family("llama")
     with torch.no_grad():
         model.get_output_embeddings().weight[5] = float("nan")
-    assert np.isnan(load_or_compute_reference(model, PAIRS).chosen).all()
-    load_or_compute_reference(model, PAIRS)
+    assert np.isnan(Scorer(model).score(PAIRS).chosen).all()
+    Scorer(model).score(PAIRS)
     assert counted == [6, 6]
 
 
@@ -174,16 +190,17 @@ import sys, time
 from pathlib import Path
 from conftest import make_pairs
 from transformers import LlamaForCausalLM
-from dpotool.likelihood import reference
-reference.SECONDS_BETWEEN_WRITES = 0.0
+from dpotool.likelihood import store
+from dpotool.likelihood.scorer import Scorer
+store.SECONDS_BETWEEN_WRITES = 0.0
 folder, ready, go = map(Path, sys.argv[1:])
 model = LlamaForCausalLM.from_pretrained(folder)
 ready.touch()
 while not go.exists():
     time.sleep(0.001)
-found = reference.load_or_compute_reference(model, make_pairs(24)[:16], batch_tokens=1)
-again = reference.load_or_compute_reference(model, make_pairs(24)[:16])
-assert again.n_cached == 16, again.n_cached
+found = Scorer(model, batch_tokens=1).score(make_pairs(24)[:16])
+again = Scorer(model).score(make_pairs(24)[:16])
+assert again.n_stored == 16, again.n_stored
 assert (abs(found.chosen - again.chosen) < 1e-9).all()
 """
 
@@ -191,9 +208,9 @@ assert (abs(found.chosen - again.chosen) < 1e-9).all()
 @pytest.mark.slow
 def test_two_processes_share_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each computes 16 of 24 pairs, 8 of them both do; afterwards all 24 are there, and they are the right ones."""
-    monkeypatch.setattr(reference, "SECONDS_BETWEEN_WRITES", 0.0)
+    monkeypatch.setattr(store, "SECONDS_BETWEEN_WRITES", 0.0)
     model, pairs = build_family("llama"), make_pairs(24)
-    direct = reference.compute_pair_logps(model, pairs)
+    direct = scorer.compute_pair_logps(model, pairs)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     model.save_pretrained(tmp_path / "model")
     paths = [tmp_path / name for name in ("model", "ready", "go")]
@@ -203,10 +220,10 @@ def test_two_processes_share_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert other.poll() is None
         time.sleep(0.01)
     go.touch()
-    load_or_compute_reference(model, pairs[8:][::-1], batch_tokens=1)
+    Scorer(model, batch_tokens=1).score(pairs[8:][::-1])
     assert other.wait(timeout=120) == 0
-    result = load_or_compute_reference(model, pairs)
-    assert result.n_cached == 24
+    result = Scorer(model).score(pairs)
+    assert result.n_stored == 24
     np.testing.assert_allclose(result.rejected, direct.rejected, rtol=1e-9)
     (entry,) = list_entries()
     assert (entry.n_pairs, check_store(entry).is_sound) == (24, True)
