@@ -16,7 +16,7 @@ from dpotool.runs.schemas import SCHEMAS
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = sorted([*ROOT.glob("*.md"), *DOCS.glob("*.md"), *(ROOT / "examples").rglob("*.md")])
-_TYPES = {"int64": "integer", "double": "float64", "string": "text", "bool": "yes or no"}
+_TYPES = {"int64": "integer", "double": "float64", "string": "text"}
 
 
 def write_columns(table: str) -> str:

@@ -59,7 +59,7 @@ def summarize_judgments(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]
         "without_outcome": len(merged) - rate.n,
         "verdicts": count_status(table),
         "identical": int((merged["status"] == "identical").sum()),
-        "doubtful": int(table.get("is_doubtful", pd.Series(dtype=bool)).fillna(False).sum()),
+        "doubtful": int(table.get("is_doubtful", pd.Series(dtype="int64")).fillna(0).sum()),
         "win_rate": {name: getattr(rate, name).to_dict() for name in RATES},
         "p_value": rate.p_value,
         "test": rate.test,

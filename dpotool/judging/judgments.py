@@ -65,7 +65,7 @@ def build_judgment_frame(judgments: Iterable[Judgment]) -> pd.DataFrame:
     """Returns the table of JUDGMENT_SCHEMA."""
     rows = [asdict(judgment) for judgment in judgments]
     frame = pd.DataFrame(rows, columns=list(Judgment.__dataclass_fields__))
-    for name in ("model_length", "baseline_length"):
+    for name in ("is_doubtful", "model_length", "baseline_length"):
         frame[name] = frame[name].astype("Int64")
     for name in ("model_score", "baseline_score"):
         frame[name] = frame[name].astype("float64")
