@@ -50,3 +50,21 @@ def check_name(name: str) -> None:
         reach_hub()
     elif not Path(name).expanduser().exists():
         raise DpotoolError("no such folder", where=name, remedy="Check the path; a model on the hub is ORG/NAME")
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises a `DpotoolError` for a file that Git LFS has left a pointer of, in place of what it points to."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(_POINTER)) == _POINTER
+    except OSError:
+        return
+    if is_pointer:
+        raise DpotoolError(
+            "is a Git LFS pointer, not the file itself",
+            where=str(path),
+            remedy="Fetch it with: git lfs pull (in that folder), or download the repository with huggingface-cli",
+        )
+
+
+_POINTER = b"version https://git-lfs"

@@ -26,7 +26,8 @@ from dpotool.gradients.steps import parameter_difference
 from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.subject import OpenSubject, open_subject
-from dpotool.models.loading import Locate, load_tokenizer, merge_adapter
+from dpotool.models.adapters import merge_adapter
+from dpotool.models.loading import Locate, load_tokenizer
 from dpotool.models.subject import Subject, describe_subject, read_training_run
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import claiming, write_json

@@ -9,7 +9,7 @@ from typing import Any
 
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.hub import check_name
-from dpotool.models.loading import is_adapter_folder, read_adapter_base
+from dpotool.models.adapters import is_adapter_folder, read_adapter_base
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
 from dpotool.runs.tables import FORMATS
 from dpotool.settings import DEFAULT_BETA, DEMO, SubjectSettings

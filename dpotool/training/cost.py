@@ -23,7 +23,8 @@ from dpotool.likelihood.cost import (
 )
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
-from dpotool.models.loading import Locate, quiet_transformers
+from dpotool.models.library_calls import quiet_transformers
+from dpotool.models.loading import Locate
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.training.arguments import check_arguments, count_evaluations, count_steps

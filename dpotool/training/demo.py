@@ -25,7 +25,8 @@ from dpotool.models.demo import (
     build_demo_model,
     build_demo_tokenizer,
 )
-from dpotool.models.loading import Locate, quiet_transformers
+from dpotool.models.library_calls import quiet_transformers
+from dpotool.models.loading import Locate
 from dpotool.progress import SILENT, Progress
 from dpotool.settings import DEMO
 from dpotool.training.config import TrainConfig

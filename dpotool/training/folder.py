@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import Trainer
 
 from dpotool.errors import DpotoolError
-from dpotool.models.loading import quiet_transformers
+from dpotool.models.library_calls import quiet_transformers
 from dpotool.runs.atomic import ensure_writable
 from dpotool.runs.folder import RunFolder
 from dpotool.training.config import TrainConfig

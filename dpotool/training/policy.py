@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from dpotool.errors import DpotoolError
-from dpotool.models.adapters import mark_trained_parameters
-from dpotool.models.loading import import_peft, is_adapter_folder, load_model, quiet_transformers
+from dpotool.models.adapters import import_peft, is_adapter_folder, mark_trained_parameters
+from dpotool.models.library_calls import quiet_transformers
+from dpotool.models.loading import load_model
 from dpotool.progress import SILENT, Progress
 from dpotool.training.config import TrainConfig
 

@@ -11,7 +11,8 @@ from transformers import set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from dpotool.errors import DpotoolError
-from dpotool.models.loading import Locate, quiet_transformers
+from dpotool.models.library_calls import quiet_transformers
+from dpotool.models.loading import Locate
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.training.arguments import check_arguments, count_steps

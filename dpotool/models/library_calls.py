@@ -1,0 +1,67 @@
+"""Calls into transformers and peft: quiet, and when they fail, one line that says what could not be had."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers.utils import logging as transformers_logging
+
+from dpotool.errors import DpotoolError
+from dpotool.hub import reach_hub
+
+
+@contextmanager
+def one_line_errors(what: str, source: str) -> Iterator[None]:
+    """Turns the loaders' long explanations into one line that says which model or tokenizer could not be had."""
+    try:
+        yield
+    except DpotoolError:
+        raise
+    except Exception as error:  # files of another version: tokenizers raises a bare one, others whatever they meet
+        folder = Path(source).expanduser()
+        if folder.is_dir() and not (folder / "config.json").is_file() and what == "model":
+            raise DpotoolError(
+                "holds no model: there is no config.json in it",
+                where=source,
+                remedy="Give the folder of a Hugging Face checkpoint (a run folder of `dpotool train` is one)",
+            ) from None
+        if not folder.exists():
+            unreachable = "" if reach_hub() else ", which cannot be reached"
+            raise DpotoolError(
+                f"no such folder, and no {what} of that name could be had from the hub{unreachable}",
+                where=source,
+                remedy="Check the path, or the hub id and the connection",
+            ) from None
+        raise DpotoolError(f"the {what} cannot be loaded ({summarize_error(error)})", where=source) from None
+
+
+def summarize_error(error: Exception) -> str:
+    """Returns the first line of what a library says; where it ends in a colon, the next one too."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    said = f"{lines[0]} {lines[1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
+
+
+_LONGEST = 300
+
+
+@contextmanager
+def quiet_transformers(*, shows_bars: bool = False) -> Iterator[None]:
+    """Keeps the bars of reading and writing weights off stderr, and peft's use of a name transformers will drop.
+
+    Args:
+        shows_bars: keep its bars after all: somebody is waiting for a model, and looks on.
+    """
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    if not shows_bars:
+        transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+            yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
