@@ -14,7 +14,7 @@ help:
 	@echo "make test-real  the tests on a real pretrained model (DPOTOOL_REAL_MODEL) and real pairs"
 	@echo "make bench      time gradient products, scoring and training against their rivals, into docs/performance.md;"
 	@echo "                in parts: make bench-theory (about 30 minutes), make bench-likelihood (about 15)"
-	@echo "make docs       write docs/cli.md again from the commands"
+	@echo "make docs       write docs/cli.md and the table of docs/losses.md again"
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -63,6 +63,7 @@ format: $(READY)
 
 docs: $(READY)
 	$(BIN)/python -m dpotool.cli.reference > docs/cli.md
+	$(BIN)/python -m dpotool.losses.page docs/losses.md
 
 clean:
 	rm -rf $(VENV) $(BENCH_VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -21,7 +21,8 @@ from dpotool.gradients.ghost.modes import evaluation_mode, training_only
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.losses.registry import PairLogps, get_loss
+from dpotool.losses.registry import get_loss
+from dpotool.losses.spec import PairLogps
 from dpotool.settings import AUTO
 
 Values = Float[np.ndarray, " pairs"]

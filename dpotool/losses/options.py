@@ -47,6 +47,11 @@ class NumberOption:
             )
         return number
 
+    @property
+    def default_text(self) -> str:
+        """The default as help and docs show it."""
+        return f"{self.default:g}"
+
     def describe_range(self) -> str:
         """Returns the range in words: "a number, 0 <= label_smoothing < 0.5"."""
         low = f"{self.low:g} {'<=' if self.includes_low else '<'} " if math.isfinite(self.low) else ""
@@ -62,6 +67,15 @@ class ChoiceOption:
     default: str
     help: str
     choices: Sequence[str]
+
+    @property
+    def default_text(self) -> str:
+        """The default as help and docs show it."""
+        return self.default
+
+    def describe_range(self) -> str:
+        """Returns the choices in words: "log, raw or ratio"."""
+        return f"{', '.join(self.choices[:-1])} or {self.choices[-1]}"
 
     def check(self, value: float | str) -> str:
         """Returns the value.

@@ -1,208 +1,344 @@
-"""Every loss by name, with what it needs and what it can be told. To add one: write its function, register it here."""
+"""Every loss by name. To add one: write its function, add its entry, and test it against values from elsewhere.
+
+`register_loss` adds one from outside; so does a package that names a `LossSpec` as an entry point of the group
+`dpotool.losses`, which the command line then finds too. What reads these entries: the options and help of `train`, the
+axes of `sweep`, run.yaml, docs/losses.md and shell completion. Imports no torch.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from functools import cache
 
-from jaxtyping import Float, Num
-from torch import Tensor
-
-from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.losses import preference
-from dpotool.losses.options import ChoiceOption, LossOption, LossOptions, NumberOption, flag_of
-from dpotool.losses.scores import validate_scores
+from dpotool.losses.options import ChoiceOption, NumberOption
+from dpotool.losses.scores import validate_score_gaps, validate_scores
+from dpotool.losses.spec import LossSpec, Need
 
-Need = Literal["reference", "scores", "lengths"]
-Reduction = Literal["pairs", "chosen_tokens"]
-
-
-@dataclass(frozen=True, slots=True)
-class PairLogps:
-    """What a batch of pairs offers to a loss; None is what the run does not have. `_logps` as in `preference`."""
-
-    policy_chosen_logps: Float[Tensor, " batch"]
-    policy_rejected_logps: Float[Tensor, " batch"] | None = None
-    reference_chosen_logps: Float[Tensor, " batch"] | None = None
-    reference_rejected_logps: Float[Tensor, " batch"] | None = None
-    chosen_tokens: Num[Tensor, " batch"] | None = None
-    """Completion tokens, EOS included."""
-    rejected_tokens: Num[Tensor, " batch"] | None = None
-    score_chosen: Float[Tensor, " batch"] | None = None
-    score_rejected: Float[Tensor, " batch"] | None = None
+ENTRY_POINTS = "dpotool.losses"
+_REFERENCE: frozenset[Need] = frozenset({"reference"})
+_LENGTHS: frozenset[Need] = frozenset({"lengths"})
 
 
-_NEED_OF_FIELD: dict[str, Need] = {
-    "reference_chosen_logps": "reference",
-    "reference_rejected_logps": "reference",
-    "chosen_tokens": "lengths",
-    "rejected_tokens": "lengths",
-    "score_chosen": "scores",
-    "score_rejected": "scores",
-}
-_REMEDY_OF_NEED: dict[Need, str] = {
-    "reference": "Give a reference model with --reference",
-    "scores": "Use data with the columns score_chosen and score_rejected, or another --loss",
-    "lengths": "Pass chosen_tokens and rejected_tokens",
-}
-_PAIR_FIELDS = frozenset(field.name for field in fields(PairLogps))
+def _number(name: str, default: float, help: str, low: float, high: float, *, open_ends: str = "") -> NumberOption:  # noqa: A002
+    """A number from `low` to `high`; `open_ends` says which of "low" and "high" lie outside."""
+    return NumberOption(
+        name, default, help, low, high, includes_low="low" not in open_ends, includes_high="high" not in open_ends
+    )
 
 
-@dataclass(frozen=True, slots=True)
-class LossSpec:
-    """A loss as the trainer and the command line see it. Its function's signature says what it needs."""
+def _beta(default: float = 0.1, help: str = "strength of the pull towards the reference model") -> NumberOption:  # noqa: A002
+    return _number("beta", default, help, 1e-6, 1e3)
 
-    name: str
-    function: Callable[..., Tensor]
-    summary: str
-    """The formula in one line, for help texts."""
-    source: str
-    options: tuple[LossOption, ...] = ()
-    reduction: Reduction = "pairs"
-    """What the sum of per-pair losses over an optimiser step is divided by: its pairs, or its chosen tokens."""
-    validate_pairs: Callable[[Sequence[TokenizedPair], LossOptions], None] | None = None
-    """Refuses data the loss cannot use, pair by pair, before training starts."""
 
-    @property
-    def inputs(self) -> tuple[str, ...]:
-        """The fields of PairLogps that the function takes."""
-        return tuple(name for name in inspect.signature(self.function).parameters if name in _PAIR_FIELDS)
+def _share(name: str, default: float, help: str, *, open_ends: str = "") -> NumberOption:  # noqa: A002
+    return _number(name, default, help, 0.0, 1.0, open_ends=open_ends)
 
-    @property
-    def needs(self) -> frozenset[Need]:
-        """What there must be besides the policy's log-probabilities."""
-        return frozenset(_NEED_OF_FIELD[name] for name in self.inputs if name in _NEED_OF_FIELD)
 
-    @property
-    def takes_rejected(self) -> bool:
-        """Whether the rejected completion plays any part; if not, nobody has to score it."""
-        return "policy_rejected_logps" in self.inputs
+def _weight(name: str, default: float, help: str) -> NumberOption:  # noqa: A002
+    return _number(name, default, help, 0.0, 1e4)
 
-    @property
-    def takes_lambda(self) -> bool:
-        """Whether the loss has a shift factor."""
-        return "shift" in inspect.signature(self.function).parameters
 
-    def resolve_options(self, **given: float | str | None) -> LossOptions:
-        """Returns all options of this loss, checked, with defaults where None or nothing is given.
+BETA = _beta()
+_SMOOTHING = "probability that a label is wrong"
+_MARGIN = "dpotool.losses.preference"
+_AGAINST = "dpotool.losses.remedies"
+_EACH = "dpotool.losses.anchored"
+_FREE = "dpotool.losses.reference_free"
 
-        Raises:
-            DpotoolError: a value is out of range, or is given for an option that this loss does not have.
-        """
-        known = {option.name: option for option in self.options}
-        for name in (name for name, value in given.items() if value is not None and name not in known):
-            taken = ", ".join(map(flag_of, known)) or "no options"
-            raise DpotoolError(
-                f"loss {self.name!r} has no such option", where=flag_of(name), remedy=f"It takes {taken}"
-            )
-        resolved = {name: given.get(name) for name in known}
-        return {
-            name: known[name].check(known[name].default if value is None else value) for name, value in resolved.items()
-        }
+_ENTRIES = (
+    LossSpec(
+        "sft",
+        f"{_MARGIN}:compute_sft_losses",
+        "Maximum likelihood of the chosen answers: the stage before preference training.",
+        "-log pi(chosen), a mean over the step's chosen tokens",
+        r"-\log\pi(y_w)\,/\,\text{chosen tokens of the step}",
+        "maximum likelihood",
+        needs=frozenset(),
+        takes_rejected=False,
+        reduction="chosen_tokens",
+    ),
+    LossSpec(
+        "dpo",
+        f"{_MARGIN}:compute_dpo_losses",
+        "The baseline; with --label-smoothing its conservative form, cDPO.",
+        "-log s(beta (a - b)); with label smoothing e, -(1-e) log s(beta (a - b)) - e log s(-beta (a - b))",
+        r"-(1-e)\log\sigma(\beta(a-b)) - e\log\sigma(-\beta(a-b))",
+        "arXiv:2305.18290",
+        options=(BETA, _number("label_smoothing", 0.0, f"{_SMOOTHING} (cDPO)", 0.0, 0.5)),
+        aliases=("sigmoid", "cdpo"),
+    ),
+    LossSpec(
+        "shift",
+        f"{_MARGIN}:compute_shift_losses",
+        "DPO-Shift: the rejected reward counts by a factor, --lambda; holds the chosen answers up.",
+        "-log s(beta a - f beta b), f from lambda",
+        r"-\log\sigma(\beta a - f\beta b)",
+        "arXiv:2502.07599",
+        options=(BETA,),
+        aliases=("dpo-shift",),
+        is_dpo_at="lambda 1",
+        takes_lambda=True,
+    ),
+    LossSpec(
+        "odpo",
+        f"{_MARGIN}:compute_odpo_losses",
+        "DPO with an offset: a clear win is pushed further apart than a narrow one; needs scores.",
+        "-log s(beta (a - b) - alpha offset(scores))",
+        r"-\log\sigma(\beta(a-b) - \alpha\,\Delta), \Delta = \text{offset of the scores}",
+        "arXiv:2402.10571",
+        needs=frozenset({"reference", "scores"}),
+        options=(
+            BETA,
+            ChoiceOption(
+                "score_offset",
+                "log",
+                "log of the score difference, raw difference, or log ratio",
+                ("log", "raw", "ratio"),
+            ),
+            _weight("alpha", 1.0, "factor on the score offset"),
+        ),
+        is_dpo_at="alpha 0",
+        validate_pairs=validate_scores,
+    ),
+    LossSpec(
+        "ipo",
+        f"{_MARGIN}:compute_ipo_losses",
+        "Draws the margin per token to a target instead of without end; against over-fitting.",
+        "(a/|chosen| - b/|rejected| - 1/(2 beta))^2",
+        r"\left(\frac{a}{\lvert y_w\rvert} - \frac{b}{\lvert y_l\rvert} - \frac{1}{2\beta}\right)^2",
+        "arXiv:2310.12036",
+        needs=_REFERENCE | _LENGTHS,
+        options=(BETA,),
+    ),
+    LossSpec(
+        "hinge",
+        f"{_MARGIN}:compute_hinge_losses",
+        "Leaves pairs alone that are apart by a reward margin of 1 (SLiC).",
+        "max(0, 1 - beta (a - b))",
+        r"\max(0, 1 - \beta(a-b))",
+        "arXiv:2305.10425",
+        options=(BETA,),
+        aliases=("slic",),
+    ),
+    LossSpec(
+        "robust",
+        f"{_MARGIN}:compute_robust_losses",
+        "DPO when a known share of the labels is wrong.",
+        "[-(1-e) log s(beta (a - b)) + e log s(-beta (a - b))] / (1 - 2e)",
+        r"\frac{-(1-e)\log\sigma(\beta(a-b)) + e\log\sigma(-\beta(a-b))}{1-2e}",
+        "arXiv:2403.00409",
+        options=(BETA, _number("label_smoothing", 0.1, f"{_SMOOTHING} (robust DPO)", 0.0, 0.5, open_ends="high")),
+        is_dpo_at="label smoothing 0",
+    ),
+    LossSpec(
+        "dpop",
+        f"{_AGAINST}:compute_dpop_losses",
+        "DPO-Positive: a penalty wherever a chosen answer falls below the reference.",
+        "-log s(beta (a - b - lambda_dpop max(0, -a)))",
+        r"-\log\sigma(\beta(a - b - \lambda\max(0, -a)))",
+        "arXiv:2402.13228",
+        options=(BETA, _weight("lambda_dpop", 50.0, "weight of the penalty; the paper takes 50")),
+        aliases=("dpo-positive", "smaug"),
+        is_dpo_at="lambda_dpop 0",
+    ),
+    LossSpec(
+        "rpo",
+        f"{_AGAINST}:compute_rpo_losses",
+        "DPO with a maximum-likelihood term on the chosen answer (iterative RPO).",
+        "-log s(beta (a - b)) - alpha log pi(chosen)/|chosen|",
+        r"-\log\sigma(\beta(a-b)) - \alpha\frac{\log\pi(y_w)}{\lvert y_w\rvert}",
+        "arXiv:2404.19733",
+        needs=_REFERENCE | _LENGTHS,
+        options=(BETA, _weight("alpha", 1.0, "weight of the maximum-likelihood term")),
+        aliases=("irpo",),
+        is_dpo_at="alpha 0",
+    ),
+    LossSpec(
+        "r-dpo",
+        f"{_AGAINST}:compute_r_dpo_losses",
+        "DPO with a price on length, so that longer answers do not win by being long.",
+        "-log s(beta (a - b) + alpha (|chosen| - |rejected|))",
+        r"-\log\sigma(\beta(a-b) + \alpha(\lvert y_w\rvert - \lvert y_l\rvert))",
+        "arXiv:2403.19159",
+        needs=_REFERENCE | _LENGTHS,
+        options=(BETA, _weight("alpha", 0.01, "reward taken off for each token")),
+        is_dpo_at="alpha 0",
+    ),
+    LossSpec(
+        "ld-dpo",
+        f"{_AGAINST}:compute_ld_dpo_losses",
+        "DPO in which the tokens that the longer answer has more than the other count less.",
+        "dpo, with log pi = log pi(first min(|chosen|, |rejected|) tokens) + alpha log pi(the rest)",
+        r"-\log\sigma(\beta(a'-b')), \log\pi' = \log\pi(y_{\le m}) + \alpha\log\pi(y_{>m}), "
+        r"m = \min(\lvert y_w\rvert, \lvert y_l\rvert)",
+        "arXiv:2409.06411",
+        needs=frozenset({"reference", "tokens"}),
+        options=(BETA, _share("alpha", 0.5, "weight of the tokens beyond the shorter answer's length")),
+        is_dpo_at="alpha 1",
+    ),
+    LossSpec(
+        "mappo",
+        f"{_AGAINST}:compute_mappo_losses",
+        "Like DPO-Shift, with each pair's factor from its scores: a narrow win pushes the rejected answer less.",
+        "-log s(beta a - D beta b), D = (score_chosen - score_rejected) / score_range",
+        r"-\log\sigma(\beta a - \Delta_r\beta b), \Delta_r = (s_w - s_l)\,/\,\text{score range}",
+        "arXiv:2507.21183",
+        needs=frozenset({"reference", "scores"}),
+        options=(
+            BETA,
+            _number(
+                "score_range",
+                10.0,
+                "width of the scores' scale: 10 for scores of 0 to 10, 1 for rewards of 0 to 1",
+                0.0,
+                1e6,
+                open_ends="low",
+            ),
+        ),
+        is_dpo_at="a gap of the whole range",
+        validate_pairs=validate_score_gaps,
+    ),
+    LossSpec(
+        "bdpo",
+        f"{_AGAINST}:compute_bdpo_losses",
+        "Bounded DPO: what can be gained by pushing the rejected answer down is bounded.",
+        "-log s(beta a - beta log(l e^b + 1 - l)), l = lambda_bdpo",
+        r"-\log\sigma(\beta a - \beta\log(\lambda e^{b} + 1 - \lambda))",
+        "arXiv:2506.12725",
+        options=(
+            BETA,
+            _share("lambda_bdpo", 0.5, "share of the policy in the mixture with the reference", open_ends="low"),
+        ),
+        is_dpo_at="lambda_bdpo 1",
+    ),
+    LossSpec(
+        "cal-dpo",
+        f"{_EACH}:compute_cal_dpo_losses",
+        "DPO that also draws each answer's log-ratio to a target: +1/(2 beta) chosen, -1/(2 beta) rejected.",
+        "-log s(a - b) + (a - 1/(2 beta))^2 + (b + 1/(2 beta))^2",
+        r"-\log\sigma(a-b) + (a - \tfrac{1}{2\beta})^2 + (b + \tfrac{1}{2\beta})^2",
+        "arXiv:2412.14516",
+        options=(BETA,),
+    ),
+    LossSpec(
+        "apo-zero",
+        f"{_EACH}:compute_apo_zero_losses",
+        "Raises the chosen and lowers the rejected answer: for chosen answers better than the model's own.",
+        "1 - s(beta a) + s(beta b)",
+        r"1 - \sigma(\beta a) + \sigma(\beta b)",
+        "arXiv:2408.06266",
+        options=(BETA,),
+    ),
+    LossSpec(
+        "apo-down",
+        f"{_EACH}:compute_apo_down_losses",
+        "Lowers both, the rejected more: for chosen answers worse than the model's own.",
+        "s(beta a) + 1 - s(beta (a - b))",
+        r"\sigma(\beta a) + 1 - \sigma(\beta(a-b))",
+        "arXiv:2408.06266",
+        options=(BETA,),
+    ),
+    LossSpec(
+        "nca",
+        f"{_EACH}:compute_nca_losses",
+        "Noise-contrastive alignment: each answer against the reference rather than against the other.",
+        "-log s(beta a) - 0.5 log s(-beta a) - 0.5 log s(-beta b)",
+        r"-\log\sigma(\beta a) - \tfrac12\log\sigma(-\beta a) - \tfrac12\log\sigma(-\beta b)",
+        "arXiv:2402.05369",
+        options=(BETA,),
+        aliases=("nca-pair",),
+    ),
+    LossSpec(
+        "sppo",
+        f"{_EACH}:compute_sppo_losses",
+        "Draws log-ratios to +1/(2 beta) and -1/(2 beta) (self-play preference optimisation, hard labels).",
+        "(a - 1/(2 beta))^2 + (b + 1/(2 beta))^2",
+        r"(a - \tfrac{1}{2\beta})^2 + (b + \tfrac{1}{2\beta})^2",
+        "arXiv:2405.00675",
+        options=(BETA,),
+        aliases=("sppo-hard",),
+    ),
+    LossSpec(
+        "simpo",
+        f"{_FREE}:compute_simpo_losses",
+        "Without a reference: compares log-likelihoods per token, with a target margin.",
+        "-log s(beta (log pi(chosen)/|chosen| - log pi(rejected)/|rejected|) - gamma_simpo)",
+        r"-\log\sigma\left(\beta\left(\frac{\log\pi(y_w)}{\lvert y_w\rvert} - "
+        r"\frac{\log\pi(y_l)}{\lvert y_l\rvert}\right) - \gamma\right)",
+        "arXiv:2405.14734",
+        needs=_LENGTHS,
+        options=(
+            _beta(2.0, "scale of the log-likelihoods per token; the paper takes 2 to 2.5"),
+            _weight("gamma_simpo", 1.0, "target margin, in the same unit; the paper takes 0.3 to 1.6"),
+        ),
+    ),
+    LossSpec(
+        "cpo",
+        f"{_FREE}:compute_cpo_losses",
+        "Without a reference: DPO with a uniform one, and maximum likelihood of the chosen answer.",
+        "-log s(beta (log pi(chosen) - log pi(rejected))) - alpha log pi(chosen)",
+        r"-\log\sigma(\beta(\log\pi(y_w) - \log\pi(y_l))) - \alpha\log\pi(y_w)",
+        "arXiv:2401.08417",
+        needs=frozenset(),
+        options=(
+            _beta(0.1, "scale of the log-likelihoods"),
+            _weight("alpha", 1.0, "weight of the maximum-likelihood term"),
+        ),
+    ),
+    LossSpec(
+        "orpo",
+        f"{_FREE}:compute_orpo_losses",
+        "Without a reference: maximum likelihood of the chosen answer, and the odds of chosen over rejected.",
+        "-log pi(chosen)/|chosen| - lambda_orpo log s(log odds(chosen) - log odds(rejected)), "
+        "odds of p = pi^(1/tokens)",
+        r"-\frac{\log\pi(y_w)}{\lvert y_w\rvert} - \lambda\log\sigma\left(\log\frac{p_w}{1-p_w} - "
+        r"\log\frac{p_l}{1-p_l}\right), p = \pi(y)^{1/\lvert y\rvert}",
+        "arXiv:2403.07691",
+        needs=_LENGTHS,
+        options=(_weight("lambda_orpo", 0.1, "weight of the odds ratio; the paper takes 0.1 to 0.2"),),
+    ),
+)
 
-    def refuse_lambda(self, flag: str = "--lambda") -> None:
-        """Raises DpotoolError if this loss has no shift factor; call it when the user gave one."""
-        if not self.takes_lambda:
-            with_lambda = ", ".join(sorted(name for name, spec in LOSSES.items() if spec.takes_lambda))
-            raise DpotoolError(
-                f"loss {self.name!r} has no lambda", where=flag, remedy=f"Losses that have one: {with_lambda}"
-            )
+LOSSES: dict[str, LossSpec] = {spec.name: spec for spec in _ENTRIES}
+"""Name -> loss, in the order that help and docs show them; `find_losses` also has those of other packages."""
 
-    def compute(
-        self, pairs: PairLogps, options: LossOptions, shift: float | Float[Tensor, " batch"] = 1.0
-    ) -> Float[Tensor, " batch"]:
-        """Computes the loss of every pair, not reduced.
 
-        Args:
-            options: from `resolve_options`.
-            shift: f, for a loss with `takes_lambda`; one number or one per pair.
+def register_loss(spec: LossSpec) -> LossSpec:
+    """Adds a loss from outside; `train`, `sweep`, help, docs and completion of this process then know it.
 
-        Raises:
-            DpotoolError: the pairs lack something in `needs`, or a shift other than 1 is given to a loss that has none.
-        """
-        for name in self.inputs:
-            if getattr(pairs, name) is None:
-                self._refuse_missing(name)
-        arguments = {name: getattr(pairs, name) for name in self.inputs} | dict(options)
-        if self.takes_lambda:
-            arguments["shift"] = shift
-        elif isinstance(shift, Tensor) or shift != 1:
-            self.refuse_lambda()
-        return self.function(**arguments)
+    Raises:
+        ValueError: there is a loss of that name, by its own name or as an alias.
+    """
+    taken = {name for known in LOSSES.values() for name in (known.name, *known.aliases)}
+    if repeated := taken & {spec.name, *spec.aliases}:
+        raise ValueError(f"there is a loss named {', '.join(sorted(repeated))} already")
+    LOSSES[spec.name] = spec
+    return spec
 
-    def _refuse_missing(self, field: str) -> None:
-        remedy = _REMEDY_OF_NEED[_NEED_OF_FIELD[field]] if field in _NEED_OF_FIELD else None
-        raise DpotoolError(f"loss {self.name!r} needs {field}, and there are none", where="--loss", remedy=remedy)
+
+def find_losses() -> dict[str, LossSpec]:
+    """Returns every loss, those of installed packages included."""
+    _register_installed()
+    return LOSSES
+
+
+@cache
+def _register_installed() -> None:
+    from importlib.metadata import entry_points  # tens of milliseconds that only this needs
+
+    for entry in entry_points(group=ENTRY_POINTS):
+        register_loss(entry.load())
 
 
 def get_loss(name: str) -> LossSpec:
-    """Returns the loss of that name.
+    """Returns the loss of that name or alias; `apo_zero` is `apo-zero`.
 
     Raises:
         DpotoolError: there is none; the message lists the known ones and the nearest.
     """
-    if name not in LOSSES:
-        raise DpotoolError(f"unknown loss {name!r}", where="--loss", remedy=suggest_nearest(name, LOSSES))
-    return LOSSES[name]
-
-
-BETA = NumberOption("beta", 0.1, "strength of the pull towards the reference model; the paper's runs use 0.01", low=0.0)
-_CDPO_SMOOTHING = NumberOption(
-    "label_smoothing", 0.0, "probability that a label is wrong (cDPO)", 0.0, 0.5, includes_low=True, includes_high=True
-)
-_ROBUST_SMOOTHING = NumberOption(
-    "label_smoothing", 0.1, "probability that a label is wrong (robust DPO)", 0.0, 0.5, includes_low=True
-)
-_SCORE_OFFSET = ChoiceOption(
-    "score_offset", "log", "log of the score difference, raw difference, or log ratio", tuple(preference.SCORE_OFFSETS)
-)
-_ODPO_ALPHA = NumberOption("alpha", 1.0, "factor on the score offset; 0 is DPO", 0.0, includes_low=True)
-
-LOSSES: dict[str, LossSpec] = {
-    spec.name: spec
-    for spec in (
-        LossSpec(
-            "sft",
-            preference.compute_sft_losses,
-            "-log pi(chosen), a mean over the step's chosen tokens",
-            "maximum likelihood",
-            reduction="chosen_tokens",
-        ),
-        LossSpec(
-            "dpo",
-            preference.compute_dpo_losses,
-            "-log s(beta (a - b)); with label smoothing, cDPO",
-            "arXiv:2305.18290",
-            (BETA, _CDPO_SMOOTHING),
-        ),
-        LossSpec(
-            "shift",
-            preference.compute_shift_losses,
-            "-log s(beta a - f beta b), f from lambda",
-            "arXiv:2502.07599",
-            (BETA,),
-        ),
-        LossSpec(
-            "odpo",
-            preference.compute_odpo_losses,
-            "-log s(beta (a - b) - alpha offset(scores))",
-            "arXiv:2402.10571",
-            (BETA, _SCORE_OFFSET, _ODPO_ALPHA),
-            validate_pairs=validate_scores,
-        ),
-        LossSpec(
-            "ipo", preference.compute_ipo_losses, "(a/tokens - b/tokens - 1/(2 beta))^2", "arXiv:2310.12036", (BETA,)
-        ),
-        LossSpec("hinge", preference.compute_hinge_losses, "max(0, 1 - beta (a - b))", "arXiv:2305.10425", (BETA,)),
-        LossSpec(
-            "robust",
-            preference.compute_robust_losses,
-            "[-(1-e) log s(beta (a - b)) + e log s(-beta (a - b))] / (1 - 2e)",
-            "arXiv:2403.00409",
-            (BETA, _ROBUST_SMOOTHING),
-        ),
-    )
-}
+    losses = find_losses()
+    wanted = name.strip().lower().replace("_", "-")
+    for spec in losses.values():
+        if wanted in (spec.name, *spec.aliases):
+            return spec
+    raise DpotoolError(f"unknown loss {name!r}", where="--loss", remedy=suggest_nearest(name, losses))

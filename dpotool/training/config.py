@@ -43,6 +43,9 @@ class TrainingSettings(ComputeSettings, DataSettings):
     reference: str | None = setting(None, "Reference model; without it, the model as it is before training.")
     output: str | None = setting(None, "Run folder; without it runs/<loss>-<data>-<time>.")
     beta: float | None = setting(None, "Strength of the pull to the reference; 0.1 unless told otherwise.", panel=_LOSS)
+    sft_weight: float | None = setting(
+        None, "Weight of an added SFT term, -log pi(chosen) per chosen token; 0 unless told otherwise.", panel=_LOSS
+    )
     lambda_min: float | None = setting(
         None, f"Lower end of a linear schedule; {DEFAULT_LAMBDA_MIN:g} unless told otherwise.", panel=_LOSS
     )

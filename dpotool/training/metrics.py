@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainerState
 
 from dpotool.likelihood.pair_logps import ScoredPairs
-from dpotool.losses.registry import PairLogps
+from dpotool.losses.spec import PairLogps
 from dpotool.training.dataset import PAIR_COLUMNS, PairDataset, collate_columns
 
 if TYPE_CHECKING:

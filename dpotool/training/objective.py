@@ -9,8 +9,9 @@ from typing import Any
 from dpotool.errors import DpotoolError
 from dpotool.losses.adaptive import ADAPTIVE, AdaptiveLambda
 from dpotool.losses.options import LossOptions
-from dpotool.losses.registry import LossSpec, get_loss
+from dpotool.losses.registry import get_loss
 from dpotool.losses.schedules import LambdaSchedule, describe_risk
+from dpotool.losses.spec import LossSpec
 from dpotool.progress import SILENT, Progress
 from dpotool.training.config import TrainConfig
 
@@ -44,6 +45,7 @@ def build_objective(config: TrainConfig, progress: Progress = SILENT) -> Objecti
     loss = get_loss(config.loss)
     options = loss.resolve_options(
         beta=config.beta,
+        sft_weight=config.sft_weight,
         label_smoothing=config.label_smoothing,
         alpha=config.alpha,
         score_offset=config.score_offset,

@@ -25,7 +25,7 @@ from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.prompt_sharing import draws_in_training
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.shared_rows import SharedBatch
-from dpotool.losses.registry import PairLogps
+from dpotool.losses.spec import PairLogps
 from dpotool.progress import SILENT, Progress
 from dpotool.training.dataset import PAIR_COLUMNS, PairCollator, PairDataset, read_batch
 from dpotool.training.metrics import PairSums, summarize_pairs

@@ -16,7 +16,8 @@ from dpotool.gradients.ghost.selection import select_parameters
 from dpotool.gradients.products import compute_gradient_products
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
-from dpotool.losses.registry import PairLogps, get_loss
+from dpotool.losses.registry import get_loss
+from dpotool.losses.spec import PairLogps
 from dpotool.theory.gaps import (
     compute_accuracy_slopes,
     compute_batch_gaps,

@@ -22,7 +22,8 @@ from dpotool.gradients.monitor import TheoryMonitor
 from dpotool.likelihood import completions
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
-from dpotool.losses.registry import PairLogps, get_loss
+from dpotool.losses.registry import get_loss
+from dpotool.losses.spec import PairLogps
 from dpotool.theory.theorem import classify_entanglement, compute_u, compute_v
 from dpotool.training.policy import disable_dropout
 

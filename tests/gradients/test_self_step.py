@@ -18,7 +18,8 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.products import GradientProducts, compute_gradient_products
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
-from dpotool.losses.registry import PairLogps, get_loss
+from dpotool.losses.registry import get_loss
+from dpotool.losses.spec import PairLogps
 from dpotool.theory.theorem import compute_paper_gaps, compute_self_step_changes, compute_u, compute_v
 
 RATES = np.array([4e-6, 2e-6, 1e-6])

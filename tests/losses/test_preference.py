@@ -1,4 +1,4 @@
-"""Each loss against arithmetic done by hand, the identities that tie the losses together, and its gradients."""
+"""Losses of a margin against arithmetic done by hand, and the identities that tie them together."""
 
 from __future__ import annotations
 
@@ -6,16 +6,12 @@ import math
 
 import pytest
 import torch
-from beartype import beartype
 from hypothesis import given
 from hypothesis import strategies as st
-from jaxtyping import TypeCheckError, jaxtyped
+from jaxtyping import TypeCheckError
+from loss_cases import PAIR, checked, logps, nats, rows, scores, value
 
 from dpotool.errors import DpotoolError
-from dpotool.losses.registry import LOSSES
-
-# Every loss function with its annotated types and shapes checked at each call.
-checked = {name: jaxtyped(typechecker=beartype)(spec.function) for name, spec in LOSSES.items()}
 
 WITH_MARGIN = {
     "dpo": {"beta": 0.1},
@@ -24,21 +20,6 @@ WITH_MARGIN = {
     "robust": {"beta": 0.1, "label_smoothing": 0.2},
 }
 """Losses of the four log-probabilities alone, with some options each."""
-
-
-def logps(*rows: tuple[float, float, float, float]) -> dict[str, torch.Tensor]:
-    """Builds the four arguments from rows (policy chosen, policy rejected, reference chosen, reference rejected)."""
-    names = ("policy_chosen_logps", "policy_rejected_logps", "reference_chosen_logps", "reference_rejected_logps")
-    columns = torch.tensor(rows, dtype=torch.float64).unbind(dim=1)
-    return dict(zip(names, columns, strict=True))
-
-
-# a = -10 - -12 = 2, b = -20 - -15 = -5: a margin of 7.
-PAIR = (-10.0, -20.0, -12.0, -15.0)
-
-
-def value(name: str, *rows: tuple[float, float, float, float], **options: object) -> list[float]:
-    return checked[name](**logps(*rows), **options).tolist()
 
 
 def test_sft_is_the_negative_chosen_logps():
@@ -93,13 +74,6 @@ def test_odpo_by_hand(score_offset: str, expected: float):
     assert losses.tolist() == pytest.approx([expected], abs=1e-7)
 
 
-def scores(chosen: float, rejected: float) -> dict[str, torch.Tensor]:
-    return {
-        "score_chosen": torch.tensor([chosen], dtype=torch.float64),
-        "score_rejected": torch.tensor([rejected], dtype=torch.float64),
-    }
-
-
 @pytest.mark.parametrize("rejected", [5.0, 6.0, math.nan])
 def test_odpo_refuses_scores_without_an_offset(rejected: float):
     with pytest.raises(DpotoolError, match="score_chosen does not exceed score_rejected in every pair"):
@@ -109,10 +83,6 @@ def test_odpo_refuses_scores_without_an_offset(rejected: float):
 def test_odpo_ratio_refuses_scores_that_are_not_positive():
     with pytest.raises(DpotoolError, match="the 'ratio' offset of the scores is not finite"):
         checked["odpo"](**logps(PAIR), **scores(5.0, 0.0), beta=0.1, score_offset="ratio", alpha=1.0)
-
-
-nats = st.floats(-400, 0)
-rows = st.tuples(nats, nats, nats, nats)
 
 
 @given(rows)
@@ -169,33 +139,6 @@ def test_huge_margins_stay_finite(name: str):
     losses = checked[name](**policy, **WITH_MARGIN[name])
     assert losses.isfinite().all()
     assert losses.item() > 9e4
-
-
-GRADIENT_CASES = {
-    **WITH_MARGIN,
-    "dpo": {"beta": 0.1, "label_smoothing": 0.1},
-    "ipo": {"beta": 0.1, "chosen_tokens": torch.tensor([4, 7]), "rejected_tokens": torch.tensor([10, 3])},
-    "odpo": {
-        "beta": 0.1,
-        "score_offset": "log",
-        "alpha": 1.0,
-        "score_chosen": torch.tensor([5.0, 4.0]),
-        "score_rejected": torch.tensor([2.0, 1.0]),
-    },
-}
-
-
-@pytest.mark.parametrize("name", sorted(set(LOSSES) - {"sft"}))
-def test_gradients_in_float64(name: str):
-    arguments = logps(PAIR, (-31.0, -12.5, -30.0, -14.0))
-    names = list(arguments)
-
-    def losses(*values: torch.Tensor) -> torch.Tensor:
-        return checked[name](**dict(zip(names, values, strict=True)), **GRADIENT_CASES[name])
-
-    inputs = [tensor.clone().requires_grad_() for tensor in arguments.values()]
-    assert losses(*inputs).dtype == torch.float64
-    assert torch.autograd.gradcheck(losses, inputs)
 
 
 def test_shift_gradient_is_the_weight_of_the_theory():
