@@ -11,12 +11,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dpotool.progress import SILENT
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
 from dpotool.stats.bootstrap import bootstrap_interval
 from dpotool.training.config import TrainConfig
-from dpotool.training.demo import locate_model
 from dpotool.training.run import train
 
 
@@ -30,14 +28,11 @@ def main() -> None:
     arguments = parser.parse_args()
 
     shared = {name: getattr(arguments, name) for name in ("model", "data", "test_fraction", "max_steps")}
-    locate = locate_model(SILENT)  # knows where builtin:demo is kept
-    dpo = train(TrainConfig(**shared, loss="dpo", output=str(arguments.output / "dpo")), locate=locate)
-    shift = train(
-        TrainConfig(**shared, loss="shift", lambda_=0.75, output=str(arguments.output / "shift")), locate=locate
-    )
+    dpo = train(TrainConfig(**shared, loss="dpo", output=str(arguments.output / "dpo")))
+    shift = train(TrainConfig(**shared, loss="shift", lambda_=0.75, output=str(arguments.output / "shift")))
 
     folders = [str(result.folder.path) for result in (dpo, shift)]
-    scores = [result.frame.set_index("pair_id") for result in score_models(folders, ScoreConfig(), locate=locate)]
+    scores = [result.frame.set_index("pair_id") for result in score_models(folders, ScoreConfig())]
 
     # Both runs answer the same pairs, so differences are taken within a pair; that makes the interval narrow.
     for column, unit in (("chosen_logps", "nats"), ("reward_margins", "nats")):

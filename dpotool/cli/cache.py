@@ -102,12 +102,11 @@ def verify_cache(config: CacheVerifyConfig, console: Console) -> None:
 
 def _recompute(config: CacheVerifyConfig, console: Console) -> dict[str, Any]:
     from dpotool.likelihood.recheck import recheck_store
-    from dpotool.training.demo import locate_model
 
     names = {field.name for field in fields(SubjectSettings)}
     settings = SubjectSettings(**{name: value for name, value in config.to_dict().items() if name in names})
     assert config.model is not None
-    found = recheck_store(config.model, settings, config.recompute, progress=console, locate=locate_model(console))
+    found = recheck_store(config.model, settings, config.recompute, progress=console)
     console.say(
         f"{found.n_compared} of {found.n_stored} stored pairs computed again: largest difference "
         f"{found.largest_difference:.3g} nats, typical {found.typical_difference:.3g}"

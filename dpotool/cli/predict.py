@@ -22,10 +22,9 @@ def register(app: Any) -> None:
 def run(config: PredictConfig, console: Console, checkpoints: list[str] | None) -> None:
     """Say how much of the displacement between two checkpoints a first-order prediction explains, pair by pair."""
     from dpotool.gradients.prediction import run_prediction
-    from dpotool.training.demo import locate_model
 
     start, end = choose_checkpoints(checkpoints or [], console)
-    result = run_prediction(end, start, config, progress=console, locate=locate_model(console))
+    result = run_prediction(end, start, config, progress=console)
     summary = result.summary
     title = (
         f"{summary['from']} to {summary['to']} on {summary['data']} [{summary['split']}], n = {summary['n']}, "

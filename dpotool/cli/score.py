@@ -29,7 +29,6 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
     """Score test pairs: chosen and rejected log-likelihoods, rewards, margins, displacement; a row per pair."""
     from dpotool.runs.folder import newest_run
     from dpotool.scoring.run import score_models
-    from dpotool.training.demo import locate_model
 
     if not models:
         models = [str(newest_run(kind="train").path)]
@@ -37,7 +36,7 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
     if config.dry_run:
         show_plans(models, config, console)
         return
-    results = score_models(models, config, progress=console, locate=locate_model(console))
+    results = score_models(models, config, progress=console)
     for title, columns, rows in tabulate_scores(results):
         console.table(title, columns, rows)
     for result in results:
@@ -57,12 +56,12 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
 def show_plans(models: Sequence[str], config: ScoreConfig, console: Console) -> None:
     """Prints what scoring each model would take."""
     from dpotool.cli.estimate import show_estimate
+    from dpotool.models.builtin import standing_in
     from dpotool.scoring.cost import plan_scorings
-    from dpotool.training.demo import standing_in
 
     estimates = []
-    with standing_in(console) as locate:
-        for estimate in plan_scorings(models, config, progress=console, locate=locate):
+    with standing_in():
+        for estimate in plan_scorings(models, config, progress=console):
             estimates.append(estimate)
             show_estimate(estimate, console)
     console.finish({"estimates": [estimate.to_dict() for estimate in estimates]})

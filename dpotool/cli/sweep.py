@@ -27,7 +27,6 @@ def run(config: SweepConfig, console: Console) -> None:
 
     from dpotool.cli.live_table import show_board
     from dpotool.sweep.run import sweep
-    from dpotool.training.demo import locate_model
 
     if config.dry_run:
         show_plan(config, console)
@@ -35,7 +34,6 @@ def run(config: SweepConfig, console: Console) -> None:
     result = sweep(
         config,
         progress=console,
-        locate=locate_model(console),
         watch=lambda board: show_board(board, console, config.jobs),
     )
     if len(result.table):

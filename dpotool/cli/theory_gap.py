@@ -21,12 +21,11 @@ def run(config: TheoryConfig, console: Console) -> None:
     """Estimate Theorem 2.1's u and v per pair, exact and measured gaps beside them, and which lambda to train with."""
     from dpotool.gradients.run import run_theory
     from dpotool.runs.folder import summary_path
-    from dpotool.training.demo import locate_model
 
     if config.dry_run:
         show_plan(config, console)
         return
-    result = run_theory(config, progress=console, locate=locate_model(console))
+    result = run_theory(config, progress=console)
     show_summary(result.summary, console)
     console.say(f"theory table: {result.path}")
     if result.summary.get("drivers"):
@@ -41,10 +40,10 @@ def show_plan(config: TheoryConfig, console: Console) -> None:
     """Prints what the table would take."""
     from dpotool.cli.estimate import show_estimate
     from dpotool.gradients.cost import plan_theory
-    from dpotool.training.demo import standing_in
+    from dpotool.models.builtin import standing_in
 
-    with standing_in(console) as locate:
-        estimate = plan_theory(config, progress=console, locate=locate)
+    with standing_in():
+        estimate = plan_theory(config, progress=console)
     show_estimate(estimate, console)
     console.finish(estimate.to_dict())
 

@@ -16,13 +16,12 @@ def register(app: typer.Typer) -> None:
 
 def run(config: TrainConfig, console: Console) -> None:
     """Train a model on preference pairs by DPO, DPO-Shift or another loss; leaves a run folder that is a checkpoint."""
-    from dpotool.training.demo import locate_model
     from dpotool.training.run import train
 
     if config.dry_run:
         show_plan(config, console)
         return
-    result = train(config, progress=console, locate=locate_model(console))
+    result = train(config, progress=console)
     rows = result.folder.read_metrics()
     last = {name: value for row in rows for name, value in row.items()}
     if result.was_interrupted:
@@ -40,11 +39,11 @@ def run(config: TrainConfig, console: Console) -> None:
 def show_plan(config: TrainConfig, console: Console) -> None:
     """Prints what the run would take."""
     from dpotool.cli.estimate import show_estimate
+    from dpotool.models.builtin import standing_in
     from dpotool.training.cost import plan_training
-    from dpotool.training.demo import standing_in
 
-    with standing_in(console) as locate:
-        estimate = plan_training(config, progress=console, locate=locate)
+    with standing_in():
+        estimate = plan_training(config, progress=console)
     show_estimate(estimate, console)
     console.finish(estimate.to_dict())
 

@@ -25,7 +25,6 @@ from dpotool.likelihood.cost import (
 )
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.models.adapters import mark_trained_parameters
-from dpotool.models.loading import Locate
 from dpotool.progress import Progress
 
 PROBED_PAIRS = (FEWEST_PAIRS, 3 * FEWEST_PAIRS)
@@ -33,7 +32,7 @@ PROBED_PAIRS = (FEWEST_PAIRS, 3 * FEWEST_PAIRS)
 _NO_LIMIT = 10**12
 
 
-def plan_theory(config: TheoryConfig, *, progress: Progress, locate: Locate) -> Estimate:
+def plan_theory(config: TheoryConfig, *, progress: Progress) -> Estimate:
     """Loads everything as `theory-gap` would, and measures the products of a few pairs. Nothing is written.
 
     Raises:
@@ -41,7 +40,7 @@ def plan_theory(config: TheoryConfig, *, progress: Progress, locate: Locate) -> 
     """
     lambdas = parse_lambdas(config.lambdas)
     check_config(config)
-    opened = open_study(describe_study(config), progress, locate)
+    opened = open_study(describe_study(config), progress)
     mark_trained_parameters(opened.policy)
     pairs = opened.pair_set.pairs
     estimate = Estimate("theory-gap", n_pairs={opened.pair_set.source.split: len(pairs)})

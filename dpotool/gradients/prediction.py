@@ -27,7 +27,7 @@ from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.adapters import merge_adapter
-from dpotool.models.loading import Locate, load_tokenizer
+from dpotool.models.loading import load_tokenizer
 from dpotool.models.subject import Subject, describe_subject, read_training_run
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import claiming, write_json
@@ -50,7 +50,7 @@ class PredictionResult:
 
 
 def run_prediction(
-    end: str, start: str | None, config: PredictConfig, *, progress: Progress = SILENT, locate: Locate = str
+    end: str, start: str | None, config: PredictConfig, *, progress: Progress = SILENT
 ) -> PredictionResult:
     """Predicts every pair's change from one checkpoint to another and writes predictions/<data>-<split>.parquet.
 
@@ -80,8 +80,8 @@ def run_prediction(
     subject = replace(subject, reference=start, reference_fingerprint=None)
     dtype = "float32" if subject.dtype == "auto" else subject.dtype
     with claiming(subject.folder.path):
-        opened = open_subject(subject, progress, locate, dtype=dtype)
-    _check_tokenizers(locate(start), opened.tokenizer, config, where=start)
+        opened = open_subject(subject, progress, dtype=dtype)
+    _check_tokenizers(start, opened.tokenizer, config)
     assert opened.reference is not None
     first, second = merge_adapter(opened.reference), merge_adapter(opened.policy)
     batch_tokens = resolve_batch_tokens(config.batch_tokens, first, opened.pair_set.pairs, with_gradients=True)
@@ -238,9 +238,9 @@ def _check_finite(frame: pd.DataFrame) -> None:
         )
 
 
-def _check_tokenizers(start: str, tokenizer: Any, config: PredictConfig, *, where: str) -> None:
+def _check_tokenizers(start: str, tokenizer: Any, config: PredictConfig) -> None:
     other = load_tokenizer(start, trust_remote_code=config.trust_remote_code)
     if other.get_vocab() != tokenizer.get_vocab():
         raise DpotoolError(
-            "the checkpoints have different tokenizers, so their log-likelihoods are of different tokens", where=where
+            "the checkpoints have different tokenizers, so their log-likelihoods are of different tokens", where=start
         )

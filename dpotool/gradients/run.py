@@ -30,7 +30,6 @@ from dpotool.likelihood.pair_logps import ScoredPairs, compute_pair_logps
 from dpotool.likelihood.store import hash_pair
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.adapters import mark_trained_parameters
-from dpotool.models.loading import Locate
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import claiming
@@ -50,7 +49,7 @@ class TheoryResult:
     was_interrupted: bool
 
 
-def run_theory(config: TheoryConfig, *, progress: Progress = SILENT, locate: Locate = str) -> TheoryResult:
+def run_theory(config: TheoryConfig, *, progress: Progress = SILENT) -> TheoryResult:
     """Computes gradient products, u, v, band, gaps and advice and writes theory/<data>-<split>.parquet.
 
     Gradients are of the summed log-probabilities over the trained parameters: the whole model, or an adapter's own, or
@@ -66,7 +65,7 @@ def run_theory(config: TheoryConfig, *, progress: Progress = SILENT, locate: Loc
         raise DpotoolError("real steps are taken by one process", where="--verify", remedy="Run it without a launcher")
     subject = describe_study(config)
     with claiming(subject.folder.path):
-        opened = open_study(subject, progress, locate)
+        opened = open_study(subject, progress)
     reference = opened.compute_reference_logps(progress)
     opened = replace(opened, reference_scorer=None)  # its values are here, its memory is needed
     mark_trained_parameters(opened.policy)
@@ -83,14 +82,14 @@ def describe_study(config: TheoryConfig) -> Subject:
     return subject
 
 
-def open_study(subject: Subject, progress: Progress, locate: Locate) -> OpenSubject:
+def open_study(subject: Subject, progress: Progress) -> OpenSubject:
     """Loads the model that gradients are taken of, its reference and the pairs.
 
     Raises:
         DpotoolError: model or data cannot be used.
     """
     dtype = "float32" if subject.dtype == "auto" else subject.dtype  # bfloat16 gradients are too coarse to sum up
-    return open_subject(subject, progress, locate, dtype=dtype)
+    return open_subject(subject, progress, dtype=dtype)
 
 
 class _Study:

@@ -10,7 +10,6 @@ import numpy as np
 from dpotool.cache.checking import is_disagreement, tolerance_of
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.subject import open_subject
-from dpotool.models.loading import Locate
 from dpotool.models.subject import describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.settings import SubjectSettings
@@ -31,16 +30,14 @@ class Recheck:
     """The median of them."""
 
 
-def recheck_store(
-    model: str, settings: SubjectSettings, n_pairs: int, *, progress: Progress = SILENT, locate: Locate = str
-) -> Recheck:
+def recheck_store(model: str, settings: SubjectSettings, n_pairs: int, *, progress: Progress = SILENT) -> Recheck:
     """Computes `n_pairs` random pairs (by `settings.seed`) of the data again that the store has for this model.
 
     Raises:
         DpotoolError: model or data cannot be used, or the store has none of these pairs for this model.
     """
     subject = replace(describe_subject(model, settings), reference=None)
-    opened = open_subject(subject, progress, locate)
+    opened = open_subject(subject, progress)
     scorer = opened.policy_scorer
     keys, known, _ = scorer.look_up(opened.pair_set.pairs)
     stored = [place for place, key in enumerate(keys) if key in known]

@@ -15,7 +15,7 @@ from dpotool.data.pairs import PairSet
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.limits import resolve_max_length
-from dpotool.models.loading import Locate, load_model, load_tokenizer
+from dpotool.models.loading import load_model, load_tokenizer
 from dpotool.models.subject import Subject
 from dpotool.progress import Progress
 from dpotool.runs.manifest import collect_manifest
@@ -78,7 +78,7 @@ class OpenSubject:
         return logps
 
 
-def open_subject(subject: Subject, progress: Progress, locate: Locate, *, dtype: str | None = None) -> OpenSubject:
+def open_subject(subject: Subject, progress: Progress, *, dtype: str | None = None) -> OpenSubject:
     """Loads tokenizer, policy and pairs, and the reference in the policy's numeric type.
 
     Args:
@@ -90,11 +90,10 @@ def open_subject(subject: Subject, progress: Progress, locate: Locate, *, dtype:
             f"{subject.label} was evaluated on nothing, so these are the pairs it was trained on; "
             "name held-out ones with --data"
         )
-    model_path = locate(subject.model)
     trust = config.trust_remote_code
-    tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
+    tokenizer = load_tokenizer(subject.model, trust_remote_code=trust, progress=progress)
     policy = load_model(
-        model_path,
+        subject.model,
         dtype=dtype or subject.dtype,
         device=config.device,
         trust_remote_code=trust,
@@ -106,9 +105,8 @@ def open_subject(subject: Subject, progress: Progress, locate: Locate, *, dtype:
     reference = None
     if subject.reference is not None:
         policy_dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
-        path = locate(subject.reference)
         reference = load_model(
-            path, dtype=policy_dtype, device=config.device, trust_remote_code=trust, progress=progress
+            subject.reference, dtype=policy_dtype, device=config.device, trust_remote_code=trust, progress=progress
         )
         reference.requires_grad_(False)
     make = partial(

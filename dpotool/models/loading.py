@@ -5,7 +5,6 @@ safetensors only: nothing is ever unpickled, and no code that comes with a check
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name, refuse_pointer
 from dpotool.models.adapters import is_adapter_folder, load_adapter, read_adapter_base
+from dpotool.models.builtin import locate_model
 from dpotool.models.library_calls import one_line_errors, quiet_transformers
 from dpotool.models.precision import use_fast_float32_on_cpu
 from dpotool.models.rope import let_rows_go_by_their_own_length
@@ -27,9 +27,6 @@ from dpotool.models.weights import (
     naming_broken_parts,
 )
 from dpotool.progress import SILENT, Progress
-
-Locate = Callable[[str], str]
-"""Turns a model's name into a path or hub id; `training.demo.locate_model` knows builtin:demo."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
@@ -59,12 +56,15 @@ def resolve_dtype(dtype: str) -> torch.dtype | str:
     return DTYPES[dtype]
 
 
-def load_tokenizer(model: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    model: str, *, trust_remote_code: bool = False, progress: Progress = SILENT
+) -> PreTrainedTokenizerBase:
     """Loads the tokenizer that lies beside a model; an adapter without one uses its base model's.
 
     Raises:
         DpotoolError: there is no tokenizer, or it has no EOS token, without which no completion has an end.
     """
+    model = locate_model(model, progress)
     files = [Path(model).expanduser() / name for name in ("tokenizer.json", "tokenizer_config.json")]
     has_own = any(file.is_file() for file in files)
     for file in files:
@@ -94,7 +94,7 @@ def load_model(
     """Loads a causal LM, or an adapter on its base model, in evaluation mode.
 
     Args:
-        model: folder or hub id of a model, or folder of a PEFT adapter.
+        model: name of a built-in model, folder or hub id of a model, or folder of a PEFT adapter.
         dtype: 'auto' is the checkpoint's own type.
         needs_gradients: the weights will be trained or differentiated; an adapter's are never quantised.
 
@@ -102,6 +102,7 @@ def load_model(
         DpotoolError: nothing loadable is there, or gradients are needed and the weights are quantised: such weights can
             be scored, but neither trained nor differentiated.
     """
+    model = locate_model(model, progress)
     is_adapter = is_adapter_folder(model)
     source = read_adapter_base(model) if is_adapter else model
     check_name(source)

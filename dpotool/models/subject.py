@@ -10,6 +10,7 @@ from typing import Any
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.hub import check_name
 from dpotool.models.adapters import is_adapter_folder, read_adapter_base
+from dpotool.models.builtin import is_builtin
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
 from dpotool.runs.tables import FORMATS
 from dpotool.settings import DEFAULT_BETA, DEMO, SubjectSettings
@@ -51,7 +52,7 @@ def describe_subject(model: str, config: SubjectSettings) -> Subject:
         raise DpotoolError(
             f"unknown table format {config.format!r}", where="--format", remedy=suggest_nearest(config.format, FORMATS)
         )
-    if model != DEMO:
+    if not is_builtin(model):
         check_name(model)
     run = read_training_run(model)
     if run is None:

@@ -23,16 +23,14 @@ from dpotool.likelihood.noise import find_missing_seconds
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.subject import open_subject
-from dpotool.models.loading import Locate, resolve_device
+from dpotool.models.loading import resolve_device
 from dpotool.models.subject import describe_subject
 from dpotool.progress import Progress
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.frame import build_score_frame
 
 
-def plan_scorings(
-    models: Sequence[str], config: ScoreConfig, *, progress: Progress, locate: Locate
-) -> Iterator[Estimate]:
+def plan_scorings(models: Sequence[str], config: ScoreConfig, *, progress: Progress) -> Iterator[Estimate]:
     """Loads everything as `score` would, asks the store, and measures a few batches, one model after the other.
 
     What starting the process took is counted with the first model. Nothing is written.
@@ -43,15 +41,15 @@ def plan_scorings(
     began = 0.0
     for model in models:
         has_own_peak = began == 0 or reset_peak_bytes(resolve_device(config.device))
-        estimate = _plan(model, config, began, progress, locate)
+        estimate = _plan(model, config, began, progress)
         if not has_own_peak:
             estimate.probe.append("memory is the peak of this model and those before it")
         yield estimate
         began = seconds_since_start()
 
 
-def _plan(model: str, config: ScoreConfig, began: float, progress: Progress, locate: Locate) -> Estimate:
-    opened = open_subject(describe_subject(model, config), progress, locate)
+def _plan(model: str, config: ScoreConfig, began: float, progress: Progress) -> Estimate:
+    opened = open_subject(describe_subject(model, config), progress)
     pairs = opened.pair_set.pairs
     estimate = Estimate(f"score {model}", n_pairs={opened.pair_set.source.split: len(pairs)})
     estimate.n_tokens = count_tokens(pairs)

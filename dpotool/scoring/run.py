@@ -20,7 +20,6 @@ from dpotool.likelihood.noise import choose_sample, score_in_twos
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.fingerprint import fingerprint_tokenizer
-from dpotool.models.loading import Locate
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import claiming, write_json
@@ -45,9 +44,7 @@ class ScoreResult:
     tokens_path: Path | None = None
 
 
-def score_models(
-    models: Sequence[str], config: ScoreConfig, *, progress: Progress = SILENT, locate: Locate = str
-) -> list[ScoreResult]:
+def score_models(models: Sequence[str], config: ScoreConfig, *, progress: Progress = SILENT) -> list[ScoreResult]:
     """Scores each model and writes scores/<data>-<split>.parquet with its summary beside it.
 
     Log-probabilities that were computed before, for the same weights and tokens, come from the store.
@@ -67,13 +64,11 @@ def score_models(
     with ExitStack() as claims:
         for subject in subjects:  # each of them before hours of work on the first
             claims.enter_context(claiming(subject.folder.path))
-        return [
-            _score(replace(subject, beta=config.beta or subject.beta), config, progress, locate) for subject in subjects
-        ]
+        return [_score(replace(subject, beta=config.beta or subject.beta), config, progress) for subject in subjects]
 
 
-def _score(subject: Subject, config: ScoreConfig, progress: Progress, locate: Locate) -> ScoreResult:
-    opened = open_subject(subject, progress, locate)
+def _score(subject: Subject, config: ScoreConfig, progress: Progress) -> ScoreResult:
+    opened = open_subject(subject, progress)
     policy_logps = opened.compute_policy_logps(progress, with_tokens=config.tokens)
     reference_logps = opened.compute_reference_logps(progress, with_tokens=config.tokens)
     if reference_logps is None:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from dpotool.errors import DpotoolError
-from dpotool.models.loading import Locate
+from dpotool.models.builtin import locate_model
 from dpotool.progress import Progress
 from dpotool.runs.atomic import write_yaml
 from dpotool.sweep.board import FAILED, STOPPED, TRAINED, TRAINING, Board
@@ -45,14 +45,14 @@ class _Job:
     process: subprocess.Popen[bytes]
 
 
-def train_apart(cells: list[Cell], n_jobs: int, board: Board, progress: Progress, locate: Locate) -> Apart:
+def train_apart(cells: list[Cell], n_jobs: int, board: Board, progress: Progress) -> Apart:
     """Trains the cells, `n_jobs` at a time. A cell that fails is left for the caller.
 
     Each process has its share of the processors and, where there are GPUs, one of them. No process outlives this call.
     """
     if not cells:
         return Apart(0)
-    locate(cells[0].config.model)  # made once, not by all at the same time
+    locate_model(cells[0].config.model, progress)  # made once, not by all at the same time
     waiting, running, outcomes = deque(cells), list[_Job](), list[bool]()
     listener = StopOnSignal()
     is_told = False

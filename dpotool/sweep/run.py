@@ -16,7 +16,6 @@ import pandas as pd
 
 from dpotool.compare.comparison import open_runs, tabulate_runs
 from dpotool.errors import DpotoolError
-from dpotool.models.loading import Locate
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import atomic_path, ensure_writable
 from dpotool.runs.folder import RunFolder
@@ -56,9 +55,7 @@ def _watch_nothing(_board: Board) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def sweep(
-    config: SweepConfig, *, progress: Progress = SILENT, locate: Locate = str, watch: Watch = _watch_nothing
-) -> SweepResult:
+def sweep(config: SweepConfig, *, progress: Progress = SILENT, watch: Watch = _watch_nothing) -> SweepResult:
     """Trains and scores the whole grid and writes runs.csv beside the cells.
 
     Raises:
@@ -70,20 +67,18 @@ def sweep(
     _claim(folder, config)
     board = Board(cells)
     with watch(board):
-        apart = train_apart(_find_open(cells), config.jobs, board, progress, locate) if config.jobs > 1 else Apart(0)
-        return _run_cells(folder, cells, apart, board, progress, locate)
+        apart = train_apart(_find_open(cells), config.jobs, board, progress) if config.jobs > 1 else Apart(0)
+        return _run_cells(folder, cells, apart, board, progress)
 
 
-def _run_cells(
-    folder: Path, cells: list[Cell], apart: Apart, board: Board, progress: Progress, locate: Locate
-) -> SweepResult:
+def _run_cells(folder: Path, cells: list[Cell], apart: Apart, board: Board, progress: Progress) -> SweepResult:
     """Scores what is trained and trains what is not; after an interruption neither, but what is finished is tabled."""
     failures: dict[str, str] = {}
     finished: list[RunFolder] = []
     n_trained, was_interrupted = apart.n_trained, apart.was_interrupted
     for cell in cells:
         try:
-            outcome = "interrupted" if was_interrupted else _run_cell(cell, board, progress, locate)
+            outcome = "interrupted" if was_interrupted else _run_cell(cell, board, progress)
         except DpotoolError as error:
             failures[cell.name] = str(error)
             board.enter(cell.name, FAILED)
@@ -120,13 +115,13 @@ def _find_open(cells: list[Cell]) -> list[Cell]:
     return [cell for cell in cells if not is_finished(cell)]
 
 
-def _run_cell(cell: Cell, board: Board, progress: Progress, locate: Locate) -> str:
+def _run_cell(cell: Cell, board: Board, progress: Progress) -> str:
     """Returns 'trained', 'kept' or 'interrupted'; a finished cell is not touched, an interrupted one goes on."""
     was_finished = is_finished(cell)
     if not was_finished:
         can_resume = make_room(cell)
         board.enter(cell.name, TRAINING)
-        result = train(replace(cell.config, resume=can_resume), progress=progress, locate=locate)
+        result = train(replace(cell.config, resume=can_resume), progress=progress)
         if result.was_interrupted:
             board.enter(cell.name, STOPPED)
             return "interrupted"
@@ -138,7 +133,7 @@ def _run_cell(cell: Cell, board: Board, progress: Progress, locate: Locate) -> s
             device=cell.config.device,
             trust_remote_code=cell.config.trust_remote_code,
         )
-        score_models([str(cell.folder.path)], settings, progress=progress, locate=locate)
+        score_models([str(cell.folder.path)], settings, progress=progress)
     board.enter(cell.name, DONE)
     return "kept" if was_finished else "trained"
 

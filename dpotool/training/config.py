@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name
 from dpotool.losses.schedules import DEFAULT_LAMBDA, DEFAULT_LAMBDA_MAX, DEFAULT_LAMBDA_MIN
+from dpotool.models.builtin import is_builtin
 from dpotool.settings import (
     DEMO,
     DRY_RUN,
@@ -190,7 +191,7 @@ def check_config(config: TrainConfig) -> None:
         )
     parse_steps(config.save_at)
     for model in (config.model, config.reference):
-        if model is not None and model != DEMO:
+        if model is not None and not is_builtin(model):
             check_name(model)
 
 

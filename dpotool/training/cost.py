@@ -24,7 +24,6 @@ from dpotool.likelihood.cost import (
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.library_calls import quiet_transformers
-from dpotool.models.loading import Locate
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.training.arguments import check_arguments, count_evaluations, count_steps
@@ -35,7 +34,7 @@ from dpotool.training.preparation import prepare_trainer
 from dpotool.training.trainer import PreferenceTrainer
 
 
-def plan_training(config: TrainConfig, *, progress: Progress, locate: Locate) -> Estimate:
+def plan_training(config: TrainConfig, *, progress: Progress) -> Estimate:
     """Prepares a run as `train` would, and measures some of its micro-batches, a step of the optimiser and some
     scoring. The weights in memory are moved; nothing is written.
 
@@ -59,7 +58,7 @@ def plan_training(config: TrainConfig, *, progress: Progress, locate: Locate) ->
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary) / "run")
-        trainer = prepare_trainer(config, objective, folder, progress, locate, find_references=stand_in)
+        trainer = prepare_trainer(config, objective, folder, progress, find_references=stand_in)
         estimate.seconds = {"loading": seconds_since_start() - estimate.probe_seconds} | estimate.seconds
         _add_steps(estimate, config, trainer)
         _add_evaluations(estimate, config, trainer)

@@ -10,13 +10,12 @@ import hashlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from dpotool.cache.root import DEMO_PREFIX, cache_root
 from dpotool.data.demo import SPLITS, generate_demo_rows
+from dpotool.models.builtin import BuiltinModel
 from dpotool.models.demo import (
     CHAT_TEMPLATE,
     DEMO_SFT,
@@ -26,7 +25,6 @@ from dpotool.models.demo import (
     build_demo_tokenizer,
 )
 from dpotool.models.library_calls import quiet_transformers
-from dpotool.models.loading import Locate
 from dpotool.progress import SILENT, Progress
 from dpotool.settings import DEMO
 from dpotool.training.config import TrainConfig
@@ -41,9 +39,10 @@ def ensure_demo_model(progress: Progress = SILENT) -> Path:
     Raises:
         KeyboardInterrupt: its training was interrupted; nothing is kept, and the next use begins anew.
     """
+    found = find_demo_model()
+    if found is not None:
+        return found
     folder = demo_folder()
-    if (folder / "config.json").is_file():
-        return folder
     progress.note(f"first use of {DEMO}: training the built-in model, kept in {folder}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
@@ -51,39 +50,21 @@ def ensure_demo_model(progress: Progress = SILENT) -> Path:
         _save_untrained(untrained)
         if train(_sft_config(untrained, trained), progress=progress).was_interrupted:
             raise KeyboardInterrupt
-        if not (folder / "config.json").is_file():  # unless another process was faster
+        if find_demo_model() is None:  # unless another process was faster
             shutil.rmtree(folder, ignore_errors=True)
             trained.rename(folder)
     return folder
 
 
-def locate_model(progress: Progress = SILENT) -> Locate:
-    """Returns the function that turns a model's name into a path or hub id: builtin:demo is made on first use."""
-
-    def locate(name: str) -> str:
-        return str(ensure_demo_model(progress)) if name == DEMO else name
-
-    return locate
-
-
-@contextmanager
-def standing_in(progress: Progress = SILENT) -> Iterator[Locate]:
-    """Yields a `locate_model` that makes nothing: a built-in model that is not there yet is stood in for, untrained."""
-    with tempfile.TemporaryDirectory() as temporary:
-
-        def locate(name: str) -> str:
-            if name != DEMO or (demo_folder() / "config.json").is_file():
-                return str(demo_folder()) if name == DEMO else name
-            progress.note(f"{DEMO} is not made yet: making it comes on top, about a minute")
-            _save_untrained(Path(temporary))
-            return temporary
-
-        yield locate
-
-
 def demo_folder() -> Path:
     """Returns where the built-in model lies once it is made."""
     return cache_root() / f"{DEMO_PREFIX}{_content_key()}"
+
+
+def find_demo_model() -> Path | None:
+    """Returns the folder of the built-in model, or None where it is not made yet."""
+    folder = demo_folder()
+    return folder if (folder / "config.json").is_file() else None
 
 
 def _save_untrained(folder: Path) -> None:
@@ -116,3 +97,7 @@ def _content_key() -> str:
     return hashlib.sha256(
         "\0".join((rows, model, settings, CHAT_TEMPLATE, str(VOCAB_SIZE), str(SEED))).encode()
     ).hexdigest()[:12]
+
+
+DEMO_MODEL = BuiltinModel(ensure_demo_model, find_demo_model, _save_untrained)
+"""What the front door registers under `builtin:demo`."""

@@ -9,35 +9,36 @@ from torch import nn
 
 from dpotool.errors import DpotoolError
 from dpotool.models.adapters import import_peft, is_adapter_folder, mark_trained_parameters
+from dpotool.models.builtin import locate_model
 from dpotool.models.library_calls import quiet_transformers
 from dpotool.models.loading import load_model
 from dpotool.progress import SILENT, Progress
 from dpotool.training.config import TrainConfig
 
 
-def load_policy(config: TrainConfig, model_path: str, progress: Progress = SILENT) -> nn.Module:
+def load_policy(config: TrainConfig, progress: Progress = SILENT) -> nn.Module:
     """Loads the model as it is before training, without a new adapter, dropout off; it is the default reference."""
-    if config.lora and is_adapter_folder(model_path):
+    if config.lora and is_adapter_folder(config.model):
         raise DpotoolError(
             "the model is itself an adapter, and a new one cannot stand on top of it",
             where="--lora",
             remedy="Leave --lora out to train this adapter on, or merge it into its base model first",
         )
     model = load_model(
-        model_path,
+        config.model,
         dtype=config.dtype,
         device=config.device,
         trust_remote_code=config.trust_remote_code,
         needs_gradients=not config.lora,
         progress=progress,
     )
-    if is_adapter_folder(model_path):
+    if is_adapter_folder(config.model):
         mark_trained_parameters(model)
     disable_dropout(model)
     return model
 
 
-def add_adapter(model: nn.Module, config: TrainConfig, base: str) -> nn.Module:
+def add_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
     """Puts a new LoRA adapter on the model; it starts as the identity, so step 0 is the reference."""
     peft: Any = import_peft("--lora")
     targets: str | list[str] = config.lora_targets
@@ -53,6 +54,7 @@ def add_adapter(model: nn.Module, config: TrainConfig, base: str) -> nn.Module:
     try:
         with quiet_transformers():
             adapted = peft.get_peft_model(model, settings)
+        base = locate_model(config.model)
         # peft notes the path as the user gave it, which leads nowhere from another folder
         adapted.peft_config["default"].base_model_name_or_path = (
             str(Path(base).resolve()) if Path(base).exists() else base

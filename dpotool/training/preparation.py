@@ -19,7 +19,7 @@ from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.limits import resolve_max_length
-from dpotool.models.loading import Locate, load_tokenizer
+from dpotool.models.loading import load_tokenizer
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
@@ -44,7 +44,6 @@ def prepare_trainer(
     objective: Objective,
     folder: RunFolder,
     progress: Progress,
-    locate: Locate,
     *,
     find_references: FindReferences = compute_references,
 ) -> PreferenceTrainer:
@@ -55,9 +54,8 @@ def prepare_trainer(
             policy, and no manifest is written.
     """
     is_rehearsal = find_references is not compute_references
-    model_path = locate(config.model)
-    tokenizer = load_tokenizer(model_path, trust_remote_code=config.trust_remote_code)
-    policy = load_policy(config, model_path, progress)
+    tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, progress=progress)
+    policy = load_policy(config, progress)
     config = replace(config, max_length=resolve_max_length(config.max_length, policy, tokenizer))
     config, pairs = load_run_pairs(config, tokenizer, progress)
     if objective.loss.validate_pairs is not None:
@@ -79,7 +77,7 @@ def prepare_trainer(
     if "reference" in objective.loss.needs:
         reference = scorer
         if config.reference:
-            model = load_reference(config, locate(config.reference), progress)
+            model = load_reference(config, config.reference, progress)
             reference = make_scorer(model, label=config.reference)
             del model
         fingerprints["reference"] = reference.fingerprint
@@ -95,7 +93,7 @@ def prepare_trainer(
         for held_out in datasets[1:]:
             held_out.shifts = np.full(len(held_out), shifts.mean())  # they have no row; only their loss needs it
     if config.lora:
-        policy = add_adapter(policy, config, model_path)
+        policy = add_adapter(policy, config)
         scorer = make_scorer(policy, label=config.model)
     trainer = _build_trainer(config, objective, scorer, tokenizer, datasets, folder, progress, not config.lora)
     if not (config.resume or is_rehearsal) and "reference" in fingerprints:

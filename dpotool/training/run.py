@@ -12,7 +12,6 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from dpotool.errors import DpotoolError
 from dpotool.models.library_calls import quiet_transformers
-from dpotool.models.loading import Locate
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.training.arguments import check_arguments, count_steps
@@ -32,11 +31,8 @@ class TrainResult:
     was_interrupted: bool = False
 
 
-def train(config: TrainConfig, *, progress: Progress = SILENT, locate: Locate = str) -> TrainResult:
+def train(config: TrainConfig, *, progress: Progress = SILENT) -> TrainResult:
     """Trains a model by one loss and leaves a run folder (DESIGN, "Run folder").
-
-    Args:
-        locate: turns a model's name into a path or hub id; `training.demo.locate_model` knows builtin:demo.
 
     Raises:
         DpotoolError: settings, data, model or output folder cannot be used, or the run turned non-finite; a run that
@@ -55,7 +51,7 @@ def train(config: TrainConfig, *, progress: Progress = SILENT, locate: Locate = 
         return TrainResult(folder)
     set_seed(config.seed)
     try:
-        trainer = prepare_trainer(config, objective, folder, progress, locate)
+        trainer = prepare_trainer(config, objective, folder, progress)
     except BaseException:
         if not was_there:
             folder.remove_if_empty()

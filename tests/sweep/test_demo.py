@@ -8,12 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from dpotool.progress import SILENT
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.tables import read_table
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.run import sweep
-from dpotool.training.demo import ensure_demo_model, locate_model
+from dpotool.training.demo import ensure_demo_model
 from dpotool.training.run import TrainResult
 
 pytestmark = pytest.mark.slow
@@ -26,7 +25,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pd.DataFrame]:
         patch.setenv("DPOTOOL_CACHE", str(tmp_path_factory.mktemp("cache")))
         output = tmp_path_factory.mktemp("demo") / "sweep"
         config = SweepConfig(lambdas="0.5,0.75,1.0", output=str(output), device="cpu")
-        yield sweep(config, locate=locate_model(SILENT)).table.set_index("lambda")
+        yield sweep(config).table.set_index("lambda")
 
 
 def test_dpo_displaces_the_chosen_answers(runs: pd.DataFrame) -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from transformers import TrainerState
 
+from dpotool.models.builtin import is_builtin, locate_model, standing_in
+from dpotool.models.loading import load_tokenizer
 from dpotool.training import demo
 from dpotool.training.callbacks import StepBar
 
@@ -47,7 +50,16 @@ def test_the_command_line_exits_with_130(
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_python_users_find_models_as_the_command_line_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "ensure_demo_model", lambda progress: Path("made"))
-    locate = demo.locate_model()
-    assert [locate("builtin:demo"), locate("org/model"), locate("runs/mine")] == ["made", "org/model", "runs/mine"]
+def test_a_model_is_found_by_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "DEMO_MODEL", replace(demo.DEMO_MODEL, make=lambda progress: Path("made")))
+    names = ["builtin:demo", "org/model", "runs/mine"]
+    assert list(map(locate_model, names)) == ["made", "org/model", "runs/mine"]
+    assert list(map(is_builtin, names)) == [True, False, False]
+
+
+def test_a_stand_in_is_untrained_and_makes_nothing(own_cache: Path) -> None:
+    with standing_in():
+        folder = Path(locate_model("builtin:demo"))
+        assert folder == Path(locate_model("builtin:demo")) and (folder / "model.safetensors").is_file()
+        assert load_tokenizer("builtin:demo").vocab_size == 1024
+    assert not folder.exists() and not list(own_cache.glob("demo-*"))

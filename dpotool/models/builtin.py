@@ -1,0 +1,74 @@
+"""Built-in models: names such as `builtin:demo` that are neither a folder nor a hub id, and where their weights are.
+
+Whoever loads a model names it, and `models.loading` asks here. How a built-in model is made is known further up in the
+house, where it is trained; the front door (`dpotool/__init__.py`) registers who makes it. Imports nothing heavy.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpotool.progress import SILENT, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltinModel:
+    """How a model that nobody has to bring is come by."""
+
+    make: Callable[[Progress], Path]
+    """Returns its folder; on first use the model is made."""
+    find: Callable[[], Path | None]
+    """Returns its folder, or None where it is not made yet."""
+    save_untrained: Callable[[Path], None]
+    """Writes what has its shape and its tokenizer into a folder, at once."""
+
+
+_makers: dict[str, Callable[[], BuiltinModel]] = {}
+_stand_ins: ContextVar[Path | None] = ContextVar("stand_ins", default=None)
+
+
+def register_builtin(name: str, load: Callable[[], BuiltinModel]) -> None:
+    """Makes a name known; `load` is called when the model is first wanted, so it may import what it likes."""
+    _makers[name] = load
+
+
+def is_builtin(name: str) -> bool:
+    """Tells whether a name is that of a built-in model."""
+    return name in _makers
+
+
+def locate_model(name: str, progress: Progress = SILENT) -> str:
+    """Returns the path or hub id to load: a built-in model's folder, any other name as it is.
+
+    Raises:
+        KeyboardInterrupt: the making of a built-in model was interrupted; nothing of it is left.
+    """
+    if name not in _makers:
+        return name
+    model = _makers[name]()
+    stand_ins = _stand_ins.get()
+    if stand_ins is None:
+        return str(model.make(progress))
+    found = model.find()
+    if found is None:
+        found = stand_ins / name.replace(":", "-")
+        if not found.exists():
+            progress.note(f"{name} is not made yet: making it comes on top, about a minute")
+            model.save_untrained(found)
+    return str(found)
+
+
+@contextmanager
+def standing_in() -> Iterator[None]:
+    """Until the block is left no built-in model is made: one that is not there is stood in for by an untrained one."""
+    with tempfile.TemporaryDirectory() as folder:
+        token = _stand_ins.set(Path(folder))
+        try:
+            yield
+        finally:
+            _stand_ins.reset(token)
