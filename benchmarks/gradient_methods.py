@@ -16,12 +16,16 @@ from torch.nn import functional as F
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.engine import GradientEngine
 from dpotool.gradients.monitor import TheoryMonitor
-from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.batch import CompletionBatch, collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
 
 Method = Callable[[nn.Module, Sequence[TokenizedPair]], np.ndarray | None]
 _engines: dict[int, GradientEngine] = {}
 _monitors: dict[int, TheoryMonitor] = {}
+
+
+def _collate(model: nn.Module, pairs: Sequence[TokenizedPair]) -> CompletionBatch:
+    return collate_pairs(pairs).to(next(model.parameters()).device)
 
 
 def run_engine(model: nn.Module, pairs: Sequence[TokenizedPair]) -> np.ndarray:
@@ -35,7 +39,7 @@ def run_engine(model: nn.Module, pairs: Sequence[TokenizedPair]) -> np.ndarray:
 
 def run_training_step(model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:
     """(c) One forward and backward pass with weight gradients, as training does; the output layer in chunks."""
-    chosen, rejected = compute_completion_logps(model, collate_pairs(pairs)).view(-1, 2).unbind(1)
+    chosen, rejected = compute_completion_logps(model, _collate(model, pairs)).view(-1, 2).unbind(1)
     (-F.logsigmoid(0.1 * (chosen - rejected))).mean().backward()
     model.zero_grad(set_to_none=True)
 
@@ -45,7 +49,7 @@ def run_monitored_step(model: nn.Module, pairs: Sequence[TokenizedPair]) -> np.n
     if id(model) not in _monitors:
         _monitors[id(model)] = TheoryMonitor(model)
     monitor = _monitors[id(model)]
-    logps = monitor.compute_logps(model, collate_pairs(pairs))
+    logps = monitor.compute_logps(model, _collate(model, pairs))
     chosen, rejected = logps.view(-1, 2).unbind(1)
     (-F.logsigmoid(0.1 * (chosen - rejected))).mean().backward()
     products = monitor.read_products()
@@ -58,7 +62,7 @@ def run_two_gradients(model: nn.Module, pairs: Sequence[TokenizedPair]) -> np.nd
     parameters = list(model.parameters())
     rows = []
     for pair in pairs:
-        logps = compute_completion_logps(model, collate_pairs([pair]))
+        logps = compute_completion_logps(model, _collate(model, [pair]))
         chosen = torch.autograd.grad(logps[0], parameters, retain_graph=True)
         rejected = torch.autograd.grad(logps[1], parameters)
         both = [(w.view(-1), v.view(-1)) for w, v in zip(chosen, rejected, strict=True)]

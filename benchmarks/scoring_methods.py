@@ -19,6 +19,7 @@ from workloads import MAX_LENGTH
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.pair_logps import compute_pair_logps
+from dpotool.settings import AUTO
 
 Score = Callable[[int, int], np.ndarray]
 Build = Callable[[nn.Module, PreTrainedTokenizerBase, Sequence[TokenizedPair]], Score]
@@ -30,7 +31,7 @@ def build_dpotool(model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: S
     """dpotool: `compute_pair_logps` as `score` and `train` call it, at its default budget."""
 
     def score(n_pairs: int, _batch_size: int) -> np.ndarray:
-        logps = compute_pair_logps(model, pairs[:n_pairs])
+        logps = compute_pair_logps(model, pairs[:n_pairs], batch_tokens=AUTO)
         return np.stack([logps.chosen, logps.rejected], axis=1)
 
     return score
@@ -69,6 +70,8 @@ def build_lm_eval(model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: S
 def build_loop(model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TokenizedPair]) -> Score:
     """The loop one would write: pairs in order, padded, full logits, log-softmax, sums over the completion."""
 
+    device = next(model.parameters()).device
+
     @torch.no_grad()
     def score_batch(batch: Sequence[TokenizedPair]) -> np.ndarray:
         rows = [(p.prompt_ids, ids) for p in batch for ids in (p.chosen_ids, p.rejected_ids)]
@@ -80,9 +83,10 @@ def build_loop(model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Sequ
             input_ids[row, :end] = torch.tensor([*prompt, *completion])
             attention_mask[row, :end] = 1
             counts[row, len(prompt) - 1 : end - 1] = 1
+        input_ids, attention_mask, counts = (tensor.to(device) for tensor in (input_ids, attention_mask, counts))
         logits = model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits[:, :-1]
-        logps = torch.log_softmax(logits, dim=-1).gather(2, input_ids[:, 1:, None]).squeeze(2)
-        return (logps * counts).sum(1).view(-1, 2).numpy()
+        logps = torch.log_softmax(logits.float(), dim=-1).gather(2, input_ids[:, 1:, None]).squeeze(2)
+        return (logps * counts).sum(1).view(-1, 2).cpu().numpy()
 
     def score(n_pairs: int, batch_size: int) -> np.ndarray:
         return np.concatenate(

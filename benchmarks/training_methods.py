@@ -60,15 +60,22 @@ def build_trl_trainer(
     *,
     batch_size: int,
     n_steps: int,
+    **options: object,
 ) -> Any:
-    """Returns a `DPOTrainer` that takes token ids as they are, whatever else it does."""
+    """Returns a `DPOTrainer` that takes token ids as they are, whatever else it does.
+
+    Args:
+        options: of its `DPOConfig`, in place of those that a CPU is best served by.
+    """
     from trl import DPOTrainer
 
     class TrainerOnIds(DPOTrainer):
         def _prepare_dataset(self, dataset: Dataset, *_args: object) -> Dataset:
             return dataset
 
-    arguments = make_trl_config(folder, batch_size=batch_size, max_steps=n_steps)
+    is_on_cpu = next(model.parameters()).device.type == "cpu"
+    options = {"use_cpu": is_on_cpu, "dataloader_pin_memory": not is_on_cpu, **options}
+    arguments = make_trl_config(folder, batch_size=batch_size, max_steps=n_steps, **options)
     return TrainerOnIds(model, args=arguments, train_dataset=make_trl_dataset(pairs), processing_class=tokenizer)
 
 
@@ -90,28 +97,28 @@ def make_trl_config(folder: str, **options: object) -> Any:
     from trl import DPOConfig
 
     batch_size = options.pop("batch_size")
-    return DPOConfig(
-        output_dir=folder,
-        precompute_ref_log_probs=True,
-        precompute_ref_batch_size=1,
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=batch_size,
-        max_length=None,
-        beta=BETA,
-        learning_rate=LEARNING_RATE,
-        lr_scheduler_type="constant",
-        optim=OPTIMIZER,
-        max_grad_norm=1.0,
-        seed=SEED,
-        bf16=False,
-        gradient_checkpointing=False,
-        use_cpu=True,
-        report_to="none",
-        disable_tqdm=True,
-        dataloader_pin_memory=False,
-        save_strategy="no",
-        **options,
-    )
+    shared: dict[str, Any] = {
+        "output_dir": folder,
+        "precompute_ref_log_probs": True,
+        "precompute_ref_batch_size": 1,
+        "per_device_train_batch_size": batch_size,
+        "per_device_eval_batch_size": batch_size,
+        "max_length": None,
+        "beta": BETA,
+        "learning_rate": LEARNING_RATE,
+        "lr_scheduler_type": "constant",
+        "optim": OPTIMIZER,
+        "max_grad_norm": 1.0,
+        "seed": SEED,
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": True,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "dataloader_pin_memory": False,
+        "save_strategy": "no",
+    }
+    return DPOConfig(**{**shared, **options})
 
 
 def make_trl_dataset(pairs: Sequence[TokenizedPair]) -> Dataset:

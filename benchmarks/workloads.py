@@ -42,17 +42,20 @@ class Workload:
     """JSONL file of prompt, chosen, rejected."""
 
 
+def build_tokenizer(vocab_size: int) -> PreTrainedTokenizerBase:
+    """Returns a tokenizer that has a token for each of the words w3, w4, ..."""
+    vocab = {word: place for place, word in enumerate(SPECIAL)}
+    vocab |= {f"w{place}": place for place in range(len(SPECIAL), vocab_size)}
+    backend = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
 def write_random_model(folder: Path) -> str:
     """Saves the random model with a tokenizer that has a token for each of the words w3, w4, ..."""
     if not (folder / "config.json").exists():
         model = build_random_model()
-        vocab = {word: place for place, word in enumerate(SPECIAL)}
-        vocab |= {f"w{place}": place for place in range(len(SPECIAL), model.config.vocab_size)}
-        backend = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
-        backend.pre_tokenizer = WhitespaceSplit()
-        tokenizer = PreTrainedTokenizerFast(
-            tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>"
-        )
+        tokenizer = build_tokenizer(model.config.vocab_size)
         model.config.pad_token_id, model.config.eos_token_id = 0, 1
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

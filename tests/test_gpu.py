@@ -5,6 +5,7 @@ None of this runs on a machine without one; the same properties are tested on th
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +15,21 @@ from conftest import make_pairs
 from gradients.engine_checks import assert_equals_slow_truth
 from model_families import build_family
 from tiny_models import save_tiny_model, write_pairs
+from transformers import AutoTokenizer
 
 from dpotool.data.pairs import TokenizedPair
+from dpotool.gradients.config import TheoryConfig
 from dpotool.gradients.double_precision import EverythingInFloat64
+from dpotool.gradients.engine import compute_fast_products
+from dpotool.gradients.monitor import TheoryMonitor
+from dpotool.gradients.run import run_theory
 from dpotool.likelihood import pair_logps
+from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.budget import MOST_TOKENS_ELSEWHERE, estimate_bytes_per_token, resolve_batch_tokens
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
+from dpotool.models.precision import choose_float32_products
 from dpotool.scoring.config import ScoreConfig
 from dpotool.scoring.run import score_models
 from dpotool.training.config import TrainConfig
@@ -67,6 +76,97 @@ def test_gradients_of_both_layouts_are_equal() -> None:
 @pytest.mark.parametrize("family", ["llama-tied-biased", "gpt2", "qwen3"])
 def test_gradient_products_equal_autograd(family: str) -> None:
     assert_equals_slow_truth(build_family(family).to("cuda"), PAIRS, tolerance=1e-9)
+
+
+def test_float32_products_of_16_bit_factors_lose_nothing_on_fast_units(gpu_precision: None) -> None:
+    """A product of two bfloat16 numbers has 16 bits, and TF32 units keep 11 of each factor and add up in float32."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    left, right = (
+        torch.randn(512, 4096, device="cuda", generator=generator).to(torch.bfloat16).float() for _ in range(2)
+    )
+    exact = left.double() @ right.double().T
+    assert choose_float32_products(left.device, torch.bfloat16) == "high"
+    error = ((left @ right.T).double() - exact).norm() / exact.norm()
+    assert error < 1e-6
+    assert choose_float32_products(left.device, torch.float32) == "highest"
+    assert ((left @ right.T).double() - exact).norm() / exact.norm() < 1e-6
+
+
+@pytest.fixture
+def gpu_precision() -> None:
+    """As a process begins; the suite may have chosen for its CPU."""
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_products_of_a_bfloat16_model_are_those_of_its_own_gradients(family: str, gpu_precision: None) -> None:
+    """Within what bfloat16 rounds on the way back: the slow truth is autograd in float32 on the same weights."""
+    model = build_family(family, dtype=torch.bfloat16).to("cuda")
+    choose_float32_products(torch.device("cuda"), torch.bfloat16)
+    got, _ = compute_fast_products(model, PAIRS)
+    torch.set_float32_matmul_precision("highest")
+    expected, _ = compute_fast_products(model.float(), PAIRS)
+    scale = np.sqrt(expected.chosen_grad_sq_norm * expected.rejected_grad_sq_norm)
+    assert np.abs(got.grad_inner_product - expected.grad_inner_product).max() < 0.05 * scale.max()
+    np.testing.assert_allclose(got.chosen_grad_sq_norm, expected.chosen_grad_sq_norm, rtol=0.1)
+
+
+def test_the_budget_follows_the_free_memory_of_the_device() -> None:
+    model = build_family("llama", dtype=torch.bfloat16).to("cuda")
+    budget = resolve_batch_tokens("auto", model, PAIRS)
+    free, _ = torch.cuda.mem_get_info()
+    assert 2048 < budget <= MOST_TOKENS_ELSEWHERE
+    assert budget * estimate_bytes_per_token(model) <= free
+
+
+@pytest.mark.parametrize("family", ["llama", "llama-tied-biased"])
+def test_a_watched_step_has_the_products_of_the_engine(family: str) -> None:
+    model = build_family(family).to("cuda")
+    with EverythingInFloat64():
+        expected, _ = compute_fast_products(model, PAIRS)
+        monitor = TheoryMonitor(model)
+        batch = collate_pairs(PAIRS).to(torch.device("cuda"))
+        chosen, rejected = monitor.compute_logps(model, batch).view(-1, 2).unbind(1)
+        (-torch.nn.functional.logsigmoid(0.1 * (chosen - rejected))).mean().backward()
+        products = monitor.read_products()
+    np.testing.assert_allclose(products[:, 0], expected.grad_inner_product, rtol=1e-7)
+    np.testing.assert_allclose(products[:, 1], expected.chosen_grad_sq_norm, rtol=1e-7)
+
+
+def test_the_theory_table_is_that_of_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data = save_tiny_model(tmp_path / "tiny"), write_pairs(tmp_path / "pairs.jsonl", 12)
+    frames = []
+    for device in ("cuda", "cpu"):
+        monkeypatch.setenv("DPOTOOL_CACHE", str(tmp_path / f"cache-{device}"))
+        config = TheoryConfig(model=str(model), data=str(data), device=device, output=str(tmp_path / device))
+        frames.append(run_theory(config).frame)
+    for column in ("grad_inner_product", "chosen_grad_sq_norm", "u", "v"):
+        np.testing.assert_allclose(frames[0][column], frames[1][column], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="needs bitsandbytes")
+def test_an_adapter_on_a_4_bit_base_is_scored_and_trained(tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    model, data = save_tiny_model(tmp_path / "tiny"), write_pairs(tmp_path / "pairs.jsonl", 16)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=torch.bfloat16)
+    quantised = AutoModelForCausalLM.from_pretrained(model, quantization_config=settings, device_map={"": 0})
+    folder = tmp_path / "four-bit"
+    quantised.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+    result = train(
+        TrainConfig(
+            model=str(folder),
+            data=str(data),
+            test_fraction=0.25,
+            output=str(tmp_path / "run"),
+            lora=True,
+            max_steps=2,
+            batch_size=4,
+            device="cuda",
+        )
+    )
+    assert result.folder.read_manifest()["status"] == "finished"
 
 
 def test_a_batch_too_large_for_the_device_is_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
-from dpotool.likelihood.completions import CHUNK_ELEMENTS, can_split_head, get_causal_lm
+from dpotool.likelihood.completions import can_split_head, count_chunk_elements, get_causal_lm
 from dpotool.settings import AUTO
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,8 @@ def _has(config: Any, name: str) -> bool:
 
 def estimate_chunk_bytes(model: nn.Module) -> int:
     """Returns the memory (bytes) of the logits that are alive at a time: in the model's type and twice in float32."""
-    return CHUNK_ELEMENTS * (next(model.parameters()).element_size() + 8)
+    one = next(model.parameters())
+    return count_chunk_elements(one.device) * (one.element_size() + 8)
 
 
 def measure_free_memory(device: torch.device) -> int:

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK_ELEMENTS = 2**24
 """Logits alive at a time (64 MiB in float32); chunks hold CHUNK_ELEMENTS // vocab completion positions."""
+CHUNK_ELEMENTS_ON_GPU = 2**27
+"""The same on an accelerator (512 MiB): a smaller chunk would wait for the output layer's weights to be read."""
 
 
 @dataclass
@@ -113,11 +115,16 @@ def get_causal_lm(model: nn.Module) -> PreTrainedModel:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
+def count_chunk_elements(device: torch.device) -> int:
+    """Returns how many logits may be alive at a time."""
+    return CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS_ON_GPU
+
+
 def _chunked_logps(
     model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"], token_ids: Int[Tensor, " tokens"]
 ) -> Float[Tensor, " tokens"]:
     head = partial(compute_state_logps, model)
-    size = max(1, CHUNK_ELEMENTS // model.get_output_embeddings().weight.shape[0])
+    size = max(1, count_chunk_elements(hidden.device) // model.get_output_embeddings().weight.shape[0])
     if len(hidden) <= size:
         return head(hidden, token_ids)
     run: Callable[..., Tensor] = head

@@ -23,6 +23,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import nn
 
+from dpotool import __version__
 from dpotool.cache.entries import record_use
 from dpotool.cache.parts import Values, merge_parts, read_parts, write_part
 from dpotool.data.pairs import TokenizedPair
@@ -115,7 +116,8 @@ def _harmless() -> Iterator[None]:
 
 
 def _versions() -> Mapping[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("dpotool", "torch", "transformers")}
+    others = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
+    return {"dpotool": __version__, **others}  # which may be run from a checkout, not installed
 
 
 def name_model(model: nn.Module, label: str | None) -> str:

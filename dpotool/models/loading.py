@@ -17,7 +17,7 @@ from dpotool.hub import check_name, refuse_pointer
 from dpotool.models.adapters import is_adapter_folder, load_adapter, read_adapter_base
 from dpotool.models.builtin import locate_model
 from dpotool.models.library_calls import one_line_errors, quiet_transformers
-from dpotool.models.precision import use_fast_float32_on_cpu
+from dpotool.models.precision import choose_float32_products
 from dpotool.models.rope import let_rows_go_by_their_own_length
 from dpotool.models.weights import (
     check_loaded,
@@ -115,8 +115,7 @@ def load_model(
     if is_adapter:
         loaded = load_adapter(loaded, model, is_trainable=needs_gradients)
     target = resolve_device(device)
-    if target.type == "cpu":
-        use_fast_float32_on_cpu()
+    choose_float32_products(target, next(loaded.parameters()).dtype)
     return loaded.to(target).eval()
 
 

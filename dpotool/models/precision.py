@@ -1,9 +1,13 @@
-"""Lets float32 matrix products on a CPU use the faster of torch's two libraries, where that keeps them float32.
+"""Lets float32 matrix products use the fastest hardware that keeps them what they are.
 
-`torch.set_float32_matmul_precision("medium")` sends float32 products to oneDNN. On CPUs with AVX-512 that is true
-float32 and several times faster than the default on some of them; on CPUs with AMX the same switch rounds the factors
-to bfloat16. So one small product is compared with float64, and the switch is left alone where it costs accuracy. The
-choice rests on accuracy alone and not on a timing, so that it is the same in every run on a machine.
+On a GPU: a product of 16-bit factors that were widened to float32 (gradient products of a bfloat16 model are such) is
+exact on TF32 units, which keep 11 bits of a factor and add up in float32, and several times faster; so they are used
+for 16-bit models. A float32 model's products stay float32.
+
+On a CPU `torch.set_float32_matmul_precision("medium")` sends float32 products to oneDNN. On CPUs with AVX-512 that is
+true float32 and several times faster than the default on some of them; on CPUs with AMX the same switch rounds the
+factors to bfloat16. So one small product is compared with float64, and the switch is left alone where it costs
+accuracy. The choice rests on accuracy alone and not on a timing, so that it is the same in every run on a machine.
 """
 
 from __future__ import annotations
@@ -17,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 MAX_RELATIVE_ERROR = 1e-6
 """Of a 512 x 512 product; float32 has about 3e-7, bfloat16 about 2e-3."""
+
+_CHOSEN_ON_GPU = ("high", "highest")
+"""TF32 and float32, as torch calls them."""
 
 
 @functools.cache
@@ -38,3 +45,20 @@ def measure_matmul_error() -> float:
     left, right = (torch.randn(512, 512, generator=generator) for _ in range(2))
     exact = left.double() @ right.double()
     return float(((left @ right).double() - exact).norm() / exact.norm())
+
+
+def choose_float32_products(device: torch.device, dtype: torch.dtype) -> str:
+    """Chooses how float32 products are taken while a model of this type is at work on this device; returns the choice.
+
+    A choice that somebody else made in this process stands.
+    """
+    if device.type != "cuda":
+        return use_fast_float32_on_cpu()
+    if torch.get_float32_matmul_precision() not in _CHOSEN_ON_GPU:
+        return torch.get_float32_matmul_precision()
+    choice = _CHOSEN_ON_GPU[0 if dtype in (torch.bfloat16, torch.float16) else 1]
+    torch.set_float32_matmul_precision(choice)
+    logger.info(
+        "float32 products on %s: %s", device, "TF32, exact for 16-bit factors" if choice == "high" else "float32"
+    )
+    return choice

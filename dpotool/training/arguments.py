@@ -58,7 +58,8 @@ def build_training_arguments(config: TrainConfig, folder: Path, n_pairs: int, *,
             report_to=config.report_to.split(","),
             disable_tqdm=True,
             remove_unused_columns=False,
-            dataloader_pin_memory=False,
+            dataloader_pin_memory=device.type == "cuda",
+            accelerator_config={"non_blocking": device.type == "cuda"},
         )
         _keep_to_one_device(arguments, device)
         return arguments

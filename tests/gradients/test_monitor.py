@@ -50,8 +50,7 @@ def test_equals_the_engine_and_leaves_the_step_as_it_is(
     family: str, in_portions: bool, monkeypatch: pytest.MonkeyPatch
 ):
     if in_portions:  # the output layer in portions, computed again on the way back
-        for module in (passes, completions):
-            monkeypatch.setattr(module, "CHUNK_ELEMENTS", 20 * 97)
+        monkeypatch.setattr(completions, "CHUNK_ELEMENTS", 20 * 97)
     model, pairs = build_family(family), make_pairs(5)
     with EverythingInFloat64():
         expected, _ = compute_fast_products(model, pairs)
@@ -189,7 +188,7 @@ def test_dropout_that_is_switched_off_lets_prompts_be_shared(monkeypatch: pytest
 
 def test_an_output_layer_that_is_computed_again_drops_the_same(monkeypatch: pytest.MonkeyPatch):
     """With an adapter on the output layer: the step's own gradients are those without checkpointing."""
-    monkeypatch.setattr(passes, "CHUNK_ELEMENTS", 20 * 97)
+    monkeypatch.setattr(completions, "CHUNK_ELEMENTS", 20 * 97)
     model = add_adapter(build_family("llama"), dropout=0.3, targets=("lm_head",)).train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
 

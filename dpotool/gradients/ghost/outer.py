@@ -23,6 +23,8 @@ from dpotool.gradients.ghost.sums import Products, Vectors, compute_dense_produc
 
 BLOCK_ELEMENTS = 2**18
 """Elements of a gradient alive at a time, per pair."""
+BLOCK_ELEMENTS_ON_GPU = 2**24
+"""The same on an accelerator, which has no cache to stay within and much to do at a time."""
 TOUCH = 20
 """How many multiplications of a matrix product take the time of multiplying and adding up one stored element."""
 LONGEST_JOINT = 80
@@ -94,7 +96,7 @@ def compute_block_products(inputs: tuple[Vectors, Vectors], output_grads: tuple[
     if inputs[0].shape[2] > output_grads[0].shape[2]:  # blocks are cut from the longer side; the products are the same
         inputs, output_grads = output_grads, inputs
     n_pairs, _, n_features = inputs[0].shape
-    size = max(1, BLOCK_ELEMENTS // n_features)
+    size = max(1, (BLOCK_ELEMENTS if inputs[0].device.type == "cpu" else BLOCK_ELEMENTS_ON_GPU) // n_features)
     total = inputs[0].new_zeros(n_pairs, 3, dtype=torch.float64)
     for start in range(0, output_grads[0].shape[2], size):
         W, L = (

@@ -22,19 +22,21 @@ from dpotool.gradients.ghost.layout import TokenLayout, lay_out_completions
 from dpotool.gradients.ghost.taps import Taps
 from dpotool.likelihood.batch import CompletionBatch
 from dpotool.likelihood.completions import (
-    CHUNK_ELEMENTS,
     CompletionStates,
     TokenLogps,
     can_split_head,
     compute_completion_logps,
     compute_completion_states,
     compute_state_logps,
+    count_chunk_elements,
     get_causal_lm,
 )
 
 PORTION_ELEMENTS = 2**21
 """Logits alive at a time (8 MiB in float32) where the output layer goes forward and back portion by portion, which is
 free; a pair that has more is a portion of its own."""
+PORTION_ELEMENTS_ON_GPU = 2**26
+"""The same on an accelerator, where a portion is to keep it busy while the next one's operations are told."""
 
 
 def forward_tapped(
@@ -52,7 +54,7 @@ def forward_tapped(
             return compute_completion_logps(model, batch)
     with taps:
         states = compute_completion_states(model, batch)
-    groups = list(_iter_groups(model, pairs, states, CHUNK_ELEMENTS))
+    groups = list(_iter_groups(model, pairs, states, count_chunk_elements(states.hidden.device)))
     logps = []
     for tokens, group_layout in groups:
         place = _AtLayout(taps, group_layout)
@@ -119,7 +121,8 @@ def _run_output_layer(
 ) -> tuple[Float[Tensor, " tokens"], Float[Tensor, "tokens hidden"] | None]:
     """Returns each token's log-probability and the gradient of their sum in the hidden states."""
     logps, grads = [], []
-    for tokens, layout in _iter_groups(model, pairs, states, PORTION_ELEMENTS):
+    n_elements = PORTION_ELEMENTS if states.hidden.device.type == "cpu" else PORTION_ELEMENTS_ON_GPU
+    for tokens, layout in _iter_groups(model, pairs, states, n_elements):
         hidden = states.hidden[tokens].detach().requires_grad_(states.hidden.requires_grad)
         taps.layout = layout
         with taps:
