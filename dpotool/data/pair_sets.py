@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from dpotool.data.pairs import PairSet
+from dpotool.data.pairs import PairSet, PreferenceData
 from dpotool.data.sources import load_preferences
 from dpotool.data.tokenization import tokenize_preferences
 from dpotool.progress import SILENT, Progress
@@ -24,7 +24,15 @@ def load_pair_set(
     progress: Progress = SILENT,
 ) -> PairSet:
     """Loads and tokenizes the pairs that the settings ask for, and says what it found and what it left out."""
-    data = load_preferences(
+    data = load_rows(settings, seed=seed, default_split=default_split)
+    pair_set = tokenize_preferences(data, tokenizer, max_length=max_length, truncation=settings.truncation)
+    progress.note(describe_pair_set(pair_set))
+    return pair_set
+
+
+def load_rows(settings: DataSettings, *, seed: int, default_split: str) -> PreferenceData:
+    """Loads the rows that the settings ask for, as text."""
+    return load_preferences(
         settings.data,
         split=settings.split,
         limit=settings.limit,
@@ -33,9 +41,6 @@ def load_pair_set(
         skip_invalid=settings.skip_invalid,
         default_split=default_split,
     )
-    pair_set = tokenize_preferences(data, tokenizer, max_length=max_length, truncation=settings.truncation)
-    progress.note(describe_pair_set(pair_set))
-    return pair_set
 
 
 def describe_pair_set(pair_set: PairSet) -> str:

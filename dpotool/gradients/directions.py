@@ -24,7 +24,7 @@ from dpotool.gradients.ghost.selection import ParameterSelection
 from dpotool.gradients.ghost.shares import gather_shares, share_out
 from dpotool.likelihood.batch import collate_rows
 from dpotool.likelihood.completions import compute_completion_logps
-from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Progress
+from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def compute_directional_changes(
     directions: Sequence[Direction],
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
-    on_progress: Progress | None = None,
+    on_progress: Advance | None = None,
 ) -> tuple[list[DirectionalChanges], EngineReport]:
     """Computes the changes of every pair's log-likelihoods along each direction; pairs are shared out over processes.
 

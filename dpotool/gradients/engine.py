@@ -33,7 +33,7 @@ from dpotool.gradients.products import GradientProducts, PairProducts, collect_p
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.budget import run_within_memory
 from dpotool.likelihood.completions import get_causal_lm
-from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Progress
+from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance
 from dpotool.models.rope import has_alike_prompts
 
 
@@ -144,7 +144,7 @@ def compute_fast_products(
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     parameters: str = "all",
-    on_progress: Progress | None = None,
+    on_progress: Advance | None = None,
 ) -> tuple[GradientProducts, EngineReport]:
     """Computes the products of every pair, in the order of the pairs; pairs are shared out over processes.
 

@@ -22,7 +22,7 @@ from dpotool.gradients.ghost.shares import share_out
 from dpotool.gradients.ghost.sums import raise_precision
 from dpotool.likelihood.batch import collate_rows
 from dpotool.likelihood.completions import compute_completion_logps
-from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Progress
+from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance
 
 Gradient = dict[str, Tensor]
 """Name in `model.named_parameters()` -> gradient in the parameter's shape, float32 or better."""
@@ -37,7 +37,7 @@ def compute_weighted_gradient(
     parameters: Mapping[str, nn.Parameter],
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
-    on_progress: Progress | None = None,
+    on_progress: Advance | None = None,
 ) -> Gradient:
     """Computes sum_i (p_i grad log pi(chosen_i) + q_i grad log pi(rejected_i)); pairs are shared out over processes.
 
@@ -71,7 +71,7 @@ def compute_mean_gradients(
     parameters: Mapping[str, nn.Parameter],
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
-    on_progress: Progress | None = None,
+    on_progress: Advance | None = None,
 ) -> tuple[Gradient, Gradient]:
     """Computes the means over pairs of W, the chosen answers' gradients, and of L, the rejected ones'."""
     share, nothing = np.full(len(pairs), 1 / max(len(pairs), 1)), np.zeros(len(pairs))

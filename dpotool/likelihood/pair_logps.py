@@ -22,7 +22,8 @@ from dpotool.settings import AUTO
 DEFAULT_BATCH_TOKENS = MOST_TOKENS["cpu"]
 """Padded tokens per batch."""
 
-Progress = Callable[[int], None]
+Advance = Callable[[int], None]
+"""Takes numbers of pairs as they are finished."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def compute_pair_logps(
     autocast: torch.dtype | None = None,
     layout: str = AUTO,
     with_tokens: bool = False,
-    on_progress: Progress | None = None,
+    on_progress: Advance | None = None,
     on_scored: Callable[[Sequence[ScoredPair]], None] | None = None,
 ) -> ScoredPairs:
     """Scores every pair under the model; no gradients, dropout off, the model's mode restored.

@@ -22,10 +22,11 @@ from dpotool.cache.parts import Values
 from dpotool.cache.root import store_root
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.layout import RowLayout
-from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Progress, ScoredPair, ScoredPairs, compute_pair_logps
+from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, ScoredPair, ScoredPairs, compute_pair_logps
 from dpotool.likelihood.store import StoreKeeper, describe_types, look_up, name_model
 from dpotool.models.fingerprint import fingerprint_model
-from dpotool.settings import AUTO
+from dpotool.progress import Progress
+from dpotool.settings import AUTO, ComputeSettings
 
 
 class Scorer:
@@ -59,6 +60,21 @@ class Scorer:
         self.label = label
         self.store = store
         self._known_fingerprint = fingerprint
+
+    @classmethod
+    def configured(cls, model: nn.Module, settings: ComputeSettings, *, bf16: bool, label: str | None) -> Scorer:
+        """Returns a scorer that computes as a command's settings say.
+
+        Args:
+            bf16: compute in mixed precision, as the training run did or does.
+        """
+        return cls(
+            model,
+            batch_tokens=settings.batch_tokens,
+            layout=settings.layout,
+            autocast=torch.bfloat16 if bf16 else None,
+            label=label,
+        )
 
     @cached_property
     def fingerprint(self) -> str:
@@ -96,7 +112,7 @@ class Scorer:
         )
 
     def score(
-        self, pairs: Sequence[TokenizedPair], *, with_tokens: bool = False, on_progress: Progress | None = None
+        self, pairs: Sequence[TokenizedPair], *, with_tokens: bool = False, on_progress: Advance | None = None
     ) -> ScoredPairs:
         """Returns log pi of every pair's chosen and rejected completion, from the store where it has them.
 
@@ -130,13 +146,22 @@ class Scorer:
             n_stored=sum(key not in missing for key in keys),
         )
 
+    def score_showing(
+        self, pairs: Sequence[TokenizedPair], name: str, progress: Progress, *, with_tokens: bool = False
+    ) -> ScoredPairs:
+        """As `score`, under a bar of this name; says how many of the pairs the store had."""
+        with progress.track(f"scoring {name}", len(pairs)) as advance:
+            logps = self.score(pairs, with_tokens=with_tokens, on_progress=advance)
+        progress.note(f"{name}: {logps.n_stored} of {len(pairs)} pairs were in the store")
+        return logps
+
     def _compute_and_keep(
         self,
         todo: Mapping[str, TokenizedPair],
         wanted: Collection[str],
         keeper: StoreKeeper,
         with_tokens: bool,
-        on_progress: Progress | None,
+        on_progress: Advance | None,
     ) -> ScoredPairs:
         """Computes pairs, by key; the keeper gets the wanted ones batch by batch."""
         keys = list(todo)
@@ -153,7 +178,7 @@ class Scorer:
         *,
         batch_tokens: int | str | None = None,
         with_tokens: bool = False,
-        on_progress: Progress | None = None,
+        on_progress: Advance | None = None,
         on_scored: Callable[[Sequence[ScoredPair]], None] | None = None,
     ) -> ScoredPairs:
         """Computes every pair, whatever the store has, and leaves the store as it is (`compute_pair_logps`).

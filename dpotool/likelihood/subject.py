@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 
-import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -43,13 +42,8 @@ class OpenSubject:
 
     def compute_policy_logps(self, progress: Progress, *, with_tokens: bool = False) -> ScoredPairs:
         """Returns log pi of every pair under the policy, from the store where it has them."""
-        return self._score(self.policy_scorer, self.subject.label, progress, with_tokens)
-
-    def _score(self, scorer: Scorer, name: str, progress: Progress, with_tokens: bool) -> ScoredPairs:
-        with progress.track(f"scoring {name}", len(self.pair_set.pairs)) as advance:
-            logps = scorer.score(self.pair_set.pairs, with_tokens=with_tokens, on_progress=advance)
-        progress.note(f"{name}: {logps.n_stored} of {len(self.pair_set.pairs)} pairs were in the store")
-        return logps
+        name = self.subject.label
+        return self.policy_scorer.score_showing(self.pair_set.pairs, name, progress, with_tokens=with_tokens)
 
     def note_run(self, kind: str, config: Settings, fingerprints: Mapping[str, str | None] | None = None) -> None:
         """Writes the manifest of finished work into the subject's folder, unless that is a run already."""
@@ -67,8 +61,9 @@ class OpenSubject:
         """
         if self.reference_scorer is None:
             return None
-        logps = self._score(self.reference_scorer, "reference", progress, with_tokens)
-        fingerprint = self.reference_scorer.fingerprint
+        scorer = self.reference_scorer
+        logps = scorer.score_showing(self.pair_set.pairs, "reference", progress, with_tokens=with_tokens)
+        fingerprint = scorer.fingerprint
         if self.subject.reference_fingerprint not in (None, fingerprint):
             progress.warn(
                 f"{self.subject.label}: its reference {self.subject.reference} is not the model it was trained "
@@ -109,12 +104,7 @@ def open_subject(subject: Subject, progress: Progress, *, dtype: str | None = No
             subject.reference, dtype=policy_dtype, device=config.device, trust_remote_code=trust, progress=progress
         )
         reference.requires_grad_(False)
-    make = partial(
-        Scorer,
-        batch_tokens=config.batch_tokens,
-        layout=config.layout,
-        autocast=torch.bfloat16 if subject.bf16 else None,
-    )
+    make = partial(Scorer.configured, settings=config, bf16=subject.bf16)
     return OpenSubject(
         subject,
         tokenizer,

@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from dpotool.data.sources import has_test_split, load_preferences
+from dpotool.data.pair_sets import load_rows
 from dpotool.sweep.cell_folder import is_finished
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.plan import Cell, choose_folder
 from dpotool.sweep.run import check_cells
 from dpotool.training.arguments import count_steps
-from dpotool.training.config import fill_in
+from dpotool.training.config import TrainingSettings, fill_in
+from dpotool.training.preparation import describe_evaluation
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +62,9 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
     """
     folder = choose_folder(config)
     cells = check_cells(config, folder)
-    n_train = _count_rows(config, config.data, config.split, config.limit, "train")
+    n_train = _count_rows(config, "train")
+    evaluation = describe_evaluation(config)
+    n_test = None if evaluation is None else _count_rows(evaluation, "test")
     rows = []
     for cell in cells:
         filled = fill_in(cell.config)
@@ -76,7 +79,7 @@ def plan_sweep(config: SweepConfig) -> SweepPlan:
                 "is_finished": is_finished(cell),
             }
         )
-    return SweepPlan(str(folder), rows, n_train, _count_test_rows(config), _measure_pace(cells))
+    return SweepPlan(str(folder), rows, n_train, n_test, _measure_pace(cells))
 
 
 def _measure_pace(cells: list[Cell]) -> float | None:
@@ -88,23 +91,5 @@ def _measure_pace(cells: list[Cell]) -> float | None:
     return sum(paces) / len(paces) if paces else None
 
 
-def _count_test_rows(config: SweepConfig) -> int | None:
-    if config.eval_data:
-        return _count_rows(config, config.eval_data, config.eval_split, config.eval_limit, "test")
-    if not has_test_split(config.data, config.test_fraction):
-        return None
-    return _count_rows(config, config.data, config.eval_split, config.eval_limit, "test")
-
-
-def _count_rows(config: SweepConfig, data: str, split: str | None, limit: int | None, default_split: str) -> int:
-    is_own = data == config.data
-    found = load_preferences(
-        data,
-        split=split,
-        limit=limit,
-        seed=config.seed if config.split_seed is None else config.split_seed,
-        test_fraction=config.test_fraction if is_own else None,
-        skip_invalid=config.skip_invalid,
-        default_split=default_split,
-    )
-    return len(found.pairs)
+def _count_rows(settings: TrainingSettings, default_split: str) -> int:
+    return len(load_rows(settings, seed=settings.seed, default_split=default_split).pairs)

@@ -53,12 +53,12 @@ def plan_training(config: TrainConfig, *, progress: Progress) -> Estimate:
     check_arguments(config)
     estimate = Estimate("train")
 
-    def stand_in(scorer: Scorer, pair_sets: list[PairSet], progress: Progress) -> list[ScoredPairs]:
-        return [_add_reference(estimate, scorer, pair_set) for pair_set in pair_sets]
+    def stand_in(scorer: Scorer, pair_set: PairSet, progress: Progress) -> ScoredPairs:
+        return _add_reference(estimate, scorer, pair_set)
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = RunFolder(Path(temporary) / "run")
-        trainer = prepare_trainer(config, objective, folder, progress, find_references=stand_in)
+        trainer = prepare_trainer(config, objective, folder, progress, find_reference=stand_in)
         estimate.seconds = {"loading": seconds_since_start() - estimate.probe_seconds} | estimate.seconds
         _add_steps(estimate, config, trainer)
         _add_evaluations(estimate, config, trainer)

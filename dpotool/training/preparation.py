@@ -5,38 +5,47 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
-import torch
 from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 
+from dpotool.data.pair_sets import load_pair_set
 from dpotool.data.pairs import PairSet
+from dpotool.data.sources import has_test_split
 from dpotool.errors import DpotoolError
 from dpotool.gradients.monitor import TheoryMonitor
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.limits import resolve_max_length
-from dpotool.models.loading import load_tokenizer
+from dpotool.models.loading import load_model, load_tokenizer
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
 from dpotool.training.adaptive import read_pair_shifts
 from dpotool.training.arguments import build_training_arguments, one_line_refusals
 from dpotool.training.callbacks import CheckpointAt, GradientGuard, MetricsWriter
-from dpotool.training.config import TrainConfig, parse_steps
+from dpotool.training.config import TrainConfig, TrainingSettings, parse_steps
 from dpotool.training.dataset import PairDataset
 from dpotool.training.folder import describe_devices
 from dpotool.training.objective import Objective, record_settings
-from dpotool.training.pair_sets import RunPairs, load_run_pairs
 from dpotool.training.policy import add_adapter, load_policy
-from dpotool.training.reference import check_step_zero, compute_references, load_reference
+from dpotool.training.step_zero import check_step_zero
 from dpotool.training.trainer import PreferenceTrainer
 
-FindReferences = Callable[[Scorer, list[PairSet], Progress], list[ScoredPairs]]
-"""The reference's scorer, sets of pairs -> log pi_ref of each set."""
+TRAIN, EVALUATION = "train", "eval"
+"""A run's sets of pairs, as its manifest names them."""
+S = TypeVar("S", bound=TrainingSettings)
+ScoreReference = Callable[[Scorer, PairSet, Progress], ScoredPairs]
+
+
+def score_reference(scorer: Scorer, pair_set: PairSet, progress: Progress) -> ScoredPairs:
+    """Returns log pi_ref of every pair, from the store where it has them."""
+    source = pair_set.source
+    return scorer.score_showing(pair_set.pairs, f"reference on {source.name} [{source.split}]", progress)
 
 
 def prepare_trainer(
@@ -45,69 +54,94 @@ def prepare_trainer(
     folder: RunFolder,
     progress: Progress,
     *,
-    find_references: FindReferences = compute_references,
+    find_reference: ScoreReference = score_reference,
 ) -> PreferenceTrainer:
     """Loads everything, computes what is computed once, writes the manifest, and builds the trainer.
 
     Args:
-        find_references: another way to have reference values, for a rehearsal: those are not checked against the
+        find_reference: another way to have reference values, for a rehearsal: those are not checked against the
             policy, and no manifest is written.
     """
-    is_rehearsal = find_references is not compute_references
+    is_rehearsal = find_reference is not score_reference
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, progress=progress)
-    policy = load_policy(config, progress)
-    config = replace(config, max_length=resolve_max_length(config.max_length, policy, tokenizer))
-    config, pairs = load_run_pairs(config, tokenizer, progress)
+    policy = Scorer.configured(load_policy(config, progress), config, bf16=config.bf16, label=config.model)
+    config = replace(config, max_length=resolve_max_length(config.max_length, policy.model, tokenizer))
+    config, pair_sets = load_run_pairs(config, tokenizer, progress)
     if objective.loss.validate_pairs is not None:
-        for pair_set in pairs.all:
+        for pair_set in pair_sets.values():
             objective.loss.validate_pairs(pair_set.pairs, objective.options)
-    make_scorer = partial(
-        Scorer,
-        batch_tokens=config.batch_tokens,
-        layout=config.layout,
-        autocast=torch.bfloat16 if config.bf16 else None,
-    )
-    scorer = make_scorer(policy, label=config.model)
     fingerprints = {
-        "model": scorer.fingerprint,
+        "model": policy.fingerprint,
         "tokenizer": fingerprint_tokenizer(tokenizer),
-        "data": pairs.train.source.fingerprint,
+        "data": pair_sets[TRAIN].source.fingerprint,
     }
-    datasets = [PairDataset(pair_set.pairs) for pair_set in pairs.all]
+    datasets = {name: PairDataset(pair_set.pairs) for name, pair_set in pair_sets.items()}
     if "reference" in objective.loss.needs:
-        reference = scorer
-        if config.reference:
-            model = load_reference(config, config.reference, progress)
-            reference = make_scorer(model, label=config.reference)
-            del model
+        reference = policy if config.reference is None else _open_reference(config, config.reference, progress)
         fingerprints["reference"] = reference.fingerprint
-        values = find_references(reference, pairs.all, progress)
-        datasets = [
-            PairDataset(pair_set.pairs, logps.chosen, logps.rejected)
-            for pair_set, logps in zip(pairs.all, values, strict=True)
-        ]
+        for name, dataset in datasets.items():
+            logps = find_reference(reference, pair_sets[name], progress)
+            dataset.chosen_reference, dataset.rejected_reference = logps.chosen, logps.rejected
         del reference
     if objective.adaptive is not None:
-        shifts = read_pair_shifts(objective.adaptive, config, pairs.train, progress)
-        datasets[0].shifts = shifts
-        for held_out in datasets[1:]:
-            held_out.shifts = np.full(len(held_out), shifts.mean())  # they have no row; only their loss needs it
+        shifts = read_pair_shifts(objective.adaptive, config, pair_sets[TRAIN], progress)
+        for name, dataset in datasets.items():  # held-out pairs have no row; only their loss needs it
+            dataset.shifts = shifts if name == TRAIN else np.full(len(dataset), shifts.mean())
     if config.lora:
-        policy = add_adapter(policy, config)
-        scorer = make_scorer(policy, label=config.model)
-    trainer = _build_trainer(config, objective, scorer, tokenizer, datasets, folder, progress, not config.lora)
+        adapted = add_adapter(policy.model, config)
+        policy = Scorer.configured(adapted, config, bf16=config.bf16, label=config.model)
+    trainer = _build_trainer(config, objective, policy, tokenizer, datasets, folder, progress, not config.lora)
     if not (config.resume or is_rehearsal) and "reference" in fingerprints:
         is_own_start = fingerprints["reference"] == fingerprints["model"]
-        check_step_zero(trainer, datasets[0], is_own_start=is_own_start, progress=progress)
+        check_step_zero(trainer, datasets[TRAIN], is_own_start=is_own_start, progress=progress)
     if PartialState().is_main_process and not is_rehearsal:
-        _write_manifest(config, objective, pairs, fingerprints, policy, folder)
+        _write_manifest(config, objective, pair_sets, fingerprints, policy.model, folder)
     return trainer
+
+
+def load_run_pairs(
+    config: TrainConfig, tokenizer: PreTrainedTokenizerBase, progress: Progress
+) -> tuple[TrainConfig, dict[str, PairSet]]:
+    """Returns the pairs by set, without EVALUATION where there are none to evaluate on; and the settings with the
+    evaluation data and the splits filled in."""
+    load = partial(
+        load_pair_set, tokenizer=tokenizer, max_length=config.max_length, seed=config.seed, progress=progress
+    )
+    train = load(config, default_split="train")
+    config = replace(config, split=train.source.split)
+    evaluation = describe_evaluation(config)
+    if evaluation is None:
+        progress.note(f"{config.data} has no test split: no evaluation. Name one with --eval-data or --test-fraction")
+        return config, {TRAIN: train}
+    held_out = load(evaluation, default_split="test")
+    config = replace(config, eval_data=evaluation.data, eval_split=held_out.source.split)
+    return config, {TRAIN: train, EVALUATION: held_out}
+
+
+def describe_evaluation(config: S) -> S | None:
+    """Returns settings that load the pairs to evaluate on; None where the data has no test split and none was named.
+
+    Without `eval_data` these are the data's own test split. Data from elsewhere is not cut.
+    """
+    if config.eval_data is None and not has_test_split(config.data, config.test_fraction):
+        return None
+    data = config.eval_data or config.data
+    test_fraction = config.test_fraction if data == config.data else None
+    return replace(config, data=data, split=config.eval_split, limit=config.eval_limit, test_fraction=test_fraction)
+
+
+def _open_reference(config: TrainConfig, name: str, progress: Progress) -> Scorer:
+    """Loads the model that `--reference` names; without one the policy as it stands is the reference."""
+    model = load_model(
+        name, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code, progress=progress
+    )
+    return Scorer.configured(model.requires_grad_(False), config, bf16=config.bf16, label=name)
 
 
 def _write_manifest(
     config: TrainConfig,
     objective: Objective,
-    pairs: RunPairs,
+    pair_sets: dict[str, PairSet],
     fingerprints: dict[str, str],
     policy: nn.Module,
     folder: RunFolder,
@@ -116,10 +150,7 @@ def _write_manifest(
     if config.resume:
         folder.update_manifest(status="running")
         return
-    data = {
-        name: {**asdict(pair_set.source), **pair_set.counts.to_dict()}
-        for name, pair_set in zip(("train", "eval"), pairs.all, strict=False)
-    }
+    data = {name: {**asdict(pair_set.source), **pair_set.counts.to_dict()} for name, pair_set in pair_sets.items()}
     manifest = collect_manifest(
         "train",
         record_settings(config, objective),
@@ -135,13 +166,13 @@ def _build_trainer(
     objective: Objective,
     scorer: Scorer,
     tokenizer: PreTrainedTokenizerBase,
-    datasets: list[PairDataset],
+    datasets: dict[str, PairDataset],
     folder: RunFolder,
     progress: Progress,
     keeps_evaluations: bool,
 ) -> PreferenceTrainer:
-    has_eval = len(datasets) > 1
-    arguments = build_training_arguments(config, folder.path, len(datasets[0]), has_eval=has_eval)
+    train, evaluation = datasets[TRAIN], datasets.get(EVALUATION)
+    arguments = build_training_arguments(config, folder.path, len(train), has_eval=evaluation is not None)
     monitor = build_monitor(config, scorer.model, progress) if config.monitor_theory else None
     callbacks = [GradientGuard(), MetricsWriter(folder.append_metrics), CheckpointAt(parse_steps(config.save_at))]
     with one_line_refusals():
@@ -149,8 +180,8 @@ def _build_trainer(
             scorer,
             arguments,
             objective,
-            train_dataset=datasets[0],
-            eval_dataset=datasets[1] if has_eval else None,
+            train_dataset=train,
+            eval_dataset=evaluation,
             tokenizer=tokenizer,
             callbacks=callbacks,
             progress=progress,

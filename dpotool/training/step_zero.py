@@ -1,18 +1,12 @@
-"""The reference of a training run: values computed once before it, and the check that they are the right ones."""
+"""The check before the first step: the reference values are those of the model that training starts from."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import nn
 
-from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
-from dpotool.likelihood.pair_logps import ScoredPairs
-from dpotool.likelihood.scorer import Scorer
-from dpotool.models.loading import load_model
-from dpotool.progress import SILENT, Progress
-from dpotool.training.config import TrainConfig
+from dpotool.progress import Progress
 from dpotool.training.dataset import PairDataset
 from dpotool.training.trainer import PreferenceTrainer
 
@@ -21,29 +15,6 @@ NOISE_PER_LOGP = 1e-4
 """Relative difference allowed between two float32 computations of one sum; other batches move it by less than 1e-5."""
 NOISE_PER_TOKEN_BF16 = 0.05
 """Nats a token by which two bfloat16 computations of one sum may differ."""
-
-
-def compute_references(scorer: Scorer, pair_sets: list[PairSet], progress: Progress) -> list[ScoredPairs]:
-    """Computes log pi_ref of every pair of every set, and says how many of them the store had."""
-    values = []
-    for pair_set in pair_sets:
-        name = f"reference on {pair_set.source.name} [{pair_set.source.split}]"
-        with progress.track(name, len(pair_set.pairs)) as advance:
-            computed = scorer.score(pair_set.pairs, on_progress=advance)
-        progress.note(f"{name}: {computed.n_stored} of {len(pair_set.pairs)} pairs were in the store")
-        values.append(computed)
-    return values
-
-
-def load_reference(config: TrainConfig, path: str, progress: Progress = SILENT) -> nn.Module:
-    """Returns the reference model that `--reference` names; without one the policy as it stands is the reference."""
-    return load_model(
-        path,
-        dtype=config.dtype,
-        device=config.device,
-        trust_remote_code=config.trust_remote_code,
-        progress=progress,
-    ).requires_grad_(False)
 
 
 def check_step_zero(
