@@ -11,8 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dpotool.scoring.config import ScoreConfig
-from dpotool.scoring.run import score_models
+from dpotool.measures.config import ScoreConfig
+from dpotool.measures.run import score_models
 from dpotool.stats.bootstrap import bootstrap_interval
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train

@@ -29,9 +29,9 @@ from dpotool.likelihood.budget import MOST_TOKENS_ELSEWHERE, estimate_bytes_per_
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
+from dpotool.measures.config import ScoreConfig
+from dpotool.measures.run import score_models
 from dpotool.models.precision import choose_float32_products
-from dpotool.scoring.config import ScoreConfig
-from dpotool.scoring.run import score_models
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

@@ -20,7 +20,7 @@ FLOORS = [
     {"likelihood", "compare"},
     {"losses", "plots"},
     {"gradients", "report"},
-    {"training", "scoring", "judging"},
+    {"training", "measures", "foreign", "judging"},
     {"sweep"},
     {"cli"},
 ]

@@ -6,7 +6,7 @@ import typer
 
 from dpotool.cli.console import Console
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.scoring.foreign.config import ImportConfig
+from dpotool.foreign.config import ImportConfig
 
 _FILE = Positional(
     "file",
@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 def run(config: ImportConfig, console: Console, file: str) -> None:
     """Read what another tool logged or scored into a run folder, for plot, compare and report."""
-    from dpotool.scoring.foreign.run import import_file
+    from dpotool.foreign.run import import_file
 
     result = import_file(file, config)
     if result.left_out:

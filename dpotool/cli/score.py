@@ -9,10 +9,10 @@ import typer
 
 from dpotool.cli.console import Console, format_interval
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.scoring.config import ScoreConfig
+from dpotool.measures.config import ScoreConfig
 
 if TYPE_CHECKING:
-    from dpotool.scoring.run import ScoreResult
+    from dpotool.measures.run import ScoreResult
 
 _MODELS = Positional(
     "models", list[str] | None, "Run folders, checkpoints, adapters or hub ids; without one, the newest run."
@@ -27,8 +27,8 @@ def register(app: typer.Typer) -> None:
 
 def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None:
     """Score test pairs: chosen and rejected log-likelihoods, rewards, margins, displacement; a row per pair."""
+    from dpotool.measures.run import score_models
     from dpotool.runs.folder import newest_run
-    from dpotool.scoring.run import score_models
 
     if not models:
         models = [str(newest_run(kind="train").path)]
@@ -56,8 +56,8 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
 def show_plans(models: Sequence[str], config: ScoreConfig, console: Console) -> None:
     """Prints what scoring each model would take."""
     from dpotool.cli.estimate import show_estimate
+    from dpotool.measures.cost import plan_scorings
     from dpotool.models.builtin import standing_in
-    from dpotool.scoring.cost import plan_scorings
 
     estimates = []
     with standing_in():

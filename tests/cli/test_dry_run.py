@@ -11,7 +11,7 @@ import pytest
 from tiny_models import save_tiny_model
 
 from dpotool.likelihood import scorer
-from dpotool.scoring import cost as scoring_cost
+from dpotool.measures import cost as scoring_cost
 
 
 def list_files(*folders: Path) -> set[Path]:

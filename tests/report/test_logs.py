@@ -13,6 +13,8 @@ from synthetic_frames import make_metric_rows
 
 from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
+from dpotool.foreign.config import ImportConfig
+from dpotool.foreign.run import import_file
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.scene import read_scene
 from dpotool.report.config import ReportConfig
@@ -20,8 +22,6 @@ from dpotool.report.logs import has_only_logs, write_log_report
 from dpotool.report.run import Report, write_report
 from dpotool.report.series import Ends, read_ends
 from dpotool.runs.folder import RunFolder
-from dpotool.scoring.foreign.config import ImportConfig
-from dpotool.scoring.foreign.run import import_file
 
 
 def import_log(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:

@@ -17,10 +17,10 @@ from dpotool.errors import DpotoolError
 from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.likelihood import scorer
 from dpotool.likelihood.scorer import Scorer
+from dpotool.measures.config import ScoreConfig
+from dpotool.measures.run import score_models
 from dpotool.models.fingerprint import fingerprint_model
 from dpotool.runs.folder import RunFolder
-from dpotool.scoring.config import ScoreConfig
-from dpotool.scoring.run import score_models
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

@@ -14,13 +14,13 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.foreign.config import ImportConfig
+from dpotool.foreign.readers import KINDS, read_reward_bench, read_tensors, read_trainer_state, recognise
 from dpotool.runs.atomic import atomic_path, ensure_writable, write_json, write_text
 from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import SCORE_SCHEMA
 from dpotool.runs.tables import write_table
-from dpotool.scoring.foreign.config import ImportConfig
-from dpotool.scoring.foreign.readers import KINDS, read_reward_bench, read_tensors, read_trainer_state, recognise
 
 
 @dataclass(frozen=True, slots=True)

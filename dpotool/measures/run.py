@@ -19,6 +19,8 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.noise import choose_sample, score_in_twos
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.subject import OpenSubject, open_subject
+from dpotool.measures.config import ScoreConfig
+from dpotool.measures.frame import build_score_frame, build_token_frame
 from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
@@ -26,8 +28,6 @@ from dpotool.runs.atomic import claiming, write_json
 from dpotool.runs.folder import summary_path
 from dpotool.runs.schemas import SCORE_SCHEMA, TOKEN_SCHEMA
 from dpotool.runs.tables import write_table
-from dpotool.scoring.config import ScoreConfig
-from dpotool.scoring.frame import build_score_frame, build_token_frame
 
 _ROW_SETTINGS = ("data", "limit", "test_fraction", "seed", "split_seed", "skip_invalid")
 """What leads back from a table's `pair_id` to the texts, with the split."""

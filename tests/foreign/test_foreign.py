@@ -19,15 +19,15 @@ from tiny_models import save_tiny_model, write_pairs
 from dpotool.cli.app import main
 from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
+from dpotool.foreign.config import ImportConfig
+from dpotool.foreign.readers import recognise
+from dpotool.foreign.run import import_file
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.gallery import draw
 from dpotool.report.config import ReportConfig
 from dpotool.report.run import write_report
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.tables import read_table
-from dpotool.scoring.foreign.config import ImportConfig
-from dpotool.scoring.foreign.readers import recognise
-from dpotool.scoring.foreign.run import import_file
 
 
 def write_reward_bench(path: Path, rewards: list[tuple[Any, Any]]) -> Path:

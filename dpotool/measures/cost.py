@@ -23,11 +23,11 @@ from dpotool.likelihood.noise import find_missing_seconds
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.subject import open_subject
+from dpotool.measures.config import ScoreConfig
+from dpotool.measures.frame import build_score_frame
 from dpotool.models.loading import resolve_device
 from dpotool.models.subject import describe_subject
 from dpotool.progress import Progress
-from dpotool.scoring.config import ScoreConfig
-from dpotool.scoring.frame import build_score_frame
 
 
 def plan_scorings(models: Sequence[str], config: ScoreConfig, *, progress: Progress) -> Iterator[Estimate]:
