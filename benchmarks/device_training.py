@@ -19,6 +19,7 @@ from transformers.training_args import TrainingArguments
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.pair_logps import compute_pair_logps
+from dpotool.likelihood.scorer import Scorer
 from dpotool.settings import AUTO
 from dpotool.training.arguments import build_training_arguments
 from dpotool.training.callbacks import GradientGuard
@@ -92,9 +93,9 @@ def train_dpotool(
 ) -> Steps:
     """dpotool's trainer, with reference values as `train` has them from the store."""
     device = next(model.parameters()).device
-    reference = compute_pair_logps(
-        model, pairs, batch_tokens=AUTO, autocast=torch.bfloat16 if setting.is_mixed else None
-    )
+    mixed = torch.bfloat16 if setting.is_mixed else None
+    scorer = Scorer(model, batch_tokens=AUTO, autocast=mixed, fingerprint="of no use here")
+    reference = compute_pair_logps(model, pairs, batch_tokens=AUTO, autocast=mixed)
     with tempfile.TemporaryDirectory() as folder:
         config = fill_in(
             TrainConfig(
@@ -118,14 +119,14 @@ def train_dpotool(
         arguments = build_training_arguments(config, Path(folder), len(pairs), has_eval=False)
         arguments.save_strategy = SaveStrategy.NO
         trainer = PreferenceTrainer(
-            model,
+            scorer,
             arguments,
             build_objective(config),
             train_dataset=PairDataset(pairs, reference.chosen, reference.rejected),
             eval_dataset=None,
             tokenizer=tokenizer,
-            batch_tokens=AUTO,
             callbacks=[GradientGuard()],
+            keeps_evaluations=False,
         )
         return _run(trainer, device)
 
