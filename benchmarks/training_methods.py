@@ -18,7 +18,7 @@ from workloads import Workload, load_pairs
 from dpotool.data.pairs import TokenizedPair
 from dpotool.progress import SILENT
 from dpotool.training.config import TrainConfig, fill_in
-from dpotool.training.folder import open_folder
+from dpotool.training.folder import claim, name_folder
 from dpotool.training.objective import build_objective
 from dpotool.training.preparation import prepare_trainer
 
@@ -41,7 +41,8 @@ def prepare_dpotool(workload: Workload, folder: str, *, batch_size: int, n_steps
             **make_dpotool_settings(),
         )
     )
-    config, run = open_folder(config)
+    config, run = name_folder(config)
+    claim(run, config)
     return prepare_trainer(config, build_objective(config), run, SILENT, str)
 
 

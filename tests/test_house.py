@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dpotool"
 
 FLOORS = [
-    {"errors"},
+    {"errors", "interruption"},
     {"hub", "progress", "settings"},
     {"data", "runs", "stats"},
     {"models", "cache", "theory"},
@@ -27,7 +27,10 @@ FLOORS = [
 """A room may import from its own floor's own room and from every floor below it; rooms of one floor are strangers."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}
 
-TORCH_FREE = ("errors", "hub", "progress", "settings", "runs", "stats", "theory", "compare", "plots", "report", "cache")
+TORCH_FREE = (
+    "errors", "interruption", "hub", "progress", "settings", "runs", "stats", "theory", "compare", "plots", "report",
+    "cache",
+)  # fmt: skip
 HEAVY = ("torch", "transformers", "accelerate", "datasets")
 
 

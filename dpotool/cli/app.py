@@ -10,7 +10,8 @@ from typing import Annotated
 
 import typer
 
-from dpotool import __version__
+from dpotool import __version__, interruption
+from dpotool.cli.output import guarding_output, printable
 from dpotool.errors import DpotoolError
 
 app = typer.Typer(
@@ -51,18 +52,43 @@ _register_verbs()
 
 def main() -> None:
     """Runs the command line. Exit codes: 0; 1 a user's or data error, in one line; 2 usage; 130 interrupted."""
-    _prepare_libraries()
+    with interruption.catching(), guarding_output() as output:
+        _prepare_libraries()
+        code = _run()
+        output.flush()
+        if output.error is not None:
+            _complain(f"stdout: cannot be written ({output.error.strerror}); what was computed lies in its folder")
+            code = code or 1
+    sys.exit(code)
+
+
+def _run() -> int | str:
+    """Runs the command; returns its exit code."""
     try:
         app(standalone_mode=True)
+        code: int | str = 0
+    except SystemExit as left:
+        code = left.code or 0
     except DpotoolError as error:
-        sys.stderr.write(f"error: {error}\n")
-        sys.exit(1)
+        if not interruption.was_asked_to_stop():
+            _complain(str(error))
+            return 1
+        code = 1
     except KeyboardInterrupt:
+        code = interruption.EXIT_CODE
         sys.stderr.write("interrupted\n")
-        sys.exit(130)
-    except BrokenPipeError:
-        # The reader has gone (`dpotool score ... | head`); nothing is wrong, and nobody is left to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception:
+        if not interruption.was_asked_to_stop():
+            raise
+        code = 1
+    if code == 1 and interruption.was_asked_to_stop():  # an interruption that came out as another exception
+        sys.stderr.write("interrupted\n")
+        return interruption.EXIT_CODE
+    return code
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(f"error: {printable(text)}\n")
 
 
 def _prepare_libraries() -> None:
@@ -77,5 +103,13 @@ def _prepare_libraries() -> None:
     if not sys.stderr.isatty():  # who waits for a download may see how far it is
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")
-    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {message}\n"
+    warnings.formatwarning = lambda message, *_args, **_kwargs: f"warning: {printable(str(message))}\n"
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s", stream=sys.stderr)
+    for handler in logging.root.handlers:
+        handler.addFilter(_make_printable)
+
+
+def _make_printable(record: logging.LogRecord) -> bool:
+    """Takes control characters out of a line of the log; nothing is held back."""
+    record.msg, record.args = printable(record.getMessage()), ()
+    return True

@@ -52,6 +52,8 @@ def read_config(
     if found.get("eval_data") is not None and "eval_data" not in known:
         found |= {name: found.pop(f"eval_{name}", None) for name in ("data", "split", "limit")}
     found = {name: value for name, value in found.items() if value is not None}
+    if found.pop("trust_remote_code", False):
+        note(f"{path}: trust_remote_code is left out; only --trust-remote-code on the command line runs foreign code")
     n_left_out = len(found.keys() & elsewhere)
     if n_left_out:
         note(f"{path}: {n_left_out} {'setting' if n_left_out == 1 else 'settings'} of other commands left out")

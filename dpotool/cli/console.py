@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from dpotool.cli.output import format_json, printable
 from dpotool.progress import Progress
 from dpotool.stats import wording
 
 PIPED_WIDTH = 200
 """Columns of a table that goes into a pipe or file, where nothing says how wide it may be."""
+SECONDS_BETWEEN_LINES = 30.0
+"""Between two lines of progress where there is no terminal to show a bar."""
+_INSTANT = 0.05
 
 
 class Console(Progress):
@@ -47,16 +51,16 @@ class Console(Progress):
         """Prints a note on stderr, once: what a sweep's runs have in common need not be said by each."""
         if self.is_main and text not in self._said:
             self._said.add(text)
-            self.err.print(text, style="dim")
+            self.err.print(printable(text), style="dim")
 
     def warn(self, text: str) -> None:
         if self.is_main:
-            self.err.print(f"warning: {text}", style="yellow")
+            self.err.print(f"warning: {printable(text)}", style="yellow")
 
     def say(self, text: str = "") -> None:
         """Prints a line of the result; nothing with --json."""
         if self.is_main and not self.as_json:
-            self._out.print(text)
+            self._out.print(printable(text))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table; the first column is left-aligned, the others right.
@@ -67,11 +71,11 @@ class Console(Progress):
         from rich.measure import Measurement
         from rich.table import Table
 
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(title=printable(title), title_justify="left", box=box.SIMPLE_HEAD)
         for number, column in enumerate(columns):
-            table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
+            table.add_column(printable(column), justify="right" if number else "left", no_wrap=number > 0)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(printable, row))
         if self.is_main and not self.as_json:
             natural = Measurement.get(self._out, self._out.options.update(max_width=10_000), table).maximum
             self._out.width = max(self._out.width, natural)
@@ -82,13 +86,15 @@ class Console(Progress):
         if self.is_main and self.as_json:
             from dpotool.runs.plain import to_json_plain
 
-            sys.stdout.write(json.dumps(to_json_plain(result), ensure_ascii=False) + "\n")
+            is_ascii = not (sys.stdout.encoding or "").lower().startswith("utf")
+            sys.stdout.write(format_json(to_json_plain(result), is_ascii=is_ascii) + "\n")
 
     @contextmanager
     def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:
-        """Shows a bar with rate and time left, where stderr is a terminal."""
+        """Shows a bar with rate and time left where stderr is a terminal, elsewhere a line now and then."""
+        description = printable(description)
         if not self.shows_bars:
-            yield lambda n: None
+            yield self._tell_lines(description, total)
             return
         from rich import progress as bars
 
@@ -102,6 +108,26 @@ class Console(Progress):
         with bars.Progress(*columns, console=self.err, transient=True) as progress:
             task = progress.add_task(description, total=total)
             yield lambda n: progress.advance(task, n)
+
+    def _tell_lines(self, description: str, total: int) -> Callable[[int], None]:
+        """Returns a function that is told of advances and prints a line every half minute."""
+        began = last = time.monotonic()
+        first = done = 0
+
+        def advance(n: int) -> None:
+            nonlocal first, done, last
+            now = time.monotonic()
+            if now - began < _INSTANT:  # what lay there already says nothing about the pace
+                first += n
+            done += n
+            if now - last < SECONDS_BETWEEN_LINES or not self.is_main or self.is_terminal:
+                return
+            last = now
+            pace = (done - first) / (now - began)
+            left = f", about {format_duration((total - done) / pace)} left" if pace and done < total else ""
+            self.err.print(f"{description}: {done} of {total}{left}", style="dim")
+
+        return advance
 
 
 def _is_main_process() -> bool:

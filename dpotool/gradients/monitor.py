@@ -134,6 +134,14 @@ class TheoryMonitor:
             self._sums[name] += float(np.sum(column))  # type: ignore[assignment]
         self._sums["n"] += len(inner)
 
+    def export_sums(self) -> dict[str, float]:
+        """Returns this process's sums since the last call of `pop`."""
+        return {name: float(total) for name, total in self._sums.items()}
+
+    def restore_sums(self, sums: dict[str, float]) -> None:
+        """Takes back what `export_sums` returned."""
+        self._sums = Counter(sums)
+
     def pop(self, accelerator: Accelerator) -> dict[str, float]:
         """Returns the means over all pairs of all processes since the last call, named theory/..., and starts anew."""
         names = sorted(self._sums)

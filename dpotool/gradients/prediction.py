@@ -30,8 +30,9 @@ from dpotool.models.adapters import merge_adapter
 from dpotool.models.loading import load_tokenizer
 from dpotool.models.subject import Subject, describe_subject, read_training_run
 from dpotool.progress import SILENT, Progress
-from dpotool.runs.atomic import claiming, write_json
+from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.locks import claiming
 from dpotool.runs.schemas import PREDICTION_SCHEMA
 from dpotool.runs.tables import write_table
 from dpotool.settings import AUTO
@@ -78,9 +79,16 @@ def run_prediction(
             remedy="Name it first: dpotool predict FROM TO",
         )
     subject = replace(subject, reference=start, reference_fingerprint=None)
+    with claiming(subject.folder.path, "predict", progress.note):
+        return _predict(subject, config, start, is_own_start=start == own_start, progress=progress)
+
+
+def _predict(
+    subject: Subject, config: PredictConfig, start: str, *, is_own_start: bool, progress: Progress
+) -> PredictionResult:
+    """Loads both checkpoints, computes the table and writes it."""
     dtype = "float32" if subject.dtype == "auto" else subject.dtype
-    with claiming(subject.folder.path):
-        opened = open_subject(subject, progress, dtype=dtype)
+    opened = open_subject(subject, progress, dtype=dtype)
     _check_tokenizers(start, opened.tokenizer, config)
     assert opened.reference is not None
     first, second = merge_adapter(opened.reference), merge_adapter(opened.policy)
@@ -94,7 +102,7 @@ def run_prediction(
         layout=config.layout,
         progress=progress,
     )
-    from_elsewhere = "" if start == own_start else f"from-{RunFolder(Path(start)).name.replace(':', '-')}"
+    from_elsewhere = "" if is_own_start else f"from-{RunFolder(Path(start)).name.replace(':', '-')}"
     return _write(opened, config, frame, from_elsewhere, measure_distance(first, second))
 
 

@@ -32,7 +32,7 @@ from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.adapters import mark_trained_parameters
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
-from dpotool.runs.atomic import claiming
+from dpotool.runs.locks import claiming
 from dpotool.theory.drivers import rank_drivers
 from dpotool.theory.summary import summarize_theory
 
@@ -64,12 +64,12 @@ def run_theory(config: TheoryConfig, *, progress: Progress = SILENT) -> TheoryRe
     if config.verify and PartialState().num_processes > 1:
         raise DpotoolError("real steps are taken by one process", where="--verify", remedy="Run it without a launcher")
     subject = describe_study(config)
-    with claiming(subject.folder.path):
+    with claiming(subject.folder.path, "theory-gap", progress.note):
         opened = open_study(subject, progress)
-    reference = opened.compute_reference_logps(progress)
-    opened = replace(opened, reference_scorer=None)  # its values are here, its memory is needed
-    mark_trained_parameters(opened.policy)
-    return _Study(config, opened, lambdas, reference, progress).run()
+        reference = opened.compute_reference_logps(progress)
+        opened = replace(opened, reference_scorer=None)  # its values are here, its memory is needed
+        mark_trained_parameters(opened.policy)
+        return _Study(config, opened, lambdas, reference, progress).run()
 
 
 def describe_study(config: TheoryConfig) -> Subject:

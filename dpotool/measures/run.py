@@ -24,8 +24,9 @@ from dpotool.measures.frame import build_score_frame, build_token_frame
 from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
-from dpotool.runs.atomic import claiming, write_json
+from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import summary_path
+from dpotool.runs.locks import claiming
 from dpotool.runs.schemas import SCORE_SCHEMA, TOKEN_SCHEMA
 from dpotool.runs.tables import write_table
 
@@ -62,8 +63,9 @@ def score_models(models: Sequence[str], config: ScoreConfig, *, progress: Progre
             remedy="Score them apart, each with its own --output",
         )
     with ExitStack() as claims:
-        for subject in subjects:  # each of them before hours of work on the first
-            claims.enter_context(claiming(subject.folder.path))
+        # each of them before hours of work on the first, and in one order, so that no two commands wait for each other
+        for subject in sorted(subjects, key=lambda subject: subject.folder.path.resolve()):
+            claims.enter_context(claiming(subject.folder.path, "score", progress.note))
         return [_score(replace(subject, beta=config.beta or subject.beta), config, progress) for subject in subjects]
 
 

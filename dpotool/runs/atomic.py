@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from dpotool.errors import DpotoolError
+from dpotool.interruption import begin_work
 from dpotool.runs.plain import to_json_plain, to_plain
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -34,6 +35,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".tmp-{secrets.token_hex(6)}{path.suffix}")
+    begin_work()
     with writing_to(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -75,6 +77,7 @@ def ensure_writable(folder: str | Path) -> Path:
     """
     folder = Path(folder)
     probe = folder / f".tmp-{secrets.token_hex(6)}"
+    begin_work()
     with writing_to(folder):
         folder.mkdir(parents=True, exist_ok=True)
         try:

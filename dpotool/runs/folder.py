@@ -155,7 +155,7 @@ class RunFolder:
         line = (json.dumps(to_json_plain(row), ensure_ascii=False, allow_nan=False) + "\n").encode()
         with writing_to(self.metrics_path):
             self.path.mkdir(parents=True, exist_ok=True)
-            with self.metrics_path.open("ab+") as file:
+            with open(self.metrics_path, "ab+", opener=_open_no_link) as file:
                 file.write(line if _ends_in_newline(file) else b"\n" + line)
                 file.flush()
                 os.fsync(file.fileno())
@@ -177,9 +177,12 @@ class RunFolder:
         return [row for row in rows if row is not None]
 
     def truncate_metrics(self, after_step: int) -> None:
-        """Drops the rows logged after a step, so that a run resumed from that step does not log them twice."""
+        """Drops the rows logged after a step, so that a run resumed from that step does not log them twice.
+
+        A closing row (`train_loss`) goes too: the run that goes on has not ended there.
+        """
         if self.metrics_path.exists():
-            rows = [row for row in self.read_metrics() if row.get("step", 0) <= after_step]
+            rows = [row for row in self.read_metrics() if _is_at_most(row, after_step) and "train_loss" not in row]
             write_text(self.metrics_path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
@@ -262,9 +265,20 @@ def _list_tables(folder: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
     return sorted(tables, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
 
 
+def _is_at_most(row: Mapping[str, Any], step: int) -> bool:
+    """Whether a row was logged at a step or before it; one that says no number is none that a run logged."""
+    logged = row.get("step", 0)
+    return isinstance(logged, int | float) and logged <= step
+
+
 def _slug(name: str) -> str:
     """A name as part of a file name: whatever is not a letter, digit, dot, dash or underscore becomes a dash."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.") or "data"
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """Opens a file, and refuses a link that lies in its place: nothing is written elsewhere."""
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _ends_in_newline(file: BinaryIO) -> bool:

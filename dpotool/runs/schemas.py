@@ -131,7 +131,7 @@ JUDGMENT_SCHEMA = _schema(
         _column("order", pa.string(), "", "'first' or 'second': place of the model's answer; 'apart'", required=True),
         _column("status", pa.string(), "", "'judged', 'identical' (not asked), or why there is none", required=True),
         _column("verdict", pa.string(), "", "'win', 'tie' or 'loss' of the model against the baseline"),
-        _column("is_doubtful", pa.int64(), "", "1: the reply opens with a verdict and goes on against it", optional=True),
+        _column("is_doubtful", pa.int64(), "", "1: the reply opens with a verdict and goes against it", optional=True),
         _column("model_score", pa.float64(), "", "the judge's score of the model's answer, where it scores"),
         _column("baseline_score", pa.float64(), "", "likewise of the baseline's"),
         _column("model_length", pa.int64(), "characters", "length of the model's answer"),

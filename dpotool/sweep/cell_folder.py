@@ -6,19 +6,18 @@ with the settings of the very cell that the folder belongs to. Anything else the
 
 from __future__ import annotations
 
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer_utils import get_last_checkpoint
-
 from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import writing_to
 from dpotool.runs.folder import RunFolder
+from dpotool.runs.locks import LOCK_NAME
 from dpotool.sweep.config import GRID, NOT_SETTINGS, ONCE, SweepConfig
 from dpotool.sweep.plan import Cell
+from dpotool.training.checkpoints import find_whole
 from dpotool.training.config import fill_in
 from dpotool.training.objective import build_objective, record_settings
 
@@ -52,19 +51,24 @@ def is_finished(cell: Cell) -> bool:
 def make_room(cell: Cell) -> bool:
     """Returns whether an unfinished cell has a checkpoint to go on from; what an attempt without one left is removed.
 
-    Raises DpotoolError as `read_own`, and where it cannot be removed.
+    Only for who holds the cell's folder. Raises DpotoolError as `read_own`, and where it cannot be removed.
     """
-    if read_own(cell) is None:
+    manifest = read_own(cell)
+    if manifest is None:
         return False
     path = cell.folder.path
-    if get_last_checkpoint(str(path)) is not None:
+    if find_whole(path, str(manifest["created"])).path is not None:
         return True
-    place = path.resolve()  # a link stays, and so does where it leads
+    place = path.resolve()  # a link stays, and so does where it leads; the lock stays, for this process holds it
     with writing_to(path):
-        # out of the way at once, so that a kill in between leaves no half of it that nobody knows
-        shutil.rmtree(place.rename(place.with_name(f".tmp-{secrets.token_hex(6)}")))
-        if path.is_symlink():
-            place.mkdir()
+        # the manifest last, so that a kill in between leaves nothing that nobody knows
+        for part in sorted(place.iterdir(), key=lambda part: part.name == cell.folder.manifest_path.name):
+            if part.name == LOCK_NAME:
+                continue
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part)
+            else:
+                part.unlink()
     return False
 
 
@@ -122,7 +126,9 @@ def _check_same_sweep(run: RunFolder, config: SweepConfig) -> None:
 
 def _holds_something(path: Path) -> bool:
     """Whether there is more than an empty folder; a link that leads nowhere is something."""
-    return any(path.iterdir()) if path.is_dir() else path.exists() or path.is_symlink()
+    if path.is_dir():
+        return any(part.name != LOCK_NAME and not part.name.startswith(".tmp-") for part in path.iterdir())
+    return path.exists() or path.is_symlink()
 
 
 def _not_own(path: Path, expected: str, got: str) -> DpotoolError:

@@ -39,5 +39,5 @@ GRID = ("lambdas", "schedules", "adaptive_rule", "losses", "seeds")
 """What may grow between two calls of one sweep: finished cells stay."""
 ONCE = ("theory",)
 """What may be added to a sweep that has none, and then stays."""
-NOT_SETTINGS = ("output", "dry_run", "jobs", "batch_tokens", "layout")
-"""What says where and how, and changes no number."""
+NOT_SETTINGS = ("output", "dry_run", "jobs", "batch_tokens", "layout", "trust_remote_code")
+"""What says where and how, or is for each call to allow, and changes no number."""

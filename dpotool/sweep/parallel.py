@@ -3,7 +3,7 @@
 The first cell runs alone, so that the others find the built-in model and the reference values in the store. What a
 process leaves is a run folder like any other: the sweep afterwards scores what is finished and trains what is not.
 
-The first Ctrl-C (or SIGTERM) asks every run to end after its step with a checkpoint; the second kills them.
+The first Ctrl-C (or SIGTERM, or SIGHUP) asks every run to end after its step with a checkpoint; the second kills them.
 """
 
 from __future__ import annotations
@@ -15,14 +15,16 @@ import sys
 import time
 from collections import deque
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from dpotool.errors import DpotoolError
 from dpotool.models.builtin import locate_model
 from dpotool.progress import Progress
-from dpotool.runs.atomic import write_yaml
-from dpotool.sweep.board import FAILED, STOPPED, TRAINED, TRAINING, Board
+from dpotool.runs.atomic import write_yaml, writing_to
+from dpotool.runs.locks import InUseError, holding
+from dpotool.sweep.board import FAILED, STOPPED, TRAINED, TRAINING, WAITING, Board
 from dpotool.sweep.cell_folder import make_room
 from dpotool.sweep.plan import Cell
 from dpotool.training.callbacks import StopOnSignal
@@ -53,6 +55,7 @@ def train_apart(cells: list[Cell], n_jobs: int, board: Board, progress: Progress
     if not cells:
         return Apart(0)
     locate_model(cells[0].config.model, progress)  # made once, not by all at the same time
+    _make_records(cells[0].folder.path.parent)  # a link there is told of before anything runs
     waiting, running, outcomes = deque(cells), list[_Job](), list[bool]()
     listener = StopOnSignal()
     is_told = False
@@ -72,8 +75,8 @@ def train_apart(cells: list[Cell], n_jobs: int, board: Board, progress: Progress
                     cell = waiting.popleft()
                     try:
                         running.append(_start(cell, slot, n_jobs, board))
-                    except DpotoolError:  # the caller, trying it again, says why
-                        board.enter(cell.name, FAILED)
+                    except DpotoolError as error:  # the caller, trying it again, says why, or waits
+                        board.enter(cell.name, WAITING if isinstance(error, InUseError) else FAILED)
                         outcomes.append(False)
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
     finally:
@@ -84,15 +87,22 @@ def train_apart(cells: list[Cell], n_jobs: int, board: Board, progress: Progress
 
 
 def _start(cell: Cell, slot: int, n_jobs: int, board: Board) -> _Job:
+    """Starts the training of a cell. Raises InUseError where another process is at work on it."""
     folder = cell.folder.path
     words = ["--resume", "--output", str(folder)]
-    if not make_room(cell):
-        settings = {name: value for name, value in cell.config.to_dict().items() if value is not None}
-        recipe = write_yaml(folder.parent / ".cells" / f"{cell.name}.yaml", settings)
-        words = ["--config", str(recipe)]
-    log = folder.parent / ".cells" / f"{cell.name}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("w", encoding="utf-8") as file:
+    settings = {name: value for name, value in cell.config.to_dict().items() if value is not None}
+    may_run_code = settings.pop("trust_remote_code")
+    records = _make_records(folder.parent)
+    with holding(folder, "sweep"):
+        if not make_room(cell):
+            words = ["--config", str(write_yaml(records / f"{cell.name}.yaml", settings))]
+    if may_run_code:  # a file is not believed when it says so
+        words.append("--trust-remote-code")
+    log = records / f"{cell.name}.log"
+    with writing_to(log):
+        log.unlink(missing_ok=True)
+        file = log.open("x", encoding="utf-8")  # never through a link that lies there
+    with file:
         process = subprocess.Popen(
             [sys.executable, "-m", "dpotool.sweep.worker", str(os.getpid()), "train", *words],
             env=os.environ | _share(slot, n_jobs),
@@ -103,6 +113,20 @@ def _start(cell: Cell, slot: int, n_jobs: int, board: Board) -> _Job:
         )
     board.enter(cell.name, TRAINING)
     return _Job(cell, slot, process)
+
+
+def _make_records(folder: Path) -> Path:
+    """Returns the folder of the recipes and logs of a sweep's runs; a link in its place is refused."""
+    records = folder / ".cells"
+    if records.is_symlink():
+        raise DpotoolError(
+            "is a link, and nothing is written through one",
+            where=str(records),
+            remedy="Remove it, or choose another --output",
+        )
+    with writing_to(records):
+        records.mkdir(parents=True, exist_ok=True)
+    return records
 
 
 def _conclude(job: _Job, board: Board, *, is_told: bool) -> bool:

@@ -7,6 +7,7 @@ and does not stop the others.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from dpotool.measures.run import score_models
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import atomic_path, ensure_writable
 from dpotool.runs.folder import RunFolder
+from dpotool.runs.locks import InUseError, holding
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.tables import read_metadata
 from dpotool.sweep.board import DONE, FAILED, SCORING, STOPPED, TRAINING, Board
@@ -58,13 +60,18 @@ def _watch_nothing(_board: Board) -> AbstractContextManager[None]:
 def sweep(config: SweepConfig, *, progress: Progress = SILENT, watch: Watch = _watch_nothing) -> SweepResult:
     """Trains and scores the whole grid and writes runs.csv beside the cells.
 
+    Several processes may work on one sweep at the same time: each cell is done by one of them, and the others take
+    other cells, or wait at the end for the last ones.
+
     Raises:
         DpotoolError: the settings of any cell are wrong, the folder holds another sweep or what no sweep made (both
             before anything runs), or no cell could be finished.
     """
     folder = choose_folder(config)
-    cells = check_cells(config, folder)
-    _claim(folder, config)
+    check_cells(config, folder)
+    with holding(folder, "sweep", waits=True, note=progress.note):
+        cells = check_cells(config, folder)  # another process may have begun the sweep meanwhile
+        _claim(folder, config)
     board = Board(cells)
     with watch(board):
         apart = train_apart(_find_open(cells), config.jobs, board, progress) if config.jobs > 1 else Apart(0)
@@ -74,12 +81,17 @@ def sweep(config: SweepConfig, *, progress: Progress = SILENT, watch: Watch = _w
 def _run_cells(folder: Path, cells: list[Cell], apart: Apart, board: Board, progress: Progress) -> SweepResult:
     """Scores what is trained and trains what is not; after an interruption neither, but what is finished is tabled."""
     failures: dict[str, str] = {}
-    finished: list[RunFolder] = []
+    finished: dict[str, RunFolder] = {}
     n_trained, was_interrupted = apart.n_trained, apart.was_interrupted
-    for cell in cells:
+    todo = deque((cell, False) for cell in cells)
+    while todo:
+        cell, waits = todo.popleft()
         try:
-            outcome = "interrupted" if was_interrupted else _run_cell(cell, board, progress)
+            outcome = "interrupted" if was_interrupted else _run_cell(cell, board, progress, waits=waits)
         except DpotoolError as error:
+            if isinstance(error, InUseError) and not waits:  # by another process of this sweep; others first
+                todo.append((cell, True))
+                continue
             failures[cell.name] = str(error)
             board.enter(cell.name, FAILED)
             progress.warn(f"{cell.name}: {error}")
@@ -90,8 +102,9 @@ def _run_cells(folder: Path, cells: list[Cell], apart: Apart, board: Board, prog
         was_interrupted = was_interrupted or outcome == "interrupted"
         n_trained += outcome == "trained"
         if outcome != "interrupted" or _is_scored(cell):
-            finished.append(RunFolder(Path(folder / cell.name)))
-    return _conclude(folder, finished, failures, n_trained, was_interrupted)
+            finished[cell.name] = RunFolder(Path(folder / cell.name))
+    in_order = [finished[cell.name] for cell in cells if cell.name in finished]
+    return _conclude(folder, in_order, failures, n_trained, was_interrupted)
 
 
 def check_cells(config: SweepConfig, folder: Path) -> list[Cell]:
@@ -115,27 +128,34 @@ def _find_open(cells: list[Cell]) -> list[Cell]:
     return [cell for cell in cells if not is_finished(cell)]
 
 
-def _run_cell(cell: Cell, board: Board, progress: Progress) -> str:
-    """Returns 'trained', 'kept' or 'interrupted'; a finished cell is not touched, an interrupted one goes on."""
-    was_finished = is_finished(cell)
-    if not was_finished:
-        can_resume = make_room(cell)
-        board.enter(cell.name, TRAINING)
-        result = train(replace(cell.config, resume=can_resume), progress=progress)
-        if result.was_interrupted:
-            board.enter(cell.name, STOPPED)
-            return "interrupted"
-    if not _is_scored(cell):
-        board.enter(cell.name, SCORING)
-        settings = ScoreConfig(
-            batch_tokens=cell.config.batch_tokens,
-            layout=cell.config.layout,
-            device=cell.config.device,
-            trust_remote_code=cell.config.trust_remote_code,
-        )
-        score_models([str(cell.folder.path)], settings, progress=progress)
-    board.enter(cell.name, DONE)
-    return "kept" if was_finished else "trained"
+def _run_cell(cell: Cell, board: Board, progress: Progress, *, waits: bool) -> str:
+    """Returns 'trained', 'kept' or 'interrupted'; a finished cell is not touched, an interrupted one goes on.
+
+    Raises InUseError where another process is at work on the cell and is not to be waited for.
+    """
+    if _is_scored(cell):
+        board.enter(cell.name, DONE)
+        return "kept"
+    with holding(cell.folder.path, "sweep", waits=waits, note=progress.note):
+        was_finished = is_finished(cell)
+        if not was_finished:
+            can_resume = make_room(cell)
+            board.enter(cell.name, TRAINING)
+            result = train(replace(cell.config, resume=can_resume), progress=progress)
+            if result.was_interrupted:
+                board.enter(cell.name, STOPPED)
+                return "interrupted"
+        if not _is_scored(cell):
+            board.enter(cell.name, SCORING)
+            settings = ScoreConfig(
+                batch_tokens=cell.config.batch_tokens,
+                layout=cell.config.layout,
+                device=cell.config.device,
+                trust_remote_code=cell.config.trust_remote_code,
+            )
+            score_models([str(cell.folder.path)], settings, progress=progress)
+        board.enter(cell.name, DONE)
+        return "kept" if was_finished else "trained"
 
 
 def _is_scored(cell: Cell) -> bool:
@@ -158,7 +178,8 @@ def _conclude(
     folder: Path, finished: list[RunFolder], failures: dict[str, str], n_trained: int, was_interrupted: bool
 ) -> SweepResult:
     run = RunFolder(folder)
-    run.update_manifest(status="interrupted" if was_interrupted else "failed" if failures else "finished")
+    with holding(folder, "sweep", waits=True):
+        run.update_manifest(status="interrupted" if was_interrupted else "failed" if failures else "finished")
     if not finished and failures:
         name, reason = next(iter(failures.items()))
         raise DpotoolError(f"no cell could be finished; {name}: {reason}", where=str(folder))

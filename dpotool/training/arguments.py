@@ -47,7 +47,7 @@ def build_training_arguments(config: TrainConfig, folder: Path, n_pairs: int, *,
             use_cpu=device.type == "cpu",
             seed=config.seed,
             eval_strategy="steps" if has_eval else "no",
-            eval_on_start=has_eval and not config.resume,
+            eval_on_start=has_eval,
             eval_steps=config.eval_steps or max(1, n_steps // EVALUATIONS_PER_RUN),
             logging_strategy="steps",
             logging_steps=config.logging_steps or max(1, n_steps // LOGS_PER_RUN),
@@ -124,6 +124,23 @@ def count_steps(config: TrainConfig, n_pairs: int) -> int:
     assert config.batch_size is not None and config.epochs is not None
     micro_batches = math.ceil(n_pairs / (config.batch_size * PartialState().num_processes))
     return max(1, math.ceil(config.epochs * math.ceil(micro_batches / config.gradient_accumulation)))
+
+
+def describe_steps(config: TrainConfig, n_pairs: int) -> str:
+    """Returns a line that says what training is about to do: processes, pairs in a step, steps, learning rate."""
+    assert config.batch_size is not None
+    n_processes = PartialState().num_processes
+    n_steps = count_steps(config, n_pairs)
+    factors = [f"{config.batch_size} at a time"]
+    factors += [f"{config.gradient_accumulation} times"] if config.gradient_accumulation > 1 else []
+    factors += [f"on {n_processes} processes"] if n_processes > 1 else []
+    size = config.batch_size * config.gradient_accumulation * n_processes
+    processes = "1 process" if n_processes == 1 else f"{n_processes} processes"
+    in_a_step = f"{size} pairs in a step" + (f" ({', '.join(factors)})" if len(factors) > 1 else "")
+    return (
+        f"training in {processes}: {n_pairs} pairs, {in_a_step}, {n_steps} steps, "
+        f"learning rate {config.learning_rate:g} at its peak ({config.scheduler})"
+    )
 
 
 def count_evaluations(n_steps: int, every: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -12,7 +11,8 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from dpotool.training.trainer import NonFiniteError
+from dpotool import interruption
+from dpotool.training.resumable import NonFiniteError
 
 
 class MetricsWriter(TrainerCallback):
@@ -63,17 +63,22 @@ class CheckpointAt(TrainerCallback):
 
 
 class StepBar(TrainerCallback):
-    """Advances a progress bar by one each optimiser step."""
+    """Advances a progress bar by one each optimiser step, and at once by the steps that a resumed run has made."""
 
     def __init__(self, advance: Callable[[int], None]) -> None:
         self._advance = advance
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._advance(state.global_step)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         self._advance(1)
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first SIGINT or SIGTERM into: finish this step, save a checkpoint, stop. A second one stops at once."""
+    """Turns the first signal into: finish this step, save a checkpoint, stop. A second one stops at once."""
 
     def __init__(self) -> None:
         self.is_stopping = False
@@ -88,17 +93,14 @@ class StopOnSignal(TrainerCallback):
     @contextmanager
     def listening(self) -> Iterator[StopOnSignal]:
         """Listens while the block runs; does nothing outside the main thread, where signals cannot be caught."""
-        try:
-            kept = {sign: signal.signal(sign, self._handle) for sign in (signal.SIGINT, signal.SIGTERM)}
-        except ValueError:
-            kept = {}
+        interruption.begin_work()
+        kept = interruption.replace_handlers(self._handle)
         try:
             yield self
         finally:
-            for sign, handler in kept.items():
-                signal.signal(sign, handler)
+            interruption.restore_handlers(kept)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if self.is_stopping:
-            raise KeyboardInterrupt
+            interruption.interrupt(number)
         self.is_stopping = True

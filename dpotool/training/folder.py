@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import fields, replace
 from datetime import datetime
 from pathlib import Path
@@ -12,58 +13,77 @@ from typing import Any
 
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from safetensors import SafetensorError
 from transformers import Trainer
 
 from dpotool.errors import DpotoolError
+from dpotool.interruption import deferred
 from dpotool.models.library_calls import quiet_transformers
 from dpotool.runs.atomic import ensure_writable
 from dpotool.runs.folder import RunFolder
+from dpotool.runs.locks import LOCK_NAME, refuse_held
 from dpotool.training.config import TrainConfig
 
-_NOT_SETTINGS = {"resume", "output"}
+_NOT_SETTINGS = {"resume", "output", "trust_remote_code"}
 
 
-def open_folder(config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
-    """Returns the configuration to run and the folder it may write to.
-
-    With `resume`, the settings are those the run began with.
-
-    Raises:
-        DpotoolError: the folder is not writable, already holds something, or cannot be resumed.
-    """
-    if config.resume:
-        return _reopen(config)
+def name_folder(config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
+    """Returns the configuration with its folder named, and the folder, which may be missing."""
     chosen = [config.output or str(_new_name(config))]
     if PartialState().num_processes > 1:
         broadcast_object_list(chosen)  # the name holds the time of day, which the processes need not agree on
     folder = RunFolder(Path(chosen[0]))
     if int(os.environ.get("RANK", "0")) == 0:  # set by every launcher, also before accelerate has joined the processes
-        _claim(folder)
+        _refuse_what_is_there(folder)
     return replace(config, output=chosen[0]), folder
 
 
-def _claim(folder: RunFolder) -> None:
-    """Makes sure that the folder is empty and can be written; what a run that failed at once left there may go."""
-    if folder.path.is_dir() and _holds_only_a_failure(folder):
-        shutil.rmtree(folder.path)
-    if folder.path.exists() and (not folder.path.is_dir() or any(folder.path.iterdir())):
+def claim(folder: RunFolder, config: TrainConfig) -> str | None:
+    """Makes sure that a folder that this process holds can be used; returns the status of the run to be resumed.
+
+    What a run that failed at once left in a new run's folder may go. Raises DpotoolError where the folder holds
+    something else, or cannot be written.
+    """
+    if config.resume:
+        ensure_writable(folder.path)
+        return str(folder.read_manifest()["status"])
+    if int(os.environ.get("RANK", "0")) == 0:
+        if _holds_only_a_failure(folder):
+            folder.manifest_path.unlink()
+        _refuse_what_is_there(folder)
+        ensure_writable(folder.path)
+    return None
+
+
+def _refuse_what_is_there(folder: RunFolder) -> None:
+    """Refuses a folder that is no empty one; one that is held is left to the lock, which says by whom."""
+    if not folder.path.exists() or _holds_only_a_failure(folder):
+        return
+    if not folder.path.is_dir() or any(path.name != LOCK_NAME for path in folder.path.iterdir()):
+        refuse_held(folder.path)
         raise DpotoolError(
             "the output folder is not empty",
             where=str(folder.path),
             remedy="Choose another --output, or continue an interrupted run with --resume",
         )
-    ensure_writable(folder.path)
 
 
 def _holds_only_a_failure(folder: RunFolder) -> bool:
     """Tells whether there is nothing but the record of a run that failed before its first logged step."""
-    if {path.name for path in folder.path.iterdir()} != {"run.yaml"}:
+    if not folder.path.is_dir() or {path.name for path in folder.path.iterdir()} - {LOCK_NAME} != {"run.yaml"}:
         return False
     manifest = folder.read_manifest()
     return bool(manifest["kind"] == "train" and manifest["status"] == "failed")
 
 
-def _reopen(config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
+def reopen(config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
+    """Returns the settings that a run began with, and its folder.
+
+    Whether to run code that comes with a checkpoint is for this call's command line to say, not for what lies there.
+
+    Raises:
+        DpotoolError: no run is named, or it is none that can be resumed with these settings.
+    """
     if config.output is None:
         raise DpotoolError("no run is named", where="--resume", remedy="Name its folder with --output")
     folder = RunFolder(Path(config.output))
@@ -87,8 +107,41 @@ def _reopen(config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
                 got=str(value),
                 remedy="Leave it out, or start a new run",
             )
-    ensure_writable(folder.path)
-    return replace(began, resume=True, output=config.output), folder
+    return replace(began, resume=True, output=config.output, trust_remote_code=config.trust_remote_code), folder
+
+
+_CHANGEABLE = {
+    "model": ("the model it started from", "model"),
+    "reference": ("its reference", "reference"),
+    "tokenizer": ("the tokenizer or its chat template", "model"),
+    "data": ("the training pairs", "data"),
+    "eval_data": ("the evaluation pairs", "eval_data"),
+    "theory": ("the theory table", "theory"),
+}
+"""What a run depends on and does not keep: fingerprint in run.yaml -> in words, and the setting that names it."""
+
+
+def refuse_changes(folder: RunFolder, fingerprints: Mapping[str, str | None]) -> None:
+    """Refuses to continue a run with another start, reference or data than it began with, which would be another run.
+
+    Raises:
+        DpotoolError: a fingerprint is not the one that run.yaml has.
+    """
+    manifest = folder.read_manifest()
+    known = manifest.get("fingerprints") or {}
+    evaluation = (manifest.get("data") or {}).get("eval") or {}
+    known = {"eval_data": evaluation.get("fingerprint")} | known
+    for name, (what, setting) in _CHANGEABLE.items():
+        then, now = known.get(name), fingerprints.get(name)
+        if then is not None and now is not None and then != now:
+            raise DpotoolError(
+                f"{what} ({manifest['config'].get(setting) or manifest['config'].get('model')}) changed since the run "
+                "began, so it cannot be continued",
+                where=str(folder.path),
+                expected=f"fingerprint {then}",
+                got=str(now),
+                remedy="Put back what was there, or start a new run",
+            )
 
 
 def _new_name(config: TrainConfig) -> Path:
@@ -112,11 +165,13 @@ def fill_folder(trainer: Trainer, folder: RunFolder) -> None:
         if not trainer.args.should_save:
             return
         (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.yaml says the same
-        for path in sorted(staging.iterdir(), key=lambda path: path.suffix == ".safetensors"):
-            os.replace(path, folder.path / path.name)  # noqa: PTH105
-    except OSError as error:
+        with deferred():
+            for path in sorted(staging.iterdir(), key=lambda path: path.suffix == ".safetensors"):
+                os.replace(path, folder.path / path.name)  # noqa: PTH105
+    except (OSError, RuntimeError, SafetensorError) as error:
+        reason = (getattr(error, "strerror", None) or str(error).strip() or type(error).__name__).splitlines()[0]
         raise DpotoolError(
-            f"the trained model cannot be saved ({error.strerror or error})",
+            f"the trained model cannot be saved ({reason})",
             where=str(folder.path),
             remedy="Free space there and run again with --resume; checkpoints saved before are kept",
         ) from None

@@ -7,7 +7,7 @@ Rewards, margins and accuracies are unshifted whatever the loss (beta times the 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -76,6 +76,16 @@ class PairSums:
         if self._shift is not None:
             means["lambda"] = self._shift
         return {name: value for name, value in means.items() if not math.isnan(value)}
+
+    def export(self) -> dict[str, Any]:
+        """Returns the sums of this process as JSON can hold them, to the last bit."""
+        sums = {name: total.item() for name, total in self._sums.items()}
+        return {"sums": sums, "n_pairs": self._n_pairs, "shift": self._shift}
+
+    def restore(self, state: dict[str, Any], device: torch.device) -> None:
+        """Takes back what `export` returned."""
+        self._sums = {name: torch.tensor(v, dtype=torch.float64, device=device) for name, v in state["sums"].items()}
+        self._n_pairs, self._shift = state["n_pairs"], state["shift"]
 
 
 def summarize_pairs(

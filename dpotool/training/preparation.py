@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
@@ -30,7 +31,7 @@ from dpotool.training.arguments import build_training_arguments, one_line_refusa
 from dpotool.training.callbacks import CheckpointAt, GradientGuard, MetricsWriter
 from dpotool.training.config import TrainConfig, TrainingSettings, parse_steps
 from dpotool.training.dataset import PairDataset
-from dpotool.training.folder import describe_devices
+from dpotool.training.folder import describe_devices, refuse_changes
 from dpotool.training.objective import Objective, record_settings
 from dpotool.training.policy import add_adapter, load_policy
 from dpotool.training.step_zero import check_step_zero
@@ -75,16 +76,25 @@ def prepare_trainer(
         "tokenizer": fingerprint_tokenizer(tokenizer),
         "data": pair_sets[TRAIN].source.fingerprint,
     }
+    if EVALUATION in pair_sets:
+        fingerprints["eval_data"] = pair_sets[EVALUATION].source.fingerprint
+    if config.resume:
+        refuse_changes(folder, fingerprints)
     datasets = {name: PairDataset(pair_set.pairs) for name, pair_set in pair_sets.items()}
     if "reference" in objective.loss.needs:
         reference = policy if config.reference is None else _open_reference(config, config.reference, progress)
         fingerprints["reference"] = reference.fingerprint
+        if config.resume:
+            refuse_changes(folder, fingerprints)
         for name, dataset in datasets.items():
             logps = find_reference(reference, pair_sets[name], progress)
             dataset.chosen_reference, dataset.rejected_reference = logps.chosen, logps.rejected
         del reference
     if objective.adaptive is not None:
         shifts = read_pair_shifts(objective.adaptive, config, pair_sets[TRAIN], progress)
+        fingerprints["theory"] = hashlib.sha256(shifts.tobytes()).hexdigest()[:16]
+        if config.resume:
+            refuse_changes(folder, fingerprints)
         for name, dataset in datasets.items():  # held-out pairs have no row; only their loss needs it
             dataset.shifts = shifts if name == TRAIN else np.full(len(dataset), shifts.mean())
     if config.lora:

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 
-import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 
 from dpotool.errors import DpotoolError
 from dpotool.models.library_calls import quiet_transformers
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.folder import RunFolder
-from dpotool.training.arguments import check_arguments, count_steps
+from dpotool.runs.locks import holding
+from dpotool.training.arguments import check_arguments, count_steps, describe_steps
 from dpotool.training.callbacks import StepBar, StopOnSignal
+from dpotool.training.checkpoints import Found, find_whole, list_checkpoints, read_step, remove_unfinished
 from dpotool.training.config import TrainConfig, check_config, fill_in, parse_steps
-from dpotool.training.folder import fill_folder, open_folder
+from dpotool.training.folder import claim, fill_folder, name_folder, reopen
 from dpotool.training.objective import build_objective
 from dpotool.training.preparation import prepare_trainer
-from dpotool.training.trainer import NonFiniteError, PreferenceTrainer
+from dpotool.training.resumable import NonFiniteError
+from dpotool.training.trainer import PreferenceTrainer
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,67 +38,92 @@ def train(config: TrainConfig, *, progress: Progress = SILENT) -> TrainResult:
     """Trains a model by one loss and leaves a run folder (DESIGN, "Run folder").
 
     Raises:
-        DpotoolError: settings, data, model or output folder cannot be used, or the run turned non-finite; a run that
-            had begun is marked as failed, and its last good checkpoint stays.
+        DpotoolError: settings, data, model or output folder cannot be used, another command is at work in the folder,
+            or the run turned non-finite; a run that had begun is marked as failed, and its last good checkpoint stays.
     """
-    was_there = config.output is not None and Path(config.output).exists()
-    config, folder = open_folder(config) if config.resume else (config, None)
+    if config.resume:
+        config, folder = reopen(config)
     config = fill_in(config)
     check_config(config)
     objective = build_objective(config, progress)
     check_arguments(config)
-    if folder is None:
-        config, folder = open_folder(config)
-    elif folder.read_manifest()["status"] == "finished":
-        progress.note(f"{folder.path}: already finished")
-        return TrainResult(folder)
-    set_seed(config.seed)
+    if not config.resume:
+        config, folder = name_folder(config)
+    was_there = folder.path.exists()
     try:
-        trainer = prepare_trainer(config, objective, folder, progress)
+        with holding(folder.path, "train"):
+            if claim(folder, config) == "finished":
+                progress.note(f"{folder.path}: already finished")
+                return TrainResult(folder)
+            set_seed(config.seed)
+            try:
+                trainer = prepare_trainer(config, objective, folder, progress)
+                return _run(trainer, config, folder, progress)
+            except KeyboardInterrupt:  # before the first step, or the second signal; the first one ends after a step
+                _note(folder, "interrupted")
+                raise
     except BaseException:
         if not was_there:
             folder.remove_if_empty()
         raise
-    return _run(trainer, config, folder, progress)
 
 
 def _run(trainer: PreferenceTrainer, config: TrainConfig, folder: RunFolder, progress: Progress) -> TrainResult:
     """Runs the optimiser loop; every way out leaves a manifest that says what happened and weights that are good."""
-    checkpoint = get_last_checkpoint(str(folder.path)) if config.resume else None
-    if config.resume:
-        step = int(checkpoint.rpartition("-")[2]) if checkpoint else -1
-        folder.truncate_metrics(step)
-        progress.note(f"continuing after step {max(step, 0)}")
     try:
-        _step_through(trainer, config, checkpoint, progress)
+        trainer.run_id = str(folder.read_manifest()["created"])
+        found = _find_checkpoint(trainer, config, folder, progress) if config.resume else Found(None)
+        progress.note(describe_steps(config, len(trainer.pairs)))
+        if _step_through(trainer, config, found, progress):
+            _note(folder, "interrupted")
+            return TrainResult(folder, was_interrupted=True)
+        layouts = trainer.count_layouts()
+        fill_folder(trainer, folder)
     except NonFiniteError as error:
-        folder.update_manifest(status="failed")
+        _note(folder, "failed")
         raise _explain_non_finite(error, trainer, folder) from None
-    except KeyboardInterrupt:  # the second signal; the first one ends after a step
-        folder.update_manifest(status="interrupted")
+    except Exception:
+        _note(folder, "failed")
         raise
-    except BaseException:
-        folder.update_manifest(status="failed")
-        raise
-    if trainer.state.global_step < trainer.state.max_steps:
-        folder.update_manifest(status="interrupted")
-        return TrainResult(folder, was_interrupted=True)
-    layouts = trainer.count_layouts()
-    fill_folder(trainer, folder)
     folder.update_manifest(status="finished", layouts=layouts)
     if config.save_steps is None:  # last: a run that is not finished needs them to go on from
         _remove_rolling_checkpoints(folder, keep=parse_steps(config.save_at))
     return TrainResult(folder)
 
 
-def _step_through(trainer: PreferenceTrainer, config: TrainConfig, checkpoint: str | None, progress: Progress) -> None:
+def _note(folder: RunFolder, status: str) -> None:
+    """Notes in run.yaml, where there is one, how a run ended; a disk too full for that is told of by what is raised."""
+    with suppress(DpotoolError):
+        folder.update_manifest(status=status)
+
+
+def _find_checkpoint(trainer: PreferenceTrainer, config: TrainConfig, folder: RunFolder, progress: Progress) -> Found:
+    """Returns the newest whole checkpoint, says what it passed over, and drops the rows logged after it."""
+    found = [Found(None)]
+    if PartialState().is_main_process:
+        remove_unfinished(folder.path)
+        found = [find_whole(folder.path, trainer.run_id, count_steps(config, len(trainer.pairs)))]
+        for name, reason in found[0].passed_over.items():
+            progress.warn(f"{folder.path / name}: {reason}; it is passed over")
+        folder.truncate_metrics(found[0].step if found[0].path is not None else -1)
+    if PartialState().num_processes > 1:
+        broadcast_object_list(found)
+    if found[0].path is None:
+        progress.note(f"{folder.path}: no whole checkpoint to continue from; beginning anew")
+    else:
+        progress.note(f"continuing after step {found[0].step}")
+    return found[0]
+
+
+def _step_through(trainer: PreferenceTrainer, config: TrainConfig, found: Found, progress: Progress) -> bool:
+    """Makes the steps; returns whether a signal ended them, or came while the last one was saved."""
     listener = StopOnSignal()
     n_steps = count_steps(config, len(trainer.pairs))
     with listener.listening(), quiet_transformers(), progress.track(f"training ({config.loss})", n_steps) as advance:
         trainer.add_callback(listener)
         trainer.add_callback(StepBar(advance))
         try:
-            trainer.train(resume_from_checkpoint=checkpoint)
+            trainer.resume_or_begin(found)
         except ImportError as error:  # transformers looks for an optimiser's package only now
             raise DpotoolError(str(error).splitlines()[0], where="train") from None
         except RuntimeError as error:
@@ -107,18 +135,20 @@ def _step_through(trainer: PreferenceTrainer, config: TrainConfig, checkpoint: s
                 remedy="Lower --batch-size (raise --gradient-accumulation to keep the step), or use "
                 "--gradient-checkpointing, --lora or a smaller --max-length",
             ) from None
+    return listener.is_stopping or trainer.state.global_step < trainer.state.max_steps
 
 
 def _explain_non_finite(error: NonFiniteError, trainer: PreferenceTrainer, folder: RunFolder) -> DpotoolError:
     """Says at which step a run broke and which checkpoint is the last good one; saves one if the weights still are."""
     step = trainer.state.global_step
-    logps = trainer.scorer.compute(trainer.pairs[:4])
-    if step and bool(torch.isfinite(torch.tensor([*logps.chosen, *logps.rejected])).all()):
-        trainer._save_checkpoint(trainer.policy, None)
-    newest = get_last_checkpoint(str(folder.path))
+    broken = step if error.is_after_step else step + 1
+    if step and not error.is_after_step and not (folder.path / f"checkpoint-{step}").exists():
+        with suppress(DpotoolError):  # the weights may be broken already, or the disk full
+            trainer._save_checkpoint(trainer.policy, None)
+    newest = find_whole(folder.path, trainer.run_id).path
     kept = f"{newest} is the last good checkpoint" if newest else "no checkpoint had been saved yet"
     return DpotoolError(
-        f"training turned non-finite at step {step + 1}: {error}; {kept}",
+        f"training turned non-finite at step {broken}: {error}; {kept}",
         where=str(folder.path),
         remedy="Lower --learning-rate, lengthen --warmup-ratio, or train in float32 without --bf16",
     )
@@ -126,6 +156,6 @@ def _explain_non_finite(error: NonFiniteError, trainer: PreferenceTrainer, folde
 
 def _remove_rolling_checkpoints(folder: RunFolder, keep: frozenset[int]) -> None:
     """Removes the checkpoints that only guarded against an interruption; those asked for by step stay."""
-    for path in folder.path.glob("checkpoint-*"):
-        if int(path.name.rpartition("-")[2]) not in keep:
+    for path in list_checkpoints(folder.path):
+        if read_step(path) not in keep:
             shutil.rmtree(path, ignore_errors=True)

@@ -7,13 +7,12 @@ the pairs of the *whole* optimiser step, logged means are means over pairs, and 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
@@ -30,7 +29,10 @@ from dpotool.progress import SILENT, Progress
 from dpotool.training.dataset import PAIR_COLUMNS, PairCollator, PairDataset, read_batch
 from dpotool.training.metrics import PairSums, summarize_pairs
 from dpotool.training.objective import Objective
+from dpotool.training.resumable import NonFiniteError, ResumableTrainer
 
+N_CHECKED = 4
+"""Pairs that are scored before weights are saved: NaN or infinite weights show in each of them."""
 ComputeLogps = Callable[[nn.Module, Any], Tensor]
 """A model and a batch of rows -> log pi of every completion."""
 
@@ -52,7 +54,7 @@ def route_forward(model: nn.Module, compute_logps: ComputeLogps = compute_comple
     model.forward = forward
 
 
-class PreferenceTrainer(Trainer):
+class PreferenceTrainer(ResumableTrainer):
     """Trainer for one `Objective` over preference pairs."""
 
     objective: Objective
@@ -97,7 +99,6 @@ class PreferenceTrainer(Trainer):
         self.policy = model
         self.pairs = train_dataset.pairs
         self.scorer = scorer
-        self.n_pairs: Counter[str] = Counter()
         self.progress = progress
         self.model_accepts_loss_kwargs = True  # the loss is divided by the whole step's count, not by accumulation
         is_sharded = self.is_fsdp_enabled or self.is_deepspeed_enabled
@@ -193,15 +194,31 @@ class PreferenceTrainer(Trainer):
         scorer = self.scorer.renewed(self.args.output_dir or "") if is_last else self.scorer
         return scorer.score(pairs, on_progress=advance)
 
+    def check_policy(self) -> None:
+        """Raises NonFiniteError where a weight, or the score of one of the first pairs, is not finite."""
+        names = [name for name, weight in self.policy.named_parameters() if not bool(torch.isfinite(weight).all())]
+        if names:
+            what = f"{len(names)} parameters are not finite any more, {names[0]} among them"
+            raise NonFiniteError(what, is_after_step=True)
+        logps = self.scorer.compute(self.pairs[:N_CHECKED])
+        values = [*logps.chosen, *(logps.rejected if self.objective.loss.takes_rejected else [])]
+        if not bool(torch.isfinite(torch.tensor(values)).all()):
+            raise NonFiniteError("the weights give log-probabilities that are not finite", is_after_step=True)
+
+    def export_sums(self) -> dict[str, Any]:
+        monitor = {} if self._monitor is None else self._monitor.export_sums()
+        return {"pairs": self._sums.export(), "monitor": monitor}
+
+    def restore_sums(self, state: dict[str, Any]) -> None:
+        self._sums.restore(state["pairs"], self.args.device)
+        if self._monitor is not None:
+            self._monitor.restore_sums(state["monitor"])
+
     def count_layouts(self) -> dict[str, int]:
         """Returns in which layout how many pairs went through the steps of this process and all others."""
         counts = torch.tensor([self.n_pairs[name] for name in (SHARED, PAIRED)], device=self.accelerator.device)
         totals = self.accelerator.reduce(counts, reduction="sum").tolist()
         return dict(zip((SHARED, PAIRED), totals, strict=True))
-
-
-class NonFiniteError(DpotoolError):
-    """The loss or a gradient is no finite number; the weights in memory are still those of the last good step."""
 
 
 def _choose_rows(model: nn.Module, layout: str, monitor: TheoryMonitor | None, progress: Progress) -> RowLayout:

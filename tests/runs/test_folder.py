@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from dpotool.errors import DpotoolError
-from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.folder import RunFolder, list_runs, newest_run, read_summary, summary_path
+from dpotool.runs.manifest import collect_manifest
 
 
 def make_run(path: Path, kind: str = "train", created: str | None = None, **config: object) -> RunFolder:

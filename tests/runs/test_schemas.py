@@ -3,8 +3,8 @@ from __future__ import annotations
 import pyarrow as pa
 import pytest
 
-from dpotool.theory.advice import DOT_COLUMNS
 from dpotool.runs.schemas import SCHEMAS, SCORE_SCHEMA, THEORY_SCHEMA, is_optional
+from dpotool.theory.advice import DOT_COLUMNS
 
 
 def test_the_columns_are_those_of_the_design():

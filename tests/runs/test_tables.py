@@ -9,8 +9,8 @@ import pytest
 from synthetic_frames import make_score_frame, make_theory_frame
 
 from dpotool.errors import DpotoolError
-from dpotool.theory.advice import DOT_COLUMNS
 from dpotool.runs.tables import SCORE_SCHEMA, THEORY_SCHEMA, TOKEN_SCHEMA, read_metadata, read_table, write_table
+from dpotool.theory.advice import DOT_COLUMNS
 
 FORMATS = ["parquet", "csv", "jsonl"]
 ABOUT = {"model": "demo", "beta": 0.1, "fingerprints": {"model": "0af3"}, "gamma": None}

@@ -17,6 +17,7 @@ from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.cost import plan_sweep
 from dpotool.sweep.plan import Cell, plan_cells
 from dpotool.sweep.run import sweep
+from dpotool.training import checkpoints
 from dpotool.training.config import fill_in
 from dpotool.training.objective import build_objective, record_settings
 
@@ -121,10 +122,16 @@ def test_what_a_cell_of_its_own_left_is_told_apart(config: SweepConfig, tmp_path
     assert read_own(cell) is None and not make_room(cell), "killed before its first word"
     run = leave_run(cell)
     assert not is_finished(cell) and not make_room(cell)
-    assert not run.path.exists() and list((tmp_path / "out").iterdir()) == [], "no checkpoint: anew"
+    assert list_files(run.path) == {}, "no checkpoint: anew"
     run = leave_run(cell, status="interrupted")
-    (run.path / "checkpoint-3").mkdir()
+    with checkpoints.staging(run.path, 3, is_main=True) as place:
+        place.mkdir()
+        (place / "trainer_state.json").write_text("{}")
+        (place / "progress.json").write_text("{}")
+        checkpoints.publish(place, str(run.read_manifest()["created"]))
     assert make_room(cell) and (run.path / "model.safetensors").exists()
+    (run.path / "checkpoint-3" / "trainer_state.json").write_text("{")
+    assert not make_room(cell) and list_files(run.path) == {}, "no whole checkpoint: anew"
     leave_run(cell, status="finished")
     assert is_finished(cell)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -229,3 +231,32 @@ def test_cells_trained_apart_are_the_same_runs(settings: dict[str, Any], tmp_pat
     for name in ("chosen_logps", "reward_margins"):
         assert apart.table[name].tolist() == pytest.approx(alone.table[name].tolist(), rel=1e-4)
     assert len(expand_sweeps([str(apart.folder)])) == 3, "the sweep itself and its two runs"
+
+
+def test_a_second_process_does_other_cells_and_waits_for_the_last(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The first cell is in another process's hands until the second one is done."""
+    folder = Path(settings["output"])
+    first, second = plan_cells(SweepConfig(**settings), folder)
+    code = (
+        "import sys, time, pathlib\nfrom dpotool.runs.locks import holding\nother = pathlib.Path(sys.argv[2])\n"
+        "with holding(sys.argv[1], 'train'):\n    print(flush=True)\n"
+        "    while not list(other.glob('scores/*.parquet')): time.sleep(0.05)\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(first.folder.path), str(second.folder.path)], stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None and process.stdout.readline()
+    result = sweep(SweepConfig(**settings))
+    assert process.wait(10) == 0
+    assert result.n_trained == 2 and not result.failures
+    assert RunFolder(folder).read_manifest()["status"] == "finished"
+
+
+def test_a_link_in_the_place_of_records_is_refused(settings: dict[str, Any], tmp_path: Path) -> None:
+    folder, elsewhere = Path(settings["output"]), tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    sweep(SweepConfig(**{**settings, "lambdas": "1.0"}))
+    (folder / ".cells").symlink_to(elsewhere)
+    with pytest.raises(DpotoolError, match=r"\.cells: is a link, and nothing is written through one"):
+        sweep(SweepConfig(**settings, jobs=2))
+    assert list(elsewhere.iterdir()) == []

@@ -194,11 +194,20 @@ def test_another_reference_may_be_named(run: Run, tmp_path: Path) -> None:
 
 
 def test_turning_non_finite_stops_and_keeps_the_last_good_checkpoint(run: Run, settings: dict[str, Any]) -> None:
-    with pytest.raises(DpotoolError, match=r"turned non-finite at step [23].*Lower --learning-rate"):
+    with pytest.raises(DpotoolError, match=r"turned non-finite at step [123].*no checkpoint .*Lower --learning-rate"):
         run(learning_rate=1e30, max_grad_norm=0.0, save_steps=1)
     folder = RunFolder(Path(settings["output"]))
+    assert not list(folder.path.glob("checkpoint-*")), "none whose every score is not finite"
     assert folder.read_manifest()["status"] == "failed"
     assert not (folder.path / "model.safetensors").exists(), "broken weights must not look like a result"
+
+
+def test_turning_non_finite_in_the_last_step_is_no_finished_run(run: Run, settings: dict[str, Any]) -> None:
+    with pytest.raises(DpotoolError, match=r"turned non-finite at step 1: "):
+        run(learning_rate=1e30, max_grad_norm=0.0, max_steps=1)
+    folder = RunFolder(Path(settings["output"]))
+    assert folder.read_manifest()["status"] == "failed"
+    assert not (folder.path / "model.safetensors").exists()
 
 
 def test_a_non_finite_gradient_leaves_the_weights_before_it(

@@ -1,0 +1,160 @@
+"""A checkpoint is whole or none: whatever is missing, cut short, changed or another run's is passed over and told."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from dpotool.errors import DpotoolError
+from dpotool.training import checkpoints
+from dpotool.training.checkpoints import SEAL, find_fault, find_whole, publish, rotate, staging
+
+RUN = "2026-11-21T10:15:00"
+
+
+def save(folder: Path, step: int, run: str = RUN) -> Path:
+    """Saves what looks like a checkpoint to whoever only checks that it is whole."""
+    with staging(folder, step, is_main=True) as place:
+        place.mkdir(parents=True)
+        torch.save({"step": step}, place / "optimizer.pt")
+        (place / "model.safetensors").write_bytes(bytes(range(200)))
+        (place / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+        (place / "progress.json").write_text("{}")
+        return publish(place, run)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:90])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def change_seal(**changes: object) -> Callable[[Path], None]:
+    def change(path: Path) -> None:
+        seal = path / SEAL
+        seal.write_text(json.dumps(json.loads(seal.read_text()) | changes))
+
+    return change
+
+
+def on(name: str, change: Callable[[Path], object]) -> Callable[[Path], object]:
+    return lambda path: change(path / name)
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+    "weights missing": (on("model.safetensors", Path.unlink), "lacks model.safetensors"),
+    "weights cut short": (on("model.safetensors", truncate), "a damaged model.safetensors (199 bytes of 200)"),
+    "weights changed": (on("model.safetensors", flip), "a model.safetensors that is not the one saved"),
+    "weights a folder": (
+        on("model.safetensors", lambda path: (path.unlink(), path.mkdir())),
+        "a damaged model.safetensors",
+    ),
+    "optimizer missing": (on("optimizer.pt", Path.unlink), "lacks optimizer.pt"),
+    "optimizer empty": (on("optimizer.pt", lambda path: path.write_bytes(b"")), "a damaged optimizer.pt (0 bytes"),
+    "optimizer changed": (on("optimizer.pt", flip), "a optimizer.pt that is not the one saved"),
+    "state of another step": (
+        on("trainer_state.json", lambda path: path.write_text('{"global_step": 9}')),
+        "a trainer_state.json that is not the one saved",
+    ),
+    "state of another type": (
+        on("trainer_state.json", lambda path: path.write_text('{"global_step": "x"}')),
+        "a damaged trainer_state.json",
+    ),
+    "no seal": (on(SEAL, Path.unlink), "was not saved to its end"),
+    "seal cut short": (
+        on(SEAL, cut),
+        f"a {SEAL} that cannot be read",
+    ),
+    "seal a list": (on(SEAL, lambda path: path.write_text("[]")), f"a {SEAL} that cannot be read"),
+    "seal nested deeply": (on(SEAL, lambda path: path.write_text("[" * 50_000)), f"a {SEAL} that cannot be read"),
+    "step a text": (change_seal(step="8"), "of step 8"),
+    "step negative": (change_seal(step=-8), "of step -8"),
+    "step of another": (change_seal(step=4), "of step 4"),
+    "step a truth value": (change_seal(step=True), "of step True"),
+    "another run": (change_seal(run="2026-01-01"), "is of another run"),
+    "files of nothing": (change_seal(files={}), "lacks trainer_state.json, progress.json"),
+    "file outside": (
+        change_seal(
+            files={
+                "../checkpoint-4/trainer_state.json": {"bytes": 1, "sha256": ""},
+                "trainer_state.json": {"bytes": 1, "sha256": ""},
+                "progress.json": {"bytes": 2, "sha256": ""},
+            }
+        ),
+        "names files outside of it",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over_with_the_reason(tmp_path: Path, name: str) -> None:
+    older, newer = save(tmp_path, 4), save(tmp_path, 8)
+    damage, reason = DAMAGES[name]
+    damage(newer)
+    found = find_whole(tmp_path, RUN)
+    assert found.path == older and found.step == 4
+    assert (
+        list(found.passed_over) == ["checkpoint-8"] and reason.removeprefix("a ") in found.passed_over["checkpoint-8"]
+    )
+
+
+def test_of_whole_ones_the_newest_is_taken_and_none_beyond_the_run(tmp_path: Path) -> None:
+    for step in (8, 20, 100):
+        save(tmp_path, step)
+    assert find_whole(tmp_path, RUN).step == 100
+    found = find_whole(tmp_path, RUN, last_step=20)
+    assert found.step == 20 and found.passed_over["checkpoint-100"] == "is of step 100, and the run ends at step 20"
+    assert find_whole(tmp_path, "another run").path is None
+
+
+def test_one_in_the_making_is_none(tmp_path: Path) -> None:
+    whole = save(tmp_path, 4)
+    shutil.copytree(whole, tmp_path / "checkpoint-8.saving")  # what a kill before the last rename leaves
+    (tmp_path / "checkpoint-12").symlink_to(whole)
+    found = find_whole(tmp_path, RUN)
+    assert found.path == whole and found.passed_over == {}
+    checkpoints.remove_unfinished(tmp_path)
+    assert not (tmp_path / "checkpoint-8.saving").exists()
+
+
+def test_a_damaged_one_of_the_same_step_makes_room(tmp_path: Path) -> None:
+    truncate(save(tmp_path, 4) / "optimizer.pt")
+    assert find_fault(save(tmp_path, 4), RUN) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def fail_to_write(place: Path, reason: int) -> None:
+    place.mkdir()
+    raise OSError(reason, "No space left on device")
+
+
+@pytest.mark.parametrize("reason", [errno.ENOSPC, errno.EFBIG, errno.EDQUOT])
+def test_a_full_disk_is_one_line_that_says_what_remains(tmp_path: Path, reason: int) -> None:
+    save(tmp_path, 4)
+    said = r"the checkpoint of step 8 cannot be saved \(.*\); checkpoint-4, saved before, is whole"
+    with pytest.raises(DpotoolError, match=said), staging(tmp_path, 8, is_main=True) as place:
+        fail_to_write(place, reason)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+
+
+def test_only_the_newest_are_kept(tmp_path: Path) -> None:
+    for step in (4, 8, 12):
+        save(tmp_path, step)
+    rotate(tmp_path, None)
+    assert len(list(tmp_path.iterdir())) == 3
+    rotate(tmp_path, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-12"]
