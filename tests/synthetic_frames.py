@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from dpotool.compare.differences import Comparison
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.runs.schemas import SCORE_SCHEMA
 
 
@@ -122,6 +124,30 @@ def make_runs_table(lambdas: Sequence[float] = (0.5, 0.75, 0.9, 0.95, 1.0), othe
             row |= {metric: value, f"{metric}_low": value - half[metric], f"{metric}_high": value + half[metric]}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def make_scored_run(label: str = "DPO", n: int = 300, **options) -> ScoredRun:
+    """A run in memory, of `make_score_frame`."""
+    return ScoredRun(make_score_frame(n, **options), label)
+
+
+def make_comparison(runs: pd.DataFrame | None = None, baseline: str | None = None) -> Comparison:
+    """A comparison of the runs of a runs table: differences of their values, with intervals half as wide as theirs.
+
+    Without a name the baseline is DPO, or the first run.
+    """
+    runs = make_runs_table() if runs is None else runs
+    table = runs.set_index("label")
+    baseline = baseline or ("DPO" if "DPO" in table.index else str(table.index[0]))
+    differences: dict = {}
+    for label, run in table.drop(baseline).iterrows():
+        differences[str(label)] = {"n": 300}
+        for name in ("chosen_logps", "reward_accuracy", "reward_margins"):
+            mean, half = run[name] - table.loc[baseline, name], (run[f"{name}_high"] - run[f"{name}_low"]) / 4
+            interval = {"mean": mean, "ci_low": mean - half, "ci_high": mean + half}
+            differences[str(label)][name] = None if np.isnan(mean) else {"difference": interval}
+    scored = [make_scored_run(str(label)) for label in runs["label"]]
+    return Comparison(runs, scored, baseline, differences, [])
 
 
 def make_prediction_frame(n: int = 300, *, seed: int = 0, slope: float = 0.75) -> pd.DataFrame:

@@ -18,7 +18,7 @@ import typer
 from typer.main import get_command
 
 from dpotool.cli.app import app
-from dpotool.cli.verbs import unescape_markup
+from dpotool.cli.verbs import Positional, unescape_markup
 
 _PREAMBLE = """\
 # Command line
@@ -84,6 +84,7 @@ def _describe_command(name: str, command: Any, function: Callable[..., Any] | No
         parts.append(f"{title}: `{words}`")
     if arguments:
         parts.append(_table("argument", arguments))
+    parts += [_list_choices(each) for each in getattr(function, "positionals", ()) if each.choices is not None]
     for panel in dict.fromkeys(option.panel for option in options):
         parts += [f"### {panel}", _table("option", [option for option in options if option.panel == panel])]
     return "\n\n".join(parts) + "\n"
@@ -130,6 +131,15 @@ def _table(title: str, parameters: Sequence[_Parameter]) -> str:
         cells = (f"`{parameter.names}`", parameter.type, parameter.default, _escape(parameter.help))
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def _list_choices(positional: Positional) -> str:
+    """A table of what an argument may be, as its registry has it now."""
+    assert positional.choices is not None
+    lines = [f"| `{positional.name.upper()}` | what it shows |", "|---|---|"]
+    return "\n".join(
+        [*lines, *(f"| `{name}` | {_escape(meaning)} |" for name, meaning in positional.choices().items())]
+    )
 
 
 def _escape(text: str) -> str:

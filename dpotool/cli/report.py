@@ -14,7 +14,7 @@ from dpotool.report.config import ReportConfig
 if TYPE_CHECKING:
     from dpotool.compare.findings import Findings
     from dpotool.compare.scored_run import ScoredRun
-    from dpotool.report.texts import TextSource
+    from dpotool.report.pairs import TextSource
 
 _RUNS = Positional("runs", list[str], "Scored runs, or a sweep, which stands for its runs.", required=True)
 
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 def run(config: ReportConfig, console: Console, runs: list[str]) -> None:
     """Write one self-contained page on scored runs: verdict, differences, figures, theory, pairs, how to repeat it."""
     from dpotool.report.logs import NO_VERDICT, has_only_logs, write_log_report
-    from dpotool.report.run import write_report
+    from dpotool.report.page import write_report
 
     if has_only_logs(runs):
         path = write_log_report(runs, config)
@@ -47,10 +47,9 @@ def run(config: ReportConfig, console: Console, runs: list[str]) -> None:
 def find_texts(findings: Findings, n_pairs: int) -> TextSource:
     """Reads the texts of the pairs that the report will show from the data that the baseline was scored on."""
     from dpotool.data.texts import load_texts, write_out
-    from dpotool.report.pair_choice import choose_pairs
-    from dpotool.report.texts import Texts, TextSource
+    from dpotool.report.pairs import Texts, TextSource, choose_pairs
 
-    base = next(run for run in findings.comparison.scored if run.label == findings.comparison.baseline)
+    base = findings.base
     if not base.is_referenced or n_pairs == 0:
         return TextSource()
     rows = find_rows(base)

@@ -95,14 +95,15 @@ def conclude(folder: str, console: Console) -> dict[str, Any]:
     from dpotool.cli.compare import show_conclusions, show_seeds
     from dpotool.cli.report import find_texts
     from dpotool.plots.config import PlotConfig
-    from dpotool.plots.gallery import ALL, draw
+    from dpotool.plots.gallery import draw
+    from dpotool.plots.registry import ALL
     from dpotool.report.config import ReportConfig
-    from dpotool.report.run import write_report
+    from dpotool.report.page import write_report
 
     report = write_report([folder], ReportConfig(), find_texts=find_texts)
     show_seeds(report.findings, console)
     show_conclusions(report.findings, console)
-    gallery = draw(ALL, [folder], PlotConfig())
+    gallery = draw(ALL, [folder], PlotConfig(), report.findings)
     console.say(f"pictures: {len(gallery.paths)} in {gallery.paths[0].parent}")
     console.say(f"report: {report.path}")
     return {"compare": report.findings.to_dict(), "pictures": gallery.paths, "report": report.path}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_type_hints
@@ -28,6 +28,17 @@ class Positional:
     type: Any
     help: str
     required: bool = False
+    choices: Callable[[], Mapping[str, str]] | None = None
+    """What it may be -> what that means, as a registry has it: for help, completion and the reference page."""
+
+    @property
+    def argument(self) -> Any:
+        """The argument as typer takes it."""
+        if self.choices is None:
+            return typer.Argument(help=self.help, show_default=False)
+        choices = self.choices()
+        text = f"{self.help} One of: {', '.join(choices)}."
+        return typer.Argument(help=text, show_default=False, autocompletion=lambda: list(choices.items()))
 
 
 def add_verb(
@@ -61,6 +72,7 @@ def add_verb(
                 raise typer.Exit(130) from None
 
         command.__doc__ = function.__doc__
+        command.positionals = positionals  # type: ignore[attr-defined]
         _SETTINGS[name] = settings
         command.__signature__ = _signature_of(name, settings, positionals)  # type: ignore[attr-defined]
         command.__annotations__ = {}
@@ -72,9 +84,8 @@ def add_verb(
 def _signature_of(name: str, settings: type[Settings], positionals: tuple[Positional, ...]) -> inspect.Signature:
     parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
     for positional in positionals:
-        argument = typer.Argument(help=positional.help, show_default=False)
         default = inspect.Parameter.empty if positional.required else None
-        parameters.append(_parameter(positional.name, Annotated[positional.type, argument], default))
+        parameters.append(_parameter(positional.name, Annotated[positional.type, positional.argument], default))
     hints = get_type_hints(settings)
     parameters += [_option_of(field, hints[field.name]) for field in fields(settings)]
     parameters += [_switch_off(field.name) for field in fields(settings) if hints[field.name] is bool]

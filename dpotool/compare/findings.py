@@ -14,6 +14,7 @@ from dpotool.compare.compared_table import describe_differences
 from dpotool.compare.comparison import expand_sweeps, open_runs
 from dpotool.compare.differences import Comparison, compare_runs
 from dpotool.compare.recommendation import recommend
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.seeds import pool_seeds
 from dpotool.compare.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
 from dpotool.compare.verdict import MISSING, find_missing, judge_displacement
@@ -41,6 +42,11 @@ class Findings:
     """Why `theory` is None, as a clause."""
     seeds: list[dict[str, Any]]
     """Settings trained with several seeds, pooled (`pool_seeds`)."""
+
+    @property
+    def base(self) -> ScoredRun:
+        """The run that the others are compared with."""
+        return next(run for run in self.comparison.scored if run.label == self.comparison.baseline)
 
     @property
     def statement(self) -> str:
@@ -139,7 +145,20 @@ def find_out(
     scored = [folder for folder in folders if folder.list_scores()]
     if not scored:
         raise _no_scores(paths[0], folders)
-    comparison = compare_runs(open_runs(scored, data=data, split=split), baseline=baseline, seed=seed)
+    return conclude(open_runs(scored, data=data, split=split), folders, baseline=baseline, seed=seed)
+
+
+def conclude(
+    scored: Sequence[ScoredRun], folders: Sequence[RunFolder], *, baseline: str | None = None, seed: int = 0
+) -> Findings:
+    """Compares runs that are open already, as `find_out` does.
+
+    Args:
+        folders: all run folders named, a sweep's own and unscored ones included.
+
+    Raises DpotoolError when the runs were scored on different data.
+    """
+    comparison = compare_runs(scored, baseline=baseline, seed=seed)
     comparison.problems.extend(_name_unscored(folders))
     verdicts = {run.label: judge_displacement(run, seed=seed) for run in comparison.scored}
     seeds = pool_seeds(comparison)
@@ -147,7 +166,7 @@ def find_out(
     theory, no_theory = _check_theory(comparison, table)
     return Findings(
         comparison=comparison,
-        folders=folders,
+        folders=list(folders),
         verdicts=verdicts,
         sentences=describe_differences(comparison),
         recommendation=recommend(comparison, seeds),

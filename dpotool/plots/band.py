@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from dpotool.errors import DpotoolError
 from dpotool.plots.lambdas import DPO, mark_lambdas
+from dpotool.plots.registry import Drawing
+from dpotool.plots.scene import Scene
 from dpotool.plots.theme import (
     CHOSEN,
     DASHES,
@@ -44,6 +46,18 @@ _CURVES = {
 _HEADROOM = 1.13  # of the share axis, for the names of the marked lambdas
 
 Values = NDArray[np.float64]
+
+
+def draw(scene: Scene) -> Drawing:
+    """Draws the newest theory table; raises DpotoolError where there is none."""
+    found = scene.need_theory()
+    frame = found.frame
+    advice = found.summary.get("advice", {}).get(found.summary.get("advice_from"), {})
+    recommended = advice.get("recommended_lambda")
+    figure = plot_band(frame, **found.title, n_excluded=found.n_excluded, recommended=recommended)
+    usable, _ = split_usable(frame)
+    text = "Share of pairs that a step on the pair alone moves as wished, against the shift factor f."
+    return Drawing(figure, f"{text} {_describe(count_pairs(usable), usable, 0)}")
 
 
 @styled

@@ -1,191 +1,143 @@
-"""The paper's main figure: how far training moved the likelihoods of chosen and rejected, and the margin it bought."""
+"""How far training moved each pair: the change of its chosen and of its rejected log-likelihood, a row per run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
-from dpotool.compare.scored_run import has_reference, split_scored
+from dpotool.compare.scored_run import SIDES, ScoredRun
 from dpotool.errors import DpotoolError
+from dpotool.plots.registry import Drawing
+from dpotool.plots.scene import Scene
 from dpotool.plots.theme import (
     CHOSEN,
     HATCHES,
     INK,
-    MARGIN,
     REJECTED,
     choose_n_bins,
     describe_ns,
-    describe_row,
-    format_number,
+    label_row,
     make_figure,
+    percent,
     set_note,
     set_title,
     styled,
 )
+from dpotool.stats.bootstrap import Interval, bootstrap_means
+from dpotool.stats.wording import format_interval
 
-COLUMNS = {
-    "chosen_logps": ("log-likelihood of chosen (nats)", CHOSEN, HATCHES["chosen"]),
-    "rejected_logps": ("log-likelihood of rejected (nats)", REJECTED, HATCHES["rejected"]),
-    "reward_margins": ("reward margin (nats)", MARGIN, HATCHES["margin"]),
-}
-_REFERENCE_OF = {"chosen_logps": "ref_chosen_logps", "rejected_logps": "ref_rejected_logps"}
-_CENTRAL = (0.5, 99.5)  # percentiles the axes span: a few very long completions would squeeze everything else
-_HEADROOM = 1.25  # of the highest bar, for the value of the mean
-_REFERENCE_DASH = (0, (3, 1.5))
-
-Values = NDArray[np.float64]
+_COLORS = {"chosen": CHOSEN, "rejected": REJECTED}
+_CENTRAL = (0.5, 99.5)  # percentiles the axis spans: a few very long completions would squeeze everything else
 
 
-@styled
-def plot_displacement(
-    tables: Mapping[str, pd.DataFrame], *, model: str, data: str, reference: str = "reference"
-) -> Figure:
-    """Draws distributions of chosen and rejected log-likelihood and reward margin, a row per model, reference first.
-
-    The reference row comes from the `ref_*` columns of the first table that has them; the reference's margin is zero
-    for every pair by definition, which its cell says instead of drawing a spike. Behind each model stands the outline
-    of its own reference. x axes are shared down a column, heights too.
-
-    Args:
-        tables: label -> score table, in the order to show.
-        model, data: for the title.
-        reference: label of the reference row.
-
-    Raises DpotoolError when a table has no scored pair.
-    """
-    scored = {label: _split(label, table) for label, table in tables.items()}
-    with_reference = [label for label, (rows, _) in scored.items() if has_reference(rows)]
-    n_rows = len(scored) + bool(with_reference)
-    figure = make_figure(9.5, 1.5 + n_rows * (1.45 if n_rows <= 4 else 0.95))
-    grid = figure.subplots(n_rows, 3, sharex="col", sharey="col", squeeze=False)
-    bins = {name: _shared_bins([rows for rows, _ in scored.values()], name) for name in COLUMNS}
-    if with_reference:
-        _draw_reference_row(grid[0], reference, scored[with_reference[0]][0], bins)
-    for axes_row, (label, (rows, n_excluded)) in zip(grid[n_rows - len(scored) :], scored.items(), strict=True):
-        _label_row(axes_row[0], label, len(rows), n_excluded)
-        for axes, name in zip(axes_row, COLUMNS, strict=True):
-            _draw_cell(axes, rows, name, bins[name])
-    _finish(grid, bins)
-    set_title(figure, "Likelihood displacement", model, data, describe_ns([(len(r), n) for r, n in scored.values()]))
-    set_note(figure, _describe_axes(scored, bins, with_reference))
-    return figure
-
-
-def _split(label: str, table: pd.DataFrame) -> tuple[pd.DataFrame, int]:
-    rows, excluded = split_scored(table)
-    if rows.empty:
-        raise DpotoolError("no scored pair to draw", where=label, remedy="Its summary says why pairs were left out")
-    return rows, sum(excluded.values())
-
-
-def _values(rows: pd.DataFrame, name: str) -> Values:
-    return rows[name].dropna().to_numpy(dtype=np.float64)
-
-
-def _shared_bins(tables: list[pd.DataFrame], name: str) -> Values:
-    """Bin edges over the central 99 % of all rows of a column, reference included, and over every mean."""
-    names = [name, _REFERENCE_OF[name]] if name in _REFERENCE_OF else [name]
-    groups = [values for rows in tables for each in names if len(values := _values(rows, each))]
-    if not groups:
-        return np.linspace(-1, 1, 13)
-    ends = [*np.percentile(np.concatenate(groups), _CENTRAL), *(group.mean() for group in groups)]
-    low, high = min(ends), max(ends)
-    if name == "reward_margins":
-        low, high = min(low, 0.0), max(high, 0.0)
-    pad = 0.04 * (high - low) or 1.0
-    return np.linspace(low - pad, high + pad, choose_n_bins(max(len(group) for group in groups)) + 1)
-
-
-def _draw_cell(axes: Axes, rows: pd.DataFrame, name: str, bins: Values) -> None:
-    values = _values(rows, name)
-    if not len(values):
-        _say(axes, "no reference, no margin")
-        return
-    _fill(axes, values, name, bins)
-    if name == "reward_margins":
-        axes.axvline(0, color=INK, linewidth=0.8)
-    elif len(reference := _values(rows, _REFERENCE_OF[name])):
-        axes.hist(reference, bins=list(bins), histtype="step", color=INK, linewidth=0.9, linestyle=_REFERENCE_DASH)
-        axes.axvline(reference.mean(), color=INK, linewidth=0.9, linestyle=_REFERENCE_DASH)
-    _mark_mean(axes, float(values.mean()))
-
-
-def _draw_reference_row(axes_row: NDArray[Any], label: str, rows: pd.DataFrame, bins: Mapping[str, Values]) -> None:
-    _label_row(axes_row[0], label, len(rows), 0)
-    for axes, name in zip(axes_row[:2], _REFERENCE_OF, strict=True):
-        values = _values(rows, _REFERENCE_OF[name])
-        _fill(axes, values, name, bins[name])
-        _mark_mean(axes, float(values.mean()))
-    axes_row[2].axvline(0, color=INK, linewidth=0.8)
-    _say(axes_row[2], "0 for every pair, by definition")
-    handles = [
-        Line2D([], [], color=INK, linewidth=1.6, label="mean"),
-        Line2D([], [], color=INK, linewidth=0.9, linestyle=_REFERENCE_DASH, label="reference and its mean"),
-    ]
-    axes_row[2].legend(handles=handles, loc="lower right", fontsize=7.5, borderaxespad=0.2, labelspacing=0.3)
-
-
-def _fill(axes: Axes, values: Values, name: str, bins: Values) -> None:
-    _, color, hatch = COLUMNS[name]
-    axes.hist(values, bins=list(bins), histtype="stepfilled", facecolor=color, alpha=0.35, edgecolor=color, hatch=hatch)
-    axes.hist(values, bins=list(bins), histtype="step", color=color, linewidth=1.1)
-
-
-def _mark_mean(axes: Axes, mean: float) -> None:
-    """A line at the mean and its value beside it, on the side that has room."""
-    axes.axvline(mean, color=INK, linewidth=1.6)
-    low, high = axes.get_xlim()
-    is_right = mean > low + 0.55 * (high - low)
-    axes.annotate(
-        format_number(mean),
-        (mean, 0.97),
-        xycoords=("data", "axes fraction"),
-        xytext=(-4 if is_right else 4, 0),
-        textcoords="offset points",
-        ha="right" if is_right else "left",
-        va="top",
-        fontweight="bold",
-        bbox={"boxstyle": "square,pad=0.15", "facecolor": "white", "edgecolor": "none", "alpha": 0.8},
+def draw(scene: Scene) -> Drawing:
+    """Draws the scored runs; raises DpotoolError when one has no reference."""
+    figure = plot_displacement(scene.need_runs(), **scene.title, recommended=scene.recommended)
+    words = "; ".join(
+        f"{run.label}: " + ", ".join(f"{side} {say_mean(mean)} nats" for side, mean in measure_changes(run).items())
+        for run in scene.runs
+    )
+    return Drawing(
+        figure, f"Distributions of the change of each pair's log-likelihoods, a row per run. Means: {words}."
     )
 
 
-def _say(axes: Axes, text: str) -> None:
-    box = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"}
-    axes.text(0.99, 0.93, text, transform=axes.transAxes, ha="right", va="top", fontsize=7.5, style="italic", bbox=box)
+def measure_changes(run: ScoredRun) -> dict[str, Interval]:
+    """Returns the mean change from the reference of chosen and rejected log-likelihood, nats, with its interval."""
+    return bootstrap_means({side: run.columns[f"{side}_displacement"] for side in SIDES}, clusters=run.clusters)
 
 
-def _label_row(axes: Axes, label: str, n: int, n_excluded: int) -> None:
-    axes.set_ylabel(describe_row(label, n, n_excluded), rotation=0, ha="right", va="center", labelpad=8)
+@styled
+def plot_displacement(runs: Sequence[ScoredRun], *, model: str, data: str, recommended: str | None = None) -> Figure:
+    """Draws histograms of the change, chosen above and rejected below a common line, with means and 95 % intervals.
+
+    Args:
+        runs: scored against a reference, in the order to show.
+        model, data: for the title.
+        recommended: label of the run to mark.
+
+    Raises DpotoolError when a run has no reference or no pair.
+    """
+    for run in runs:
+        if not run.is_referenced:
+            raise DpotoolError("no change to draw", where=run.label, remedy="Score it again with --reference")
+    figure = make_figure(8.4, 1.6 + len(runs) * (1.15 if len(runs) <= 4 else 0.8))
+    grid = figure.subplots(len(runs), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    edges = _find_edges(runs)
+    for axes, run in zip(grid, runs, strict=True):
+        _draw_row(axes, run, edges)
+        label_row(axes, run, runs, is_recommended=run.label == recommended)
+    grid[0].set_xlim(edges[0], edges[-1])
+    tallest = max(abs(height) for axes in grid for height in (axes.dataLim.y0, axes.dataLim.y1))
+    grid[0].set_ylim(-1.1 * tallest, 1.1 * tallest)
+    for axes in grid[:-1]:
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(bottom=False)
+    grid[-1].set_xlabel("change of log π from the reference (nats); below 0: less likely")
+    handles = [
+        Patch(facecolor=color, alpha=0.45, edgecolor=color, hatch=HATCHES[side], label=f"{side} answers")
+        for side, color in _COLORS.items()
+    ]
+    grid[0].legend(handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, borderaxespad=0.2)
+    set_title(figure, "Displacement pair by pair", model, data, describe_ns(runs))
+    values = np.concatenate([run.columns[f"{side}_displacement"] for run in runs for side in SIDES])
+    n_outside = int(((values < edges[0]) | (values > edges[-1])).sum())
+    beyond = (
+        f" {n_outside:,} of {len(values):,} values lie beyond the axis and count in the means." if n_outside else ""
+    )
+    set_note(
+        figure,
+        "Share of pairs per bin: chosen above each line, rejected below it. Points and figures: means with 95 % "
+        f"bootstrap intervals over pairs.{beyond}",
+    )
+    return figure
 
 
-def _finish(grid: NDArray[Any], bins: Mapping[str, Values]) -> None:
-    for axes_column, (name, (title, _, _)) in zip(grid.T, COLUMNS.items(), strict=True):
-        axes_column[0].set_xlim(bins[name][0], bins[name][-1])
-        tallest = max((axes.dataLim.y1 for axes in axes_column if axes.patches), default=1.0)
-        axes_column[0].set_ylim(0, _HEADROOM * tallest)
-        axes_column[-1].set_xlabel(title)
-    for axes in grid.flat:
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
+def _find_edges(runs: Sequence[ScoredRun]) -> NDArray[np.float64]:
+    """Bin edges over the central 99 % of all changes and over every mean, one of them exactly at zero."""
+    changes = [run.columns[f"{side}_displacement"] for run in runs for side in SIDES]
+    ends = [*np.percentile(np.concatenate(changes), _CENTRAL), *(each.mean() for each in changes), 0.0]
+    low, high = min(ends), max(ends)
+    width = (high - low) / choose_n_bins(max(run.n for run in runs)) or 0.1
+    return width * np.arange(np.floor(low / width) - 1, np.ceil(high / width) + 2)
 
 
-def _describe_axes(
-    scored: Mapping[str, tuple[pd.DataFrame, int]], bins: Mapping[str, Values], with_reference: list[str]
-) -> str:
-    values = [(_values(rows, name), bins[name]) for rows, _ in scored.values() for name in COLUMNS]
-    n_outside = sum(int(((v < b[0]) | (v > b[-1])).sum()) for v, b in values)
-    n_all = sum(len(v) for v, _ in values)
-    text = "Pairs per bin, thick line at the mean; bins, axes and heights are the same down a column."
-    if n_outside:
-        text += f" {n_outside:,} of {n_all:,} values lie beyond the axes and count in the means."
-    means = [scored[label][0]["ref_chosen_logps"].mean() for label in with_reference]
-    if means and not np.allclose(means, means[0], rtol=1e-6):
-        text += f" The rows' references differ; the first row is that of {with_reference[0]}."
-    return text
+def _draw_row(axes: Axes, run: ScoredRun, edges: NDArray[np.float64]) -> None:
+    means = measure_changes(run)
+    weights = np.full(run.n, 1 / run.n)
+    for side, sign in (("chosen", 1), ("rejected", -1)):
+        color = _COLORS[side]
+        axes.hist(
+            run.columns[f"{side}_displacement"], bins=list(edges), weights=sign * weights, histtype="stepfilled",
+            facecolor=color, alpha=0.45, edgecolor=color, hatch=HATCHES[side], zorder=2,
+        )  # fmt: skip
+        _mark_mean(axes, means[side], sign, color)
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=3)
+    axes.axvline(0, color=INK, linewidth=0.8, zorder=3)
+    axes.set_yticks([])
+    axes.spines["left"].set_visible(False)
+    for side, sign in (("chosen", 1), ("rejected", -1)):
+        fell = percent(float(np.mean(run.columns[f"{side}_displaced_share"])))
+        axes.annotate(
+            f"{side} {say_mean(means[side])}\nfell on {fell}", (1.0, 0.5 + 0.25 * sign), xycoords="axes fraction",
+            xytext=(6, 0), textcoords="offset points", ha="left", va="center", fontsize=8, color=_COLORS[side],
+        )  # fmt: skip
+
+
+def _mark_mean(axes: Axes, mean: Interval, sign: int, color: str) -> None:
+    """A point with its interval in the middle of a side's half."""
+    axes.errorbar(
+        mean.value, 0.5 + 0.25 * sign, xerr=np.nan_to_num([[mean.value - mean.ci_low], [mean.ci_high - mean.value]]),
+        fmt="o" if sign > 0 else "s", color=INK, markerfacecolor=color, markersize=6, capsize=3, elinewidth=1.6,
+        transform=axes.get_xaxis_transform(), zorder=5,
+    )  # fmt: skip
+
+
+def say_mean(mean: Interval) -> str:
+    """Returns "−3.79 [−4.39, −3.30]"."""
+    return format_interval(mean.to_dict(), "+z.2f").replace("-", "−")

@@ -12,8 +12,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
+from dpotool.compare.comparison import tabulate_runs
+from dpotool.compare.outcomes import measure_outcomes
+from dpotool.compare.theory_check import select_forecast
 from dpotool.errors import DpotoolError
 from dpotool.plots.lambdas import mark_lambdas, set_lambda_ticks
+from dpotool.plots.registry import Drawing
+from dpotool.plots.scene import FoundTable, Scene
 from dpotool.plots.theme import (
     CHOSEN,
     DASHES,
@@ -24,6 +29,7 @@ from dpotool.plots.theme import (
     count,
     describe_n,
     make_figure,
+    percent,
     set_note,
     set_title,
     styled,
@@ -39,6 +45,52 @@ _IN_SUMMARY = {"reward_accuracy": ("accuracy", "value")}
 _APART = 0.004  # on the axis of lambda
 
 Values = NDArray[np.float64]
+
+
+def draw(scene: Scene) -> Drawing:
+    """Draws the newest forecast, and what the runs of its model measured; raises DpotoolError without a forecast."""
+    found = scene.need_theory("advice")
+    advice, outcomes = found.summary["advice"], find_outcomes(scene, found)
+    figure = plot_forecast(advice, **found.title, outcomes=outcomes)
+    text = (
+        "Change of chosen and rejected log-likelihoods, in nats per nat of margin that DPO gains, and reward accuracy, "
+        "by lambda."
+    )
+    return Drawing(figure, f"{text} {put_in_words(advice, outcomes)}")
+
+
+def find_outcomes(scene: Scene, found: FoundTable) -> pd.DataFrame | None:
+    """Returns what the runs of the model that a forecast is of measured (`compare.outcomes`); None without any run."""
+    if not scene.runs:
+        return None
+    return measure_outcomes(
+        select_forecast(found.about, tabulate_runs(scene.runs)), {run.label: run for run in scene.runs}
+    )
+
+
+def put_in_words(advice: Mapping[str, Mapping[str, Any]], outcomes: pd.DataFrame | None) -> str:
+    """Returns the forecast of each optimizer and what runs measured, by lambda."""
+    parts = []
+    for optimizer, forecast in advice.items():
+        grid = forecast.get("grid") or {}
+        rows = [
+            (
+                f"λ={key}", grid[key]["chosen_change"]["mean"], grid[key]["rejected_change"]["mean"],
+                grid[key]["accuracy"]["value"],
+            )
+            for key in sorted(grid, key=float)
+        ]  # fmt: skip
+        if rows:
+            parts.append(f"Forecast from {optimizer}'s step: {'; '.join(_describe_row(*row) for row in rows)}.")
+    if outcomes is not None and len(outcomes):
+        columns = ["label", "chosen_change", "rejected_change", "reward_accuracy"]
+        rows = list(outcomes[columns].itertuples(index=False, name=None))
+        parts.append(f"Measured: {'; '.join(_describe_row(*row) for row in rows)}.")
+    return " ".join(parts)
+
+
+def _describe_row(what: str, chosen: float, rejected: float, accuracy: float) -> str:
+    return f"{what} chosen {chosen:+.2f}, rejected {rejected:+.2f}, accuracy {percent(accuracy)}"
 
 
 @styled
@@ -148,15 +200,18 @@ def _make_handles(is_measured: bool) -> list[Line2D]:
 
 def _describe(outcomes: pd.DataFrame | None) -> str:
     text = (
-        "Lines: after one small step, on pairs it was not taken from; the two differ by the margin, 1 for DPO. "
-        "Horizontal dashes: DPO's predicted accuracy. Shaded, bars: 95 % bootstrap intervals over pairs."
+        "Lines show what one small step does to pairs that it was not taken from. Horizontal dashes: DPO's predicted "
+        "accuracy. Shaded areas and bars: 95 % bootstrap intervals over pairs."
     )
     if outcomes is None:
         return text
     if not len(outcomes):
-        return f"{text} No outcomes: no runs of this model with fixed λ beside a DPO run whose gain in margin is shown."
+        return (
+            f"{text} No outcomes are shown: that takes runs of this model with fixed λ, and a DPO run among them whose "
+            "mean margin is above 0."
+        )
     about = sorted({f"{row['data']} [{row['split']}] (n = {row['n']:,})" for _, row in outcomes.iterrows()})
     return (
-        f"{text} Large points: {count(len(outcomes), 'run')} at the end of training, on {', '.join(about)}, per nat of "
-        "margin that DPO's run gained."
+        f"{text} Large points: {count(len(outcomes), 'run')} at the end of training on {', '.join(about)}, per nat of "
+        "margin that DPO gained there."
     )

@@ -13,6 +13,8 @@ from matplotlib.ticker import MaxNLocator
 
 from dpotool.errors import DpotoolError
 from dpotool.plots.lambdas import DPO
+from dpotool.plots.registry import Drawing
+from dpotool.plots.scene import Scene
 from dpotool.plots.theme import (
     COLORS,
     INK,
@@ -47,6 +49,20 @@ class _Series:
     means: list[float]
     lows: list[float]
     highs: list[float]
+
+
+def draw(scene: Scene) -> Drawing:
+    """Draws the newest theory summary with gaps; raises DpotoolError where there is none."""
+    found = scene.need_theory("gaps")
+    figure = plot_gap(found.summary, **found.title)
+    gaps = {key: kinds for key, kinds in found.summary["gaps"].items() if float(key) != DPO}
+    words = "; ".join(
+        f"f = {key}, {kind.replace('_', ' ')}: g1 {format_significant(gap['g1']['mean'])}, "
+        f"g2 {format_significant(gap['g2']['mean'])}"
+        for key, kinds in gaps.items()
+        for kind, gap in kinds.items()
+    )
+    return Drawing(figure, f"Gaps of DPO-Shift over DPO against f, a column per way to compute them. {words}.")
 
 
 @styled

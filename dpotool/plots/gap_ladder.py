@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from dpotool.errors import DpotoolError
+from dpotool.plots.registry import Drawing
+from dpotool.plots.scene import Scene
 from dpotool.plots.theme import (
     COLORS,
     DASHES,
@@ -30,6 +32,22 @@ _GAPS = {
 }
 _OPTIMIZERS = {"sgd": "gradient descent", "adamw": "AdamW, first step"}
 _OFFSET = 3.0  # of the line with slope 2 over the highest residual
+
+
+def draw(scene: Scene) -> Drawing:
+    """Draws the newest theory summary with measured steps; raises DpotoolError where there is none."""
+    found = scene.need_theory("verification")
+    figure = plot_gap_ladder(found.summary["verification"], **found.title)
+    slopes = "; ".join(
+        f"{_OPTIMIZERS.get(optimizer, optimizer)}, f = {f}, {name}: "
+        + ("none" if gap["slope"] is None else f"{gap['slope']:.2f}")
+        for optimizer, by_shift in found.summary["verification"]["optimizers"].items()
+        for f, gaps in by_shift.items()
+        for name, gap in gaps.items()
+        if name in _GAPS
+    )
+    text = "What the first order leaves over of measured gaps against the learning rate, on logarithmic axes."
+    return Drawing(figure, f"{text} Slopes, 2 where the first order is right: {slopes}.")
 
 
 @styled

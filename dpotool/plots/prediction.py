@@ -14,10 +14,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dpotool.errors import DpotoolError
+from dpotool.plots.registry import Drawing
+from dpotool.plots.scene import Scene
 from dpotool.plots.theme import (
     CHOSEN,
     FAINT,
     INK,
+    MANY,
     MUTED,
     REJECTED,
     describe_n,
@@ -31,12 +34,22 @@ from dpotool.theory.prediction_summary import summarize_prediction
 _SIDES = {"chosen": (CHOSEN, "o"), "rejected": (REJECTED, "s")}
 _COLUMNS = ("chosen_change", "rejected_change", "predicted_chosen_change", "predicted_rejected_change")
 _PLACES = {"from": "at the first", "middle": "halfway between them", "to": "at the second"}
-_MANY = 3000  # points from which they are one image in vector formats
-_LOOKS = {500: (20, 0.6, 0.3), _MANY: (8, 0.3, 0.0), math.inf: (6, 0.22, 0.0)}
+_LOOKS = {500: (20, 0.6, 0.3), MANY: (8, 0.3, 0.0), math.inf: (6, 0.22, 0.0)}
 """Number of points up to which they are drawn so -> size, opacity, width of the edge."""
 _LOPSIDED = 3.0  # ratio of the axes' lengths from which a square would waste most of itself
 
 Values = NDArray[np.float64]
+
+
+def draw(scene: Scene) -> Drawing:
+    """Draws the newest prediction table; raises DpotoolError where there is none."""
+    found = scene.need_prediction()
+    frame, about = found.frame, found.about | found.summary
+    figure = plot_prediction(frame, **found.title, about=about)
+    fits = about if all(side in about for side in _SIDES) else summarize_prediction(frame)
+    words = "; ".join(f"{side}: {_describe_fit(fits[side])}" for side in _SIDES)
+    text = "Measured against predicted change of each pair's log-likelihood, chosen and rejected side by side."
+    return Drawing(figure, f"{text} {words}.")
 
 
 @styled
@@ -82,7 +95,7 @@ def _draw_points(axes: Axes, predicted: Values, measured: Values, color: str, ma
     size, alpha, edge = next(look for most, look in _LOOKS.items() if n <= most)
     axes.scatter(
         predicted, measured, s=size, marker=marker, color=color, alpha=alpha, linewidths=edge, edgecolors="white",
-        rasterized=n > _MANY, zorder=2,
+        rasterized=n > MANY, zorder=2,
     )  # fmt: skip
 
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from dpotool.compare.comparison import expand_sweeps, make_unique, open_runs, tabulate_runs
+from dpotool.compare.comparison import expand_sweeps, make_unique, open_runs
+from dpotool.compare.differences import Comparison
+from dpotool.compare.findings import Findings, conclude
 from dpotool.compare.scored_run import ScoredRun
+from dpotool.errors import DpotoolError
 from dpotool.plots.config import PlotConfig
+from dpotool.plots.registry import NEEDS
 from dpotool.runs.folder import RunFolder, read_summary
 from dpotool.runs.places import tell_path
 from dpotool.runs.tables import read_metadata, read_table
 
 
 @dataclass(frozen=True, slots=True)
-class Findings:
+class FoundTable:
     """A theory or prediction table with what it says of itself and the summary beside it."""
 
     path: Path
@@ -42,37 +47,73 @@ class Findings:
         return int(self.about.get("n_excluded", 0))
 
 
-@dataclass(frozen=True, slots=True)
 class Scene:
-    """The runs a picture is made of, labelled, and what the title says of them."""
+    """The runs a picture is made of, each opened once, and what the title says of them."""
 
-    runs: pd.DataFrame
-    """Runs table (`compare.comparison`); empty where nothing is scored."""
-    scored: list[ScoredRun]
-    """The same runs with their pairs, in the table's order."""
-    everything: list[RunFolder]
-    """All run folders named, a sweep's own included; theory tables may lie in any of them."""
-    config: PlotConfig
-    theory: Path | None = None
-    """The theory table to draw; without it the first folder's newest that the settings name."""
+    def __init__(
+        self,
+        everything: Sequence[RunFolder],
+        config: PlotConfig,
+        findings: Findings | None = None,
+    ) -> None:
+        """Takes the folders as they were named.
+
+        Args:
+            everything: all run folders named, a sweep's own included; theory tables may lie in any of them.
+            findings: what was found out about these runs, where somebody knows already. The theory table is then the
+                one that is a forecast of these runs; without them it is the first folder's newest.
+        """
+        self.everything = list(everything)
+        self.config = config
+        self._is_known = findings is not None
+        if findings is not None:
+            self.findings = findings
+            self.runs = findings.comparison.scored
+
+    @cached_property
+    def runs(self) -> list[ScoredRun]:
+        """Scored runs, in the order given."""
+        folders = [folder for folder in self.everything if folder.list_scores()]
+        return open_runs(folders, data=self.config.data, split=self.config.split)
+
+    @cached_property
+    def findings(self) -> Findings:
+        """Differences from the baseline and what follows. Raises DpotoolError where runs cannot be compared."""
+        return conclude(self.need_runs(), self.everything)
+
+    @property
+    def comparison(self) -> Comparison:
+        """Differences from the baseline, pair by pair."""
+        return self.findings.comparison
+
+    @property
+    def recommended(self) -> str | None:
+        """Label of the run to take; None where none can be recommended, or the runs cannot be compared."""
+        try:
+            found = self.findings.recommendation
+        except DpotoolError:
+            return None
+        return found["recommended"] if found and len(self.runs) > 1 else None
+
+    def need_runs(self) -> list[ScoredRun]:
+        """Returns the scored runs. Raises DpotoolError, with the remedy, where there is none."""
+        if not self.runs:
+            where = str(self.everything[0].path)
+            raise DpotoolError("no scores here", where=where, remedy=f"Run `dpotool score {where}` first")
+        return self.runs
 
     @property
     def title(self) -> dict[str, str]:
         """Model and data, as every picture's title says them."""
-        first = self.runs.iloc[0]
-        model = first["label"] if pd.isna(first["model"]) else first["model"]  # an import knows none
-        return {"model": tell_path(str(model)), "data": f"{first['data']} [{first['split']}]"}
-
-    def read_scores(self) -> dict[str, pd.DataFrame]:
-        """Returns label -> score table."""
-        return {run.label: run.table for run in self.scored}
+        first = self.need_runs()[0]
+        model = first.manifest["config"].get("model") or first.label  # an import knows none
+        return {"model": tell_path(str(model)), "data": f"{first.data} [{first.split}]"}
 
     def list_logs(self) -> dict[str, RunFolder]:
         """Returns label -> run that logged while training; one that is not scored goes by its folder's name."""
-        known = [run.folder for run in self.scored]
-        others = [folder for folder in self.everything if folder not in known]
-        labels = [*(run.label for run in self.scored), *(folder.name for folder in others)]
-        folders = [*known, *others]
+        scored = {run.folder.path: run.label for run in self.runs}
+        folders = sorted(self.everything, key=lambda folder: folder.path not in scored)
+        labels = [scored.get(folder.path, folder.name) for folder in folders]
         found = dict(zip(make_unique(labels, folders), folders, strict=True))
         return {label: folder for label, folder in found.items() if folder.metrics_path.exists()}
 
@@ -80,30 +121,44 @@ class Scene:
         """Returns label -> metrics rows, of the runs that logged while training."""
         return {label: pd.DataFrame(folder.read_metrics()) for label, folder in self.list_logs().items()}
 
-    def find_theory(self, holds: Callable[[dict[str, Any]], Any] = lambda _: True) -> Findings | None:
-        """Returns the first folder's newest theory table, of those whose summary `holds` what is needed."""
-        return next((found for found in self._read_all("theory") if holds(found.summary)), None)
+    def find_theory(self, entry: str | None = None) -> FoundTable | None:
+        """Returns the first folder's newest theory table, of those whose summary has something under `entry`."""
+        return next((found for found in self._read_all("theory") if entry is None or found.summary.get(entry)), None)
 
-    def find_prediction(self) -> Findings | None:
-        """Returns the first folder's newest prediction table."""
-        return next(self._read_all("prediction"), None)
+    def need_theory(self, entry: str | None = None) -> FoundTable:
+        """Returns what `find_theory` does; raises DpotoolError, with the remedy, where there is none."""
+        found = self.find_theory(entry)
+        if found is not None:
+            return found
+        where = str(self.everything[0].path)
+        if self.find_theory() is None:
+            whose = " of the model that the runs started from, made before training" if self._is_known else " here"
+            raise DpotoolError(f"no theory table{whose}", where=where, remedy="Run `dpotool theory-gap` first")
+        remedy = "Run `dpotool theory-gap` again, without --pairs-only and on at least 4 pairs"
+        raise DpotoolError(f"no theory summary with {entry} here", where=where, remedy=remedy)
 
-    def _read_all(self, table: str) -> Iterator[Findings]:
-        if table == "theory" and self.theory is not None:
-            yield Findings(self.theory, read_metadata(self.theory), read_summary(self.theory) or {})
-            return
-        for folder in self.everything:
-            for path in folder.list_theory() if table == "theory" else folder.list_predictions():
-                about = read_metadata(path)
-                if _matches(about, self.config):
-                    yield Findings(path, about, read_summary(path) or {})
+    def need_prediction(self) -> FoundTable:
+        """Returns the first folder's newest prediction table; raises DpotoolError, with the remedy, without one."""
+        found = next(self._read_all("prediction"), None)
+        if found is None:
+            where = str(self.everything[0].path)
+            raise DpotoolError("no prediction table here", where=where, remedy=f"Run `dpotool predict {where}` first")
+        return found
+
+    def _read_all(self, kind: str) -> Iterator[FoundTable]:
+        paths = [path for folder in self.everything for path in NEEDS[kind].find(folder)]
+        for path in paths:
+            about = read_metadata(path)
+            is_wanted = _matches(about, self.config)
+            if kind == "theory" and self._is_known:
+                is_wanted = path == self.findings.theory_table
+            if is_wanted:
+                yield FoundTable(path, about, read_summary(path) or {})
 
 
 def read_scene(paths: Sequence[str], config: PlotConfig) -> Scene:
-    """Collects the runs that the paths stand for."""
-    everything = expand_sweeps(paths)
-    scored = open_runs([run for run in everything if run.list_scores()], data=config.data, split=config.split)
-    return Scene(tabulate_runs(scored), scored, everything, config)
+    """Collects the runs that the paths stand for. Raises DpotoolError for a folder that is no run."""
+    return Scene(expand_sweeps(paths), config)
 
 
 def _matches(about: dict[str, Any], config: PlotConfig) -> bool:

@@ -13,7 +13,7 @@ import re
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import ParamSpec
+from typing import Any, ParamSpec
 
 import matplotlib as mpl
 import seaborn
@@ -21,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.runs.atomic import atomic_path
 
@@ -32,6 +33,8 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h")
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 2, 1, 2)))
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 HATCHES = {"chosen": "", "rejected": "/////", "margin": "....."}
+MANY = 3000
+"""Points from which they are drawn small, and as one image in vector formats."""
 
 _STYLE = {
     **seaborn.axes_style("ticks"),
@@ -81,6 +84,26 @@ def make_figure(width: float, height: float) -> Figure:
     return figure
 
 
+def make_panels(n: int, *, width: float, height: float, first_height: float = 0.0) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with n panels on common axes, at most three in a row; the lowest of a column have numbers.
+
+    Args:
+        width, height: inches a panel.
+        first_height: inches a panel where there is only one.
+    """
+    n_columns = min(3, n)
+    n_rows = math.ceil(n / n_columns)
+    figure = make_figure(
+        max(4.6, width * n_columns), 1.3 + (first_height if n == 1 and first_height else height) * n_rows
+    )
+    grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
+    for axes in grid.flat[n:]:
+        axes.set_visible(False)
+    for position, axes in enumerate(grid.flat[:n]):
+        axes.tick_params(labelbottom=position + n_columns >= n)  # nothing below
+    return figure, list(grid.flat[:n])
+
+
 def set_title(figure: Figure, what: str, *subject: str) -> None:
     """Two lines above everything: what is shown in bold, then model, data and n.
 
@@ -103,19 +126,37 @@ def describe_n(n: int, n_excluded: int = 0) -> str:
     return f"n = {count(n, 'pair')}" + (f", {n_excluded:,} left out" if n_excluded else "")
 
 
-def describe_row(label: str, n: int, n_excluded: int) -> str:
-    """A row's label: its name over at most three lines, then "n = 300" or "n = 300 (4 left out)"."""
-    return f"{wrap(label, 20)}\nn = {n:,}" + (f" ({n_excluded:,} left out)" if n_excluded else "")
+def label_row(axes: Axes, run: ScoredRun, runs: Sequence[ScoredRun], *, is_recommended: bool = False) -> None:
+    """Names a row on its left, in bold if it is recommended, with "n = 300 (4 left out)" where runs differ in it."""
+    text, n_excluded = wrap(run.label, 20), sum(run.excluded.values())
+    if len({(each.n, sum(each.excluded.values())) for each in runs}) > 1:
+        text += f"\nn = {run.n:,}" + (f" ({n_excluded:,} left out)" if n_excluded else "")
+    if is_recommended:
+        text += "\nrecommended"
+    weight = "bold" if is_recommended else "normal"
+    axes.set_ylabel(text, rotation=0, ha="right", va="center", labelpad=6, fontweight=weight)
 
 
-def describe_ns(counts: Sequence[tuple[int, int]]) -> str:
-    """Returns the n of several (n, n_excluded) for a title: one number if they agree, else that they do not."""
+def title_panel(axes: Axes, label: str, *, is_recommended: bool = False) -> None:
+    """Names a panel above it, in bold if it is recommended."""
+    mark = "\nrecommended" if is_recommended else ""
+    axes.set_title(wrap(label, 34, 2) + mark, fontsize=9, fontweight="bold" if mark else "normal")
+
+
+def describe_ns(runs: Sequence[ScoredRun]) -> str:
+    """Returns the n of several runs for a title: one number if they agree, else that they do not."""
+    counts = [(run.n, sum(run.excluded.values())) for run in runs]
     if len(set(counts)) == 1:
         return describe_n(*counts[0])
     low, high = min(n for n, _ in counts), max(n for n, _ in counts)
     ns = f"n = {low:,} pairs each" if low == high else f"n differs: {low:,} to {high:,} pairs"
     n_excluded = sum(left_out for _, left_out in counts)
     return ns + (f", {n_excluded:,} left out in all" if n_excluded else "")
+
+
+def percent(share: float) -> str:
+    """Returns "79.8 %"."""
+    return f"{100 * share:.1f} %"
 
 
 def count(n: int, noun: str) -> str:
@@ -170,6 +211,18 @@ def choose_n_bins(n: int) -> int:
 def show_zero(axes: Axes) -> None:
     """A line at zero on the x axis."""
     axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
+
+
+def ring_recommended(axes: Axes, x: float, y: float) -> None:
+    """A wide ring around the point of the recommended run, and a small one in the legend."""
+    ring: dict[str, Any] = {
+        "markerfacecolor": "none",
+        "markeredgecolor": COLORS[3],
+        "markeredgewidth": 2.2,
+        "linestyle": "",
+    }
+    axes.plot(x, y, "o", markersize=17, zorder=3, **ring)
+    axes.plot([], [], "o", markersize=8, label="recommended", **ring)
 
 
 def put_legend_above(axes: Axes, n_columns: int) -> None:

@@ -11,14 +11,18 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from dpotool.errors import DpotoolError
+from dpotool.plots.registry import Drawing
+from dpotool.plots.scene import Scene
 from dpotool.plots.theme import (
     COLORS,
     INK,
+    MANY,
     MUTED,
     choose_n_bins,
     count,
     describe_n,
     make_figure,
+    percent,
     set_note,
     set_title,
     styled,
@@ -29,7 +33,25 @@ _SIGNS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 _CASE_MARKERS = ("o", "x", "^", "s", "D")
 _WIDE = 20.0  # largest over median magnitude from which an axis is drawn in powers of ten
 _PAD = {"x": 0.04, "y": 0.13}  # of the axis; above and below there must be room for the counts in the corners
-_MANY = 3000  # points from which they are drawn small, and as one image in vector formats
+
+
+def draw(scene: Scene) -> Drawing:
+    """Draws the newest theory table; raises DpotoolError where there is none."""
+    found = scene.need_theory()
+    frame = found.frame
+    figure = plot_theory(frame, **found.title, n_excluded=found.n_excluded)
+    text = "Scatter of u against v of Theorem 2.1, a point per pair, its entanglement case as its shape."
+    return Drawing(figure, f"{text} {put_in_words(frame)}")
+
+
+def put_in_words(table: pd.DataFrame) -> str:
+    """Returns how many pairs of a theory table lie in each quadrant of u and v and in each entanglement case, in %."""
+    usable, _ = split_usable(table)
+    signs, cases = (
+        ", ".join(f"{name} {percent(n_pairs / len(usable))}" for name, n_pairs in counts.items())
+        for counts in (count_signs(usable), count_cases(usable))
+    )
+    return f"Of {len(usable):,} pairs: {signs}. One DPO step on the pair alone: {cases}."
 
 
 @styled
@@ -110,14 +132,14 @@ def _format_power(value: float, _position: int | None = None) -> str:
 def _draw_points(axes: Axes, usable: pd.DataFrame, u: NDArray[np.float64], v: NDArray[np.float64]) -> None:
     """One shape and colour per entanglement case, the most frequent first."""
     cases = _name_cases(usable)
-    size = 22 if len(u) <= _MANY else 8
+    size = 22 if len(u) <= MANY else 8
     for position, (case, n_pairs) in enumerate(count_cases(usable).items()):
         is_case = (cases == case).to_numpy()
         marker = _CASE_MARKERS[position % len(_CASE_MARKERS)]
         axes.scatter(
             u[is_case], v[is_case], s=size, marker=marker, color=COLORS[position % len(COLORS)], alpha=0.65,
             linewidths=0.9 if marker == "x" else 0.3, edgecolors=None if marker == "x" else "white",
-            rasterized=len(u) > _MANY, zorder=3, label=f"{case}: {n_pairs:,} ({_percent(n_pairs / len(u))})",
+            rasterized=len(u) > MANY, zorder=3, label=f"{case}: {n_pairs:,} ({percent(n_pairs / len(u))})",
         )  # fmt: skip
 
 
@@ -140,10 +162,6 @@ def count_signs(usable: pd.DataFrame) -> dict[str, int]:
         )
         for x_sign, y_sign in _SIGNS
     }
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def _put_legend(place: Axes, axes: Axes) -> None:
@@ -178,7 +196,7 @@ def _write_quadrants(axes: Axes, usable: pd.DataFrame) -> None:
     """Number and share of pairs in each corner."""
     for (x_sign, y_sign), (name, n_pairs) in zip(_SIGNS, count_signs(usable).items(), strict=True):
         is_possible = (x_sign, y_sign) != (-1, 1)
-        share = _percent(n_pairs / len(usable)) if is_possible else "cannot occur"
+        share = percent(n_pairs / len(usable)) if is_possible else "cannot occur"
         text = f"{name}\n{count(n_pairs, 'pair')}, {share}"
         axes.text(
             0.985 if x_sign > 0 else 0.015, 0.985 if y_sign > 0 else 0.015, text, transform=axes.transAxes,
@@ -191,7 +209,7 @@ def _compare_with_paper(u: NDArray[np.float64], v: NDArray[np.float64]) -> str:
     ours = {"u > 0": float(np.mean(u > 0)), "v < 0": float(np.mean(v < 0))}
     theirs = (PAPER_SHARES["u_positive_share"], PAPER_SHARES["v_negative_share"])
     shares = "; ".join(
-        f"{sign}: {_percent(our)} (paper {_percent(their)})"
+        f"{sign}: {percent(our)} (paper {percent(their)})"
         for (sign, our), their in zip(ours.items(), theirs, strict=True)
     )
     n_zero = int(((u == 0) | (v == 0)).sum())

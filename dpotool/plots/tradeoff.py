@@ -1,15 +1,22 @@
-"""The trade-off: mean log-likelihood of chosen completions against reward accuracy or margin, a point per run."""
+"""Gain and cost of each run against the baseline, over the same pairs: chosen log-likelihood and accuracy or margin."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dpotool.compare.differences import Comparison
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.plots.labels import label_points
+from dpotool.plots.registry import Drawing
+from dpotool.plots.scene import Scene
 from dpotool.plots.theme import (
     COLORS,
     INK,
@@ -19,59 +26,156 @@ from dpotool.plots.theme import (
     describe_ns,
     make_figure,
     put_legend_above,
+    ring_recommended,
     set_note,
     set_title,
     styled,
     wrap,
 )
+from dpotool.stats.wording import format_interval
 
 _X = "chosen_logps"
 AGAINST = {
-    "reward_accuracy": ("reward accuracy", "reward accuracy (margin > 0)"),
-    "reward_margins": ("reward margin", "mean reward margin (nats)"),
+    "reward_accuracy": ("reward accuracy", "points", 100.0),
+    "reward_margins": ("reward margin", "nats", 1.0),
 }
+"""What may stand on the y axis -> its name, unit and scale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A run: its differences from the baseline, `mean`, `ci_low`, `ci_high`, in the units of the axes."""
+
+    label: str
+    run: Mapping[Any, Any]
+    """Its row in the runs table."""
+    x: Mapping[str, float]
+    y: Mapping[str, float]
+
+
+def draw(scene: Scene) -> Drawing:
+    """Draws the scored runs against the baseline; raises DpotoolError where there is no difference to draw."""
+    return _draw(scene, "reward_accuracy")
+
+
+def draw_margin(scene: Scene) -> Drawing:
+    """The same against the reward margin."""
+    return _draw(scene, "reward_margins")
+
+
+def _draw(scene: Scene, against: str) -> Drawing:
+    scene.need_runs()
+    comparison, found = scene.comparison, scene.findings.recommendation
+    floor = found["accuracy_floor"] if found else None
+    figure = plot_tradeoff(
+        comparison, **scene.title, against=against, recommended=scene.recommended, accuracy_floor=floor
+    )
+    points = read_points(comparison, against)
+    name, unit, _ = AGAINST[against]
+    rows = [
+        f"{each.label}: log π(chosen) {format_interval(each.x, '+z.2f')} nats, {name} "
+        f"{format_interval(each.y, '+z.2f')} {unit}"
+        for each in points
+        if each.label != comparison.baseline
+    ]
+    front = [each.label for each, is_best in zip(points, is_on_front(*_centres(points)), strict=True) if is_best]
+    text = f"Differences from {comparison.baseline} over the same pairs. {'; '.join(rows)}. "
+    return Drawing(figure, f"{text}On the Pareto front: {', '.join(front)}.")
+
+
+def read_points(comparison: Comparison, against: str) -> list[Point]:
+    """Returns a point per run whose two differences are known, the baseline at the origin."""
+    _, _, scale = AGAINST[against]
+    points = []
+    for run in comparison.runs.to_dict("records"):
+        label = str(run["label"])
+        if label == comparison.baseline:
+            none = dict.fromkeys(("mean", "ci_low", "ci_high"), 0.0)
+            points.append(Point(label, run, none, none))
+            continue
+        x, y = (comparison.differences[label][name] for name in (_X, against))
+        if x is not None and y is not None:
+            scaled = {end: scale * value for end, value in y["difference"].items()}
+            points.append(Point(label, run, x["difference"], scaled))
+    return points
 
 
 @styled
-def plot_tradeoff(runs: pd.DataFrame, *, model: str, data: str, against: str = "reward_accuracy") -> Figure:
-    """Draws one point per run with both 95 % intervals, and the Pareto front: no run is better in both.
+def plot_tradeoff(
+    comparison: Comparison,
+    *,
+    model: str,
+    data: str,
+    against: str = "reward_accuracy",
+    recommended: str | None = None,
+    accuracy_floor: float | None = None,
+) -> Figure:
+    """Draws one point per run with paired 95 % intervals of both differences, and the Pareto front.
 
     Args:
-        runs: runs table (results.comparison).
+        comparison: of several runs with one of them (compare.differences).
         model, data: for the title.
         against: what stands on the y axis, `reward_accuracy` or `reward_margins`.
+        recommended: label of the run to mark.
+        accuracy_floor: accuracy below which a run is not recommended, the lower end of the baseline's own interval.
 
-    Raises DpotoolError for another `against`, or when no run has both numbers.
+    Raises DpotoolError for another `against`, or when no run differs from the baseline by known numbers.
     """
     if against not in AGAINST:
         raise DpotoolError(f"cannot draw against {against!r}", remedy=suggest_nearest(against, AGAINST))
-    known = runs[runs[[_X, against]].notna().all(axis=1)].reset_index(drop=True)
-    if known.empty:
-        raise DpotoolError(f"no run has both {_X} and {against}", remedy="Score the runs with a reference first")
-    x, y = (known[name].to_numpy(dtype=np.float64) for name in (_X, against))
-    figure = make_figure(7.0, 5.0)
+    points = read_points(comparison, against)
+    need_differences(comparison, len(points) > 1, against)
+    name, unit, scale = AGAINST[against]
+    x, y = _centres(points)
+    figure = make_figure(7.2, 5.0)
     axes = figure.add_subplot()
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
+    axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
     on_front = is_on_front(x, y)
     _draw_front(axes, x[on_front], y[on_front])
-    _draw_runs(axes, known, against)
-    axes.set(xlabel="mean log-likelihood of chosen (nats), higher: less displaced", ylabel=AGAINST[against][1])
-    if against == "reward_accuracy":
-        axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+    _draw_runs(axes, points, recommended)
+    put_legend_above(axes, 4)
     axes.grid()
     axes.set_axisbelow(True)
-    counts = list(zip(known["n"].astype(int), known["n_excluded"].astype(int), strict=True))
-    set_title(figure, f"Chosen likelihood against {AGAINST[against][0]}", model, data, describe_ns(counts))
-    set_note(figure, _describe(len(known), int(on_front.sum()), len(runs) - len(known)))
+    axes.margins(0.08)
+    if accuracy_floor is not None and against == "reward_accuracy":
+        _draw_floor(axes, comparison, scale * accuracy_floor)
+    axes.set_xlabel(
+        f"mean log π(chosen), difference from {comparison.baseline} (nats)\nright: chosen answers more likely"
+    )
+    axes.set_ylabel(f"{name}, difference from {comparison.baseline} ({unit})")
+    set_title(figure, "Gain and cost against the baseline", model, data, describe_ns(comparison.scored))
+    set_note(figure, _describe(comparison, len(points), int(on_front.sum())))
     # the legend says that dots are DPO-Shift
-    labels = [wrap(str(label).removeprefix("DPO-Shift "), 26, 2) for label in known["label"]]
+    labels = [wrap(each.label.removeprefix("DPO-Shift "), 26, 2) for each in points]
     label_points(axes, x, y, labels, avoid=_front_corners(x[on_front], y[on_front]))
     return figure
+
+
+def need_differences(comparison: Comparison, is_known: bool, metric: str) -> None:
+    """Raises DpotoolError, with the remedy, where there is only one run, or no difference of a metric is known."""
+    if len(comparison.runs) < 2:
+        remedy = "Name at least two scored runs, or a sweep"
+        raise DpotoolError("one run alone has no difference to draw", where=comparison.baseline, remedy=remedy)
+    if not is_known:
+        what = metric.replace("_", " ")
+        raise DpotoolError(f"no run's {what} can be compared", remedy="Score the runs with a reference first")
+
+
+def measure_bars(interval: Mapping[str, float]) -> NDArray[np.float64]:
+    """Returns how far an interval reaches below and above its mean, (2, 1); 0 where its ends are not known."""
+    mean = interval["mean"]
+    return np.nan_to_num(np.array([[mean - interval["ci_low"]], [interval["ci_high"] - mean]]))
 
 
 def is_on_front(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Whether no other point is at least as high in both x and y and higher in one."""
     is_higher = (x[None] >= x[:, None]) & (y[None] >= y[:, None]) & ((x[None] > x[:, None]) | (y[None] > y[:, None]))
     return np.logical_not(is_higher.any(axis=1))
+
+
+def _centres(points: list[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    return np.array([each.x["mean"] for each in points]), np.array([each.y["mean"] for each in points])
 
 
 def _draw_front(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
@@ -90,38 +194,47 @@ def _front_corners(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np
     return np.column_stack([x, y])
 
 
-def _draw_runs(axes: Axes, runs: pd.DataFrame, against: str) -> None:
-    """DPO as a star, constant lambdas as dots from light to dark, every other run in a shape of its own."""
-    is_dpo = (runs["loss"] == "dpo") | (runs["lambda"] == 1)
-    is_constant = runs["lambda"].notna() & ~is_dpo
-    _draw_group(axes, runs[is_constant], against, "o", COLORS[0], "DPO-Shift, constant λ")
-    _draw_group(axes, runs[is_dpo], against, "*", COLORS[1], "DPO")
-    for position, (_, run) in enumerate(runs[~is_dpo & ~is_constant].iterrows()):
-        marker, color = MARKERS[1 + position % (len(MARKERS) - 1)], COLORS[2 + position % (len(COLORS) - 2)]
-        _draw_group(axes, run.to_frame().T, against, marker, color, None)
-    put_legend_above(axes, 3)
-
-
-def _draw_group(axes: Axes, runs: pd.DataFrame, against: str, marker: str, color: str, label: str | None) -> None:
-    if not len(runs):
-        return
-    values = {name: runs[name].to_numpy(dtype=np.float64) for name in (_X, against)}
-    spread = {
-        name: np.nan_to_num(np.abs(runs[[f"{name}_low", f"{name}_high"]].to_numpy(dtype=np.float64).T - values[name]))
-        for name in values
-    }
-    axes.errorbar(
-        values[_X], values[against], xerr=spread[_X], yerr=spread[against], fmt="none", ecolor=color, elinewidth=0.7,
-        alpha=0.55, zorder=2,
-    )  # fmt: skip
-    axes.plot(
-        values[_X], values[against], marker, color=color, markersize=12 if marker == "*" else 7, markeredgecolor=INK,
-        markeredgewidth=0.6, label=label, zorder=4,
+def _draw_floor(axes: Axes, comparison: Comparison, floor: float) -> None:
+    """A dotted line at the lower end of the baseline's own interval: what lies below it is not recommended."""
+    base = comparison.runs.loc[comparison.runs["label"] == comparison.baseline, "reward_accuracy"].iloc[0]
+    low, high = axes.get_ylim()
+    height = floor - 100 * float(base)
+    axes.set_ylim(min(low, height - 0.08 * (high - low)), high)
+    axes.axhspan(height, 0, color=COLORS[2], alpha=0.1, linewidth=0, zorder=0)
+    axes.annotate(
+        f"within {comparison.baseline}'s own 95 % interval", (1, height), xycoords=("axes fraction", "data"),
+        xytext=(-3, 3), textcoords="offset points", ha="right", va="bottom", fontsize=7.5, color=MUTED,
     )  # fmt: skip
 
 
-def _describe(n_runs: int, n_on_front: int, n_missing: int) -> str:
+def _draw_runs(axes: Axes, points: list[Point], recommended: str | None) -> None:
+    """DPO as a star, constant lambdas as dots, every other run in a shape of its own."""
+    position, named = 0, set()
+    for each in points:
+        if each.run["loss"] == "dpo" or each.run["lambda"] == 1:
+            marker, color, name = "*", COLORS[1], "DPO"
+        elif not math.isnan(each.run["lambda"]):
+            marker, color, name = "o", COLORS[0], "DPO-Shift, constant λ"
+        else:
+            marker, color, name = MARKERS[1 + position % (len(MARKERS) - 1)], COLORS[2 + position % 5], ""
+            position += 1
+        axes.errorbar(
+            each.x["mean"], each.y["mean"], xerr=measure_bars(each.x), yerr=measure_bars(each.y), fmt="none",
+            ecolor=color, elinewidth=1.1, capsize=2, zorder=3,
+        )  # fmt: skip
+        axes.plot(
+            each.x["mean"], each.y["mean"], marker, color=color, markersize=12 if marker == "*" else 7,
+            markeredgecolor=INK, markeredgewidth=0.6, label=name if name and name not in named else None, zorder=4,
+        )  # fmt: skip
+        named.add(name)
+        if each.label == recommended:
+            ring_recommended(axes, each.x["mean"], each.y["mean"])
+
+
+def _describe(comparison: Comparison, n_points: int, n_on_front: int) -> str:
     text = (
-        f"{count(n_runs, 'run')}, {n_on_front} on the Pareto front by point estimate. Bars: 95 % bootstrap intervals."
+        f"{count(n_points, 'run')}, {n_on_front} of them on the Pareto front by point estimate. Bars: 95 % bootstrap "
+        f"intervals of the difference from {comparison.baseline} over the same pairs."
     )
+    n_missing = len(comparison.runs) - n_points
     return text + (f" {count(n_missing, 'run')} without both numbers not shown." if n_missing else "")

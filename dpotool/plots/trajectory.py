@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
 from dpotool.errors import DpotoolError
-from dpotool.plots.theme import CHOSEN, INK, REJECTED, count, make_figure, set_note, set_title, styled, wrap
+from dpotool.plots.registry import Drawing
+from dpotool.plots.scene import Scene
+from dpotool.plots.theme import CHOSEN, INK, REJECTED, count, make_panels, set_note, set_title, styled, title_panel
 
 _SIDES: dict[str, dict[str, Any]] = {
     "chosen": {"color": CHOSEN, "marker": "o", "linestyle": "-"},
@@ -23,113 +25,197 @@ _SIDES: dict[str, dict[str, Any]] = {
 _SMOOTH_SHARE = 0.1
 
 
+@dataclass(frozen=True, slots=True)
+class Ends:
+    """Where one logged number began and ended."""
+
+    steps: tuple[int, int]
+    first: float
+    last: float
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One side of one run over steps, nats."""
+
+    batches: pd.Series
+    """Means over training batches: other pairs at every step."""
+    evaluated: pd.Series
+    """Means over the evaluation set: the same pairs every time."""
+
+    @property
+    def main(self) -> pd.Series:
+        """What is drawn bold: the evaluations, or without any a moving average over a tenth of the batches."""
+        if len(self.evaluated):
+            return self.evaluated
+        width = max(1, round(_SMOOTH_SHARE * len(self.batches)))
+        return self.batches.rolling(width, center=True, min_periods=1).mean()
+
+
+def draw(scene: Scene) -> Drawing:
+    """Draws what the runs logged, scored or not; raises DpotoolError when none logged any log-likelihood."""
+    logs, metrics = scene.list_logs(), scene.read_metrics()
+    if not metrics:
+        scene.need_runs()
+        where = str(scene.everything[0].path)
+        raise DpotoolError("no metrics.jsonl here", where=where, remedy="Only runs of `dpotool train` log a trajectory")
+    manifests = {label: folder.read_manifest() for label, folder in logs.items()}
+    betas = {label: manifest["config"].get("beta") for label, manifest in manifests.items()}
+    counts = {manifest["data"].get("eval", {}).get("n_pairs") for manifest in manifests.values()}
+    title = scene.title if scene.runs else {"model": ", ".join(metrics), "data": ""}
+    n_pairs = counts.pop() if len(counts) == 1 else None
+    recommended = scene.recommended if scene.runs else None
+    figure = plot_trajectory(metrics, **title, betas=betas, n_eval_pairs=n_pairs, recommended=recommended)
+    return Drawing(
+        figure, " ".join(["Log-likelihoods over optimiser steps, a panel per run.", *_put_in_words(metrics)])
+    )
+
+
+def read_ends(rows: pd.DataFrame, name: str) -> Ends | None:
+    """Returns the first and last value of `name` that was logged, of evaluations where there are any; None without."""
+    found = [series for prefix in ("eval_", "") if len(series := _read_column(rows, f"{prefix}{name}"))]
+    if not found:
+        return None
+    steps, values = found[0].index.astype(int), found[0].astype(float)
+    return Ends((int(steps[0]), int(steps[-1])), float(values.iloc[0]), float(values.iloc[-1]))
+
+
+def describe_source(rows: pd.DataFrame) -> str:
+    """Returns what the logged log-likelihoods are means over: 'evaluation pairs' or 'training batches'."""
+    return "evaluation pairs" if len(_read_column(rows, "eval_logps/chosen")) else "training batches"
+
+
+def _put_in_words(metrics: Mapping[str, pd.DataFrame]) -> list[str]:
+    sentences = []
+    for label, rows in metrics.items():
+        moves = [
+            f"log π({side}) from {ends.first:.2f} at step {ends.steps[0]} to {ends.last:.2f} at step {ends.steps[1]}"
+            for side in _SIDES
+            if (ends := read_ends(rows, f"logps/{side}"))
+        ]
+        sentences.append(f"{label}, means over {describe_source(rows)}: {' and '.join(moves) or 'none logged'}.")
+    return sentences
+
+
 @styled
 def plot_trajectory(
-    metrics: Mapping[str, pd.DataFrame], *, model: str, data: str, n_eval_pairs: int | None = None
+    metrics: Mapping[str, pd.DataFrame],
+    *,
+    model: str,
+    data: str,
+    betas: Mapping[str, float | None] | None = None,
+    n_eval_pairs: int | None = None,
+    recommended: str | None = None,
 ) -> Figure:
-    """Draws `logps/chosen` and `logps/rejected` over optimiser steps, a panel per run, all on the same axes.
+    """Draws chosen and rejected over optimiser steps, a panel per run, all on the same axes.
 
-    Training batches are other pairs at every step: their raw means are drawn faint, a moving average over them bold.
-    Evaluations (`eval_logps/...`) are of the same pairs every time: points joined by a line. Where the run was
-    evaluated before its first step, dotted lines mark where it started from.
+    Evaluations are of the same pairs every time: they are drawn bold. Means over training batches, of other pairs at
+    every step, are thin, and bold only as a moving average where nothing was evaluated. Drawn is the change from the
+    reference, which is rewards over beta, where every run logged rewards and its beta is known; else log-likelihoods
+    themselves. The bold lines decide how far the axis reaches.
 
     Args:
         metrics: label -> the rows of one run's metrics.jsonl.
         model, data: for the title.
+        betas: label -> scale of the rewards that the run logged.
         n_eval_pairs: pairs in the evaluation set, for the title.
+        recommended: label of the run to mark.
 
     A run that logged neither is named below the panels. Raises DpotoolError when none logged any.
     """
-    without = [label for label, rows in metrics.items() if not _has_logps(rows)]
+    without = [label for label, rows in metrics.items() if read_ends(rows, "logps/chosen") is None]
     if len(without) == len(metrics):
         raise DpotoolError("no logps/chosen logged", where=without[0], remedy="Only preference losses log it")
-    metrics = {label: rows for label, rows in metrics.items() if label not in without}
-    n_columns = min(3, len(metrics))
-    n_rows = math.ceil(len(metrics) / n_columns)
-    figure = make_figure(max(7.0, 3.3 * n_columns), 1.3 + (3.6 if len(metrics) == 1 else 2.3) * n_rows)
-    grid = figure.subplots(n_rows, n_columns, sharex=True, sharey=True, squeeze=False)
-    for axes in grid.flat[len(metrics) :]:
-        axes.set_visible(False)
-    for axes, (label, rows) in zip(grid.flat, metrics.items(), strict=False):
-        _draw_run(axes, rows)
-        axes.set_title(wrap(label, 38, 2), fontsize=9)
-    for position, axes in enumerate(grid.flat[: len(metrics)]):
-        axes.tick_params(labelbottom=position + n_columns >= len(metrics))  # nothing below
-    for axes in grid[-1]:
-        axes.set_xlabel("optimiser step")
-    grid[0, 0].xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # shared by all; there are no half steps
-    for axes in grid[:, 0]:
-        axes.set_ylabel("mean log-likelihood (nats)")
-    n_logged = sum(len(rows) for rows in metrics.values())
+    shown = {label: rows for label, rows in metrics.items() if label not in without}
+    scales = {label: (betas or {}).get(label) for label in shown}
+    is_change = all(scales[label] and read_ends(rows, "rewards/rejected") for label, rows in shown.items())
+    lines = {label: _read_lines(rows, scales[label] if is_change else None) for label, rows in shown.items()}
+    figure, panels = make_panels(len(lines), width=3.3, height=2.4, first_height=3.6)
+    for axes, (label, sides) in zip(panels, lines.items(), strict=True):
+        _draw_run(axes, sides, is_change=is_change)
+        title_panel(axes, label, is_recommended=label == recommended)
+        if axes.xaxis.get_tick_params()["labelbottom"]:
+            axes.set_xlabel("optimiser step")
+        if axes.get_subplotspec().is_first_col():  # type: ignore[union-attr]
+            axes.set_ylabel("mean change of log π\nfrom the reference (nats)" if is_change else "mean log π (nats)")
+    panels[0].xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # shared by all; there are no half steps
+    n_cut = _set_limits(panels[0], [line for sides in lines.values() for line in sides.values()], is_change=is_change)
+    n_logged = sum(len(rows) for rows in shown.values())
     n = f"n = {n_eval_pairs:,} evaluated pairs" if n_eval_pairs else f"n = {count(n_logged, 'logged row')}"
     set_title(figure, "Likelihoods while training", model, data, n)
-    not_shown = f" Not shown, as no logps/chosen logged: {', '.join(without)}." if without else ""
-    set_note(figure, _describe(list(metrics.values())) + not_shown)
+    not_shown = f" Not shown, as they logged no logps/chosen: {', '.join(without)}." if without else ""
+    set_note(figure, _describe([line for sides in lines.values() for line in sides.values()], n_cut) + not_shown)
     return figure
 
 
-def _has_logps(rows: pd.DataFrame) -> bool:
-    return any(len(_series(rows, f"{prefix}logps/chosen")) for prefix in ("", "eval_"))
-
-
-def _series(rows: pd.DataFrame, name: str) -> pd.Series:
+def _read_column(rows: pd.DataFrame, name: str) -> pd.Series:
     """One logged number over steps, without the rows that do not have it."""
     if name not in rows or "step" not in rows:
         return pd.Series(dtype=np.float64)
     known = rows[["step", name]].apply(pd.to_numeric, errors="coerce").dropna()
-    return known.set_index("step")[name].sort_index()
+    return known.set_index("step")[name].sort_index(kind="stable")
 
 
-def _smooth(raw: pd.Series) -> pd.Series:
-    """Moving average over a tenth of the logged rows, centred; shorter at the ends."""
-    return raw.rolling(max(1, round(_SMOOTH_SHARE * len(raw))), center=True, min_periods=1).mean()
+def _read_lines(rows: pd.DataFrame, beta: float | None) -> dict[str, Line]:
+    """Returns both sides: change from the reference where beta is given, else log-likelihood."""
+    name, scale = ("rewards", beta) if beta else ("logps", 1.0)
+    return {
+        side: Line(_read_column(rows, f"{name}/{side}") / scale, _read_column(rows, f"eval_{name}/{side}") / scale)
+        for side in _SIDES
+    }
 
 
-def _draw_run(axes: Axes, rows: pd.DataFrame) -> None:
+def _draw_run(axes: Axes, sides: Mapping[str, Line], *, is_change: bool) -> None:
     axes.grid(axis="y")
     axes.set_axisbelow(True)
-    for side, style in _SIDES.items():
-        raw, evaluated = _series(rows, f"logps/{side}"), _series(rows, f"eval_logps/{side}")
-        if len(raw):
-            smooth = _smooth(raw)
-            axes.plot(raw.index, raw, color=style["color"], linewidth=0.6, alpha=0.35, zorder=2)
-            axes.plot(smooth.index, smooth, color=style["color"], linestyle=style["linestyle"], linewidth=1.7, zorder=3)
-        if len(evaluated):
-            axes.plot(
-                evaluated.index, evaluated, color=INK, markerfacecolor=style["color"], marker=style["marker"],
-                markersize=5, markeredgewidth=0.6, linewidth=0.7, linestyle=style["linestyle"], zorder=4,
-            )  # fmt: skip
-            if evaluated.index[0] == 0:  # evaluated before the first step
-                axes.axhline(evaluated.iloc[0], color=style["color"], linewidth=1.0, linestyle=(0, (1, 1.5)), zorder=1)
-    _name_lines(axes, rows)
+    if is_change:
+        axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
+    for side, line in sides.items():
+        style, main = _SIDES[side], line.main
+        axes.plot(line.batches.index, line.batches, color=style["color"], linewidth=0.6, alpha=0.45, zorder=2)
+        is_evaluated = len(line.evaluated) > 0
+        axes.plot(
+            main.index, main, color=style["color"], linestyle=style["linestyle"], linewidth=2.2, zorder=4,
+            marker=style["marker"] if is_evaluated else None, markersize=5.5, markeredgecolor=INK, markeredgewidth=0.6,
+        )  # fmt: skip
+        if is_evaluated and not is_change and main.index[0] == 0:  # evaluated before the first step
+            axes.axhline(main.iloc[0], color=style["color"], linewidth=1.0, linestyle=(0, (1, 1.5)), zorder=1)
+    _name_lines(axes, sides)
 
 
-def _name_lines(axes: Axes, rows: pd.DataFrame) -> None:
-    """Writes chosen and rejected where their lines end, the higher one above its line, the lower one below."""
-    ends = {}
-    for side in _SIDES:
-        line = _series(rows, f"eval_logps/{side}")
-        if line.empty:
-            line = _smooth(_series(rows, f"logps/{side}"))
-        if len(line):
-            ends[side] = (float(line.index[-1]), float(line.iloc[-1]))
-    highest = max(ends.values(), key=lambda end: end[1], default=None)
-    for side, end in ends.items():
-        is_upper = end == highest
+def _name_lines(axes: Axes, sides: Mapping[str, Line]) -> None:
+    """Writes chosen and rejected where their bold lines end, the higher one above its line, the lower one below."""
+    ends = {side: line.main for side, line in sides.items() if len(line.main)}
+    highest = max(ends, key=lambda side: float(ends[side].iloc[-1]), default=None)
+    for side, main in ends.items():
+        is_upper = side == highest
         axes.annotate(
-            side, end, xytext=(0, 6 if is_upper else -6), textcoords="offset points", ha="right",
+            f"{side} {main.iloc[-1]:+.2f}".replace("-", "−"), (float(main.index[-1]), float(main.iloc[-1])),
+            xytext=(0, 7 if is_upper else -7), textcoords="offset points", ha="right",
             va="bottom" if is_upper else "top", color=_SIDES[side]["color"], fontweight="bold", fontsize=8.5, zorder=6,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
 
 
-def _describe(runs: list[pd.DataFrame]) -> str:
+def _set_limits(axes: Axes, lines: Sequence[Line], *, is_change: bool) -> int:
+    """Lets the axis hold every bold line with room for its name; returns how many batch means lie beyond it."""
+    main = np.concatenate([line.main.to_numpy(dtype=np.float64) for line in lines])
+    batches = np.concatenate([line.batches.to_numpy(dtype=np.float64) for line in lines])
+    ends = [main.min(), main.max(), *([0.0] if is_change else [])]
+    low, high = min(ends), max(ends)
+    pad = 0.2 * (high - low) or 1.0
+    axes.set_ylim(low - pad, high + pad)
+    return int(((batches < low - pad) | (batches > high + pad)).sum())
+
+
+def _describe(lines: Sequence[Line], n_cut: int) -> str:
     parts = []
-    if any(len(_series(rows, "logps/chosen")) for rows in runs):
-        parts.append("Faint: means over training batches, other pairs at every step; bold: their moving average.")
-    evaluated = [series for rows in runs if len(series := _series(rows, "eval_logps/chosen"))]
-    if evaluated:
-        parts.append("Points: evaluations, the same pairs every time.")
-    if any(series.index[0] == 0 for series in evaluated):
-        parts.append("Dotted: where training started.")
+    if any(len(line.evaluated) for line in lines):
+        parts.append("Bold: evaluations, on the same pairs every time.")
+    if any(len(line.batches) for line in lines):
+        parts.append("Thin: means over training batches, other pairs at every step.")
+    if any(len(line.batches) and not len(line.evaluated) for line in lines):
+        parts.append("Bold without points: a moving average over them.")
+    if n_cut:
+        parts.append(f"{count(n_cut, 'batch mean')} beyond the axis.")
     return " ".join(parts)

@@ -11,20 +11,23 @@ import pandas as pd
 from dpotool.compare.comparison import expand_sweeps
 from dpotool.errors import DpotoolError
 from dpotool.plots.config import PlotConfig
+from dpotool.plots.registry import find_plot
 from dpotool.plots.scene import Scene, read_scene
+from dpotool.plots.trajectory import describe_source, read_ends
 from dpotool.report.blocks import Block, Bullets, Page, Paragraph, Section, Table
 from dpotool.report.config import ReportConfig
-from dpotool.report.pictures import draw_trajectory
+from dpotool.report.page import sign_page, write_page
 from dpotool.report.record import describe_setup
 from dpotool.report.repeat import repeat_page
-from dpotool.report.run import sign_page, write_page
-from dpotool.report.series import describe_source, read_ends
+from dpotool.report.sections import draw_figure
 from dpotool.runs.folder import RunFolder
 
-NO_VERDICT = "No verdict: nothing here is scored, and a log has means over batches, not pairs."
+NO_VERDICT = (
+    "There is no verdict, because nothing here is scored: a training log has means over batches and not a row per pair."
+)
 _MISSING = [
-    "No verdict, differences, intervals or tests, no worst and best pairs: they need scores, a row per pair.",
-    "The table below goes from the first value logged, which may not be that of the model before training.",
+    "Verdict, differences, intervals, tests, and the most and least displaced pairs all need scores.",
+    "The table below starts from the first value that was logged. The model before training may have had another.",
 ]
 _OF_SCORES = ("baseline", "data", "split", "pairs", "seed")
 _LOGGED = {
@@ -72,12 +75,12 @@ def _build_page(scene: Scene, paths: Sequence[str], config: ReportConfig, dpi: i
     manifests = {label: run.read_manifest() for label, run in logs.items()}
     return Page(
         title=f"Training log: {', '.join(logs)}",
-        subtitle="means that training logged; log-likelihoods are sums over completion tokens in nats",
+        subtitle="means that training logged; log-likelihoods are sums over the tokens of an answer, in nats",
         sections=[
-            Section("verdict", "What is missing", _say_what_is_missing(logs)),
-            Section("logged", "First and last logged", _tabulate_ends(metrics)),
-            Section("trajectory", "While training", [*draw_trajectory(scene, dpi)]),
-            Section("setup", "Setup and manifest", describe_setup(manifests)),
+            Section("verdict", "What is missing, and what to do next", _say_what_is_missing(logs)),
+            Section("logged", "First and last values", _tabulate_ends(metrics)),
+            Section("trajectory", "While training", [draw_figure(find_plot("trajectory"), scene, dpi)]),
+            Section("setup", "Settings and versions", describe_setup(manifests)),
             Section("reproduce", "How to reproduce", repeat_page(paths, config)),
         ],
         footer=sign_page(),
@@ -86,9 +89,9 @@ def _build_page(scene: Scene, paths: Sequence[str], config: ReportConfig, dpi: i
 
 def _say_what_is_missing(logs: Mapping[str, RunFolder]) -> list[Block]:
     score = [
-        f"`dpotool score {run.path}` scores {label}."
+        f"To score {label}, run `dpotool score {run.path}`."
         if run.read_manifest()["kind"] == "train"
-        else f"`dpotool score CHECKPOINT --reference START --data PAIRS` scores a checkpoint of {label}."
+        else f"To score a checkpoint of {label}, run `dpotool score CHECKPOINT --reference START --data PAIRS`."
         for label, run in logs.items()
     ]
     return [Paragraph(NO_VERDICT, tone="lead"), Bullets([*_MISSING, *score])]
@@ -102,5 +105,5 @@ def _tabulate_ends(metrics: Mapping[str, pd.DataFrame]) -> list[Block]:
         cells = [f"{end.first:.4g} to {end.last:.4g}" if end else "-" for end in ends]
         steps = f"{table['step'].min():g} to {table['step'].max():g}" if "step" in table else "-"  # nothing logged yet
         rows.append([label, describe_source(table), steps, *cells])
-    caption = "What was logged first and last"
+    caption = "The first and the last value that was logged"
     return [Table(caption, ["run", "means over", "steps", *_LOGGED.values()], rows)]

@@ -6,33 +6,30 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from dpotool.compare.findings import Findings
 from dpotool.compare.summaries import check_margin_identity
 from dpotool.report.blocks import Block, Bullets, Paragraph, Table
-from dpotool.report.material import Material
 
 
-def list_data_problems(material: Material) -> list[Block]:
+def list_data_problems(findings: Findings) -> list[Block]:
     """Counts of what was left out or is odd among scored pairs, and what happened to the training pairs."""
     columns = ["run", "rows", "scored", "left out", "prompt shortened", "token across prompt and answer"]
     columns += ["chosen = rejected", "pair occurs twice", "margin exactly 0"]
     rows: list[list[str]] = []
     found: dict[str, list[str]] = {}
-    for run in material.findings.comparison.scored:
+    for run in findings.comparison.scored:
         counts = (run.recorded or {}).get("counts") or {}
-        excluded = run.excluded
         names = ("n_rows", "n_truncated", "n_boundary_merged", "n_identical", "n_duplicate")
         n_rows, *odd = (_show(counts.get(name)) or "-" for name in names)
-        ties = int((run.scored["reward_margins"] == 0).sum()) if run.is_referenced else "-"
-        rows.append([run.label, n_rows, str(run.n), str(sum(excluded.values())), *odd, str(ties)])
-        problems = [f"{n} of the scored rows left out, {reason}." for reason, n in excluded.items()]
-        for problem in problems + _list_odd(counts, "scored"):
+        ties = int((run.columns["reward_margins"] == 0).sum()) if run.is_referenced else "-"
+        rows.append([run.label, n_rows, str(run.n), str(sum(run.excluded.values())), *odd, str(ties)])
+        problems = [f"{n} of the scored rows were left out: {reason}." for reason, n in run.excluded.items()]
+        problems += _list_odd(counts, "scored") + _list_training_problems(run.manifest)
+        for problem in problems:
             found.setdefault(problem, []).append(run.label)
     blocks: list[Block] = [Table("The scored pairs: how many were left out or are odd in some way", columns, rows)]
-    for label, manifest in material.manifests.items():
-        for problem in _list_training_problems(manifest):
-            found.setdefault(problem, []).append(label)
-    nothing = Paragraph("Nothing was left out, shortened, merged, identical or twice, in scoring or in training.")
-    return [*blocks, Bullets(_say_of_whom(found, list(material.manifests))) if found else nothing]
+    nothing = Paragraph("No pair was left out, shortened, merged, identical or twice there, in scoring or in training.")
+    return [*blocks, Bullets(_say_of_whom(found, len(rows))) if found else nothing]
 
 
 _ODD = {
@@ -46,32 +43,32 @@ _ODD = {
 def _list_training_problems(manifest: Mapping[str, Any]) -> list[str]:
     part = (manifest.get("data") or {}).get("train") or {}
     left_out = part.get("n_excluded") or {}
-    problems = [f"{n} of {part.get('n_rows')} training rows left out, {reason}." for reason, n in left_out.items()]
+    problems = [f"{n} of {part.get('n_rows')} training rows were left out: {why}." for why, n in left_out.items()]
     return problems + _list_odd(part, "training")
 
 
 def _list_odd(counts: Mapping[str, Any], which: str) -> list[str]:
     """What was odd among the scored or the training pairs; that it is not known, where nothing counted them."""
     if not counts:
-        return [f"How many {which} pairs were shortened, merged, identical or twice is not known."]
+        return [f"It is not known how many {which} pairs were shortened, merged, identical or twice there."]
     return [f"{counts[name]} {which} pairs {what}." for name, what in _ODD.items() if counts.get(name)]
 
 
-def _say_of_whom(found: Mapping[str, Sequence[str]], labels: Sequence[str]) -> list[str]:
+def _say_of_whom(found: Mapping[str, Sequence[str]], n_runs: int) -> list[str]:
     """What is true of every run is said once."""
     return [
-        f"{'Every run' if len(whose) == len(labels) and len(labels) > 1 else ', '.join(whose)}: {what}"
+        f"{'Every run' if len(whose) == n_runs and n_runs > 1 else ', '.join(whose)}: {what}"
         for what, whose in found.items()
     ]
 
 
-def check_itself(material: Material) -> list[Block]:
+def check_itself(findings: Findings) -> list[Block]:
     """The margin identity, run by run."""
     rows = []
-    for run in material.findings.comparison.scored:
+    for run in findings.comparison.scored:
         check = check_margin_identity(run)
         if check is None:
-            rows.append([run.label, "-", "-", "-", "no reference or no beta"])
+            rows.append([run.label, "-", "-", "-", "no reference or no β"])
             continue
         numbers = [
             f"{check['from_means']:.6f}",
@@ -81,8 +78,8 @@ def check_itself(material: Material) -> list[Block]:
         rows.append([run.label, *numbers, "holds" if check["holds"] else "FAILS"])
     columns = ["run", "β × (change of chosen − change of rejected)", "mean margin", "difference", "identity"]
     note = (
-        "The mean margin must equal β times the difference of the mean changes. It is a check of this report against "
-        "its own tables: it fails where rewards were made with another β or another reference than the table says."
+        "The mean margin must equal β times the difference of the mean changes. This checks the report against its own "
+        "tables. It fails where rewards were made with another β or another reference than the table says."
     )
     return [Table("The margin identity", columns, rows), Paragraph(note, tone="note")]
 

@@ -1,43 +1,103 @@
-"""The sections of a report, in their order: what was found first, how it was found after it."""
+"""The sections of a report, in their order: the answer first, then how it was found, what words mean at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from dpotool.compare.compared_table import EFFECTS_TITLE, tabulate_comparison, tabulate_effects, tabulate_seeds
-from dpotool.report import pictures
-from dpotool.report.blocks import Block, Bullets, Paragraph, Section, Table
-from dpotool.report.foreign_scores import show_foreign_scores
-from dpotool.report.material import Material
-from dpotool.report.pair_choice import show_pairs
+from dpotool.compare.findings import Findings
+from dpotool.errors import DpotoolError
+from dpotool.plots.registry import PlotKind, list_plots
+from dpotool.plots.scene import Scene
+from dpotool.report.blocks import Block, Bullets, Paragraph, Picture, Section, Table
+from dpotool.report.config import ReportConfig
+from dpotool.report.pairs import TextSource, show_foreign_scores, show_pairs
 from dpotool.report.record import check_itself, describe_setup, list_data_problems
+from dpotool.report.render import DPI
 from dpotool.report.repeat import say_how_to_repeat
+from dpotool.stats.wording import format_interval
 
-_CRITERIA = ("displaced", "rejected_falls_more", "ranking_kept", "mass_near_chosen")
-_VERDICT_COLUMNS = [
-    "model", "verdict", "chosen answers fall", "rejected fall more", "ranks most pairs right",
-    "keeps 90 % of the chosen tokens' probability",
-]  # fmt: skip
+
+@dataclass(frozen=True, slots=True)
+class Material:
+    """All that a report is made from."""
+
+    findings: Findings
+    scene: Scene
+    texts: TextSource
+    paths: list[str]
+    """What the user named."""
+    config: ReportConfig
+    """What the report was told."""
+    dpi: int
+    """Dots per inch of the figures."""
 
 
 def build_sections(material: Material) -> list[Section]:
-    """Returns every section of SECTIONS, in order; one that has nothing to show says why."""
-    return [Section(id_, title, build(material)) for id_, (title, build) in SECTIONS.items()]
+    """Returns every section of the page, in order; one that has nothing to show says why."""
+    figures = [_show_figures(heading, kinds, material) for heading, kinds in group_plots().items()]
+    opening, closing = (
+        [Section(id_, title, build(material)) for id_, (title, build) in part.items()] for part in (_OPENING, _CLOSING)
+    )
+    return [*opening, *figures, *closing]
 
 
-def _verdict(material: Material) -> list[Block]:
+def group_plots() -> dict[str, list[PlotKind]]:
+    """Returns heading -> the kinds of pictures that stand under it in a report, the most telling first."""
+    groups: dict[str, list[PlotKind]] = {}
+    for kind in list_plots():
+        if kind.section is not None:
+            groups.setdefault(kind.section, []).append(kind)
+    return groups
+
+
+def _show_figures(heading: str, kinds: Sequence[PlotKind], material: Material) -> Section:
+    """The figures under one heading, and what a table adds to them; its address is the first figure's name."""
+    id_ = kinds[0].name
+    blocks: list[Block] = [draw_figure(kind, material.scene, material.dpi) for kind in kinds]
+    reasons = dict.fromkeys(block.text for block in blocks if isinstance(block, Paragraph))
+    pictures = [block for block in blocks if isinstance(block, Picture)]
+    notes = [Paragraph(reason, tone="note") for reason in reasons]
+    more = _BESIDE_FIGURES[id_](material) if id_ in _BESIDE_FIGURES else []
+    return Section(id_, heading, [*pictures, *notes, *more])
+
+
+def draw_figure(kind: PlotKind, scene: Scene, dpi: int = DPI) -> Picture | Paragraph:
+    """The picture, shown at the same size whatever its dots per inch, or a sentence that says why there is none."""
+    try:
+        drawing = kind.draw(scene)
+    except DpotoolError as error:
+        return Paragraph(f"There is no figure here: {error}.", tone="note")
+    buffer = io.BytesIO()
+    drawing.figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    width, height = (round(DPI * inches) for inches in drawing.figure.get_size_inches())
+    return Picture(kind.name, buffer.getvalue(), " ".join(drawing.alt.split()), kind.caption, width, height)
+
+
+_CRITERIA = ("displaced", "rejected_falls_more", "ranking_kept", "mass_near_chosen")
+_VERDICT_COLUMNS = [
+    "model", "verdict", "chosen answers fall", "rejected answers fall more", "ranks most pairs right",
+    "chosen tokens keep 90 % of their probability",
+]  # fmt: skip
+
+
+def _answer(material: Material) -> list[Block]:
     findings = material.findings
-    blocks: list[Block] = [
-        Paragraph(f"{findings.comparison.baseline}: {findings.statement}", tone="lead"),
-    ]
+    blocks: list[Block] = [Paragraph(f"{findings.comparison.baseline}: {findings.statement}", tone="lead")]
     if findings.recommendation is not None:
-        blocks.append(Paragraph(f"Recommendation. {findings.recommendation['statement']}"))
-    blocks.append(Paragraph(f"Next. {findings.next_action}"))
+        blocks.append(Paragraph(findings.recommendation["statement"]))
+    blocks.append(Paragraph(f"What to do next: {findings.next_action}"))
     rows = []
     for label, verdict in findings.verdicts.items():
         states = [verdict["criteria"][name] for name in _CRITERIA] if verdict else ["-"] * len(_CRITERIA)
         rows.append([label, findings.say_kind(label), *map(_say_state, states)])
-    caption = "Verdict on each model by four questions: yes or no where the whole 95 % interval says so, else open"
+    caption = (
+        "The verdict on each model, from four questions. The answer is yes or no where the whole 95 % interval says "
+        "so, and otherwise open."
+    )
     return [*blocks, Table(caption, _VERDICT_COLUMNS, rows, is_text=True)]
 
 
@@ -45,45 +105,39 @@ def _say_state(state: str) -> str:
     return {"met": "yes", "failed": "no"}.get(state, state)
 
 
-_WORDS = [
-    ["log π(chosen)", "Log-probability of the whole preferred answer under a model, summed over its tokens, in nats "
-     "(1 nat less: the answer is 2.7 times less likely). Averaged over pairs. Likewise log π(rejected)."],
-    ["reference", "The model as it was before training. Changes are measured against it."],
-    ["displacement", "A fall of log π(chosen) below the reference, though training was meant to favour these answers."],
-    ["verdict", "none: the chosen answers do not fall. benign: they fall, but the rejected ones fall more, most pairs "
-     "are still ranked right, and chosen tokens keep 90 % of their probability. harmful: one of these three is shown "
-     "to fail. unclear: these pairs do not tell."],
-    ["margin", "β × (change of log π(chosen) − change of log π(rejected)). What DPO raises."],
-    ["accuracy", "Share of pairs with a margin above 0; a margin of exactly 0 counts as wrong."],
-    ["λ", "Factor on the rejected answer's reward in DPO-Shift. 1 is DPO; smaller values push the rejected answer down "
-     "less. “λ=0.75→1 ↑” rises over the steps; “λ per pair” is chosen for each pair from its gradients."],
-    ["[low, high]", "95 % interval over test pairs. It says nothing about another training run, unless a table says "
-     "that it was made over seeds."],
-    ["p", "How often chance alone would show a difference as large, adjusted for the number of models (Holm). Below "
-     "0.05 it is called beyond chance."],
-]  # fmt: skip
-
-
-def _words(material: Material) -> list[Block]:
-    return [Table("What the words and signs mean", ["word", "meaning"], _WORDS, is_text=True)]
+_ALONE: tuple[tuple[str, str, str, float], ...] = (
+    ("log π(chosen), nats", "chosen_logps", "z.2f", 1),
+    ("its change from the reference", "chosen_displacement", "+z.2f", 1),
+    ("perplexity of chosen", "chosen_perplexity", "z.4g", 1),
+    ("pairs whose chosen answer fell, %", "chosen_displaced_share", "z.1f", 100),
+    ("log π(rejected), nats", "rejected_logps", "z.2f", 1),
+    ("reward margin", "reward_margins", "z.3f", 1),
+    ("reward accuracy, %", "reward_accuracy", "z.1f", 100),
+)
+"""Column -> metric of the runs table, format, scale."""
 
 
 def _models(material: Material) -> list[Block]:
     findings = material.findings
-    columns, rows = tabulate_comparison(findings.comparison, findings.verdicts)
-    verdict = columns.index("displacement")  # has a table of its own, above
-    columns, *rows = ([*row[:verdict], *row[verdict + 1 :]] for row in (columns, *rows))
-    caption = (
-        f"Differences from {findings.comparison.baseline} over the same pairs; nats unless it says otherwise; 95 % "
-        "bootstrap intervals; p adjusted by Holm"
-    )
-    blocks: list[Block] = [Table(caption, columns, rows)]
+    rows = [
+        [str(run["label"]), *(_read_interval(run, metric, form, scale) for _, metric, form, scale in _ALONE)]
+        for run in findings.comparison.runs.to_dict("records")
+    ]
+    caption = "Each model by itself: means over pairs with 95 % bootstrap intervals"
+    blocks: list[Block] = [Table(caption, ["model", *(title for title, *_ in _ALONE)], rows)]
     if findings.comparison.differences:
-        title = EFFECTS_TITLE.format(baseline=findings.comparison.baseline)
-        blocks.append(Table(title, *tabulate_effects(findings.comparison)))
+        columns, cells = tabulate_comparison(findings.comparison, findings.verdicts)
+        left_out = {columns.index(name) for name in ("log pi(chosen)", "accuracy, %", "displacement")}  # shown above
+        columns, *cells = ([cell for i, cell in enumerate(row) if i not in left_out] for row in (columns, *cells))
+        caption = (
+            f"Differences from {findings.comparison.baseline} over the same pairs, in nats unless it says otherwise, "
+            "with 95 % bootstrap intervals and p-values adjusted by Holm's method"
+        )
+        blocks.append(Table(caption, columns, cells))
     if findings.seeds:
         caption = (
-            "Settings trained with several seeds, against the baseline of the same seed; intervals over training too"
+            "Settings that were trained with several seeds, against the baseline of the same seed. These intervals "
+            "cover training as well as pairs."
         )
         blocks.append(Table(caption, *tabulate_seeds(findings.seeds)))
     if findings.sentences:
@@ -92,43 +146,26 @@ def _models(material: Material) -> list[Block]:
     return blocks
 
 
-def _displacement(material: Material) -> list[Block]:
-    return [*pictures.draw_displacement(material.scene, material.dpi)]
-
-
-def _accuracy(material: Material) -> list[Block]:
-    return [*pictures.draw_accuracy(material.scene, material.dpi)]
-
-
-def _tradeoff(material: Material) -> list[Block]:
-    return [*pictures.draw_tradeoff(material.scene, material.dpi)]
-
-
-def _quadrants(material: Material) -> list[Block]:
-    return [*pictures.draw_quadrants(material.scene, material.dpi)]
-
-
-def _trajectory(material: Material) -> list[Block]:
-    return [*pictures.draw_trajectory(material.scene, material.dpi)]
+def _read_interval(run: Mapping[Any, Any], metric: str, form: str, scale: float) -> str:
+    interval = {"value": run[metric], "ci_low": run[f"{metric}_low"], "ci_high": run[f"{metric}_high"]}
+    return format_interval(interval, form, scale)
 
 
 _FORECAST = (
-    "Before any training, `dpotool theory-gap` took one optimiser step from the gradients of the pairs and read off "
-    "what it does to pairs it was not taken from, for each λ. Such a step has no length of its own: predicted changes "
-    "are those at which DPO reaches the margin it did reach. So DPO's margin is borrowed from the measurement; all "
-    "else is forecast. Changes in nats."
+    "Before any training, `dpotool theory-gap` took one optimiser step and measured, for each λ, what it does to pairs "
+    "that the step was not taken from. A single step has no length of its own, so the predicted changes are scaled to "
+    "the margin that DPO reached in training. Everything else is forecast. Changes are in nats."
 )
 _PRINTED = (
-    "The printed theorem gives the direction of a first step, not its size: only the order of its numbers is compared."
+    "The printed theorem gives the direction of a first step but not its size, so only the order of its numbers is "
+    "compared."
 )
 
 
-def _theory(material: Material) -> list[Block]:
-    blocks: list[Block] = [*pictures.draw_theory(material.scene, material.dpi)]
+def _lay_theory_beside(material: Material) -> list[Block]:
     theory = material.findings.theory
     if theory is None:
-        blocks.append(Paragraph(f"No prediction stands beside the measurements: {material.findings.no_theory}."))
-        return blocks
+        return [Paragraph(f"No prediction stands beside the measurements: {material.findings.no_theory}.")]
     is_forecast = theory["optimizer"] is not None
     rows = [
         [
@@ -140,42 +177,77 @@ def _theory(material: Material) -> list[Block]:
         ]
         for row in theory["rows"]
     ]
-    unit = "" if is_forecast else ", order only"
+    unit = "" if is_forecast else " (only the order counts)"
     columns = [
         "run", f"change of log π(chosen), predicted{unit}", "change of log π(chosen), measured",
         f"accuracy, predicted{', %' if is_forecast else unit}", "accuracy, measured, %",
     ]  # fmt: skip
-    blocks.append(Paragraph(_FORECAST if is_forecast else _PRINTED))
+    blocks: list[Block] = [Paragraph(_FORECAST if is_forecast else _PRINTED)]
     blocks.append(Table(f"{theory['source']}, and what training measured", columns, rows))
     blocks.append(Paragraph(theory["statement"]))
     if theory["reason"]:
-        blocks.append(Paragraph(f"Its reason before training: {theory['reason']}", tone="note"))
+        blocks.append(Paragraph(f"The reason given before training: {theory['reason']}", tone="note"))
     return blocks
 
 
 def _pairs(material: Material) -> list[Block]:
     shown = show_pairs(material.findings, material.texts, material.config.pairs)
-    return [*show_foreign_scores(material), *shown]
+    return [*shown, *show_foreign_scores(material.findings, material.config.seed)]
 
 
 def _setup(material: Material) -> list[Block]:
-    return describe_setup(material.manifests)
+    return describe_setup({run.label: run.manifest for run in material.findings.comparison.scored})
 
 
-SECTIONS: dict[str, tuple[str, Callable[[Material], list[Block]]]] = {
-    "verdict": ("Verdict", _verdict),
-    "words": ("Words on this page", _words),
+def _effects(material: Material) -> list[Block]:
+    comparison = material.findings.comparison
+    if not comparison.differences:
+        return [Paragraph("There is only one model here, so there is no difference to measure.")]
+    return [Table(EFFECTS_TITLE.format(baseline=comparison.baseline), *tabulate_effects(comparison))]
+
+
+_WORDS = [
+    ["log π(chosen)", "The log-probability of the whole preferred answer under a model, summed over its tokens, in "
+     "nats, and averaged over pairs. One nat less means that the answer is 2.7 times less likely. log π(rejected) is "
+     "the same for the other answer."],
+    ["reference", "The model as it was before training. Changes are measured against it."],
+    ["displacement", "A fall of log π(chosen) below the reference, though training was meant to favour these answers."],
+    ["verdict", "“none”: the chosen answers do not fall. “benign”: they fall, but the rejected answers fall more, most "
+     "pairs are still ranked right, and chosen tokens keep 90 % of their probability. “harmful”: one of these three is "
+     "shown to fail. “unclear”: these pairs do not tell."],
+    ["margin", "β × (change of log π(chosen) − change of log π(rejected)). This is what DPO raises."],
+    ["accuracy", "The share of pairs with a margin above 0. A margin of exactly 0 counts as wrong."],
+    ["perplexity", "How many equally likely tokens the model hesitates between, on average over the tokens of the "
+     "chosen answers. It rises as log π(chosen) falls."],
+    ["λ", "The factor on the rejected answer's reward in DPO-Shift. 1 is DPO; smaller values push the rejected answer "
+     "down less. “λ=0.75→1 ↑” rises over the steps; “λ per pair” is chosen for each pair from its gradients."],
+    ["Pareto front", "The runs that no other run beats in both likelihood and accuracy."],
+    ["[low, high]", "A 95 % interval over test pairs. It says nothing about another training run, unless a table says "
+     "that it was made over seeds."],
+    ["p", "How often chance alone would show a difference as large, adjusted for the number of models by Holm's "
+     "method. Below 0.05 the difference is called beyond chance."],
+]  # fmt: skip
+
+
+def _words(_: Material) -> list[Block]:
+    return [Table("What the words and signs mean", ["word", "meaning"], _WORDS, is_text=True)]
+
+
+Build = Callable[[Material], list[Block]]
+_OPENING: dict[str, tuple[str, Build]] = {
+    "verdict": ("The answer, and what to do next", _answer),
     "models": ("Models compared", _models),
-    "displacement": ("Displacement", _displacement),
-    "accuracy": ("Accuracy against λ", _accuracy),
-    "tradeoff": ("Trade-off", _tradeoff),
-    "quadrants": ("Which way the pairs moved", _quadrants),
-    "trajectory": ("While training", _trajectory),
-    "theory": ("Predicted and measured", _theory),
-    "pairs": ("Worst and best pairs", _pairs),
-    "data": ("Data problems", list_data_problems),
-    "checks": ("Self-check", check_itself),
-    "setup": ("Setup and manifest", _setup),
-    "reproduce": ("How to reproduce", say_how_to_repeat),
 }
-"""Address -> heading, and what makes its content."""
+"""Address -> heading, and what makes its content; before the figures."""
+_BESIDE_FIGURES: dict[str, Build] = {"forecast": _lay_theory_beside}
+"""Address of a section of figures -> what stands below them."""
+_CLOSING: dict[str, tuple[str, Build]] = {
+    "pairs": ("Most and least displaced pairs", _pairs),
+    "data": ("Data problems", lambda material: list_data_problems(material.findings)),
+    "setup": ("Settings and versions", _setup),
+    "reproduce": ("How to reproduce", lambda each: say_how_to_repeat(each.findings, each.paths, each.config)),
+    "effects": ("Effect sizes and ties", _effects),
+    "checks": ("Self-check", lambda material: check_itself(material.findings)),
+    "words": ("Words on this page", _words),
+}
+"""Likewise, after the figures."""

@@ -14,15 +14,8 @@ from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
 from dpotool.training.config import TrainConfig
 
-NEEDED = {
-    "displacement": "scores",
-    "all": "scores",
-    "theory": "theory",
-    "band": "theory",
-    "gap": "theory",
-    "forecast": "theory",
-    "prediction": "predictions",
-}
+NEEDED = {"scores": "scores", "theory": "theory", "prediction": "predictions"}
+"""What a picture needs -> the folder that it lies in."""
 
 
 @pytest.fixture
@@ -40,22 +33,22 @@ def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "runs"
 
 
-@pytest.mark.parametrize(("kind", "table"), NEEDED.items())
-def test_the_newest_run_with_the_tables_a_picture_needs(runs: Path, kind: str, table: str) -> None:
-    assert find_newest(kind) == str(Path("runs") / f"only-{table}")
+@pytest.mark.parametrize(("needs", "table"), NEEDED.items())
+def test_the_newest_run_with_the_tables_a_picture_needs(runs: Path, needs: str, table: str) -> None:
+    assert find_newest(needs) == str(Path("runs") / f"only-{table}")
 
 
 @pytest.mark.parametrize(
-    ("kind", "command"),
-    [("band", "`dpotool theory-gap`"), ("prediction", "`dpotool predict`"), ("margin", "`dpotool score`")],
+    ("needs", "command"),
+    [("theory", "`dpotool theory-gap`"), ("prediction", "`dpotool predict`"), ("scores", "`dpotool score`")],
 )
 def test_no_such_run_says_what_makes_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, command: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, needs: str, command: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
 
     with pytest.raises(DpotoolError, match=rf"no run with anything to draw. Run .*{command} first"):
-        find_newest(kind)
+        find_newest(needs)
 
 
 def test_a_runs_data_is_a_file_and_no_name_of_a_table(tmp_path: Path) -> None:

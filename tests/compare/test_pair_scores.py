@@ -18,7 +18,7 @@ from dpotool.errors import DpotoolError
 from dpotool.foreign.config import ImportConfig
 from dpotool.foreign.run import import_file
 from dpotool.report.config import ReportConfig
-from dpotool.report.run import write_report
+from dpotool.report.page import write_report
 from dpotool.runs.folder import RunFolder
 
 

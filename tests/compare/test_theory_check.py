@@ -10,7 +10,7 @@ from dpotool.compare.comparison import open_runs, tabulate_runs
 from dpotool.compare.findings import find_out
 from dpotool.compare.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
 from dpotool.report.config import ReportConfig
-from dpotool.report.run import write_report
+from dpotool.report.page import write_report
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.runs.manifest import collect_manifest
@@ -78,8 +78,8 @@ def test_the_report_draws_the_table_it_reads_from(runs, tmp_path):
     paths = [str(run.path) for run in runs]
     report = write_report(paths, ReportConfig(output=str(tmp_path / "r.html"), pairs=0, split="test"))
 
-    section = next(section for section in report.page.sections if section.id == "theory")
-    assert [block.kind for block in section.blocks] == ["picture", "paragraph", "table", "paragraph"]
+    section = next(section for section in report.page.sections if section.id == "forecast")
+    assert [block.kind for block in section.blocks] == ["picture", "paragraph", "paragraph", "table", "paragraph"]
     assert report.findings.theory["path"] == table
 
 
@@ -88,8 +88,8 @@ def test_a_report_says_why_no_theory_is_drawn(runs, tmp_path):
     paths = [str(run.path) for run in runs]
     report = write_report(paths, ReportConfig(output=str(tmp_path / "r.html"), pairs=0))
 
-    section = next(section for section in report.page.sections if section.id == "theory")
-    assert section.blocks[0].text.startswith("Not drawn: these folders hold no theory table taken, before training")
+    section = next(section for section in report.page.sections if section.id == "forecast")
+    assert "no theory table of the model that the runs started from, made before training" in section.blocks[0].text
     assert "picture" not in [block.kind for block in section.blocks]
     assert section.blocks[1].text == "No prediction stands beside the measurements: no theory table."
 
@@ -103,13 +103,15 @@ def test_a_figure_of_a_forecast_has_its_table_and_command_on_the_page(runs, tmp_
     report = write_report(paths, ReportConfig(output=str(tmp_path / "r.html"), pairs=0))
 
     sections = {section.id: section.blocks for section in report.page.sections}
-    assert [block.kind for block in sections["theory"]] == ["picture", "paragraph"]
-    assert sections["theory"][1].text == (
+    assert [block.kind for block in sections["forecast"]] == ["picture", "paragraph", "paragraph"]
+    assert sections["forecast"][2].text == (
         "No prediction stands beside the measurements: fewer than two constant λ among the runs that started from the "
         "theory table's model."
     )
     assert sections["reproduce"][-1].items[-1] == "theory: …/demo-train.parquet"
-    assert [block.text for block in sections["reproduce"] if block.kind == "paragraph"][-1] == "The forecast again:"
+    assert [block.text for block in sections["reproduce"] if block.kind == "paragraph"][-1] == (
+        "This command makes the forecast again."
+    )
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from dpotool.foreign.run import import_file
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.gallery import draw
 from dpotool.report.config import ReportConfig
-from dpotool.report.run import write_report
+from dpotool.report.page import write_report
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.tables import read_table
 

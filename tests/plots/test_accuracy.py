@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from synthetic_frames import make_runs_table
+from synthetic_frames import make_comparison, make_runs_table
 
 from dpotool.errors import DpotoolError
 from dpotool.plots.accuracy import plot_accuracy
@@ -19,36 +19,39 @@ def points_of(axes) -> list[tuple[float, float]]:
     ]
 
 
-def test_constant_lambdas_lie_on_a_line_with_dpo_marked_at_one():
+def test_differences_of_constant_lambdas_lie_on_a_line_with_dpo_at_zero_and_accuracies_on_the_right():
     runs = make_runs_table((1.0, 0.5, 0.9))
 
-    figure = plot_accuracy(runs, model="demo", data="test")
+    figure = plot_accuracy(make_comparison(runs), model="demo", data="test", recommended="DPO-Shift λ=0.9")
 
     (axes,) = figure.axes
-    expected = runs.set_index("lambda")["reward_accuracy"]
-    np.testing.assert_allclose(points_of(axes), [(f, expected[f]) for f in (0.5, 0.9, 1.0)])
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["DPO-Shift, constant λ", "λ = 1 (DPO)"]
+    accuracy = runs.set_index("lambda")["reward_accuracy"]
+    expected = [(f, 100 * (accuracy[f] - accuracy[1.0])) for f in (0.5, 0.9, 1.0)]
+    np.testing.assert_allclose(points_of(axes), expected, atol=1e-9)
+    legend = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert sorted(legend) == ["DPO-Shift, constant λ", "recommended", "λ = 1 (DPO)"]
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["1", "0.9", "0.5"]
-    dashed = [
-        line for line in axes.lines if np.allclose(line.get_ydata(), expected[1.0]) and len(line.get_xdata()) == 2
-    ]
-    assert dashed
     assert "demo, test, n = 300 pairs" in figure.get_suptitle()
+    [right] = axes.child_axes
+    figure.canvas.draw()
+    low, high = right.get_ylim()
+    np.testing.assert_allclose(np.array([low, high]) - axes.get_ylim(), 100 * accuracy[1.0])
 
 
-def test_bars_span_the_interval():
-    runs = make_runs_table((0.5,)).assign(reward_accuracy=0.6, reward_accuracy_low=0.5, reward_accuracy_high=0.65)
+def test_bars_span_the_paired_interval():
+    comparison = make_comparison(make_runs_table((0.5, 1.0)))
 
-    (axes,) = plot_accuracy(runs, model="m", data="d").axes
+    (axes,) = plot_accuracy(comparison, model="m", data="d").axes
 
     ((_, low), (_, high)) = axes.containers[0].lines[2][0].get_segments()[0]
-    assert (low, high) == pytest.approx((0.5, 0.65))
+    interval = comparison.differences["DPO-Shift λ=0.5"]["reward_accuracy"]["difference"]
+    assert (low, high) == pytest.approx((100 * interval["ci_low"], 100 * interval["ci_high"]))
 
 
 def test_schedules_and_other_losses_stand_beside_in_shapes_of_their_own():
     runs = make_runs_table((0.9, 1.0), ("DPO-Shift λ=0.75→1 ↑", "IPO"))
 
-    left, right = plot_accuracy(runs, model="m", data="d").axes
+    left, right = plot_accuracy(make_comparison(runs), model="m", data="d").axes
 
     assert len(points_of(left)) == 2
     assert [tick.get_text() for tick in right.get_xticklabels()] == ["DPO-Shift\nλ=0.75→1 ↑", "IPO"]
@@ -57,16 +60,17 @@ def test_schedules_and_other_losses_stand_beside_in_shapes_of_their_own():
 
 
 def test_seeds_of_one_lambda_are_drawn_each_and_the_line_goes_through_their_mean():
-    runs = make_runs_table((0.5, 0.5, 1.0)).assign(reward_accuracy=[0.6, 0.7, 0.8])
+    runs = make_runs_table((0.5, 0.5, 1.0)).assign(reward_accuracy=[0.6, 0.7, 0.8], label=["a", "b", "DPO"])
 
-    (axes,) = plot_accuracy(runs, model="m", data="d").axes
+    (axes,) = plot_accuracy(make_comparison(runs), model="m", data="d").axes
 
-    np.testing.assert_allclose(sorted(points_of(axes)), [(0.5, 0.6), (0.5, 0.7), (1.0, 0.8)])
-    assert any(np.allclose(line.get_ydata(), [0.65, 0.8]) for line in axes.lines if len(line.get_ydata()) == 2)
+    np.testing.assert_allclose(sorted(points_of(axes)), [(0.5, -20), (0.5, -10), (1.0, 0)], atol=1e-9)
+    assert any(np.allclose(line.get_ydata(), [-15, 0]) for line in axes.lines if len(line.get_ydata()) == 2)
 
 
 def test_crowded_lambdas_are_not_numbered_on_top_of_each_other():
-    figure = plot_accuracy(make_runs_table((0.5, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0)), model="m", data="d")
+    runs = make_runs_table((0.5, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0))
+    figure = plot_accuracy(make_comparison(runs), model="m", data="d")
 
     figure.canvas.draw()
     boxes = sorted((label.get_window_extent() for label in figure.axes[0].get_xticklabels()), key=lambda box: box.x0)
@@ -74,10 +78,10 @@ def test_crowded_lambdas_are_not_numbered_on_top_of_each_other():
     assert all(one.x1 < two.x0 for one, two in itertools.pairwise(boxes))
 
 
-def test_one_run_and_runs_without_intervals_can_be_drawn():
+def test_differences_without_intervals_can_be_drawn():
     unbounded = make_runs_table((0.5, 1.0)).assign(reward_accuracy_low=np.nan, reward_accuracy_high=np.nan)
-    for runs in (make_runs_table((1.0,)), make_runs_table((), ("IPO",)), unbounded):
-        figure = plot_accuracy(runs, model="m", data="d")
+    for runs in (unbounded, make_runs_table((), ("IPO", "SimPO"))):
+        figure = plot_accuracy(make_comparison(runs), model="m", data="d")
         figure.canvas.draw()
         assert figure.axes[0].has_data()
 
@@ -86,8 +90,7 @@ def test_runs_without_accuracy_are_counted_and_none_at_all_is_an_error():
     runs = make_runs_table((0.5, 0.9, 1.0))
     runs.loc[0, "reward_accuracy"] = np.nan
 
-    assert "1 run without an accuracy not shown" in plot_accuracy(runs, model="m", data="d").get_supxlabel()
-    with pytest.raises(
-        DpotoolError, match=r"no run has a reward accuracy to draw. Score the runs with a reference first"
-    ):
-        plot_accuracy(runs.iloc[:1], model="m", data="d")
+    figure = plot_accuracy(make_comparison(runs), model="m", data="d")
+    assert "1 run without an accuracy not shown" in figure.get_supxlabel().replace("\n", " ")
+    with pytest.raises(DpotoolError, match=r"no run's reward accuracy can be compared. Score the runs with"):
+        plot_accuracy(make_comparison(runs.iloc[[0, 2]]), model="m", data="d")

@@ -2,110 +2,77 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from synthetic_frames import make_score_frame
+from synthetic_frames import make_score_frame, make_scored_run
 
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
-from dpotool.plots.displacement import plot_displacement
-from dpotool.plots.theme import format_number
+from dpotool.plots.displacement import measure_changes, plot_displacement
 
 
-def texts(axes) -> list[str]:
-    return [text.get_text() for text in axes.texts]
+def make_run(chosen: list[float], rejected: list[float], label: str = "DPO") -> ScoredRun:
+    """Pairs whose log-likelihoods changed by so much."""
+    frame = make_score_frame(len(chosen))
+    for side, changes in (("chosen", chosen), ("rejected", rejected)):
+        frame[f"ref_{side}_logps"], frame[f"{side}_logps"] = 0.0, changes
+    return ScoredRun(frame, label)
 
 
-def grid_of(figure, n_rows):
-    assert len(figure.axes) == 3 * n_rows
-    return np.array(figure.axes).reshape(n_rows, 3)
+def heights_of(patch) -> np.ndarray:
+    return patch.get_xy()[:, 1]
 
 
-def test_a_row_per_model_with_the_reference_first():
-    tables = {"DPO": make_score_frame(50, seed=1, n_excluded=2), "DPO-Shift λ=0.9": make_score_frame(50, seed=2)}
+def test_chosen_stands_above_the_line_rejected_hangs_below_and_the_means_are_said():
+    """Chosen changed by -3, -1, +1, mean -1, two of three fell; rejected by -6, -4, -2, mean -4, all fell."""
+    run = make_run([-3, -1, 1], [-6, -4, -2])
 
-    figure = plot_displacement(tables, model="demo", data="pairs (test)", reference="SFT")
+    (axes,) = plot_displacement([run], model="m", data="d").axes
 
-    grid = grid_of(figure, 3)
-    labels = [axes.get_ylabel() for axes in grid[:, 0]]
-    assert labels == ["SFT\nn = 50", "DPO\nn = 50 (2 left out)", "DPO-Shift λ=0.9\nn = 50"]
-    assert [axes.get_xlabel() for axes in grid[-1]] == [
-        "log-likelihood of chosen (nats)",
-        "log-likelihood of rejected (nats)",
-        "reward margin (nats)",
-    ]
-    assert "Likelihood" in figure.get_suptitle()
-    assert "demo, pairs (test), n = 50 pairs each, 2 left out in all" in figure.get_suptitle()
+    above, below = axes.patches
+    assert heights_of(above).min() == 0 < heights_of(above).max() == pytest.approx(1 / 3)
+    assert heights_of(below).max() == 0 > heights_of(below).min()
+    chosen, rejected = (text.get_text() for text in axes.texts)
+    assert chosen.startswith("chosen −1.00 [") and chosen.endswith("fell on 66.7 %")
+    assert rejected.startswith("rejected −4.00 [") and rejected.endswith("fell on 100.0 %")
 
 
-def test_every_cell_says_its_mean_and_has_it_marked():
-    frame = make_score_frame(50, seed=1)
+def test_means_carry_their_intervals_over_pairs():
+    run = make_scored_run(n=80)
 
-    grid = grid_of(plot_displacement({"DPO": frame}, model="m", data="d"), 2)
+    (axes,) = plot_displacement([run], model="m", data="d").axes
 
-    names = [["ref_chosen_logps", "ref_rejected_logps"], ["chosen_logps", "rejected_logps", "reward_margins"]]
-    for row, columns in zip(grid, names, strict=True):
-        for axes, name in zip(row, columns, strict=False):
-            assert texts(axes) == [format_number(frame[name].mean())]
-            assert any(np.allclose(line.get_xdata(), frame[name].mean()) for line in axes.lines)
-
-
-def test_the_references_margin_is_stated_not_drawn():
-    cell = grid_of(plot_displacement({"DPO": make_score_frame(50)}, model="m", data="d"), 2)[0, 2]
-
-    assert texts(cell) == ["0 for every pair, by definition"]
-    assert not cell.patches
+    for side, bars in zip(("chosen", "rejected"), axes.containers, strict=False):
+        ((low, _), (high, _)) = bars.lines[2][0].get_segments()[0]
+        mean = measure_changes(run)[side]
+        assert mean.value == pytest.approx((run.table[f"{side}_logps"] - run.table[f"ref_{side}_logps"]).mean())
+        assert (low, high) == pytest.approx((mean.ci_low, mean.ci_high))
 
 
-def test_columns_share_axes_and_every_model_shows_its_references_outline():
-    grid = grid_of(plot_displacement({n: make_score_frame(50, seed=1) for n in "ab"}, model="m", data="d"), 3)
+def test_rows_share_their_axes_and_the_recommended_one_is_marked():
+    runs = [make_scored_run("DPO", 60), make_scored_run("shift", 60, displacement=-1)]
 
-    for column in grid.T:
-        assert len({axes.get_xlim() for axes in column}) == 1
-        assert len({axes.get_ylim() for axes in column}) == 1
-    filled, step, reference = grid[1, 0].patches
-    assert filled.get_fill()
-    assert not step.get_fill()
-    assert reference.get_linestyle() not in ("-", "solid")
-    assert grid[1, 1].patches[0].get_hatch()
+    figure = plot_displacement(runs, model="demo", data="test", recommended="shift")
+
+    assert [axes.get_ylabel() for axes in figure.axes] == ["DPO", "shift\nrecommended"]
+    assert len({(axes.get_xlim(), axes.get_ylim()) for axes in figure.axes}) == 1
+    assert "demo, test, n = 60 pairs" in figure.get_suptitle()
 
 
-def test_heights_count_every_pair_within_the_axes():
-    frame = make_score_frame(50, seed=1)
-    axes = grid_of(plot_displacement({"DPO": frame}, model="m", data="d"), 2)[1, 2]
+def test_what_lies_beyond_the_axis_is_counted():
+    run = make_run([-500.0, *[-1.0] * 999], [-1.0] * 1000)
 
-    corners = axes.patches[1].get_xy()
-    counts = corners[1:-1:2, 1]
-    low, high = axes.get_xlim()
-    assert counts.sum() == frame["reward_margins"].between(low, high).sum()
+    note = plot_displacement([run], model="m", data="d").get_supxlabel().replace("\n", " ")
 
-
-def test_without_a_reference_there_is_no_reference_row_and_no_margin():
-    frame = make_score_frame(50, has_reference=False)
-
-    grid = grid_of(plot_displacement({"llama": frame}, model="m", data="d"), 1)
-
-    assert texts(grid[0, 2]) == ["no reference, no margin"]
-    assert len(grid[0, 0].patches) == 2
-
-
-def test_the_note_says_what_lies_beyond_the_axes_and_when_references_differ():
-    other = make_score_frame(50)
-    other["ref_chosen_logps"] -= 5
-
-    figure = plot_displacement({"a": make_score_frame(400), "b": other}, model="m", data="d")
-
-    assert "of 1,350 values lie beyond the axes" in figure.get_supxlabel().replace("\n", " ")
-    assert "references differ; the first row is that of a" in figure.get_supxlabel().replace("\n", " ")
+    assert "1 of 2,000 values lie beyond the axis and count in the means." in note
 
 
 @pytest.mark.parametrize("n", [1, 2])
 def test_very_few_pairs_can_be_drawn(n):
-    figure = plot_displacement({"DPO": make_score_frame(n)}, model="m", data="d")
+    figure = plot_displacement([make_scored_run(n=n)], model="m", data="d")
 
     figure.canvas.draw()
     assert f"n = {n} pair" in figure.get_suptitle()
 
 
-def test_a_table_with_nothing_scored_is_one_line():
-    nothing = make_score_frame(1, n_excluded=2).iloc[1:]
-
-    with pytest.raises(DpotoolError, match="DPO: no scored pair to draw"):
-        plot_displacement({"DPO": nothing}, model="m", data="d")
+def test_without_a_reference_there_is_no_change():
+    with pytest.raises(DpotoolError, match=r"DPO: no change to draw\. Score it again with --reference"):
+        plot_displacement([make_scored_run(n=20, has_reference=False)], model="m", data="d")

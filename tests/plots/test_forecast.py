@@ -7,7 +7,7 @@ from matplotlib.text import Annotation
 from synthetic_frames import make_theory_frame
 
 from dpotool.errors import DpotoolError
-from dpotool.plots.forecast import plot_forecast
+from dpotool.plots.forecast import plot_forecast, put_in_words
 from dpotool.theory.advice import advise
 
 LAMBDAS = (0.5, 0.75, 0.9, 1.0)
@@ -89,7 +89,7 @@ def test_outcomes_are_points_over_the_forecast():
     texts = [text.get_text() for text in changes.get_legend().get_texts()]
     assert texts == ["chosen, predicted", "rejected, predicted", "chosen, measured", "rejected, measured"]
     note = figure.get_supxlabel().replace("\n", " ")
-    assert "2 runs at the end of training, on demo [test] (n = 400)" in note
+    assert "2 runs at the end of training on demo [test] (n = 400)" in note
 
 
 def test_runs_that_cannot_be_compared_are_spoken_of():
@@ -120,3 +120,19 @@ def test_an_optimizer_without_a_scale_is_left_out_and_none_at_all_is_one_line():
         DpotoolError, match=r"no forecast to draw: On these 120 pairs .* more pairs would give one\. Run"
     ):
         plot_forecast({"adamw": without}, model="m", data="d")
+
+
+def test_the_words_for_a_forecast_hold_its_numbers_and_those_measured() -> None:
+    grid = {
+        "1": {"chosen_change": {"mean": -1.0}, "rejected_change": {"mean": -2.0}, "accuracy": {"value": 0.75}},
+        "0.5": {"chosen_change": {"mean": 1.5}, "rejected_change": {"mean": 1.25}, "accuracy": {"value": 0.5}},
+    }
+    outcomes = pd.DataFrame(
+        [{"label": "DPO", "chosen_change": -1.25, "rejected_change": -2.25, "reward_accuracy": 0.8}]
+    )
+    advice = {"sgd": {"reason": "no scale"}, "adamw": {"grid": grid}}
+    assert put_in_words(advice, outcomes) == (
+        "Forecast from adamw's step: λ=0.5 chosen +1.50, rejected +1.25, accuracy 50.0 %; "
+        "λ=1 chosen -1.00, rejected -2.00, accuracy 75.0 %. "
+        "Measured: DPO chosen -1.25, rejected -2.25, accuracy 80.0 %."
+    )

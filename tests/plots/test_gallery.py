@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from synthetic_frames import make_gap_summary, make_prediction_frame, make_score_frame, make_theory_frame
 
+from dpotool.cli.reference import write_reference
 from dpotool.errors import DpotoolError
 from dpotool.plots.config import PlotConfig
-from dpotool.plots.gallery import KINDS, draw
+from dpotool.plots.forecast import plot_forecast
+from dpotool.plots.gallery import draw
+from dpotool.plots.registry import Drawing, PlotKind, find_plot, list_plots, register_plot, unregister_plot
+from dpotool.plots.theme import make_figure
+from dpotool.report.config import ReportConfig
+from dpotool.report.page import write_report
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.runs.manifest import collect_manifest
@@ -60,7 +68,8 @@ def draw_names(kind: str, *folders: RunFolder, **options) -> list[str]:
     [
         ("theory", ["theory.png", "theory.pdf", "theory.svg"]),
         ("band", ["band.png", "band.pdf", "band.svg"]),
-        ("gap", [f"{stem}.{format_}" for stem in ("gap", "gap-ladder") for format_ in ("png", "pdf", "svg")]),
+        ("gap", ["gap.png", "gap.pdf", "gap.svg"]),
+        ("gap-ladder", ["gap-ladder.png", "gap-ladder.pdf", "gap-ladder.svg"]),
         ("forecast", ["forecast.png", "forecast.pdf", "forecast.svg"]),
         ("prediction", ["prediction.png", "prediction.pdf", "prediction.svg"]),
     ],
@@ -78,11 +87,9 @@ def test_a_forecast_shows_the_runs_of_the_same_model_and_no_others(tmp_path, mon
 
     def plot(advice, *, outcomes, **title):
         seen["outcomes"] = outcomes
-        from dpotool.plots.forecast import plot_forecast
-
         return plot_forecast(advice, outcomes=outcomes, **title)
 
-    monkeypatch.setattr("dpotool.plots.gallery.plot_forecast", plot)
+    monkeypatch.setattr("dpotool.plots.forecast.plot_forecast", plot)
     theory = make_folder(tmp_path / "theory")
     add_theory(theory, make_summary())
     sweep = [
@@ -119,7 +126,7 @@ def test_a_band_needs_no_summary_but_gap_and_forecast_do(tmp_path):
             draw_names(kind, run)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "prediction"])
+@pytest.mark.parametrize("kind", [kind.name for kind in list_plots() if kind.needs != "prediction"])
 def test_missing_tables_are_one_line_with_the_command_that_makes_them(tmp_path, kind):
     with pytest.raises(DpotoolError, match=r"no (scores|theory table) here. Run `dpotool (score .*|theory-gap)` first"):
         draw_names(kind, make_folder(tmp_path / "run"))
@@ -136,5 +143,71 @@ def test_all_draws_what_it_can_and_says_what_not(tmp_path):
 
     gallery = draw("all", [str(run.path)], PlotConfig())
 
-    assert [path.stem for path in gallery.paths] == ["theory", "band", "gap"]
-    assert set(gallery.skipped) == set(KINDS) - {"theory", "band", "gap"}
+    assert [path.stem for path in gallery.paths] == ["theory", "band"]
+    assert set(gallery.skipped) == {kind.name for kind in list_plots()} - {"theory", "band", "gap"}
+
+
+def test_all_leaves_out_the_gaps_and_begins_with_the_most_telling(tmp_path):
+    dpo, shift = (
+        make_folder(tmp_path / name, "train", loss=name, lambda_=0.75, lambda_schedule="constant", beta=0.1)
+        for name in ("dpo", "shift")
+    )
+    add_scores(dpo, seed=1)
+    add_scores(shift, seed=2)
+    add_theory(dpo, make_summary())
+
+    gallery = draw("all", [str(dpo.path), str(shift.path)], PlotConfig())
+
+    assert [path.stem for path in gallery.paths] == [
+        "quadrants", "tradeoff", "tradeoff-margin", "accuracy", "displacement", "margin", "distributions", "forecast",
+        "theory", "band", "gap-ladder",
+    ]  # fmt: skip
+    assert set(gallery.skipped) == {"trajectory", "prediction"}
+
+
+def draw_counts(scene) -> Drawing:
+    figure = make_figure(3, 2)
+    figure.add_subplot().bar(range(len(scene.need_runs())), [run.n for run in scene.runs])
+    return Drawing(figure, "How many pairs were scored: " + ", ".join(str(run.n) for run in scene.runs) + ".")
+
+
+@pytest.fixture
+def counts():
+    """A kind of picture that is made outside of the package."""
+    kind = PlotKind(
+        "counts", 15, "scores", "how many pairs were scored", "Pairs scored.", draw_counts, section="Pairs scored"
+    )
+    register_plot(kind)
+    yield kind
+    unregister_plot("counts")
+
+
+def test_a_picture_from_elsewhere_is_found_by_plot_report_and_reference(tmp_path, counts):
+    run = make_folder(tmp_path / "dpo", "train", loss="dpo", beta=0.1)
+    add_scores(run)
+
+    assert draw_names("counts", run) == ["counts.png"]
+    assert draw("all", [str(run.path)], PlotConfig()).paths[1].stem == "counts"
+    page = write_report([str(run.path)], ReportConfig(output=str(tmp_path / "r.html"), pairs=0)).page
+    [section] = [section for section in page.sections if section.id == "counts"]
+    [picture] = section.blocks
+    assert (section.title, picture.alt, picture.caption) == (
+        "Pairs scored", "How many pairs were scored: 40.", "Pairs scored.",
+    )  # fmt: skip
+    assert "| `counts` | how many pairs were scored |" in write_reference()
+
+
+def test_a_taken_name_an_unknown_need_and_an_unknown_kind_are_refused(counts):
+    with pytest.raises(DpotoolError, match="there is a picture 'counts' already"):
+        register_plot(counts)
+    with pytest.raises(DpotoolError, match=r"unknown need 'score'\. Did you mean 'scores'"):
+        register_plot(replace(counts, name="other", needs="score"))
+    with pytest.raises(DpotoolError, match=r"unknown picture 'quadrant'\. Did you mean 'quadrants'"):
+        find_plot("quadrant")
+
+
+def test_every_kind_says_all_that_others_say_of_it():
+    for kind in list_plots():
+        assert kind.caption.endswith(".") and not kind.shows.endswith("."), kind.name
+    ranks = [kind.rank for kind in list_plots()]
+    assert len(set(ranks)) == len(ranks)

@@ -2,14 +2,15 @@ from __future__ import annotations
 
 import matplotlib as mpl
 import pytest
+from synthetic_frames import make_scored_run
 
 from dpotool.errors import DpotoolError
 from dpotool.plots.theme import (
     describe_n,
     describe_ns,
-    describe_row,
     format_number,
     format_significant,
+    label_row,
     make_figure,
     save_figure,
     set_note,
@@ -89,20 +90,28 @@ def test_a_long_title_keeps_its_n():
     [
         ([(300, 0)], "n = 300 pairs"),
         ([(1, 0)], "n = 1 pair"),
-        ([(60000, 4), (60000, 4)], "n = 60,000 pairs, 4 left out"),
+        ([(1200, 4), (1200, 4)], "n = 1,200 pairs, 4 left out"),
         ([(300, 0), (300, 2)], "n = 300 pairs each, 2 left out in all"),
         ([(300, 0), (200, 2)], "n differs: 200 to 300 pairs, 2 left out in all"),
         ([(300, 0), (200, 0)], "n differs: 200 to 300 pairs"),
     ],
 )
 def test_counts_in_titles(counts, text):
-    assert describe_ns(counts) == text
+    assert describe_ns([make_scored_run(n=n, n_excluded=n_excluded) for n, n_excluded in counts]) == text
 
 
-def test_row_labels_say_how_many_pairs():
+def test_rows_say_how_many_pairs_where_that_differs_and_which_is_recommended():
+    one, other = make_scored_run("DPO", 1000), make_scored_run("IPO", 7, n_excluded=1)
+    axes = draw().axes[0]
+
+    def label(*arguments, **options) -> str:
+        label_row(axes, *arguments, **options)
+        return axes.get_ylabel()
+
     assert describe_n(1000, 2) == "n = 1,000 pairs, 2 left out"
-    assert describe_row("DPO", 1000, 0) == "DPO\nn = 1,000"
-    assert describe_row("DPO", 7, 1) == "DPO\nn = 7 (1 left out)"
+    assert label(one, [one, other]) == "DPO\nn = 1,000"
+    assert label(other, [one, other], is_recommended=True) == "IPO\nn = 7 (1 left out)\nrecommended"
+    assert label(one, [one, one]) == "DPO"
 
 
 def test_long_labels_break_where_a_name_does_and_keep_their_end():

@@ -8,7 +8,7 @@ import pytest
 from synthetic_frames import make_theory_frame
 
 from dpotool.errors import DpotoolError
-from dpotool.plots.theory import plot_theory
+from dpotool.plots.theory import plot_theory, put_in_words
 
 
 def frame_of(u, v) -> pd.DataFrame:
@@ -111,3 +111,13 @@ def test_one_pair_can_be_drawn(u, v):
 def test_nothing_to_draw_is_one_line():
     with pytest.raises(DpotoolError, match="no pair with finite u and v to draw"):
         plot_theory(frame_of([np.nan], [1.0]), model="m", data="d")
+
+
+def test_the_words_for_the_figure_hold_its_shares() -> None:
+    """Of four usable pairs two have u > 0 and v < 0, one each the other possible signs; the fifth is not finite."""
+    frame = make_theory_frame(5).assign(u=[1.0, 2.0, 3.0, -1.0, float("nan")], v=[-1.0, -2.0, 3.0, -1.0, 1.0])
+    frame["entanglement"] = ["both_down", "both_down", "chosen_up_rejected_down", "both_up", "both_up"]
+    assert put_in_words(frame) == (
+        "Of 4 pairs: u < 0, v < 0 25.0 %, u < 0, v > 0 0.0 %, u > 0, v < 0 50.0 %, u > 0, v > 0 25.0 %. "
+        "One DPO step on the pair alone: both down 50.0 %, chosen up, rejected down 25.0 %, both up 25.0 %."
+    )

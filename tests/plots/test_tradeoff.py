@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from matplotlib.text import Annotation, Text
-from synthetic_frames import make_runs_table
+from synthetic_frames import make_comparison, make_runs_table
 
 from dpotool.errors import DpotoolError
 from dpotool.plots.tradeoff import is_on_front, plot_tradeoff
@@ -23,39 +23,59 @@ def test_equal_runs_are_both_on_the_front():
 
 
 def test_the_front_is_a_stair_that_claims_nothing_no_run_reached():
-    """Between the runs at x = 1, y = 3 and x = 2, y = 1 the best known y is 1: the first is not as far right."""
+    """Between DPO at x = 0, y = 0 and the run at x = 1, y = -20 points the best known y is -20."""
     runs = make_runs_table((0.5, 1.0)).assign(chosen_logps=[2.0, 1.0], reward_accuracy=[0.1, 0.3])
 
-    (axes,) = plot_tradeoff(runs, model="m", data="d").axes
+    (axes,) = plot_tradeoff(make_comparison(runs), model="m", data="d").axes
 
     (front,) = [line for line in axes.lines if line.get_label() == "Pareto front"]
-    assert front.get_xydata().tolist() == [[1.0, 0.3], [1.0, 0.1], [2.0, 0.1]]
+    np.testing.assert_allclose(front.get_xydata(), [[0, 0], [0, -20], [1, -20]], atol=1e-12)
 
 
-@pytest.mark.parametrize("against", ["reward_accuracy", "reward_margins"])
-def test_a_point_and_a_label_per_run_with_both_intervals(against):
+@pytest.mark.parametrize(("against", "scale"), [("reward_accuracy", 100), ("reward_margins", 1)])
+def test_a_point_and_a_label_per_run_with_paired_intervals_of_both_differences(against, scale):
     runs = make_runs_table((0.5, 0.75, 0.9, 1.0), ("DPO-Shift λ=0.75→1 ↑", "IPO"))
+    comparison = make_comparison(runs)
 
-    figure = plot_tradeoff(runs, model="demo", data="test", against=against)
+    figure = plot_tradeoff(comparison, model="demo", data="test", against=against, recommended="IPO")
 
     (axes,) = figure.axes
-    marked = [line for line in axes.lines if line.get_marker() not in ("None", None, "")]
-    points = sorted(tuple(point) for line in marked for point in line.get_xydata().tolist())
-    np.testing.assert_allclose(points, sorted(zip(runs["chosen_logps"], runs[against], strict=True)))
+    marked = [line for line in axes.lines if line.get_marker() not in ("None", "|", "_", "") and len(line.get_xdata())]
+    points = sorted({tuple(np.round(point, 9)) for line in marked for point in line.get_xydata().tolist()})
+    base = runs.set_index("label").loc["DPO"]
+    expected = [
+        (x - base["chosen_logps"], scale * (y - base[against]))
+        for x, y in zip(runs["chosen_logps"], runs[against], strict=True)
+    ]
+    np.testing.assert_allclose(points, sorted(expected), atol=1e-8)
     labels = [child.get_text() for child in axes.get_children() if isinstance(child, Annotation)]
     assert sorted(labels) == ["DPO", "IPO", "λ=0.5", "λ=0.75", "λ=0.75→1 ↑", "λ=0.9"]
-    assert len({line.get_marker() for line in marked}) == 4
     assert "demo, test, n = 300 pairs" in figure.get_suptitle()
-    first = axes.containers[0].lines[2]
-    (x_bar, y_bar) = (bars.get_segments()[0] for bars in first)
-    assert x_bar[:, 0] == pytest.approx(runs.loc[0, ["chosen_logps_low", "chosen_logps_high"]].tolist())
-    assert y_bar[:, 1] == pytest.approx(runs.loc[0, [f"{against}_low", f"{against}_high"]].tolist())
+    x_bar, y_bar = (bars.get_segments()[0] for bars in axes.containers[0].lines[2])
+    first = comparison.differences["DPO-Shift λ=0.5"]
+    ends = [[first[name]["difference"][end] for end in ("ci_low", "ci_high")] for name in ("chosen_logps", against)]
+    np.testing.assert_allclose(x_bar[:, 0], ends[0])
+    np.testing.assert_allclose(y_bar[:, 1], scale * np.array(ends[1]))
+
+
+def test_the_recommended_run_is_ringed_and_the_accuracy_it_may_cost_is_shaded():
+    """DPO's accuracy is 80 %, the lower end of its interval 75 %: down to -5 points the ground is shaded."""
+    runs = make_runs_table((0.9, 1.0)).assign(chosen_logps=[-60.0, -70.0], reward_accuracy=[0.78, 0.8])
+    options = {"recommended": "DPO-Shift λ=0.9", "accuracy_floor": 0.75}
+
+    (axes,) = plot_tradeoff(make_comparison(runs), model="m", data="d", **options).axes
+
+    [ring] = [line for line in axes.lines if line.get_markersize() == 17]
+    np.testing.assert_allclose(ring.get_xydata(), [[10, -2]], atol=1e-9)
+    assert "recommended" in [text.get_text() for text in axes.get_legend().get_texts()]
+    [band] = axes.patches
+    assert (band.get_y(), band.get_y() + band.get_height()) == pytest.approx((-5, 0))
 
 
 def test_labels_of_eleven_runs_do_not_run_into_each_other():
     runs = make_runs_table(tuple(np.arange(0.5, 1.01, 0.05).round(2).tolist()))
 
-    figure = plot_tradeoff(runs, model="m", data="d")
+    figure = plot_tradeoff(make_comparison(runs), model="m", data="d")
 
     figure.canvas.draw()
     boxes = [Text.get_window_extent(c) for c in figure.axes[0].get_children() if isinstance(c, Annotation)]
@@ -63,21 +83,21 @@ def test_labels_of_eleven_runs_do_not_run_into_each_other():
     assert not any(one.overlaps(two) for one, two in itertools.combinations(boxes, 2))
 
 
-def test_one_run_has_no_front_to_draw():
-    (axes,) = plot_tradeoff(make_runs_table((1.0,)), model="m", data="d").axes
-
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["DPO"]
+def test_one_run_alone_has_no_difference():
+    with pytest.raises(DpotoolError, match=r"DPO: one run alone has no difference to draw. Name at least two"):
+        plot_tradeoff(make_comparison(make_runs_table((1.0,))), model="m", data="d")
 
 
 def test_runs_without_both_numbers_are_counted_and_none_at_all_is_an_error():
-    runs = make_runs_table((0.5, 1.0))
+    runs = make_runs_table((0.5, 0.9, 1.0))
     runs.loc[0, "reward_accuracy"] = np.nan
 
-    assert "1 run without both numbers not shown" in plot_tradeoff(runs, model="m", data="d").get_supxlabel()
-    with pytest.raises(DpotoolError, match=r"no run has both chosen_logps and reward_accuracy. Score the runs"):
-        plot_tradeoff(runs.iloc[:1], model="m", data="d")
+    figure = plot_tradeoff(make_comparison(runs), model="m", data="d")
+    assert "1 run without both numbers not shown" in figure.get_supxlabel().replace("\n", " ")
+    with pytest.raises(DpotoolError, match=r"no run's reward accuracy can be compared. Score the runs with"):
+        plot_tradeoff(make_comparison(runs.iloc[[0, 2]]), model="m", data="d")
 
 
 def test_an_unknown_axis_names_the_known_ones():
     with pytest.raises(DpotoolError, match=r"cannot draw against 'margin'.*Known: reward_accuracy, reward_margins"):
-        plot_tradeoff(make_runs_table(), model="m", data="d", against="margin")
+        plot_tradeoff(make_comparison(), model="m", data="d", against="margin")

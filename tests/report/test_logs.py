@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 from scored_runs import write_scored_run
 from synthetic_frames import make_metric_rows
@@ -19,8 +18,7 @@ from dpotool.plots.config import PlotConfig
 from dpotool.plots.scene import read_scene
 from dpotool.report.config import ReportConfig
 from dpotool.report.logs import has_only_logs, write_log_report
-from dpotool.report.run import Report, write_report
-from dpotool.report.series import Ends, read_ends
+from dpotool.report.page import Report, write_report
 from dpotool.runs.folder import RunFolder
 
 
@@ -45,20 +43,6 @@ def show_texts(report: Report, section: str) -> str:
     return " ".join([block.text for block in found.blocks if block.kind == "paragraph"])
 
 
-def test_first_and_last_are_those_of_evaluations_where_there_are_any() -> None:
-    rows = pd.DataFrame(
-        [
-            {"step": 1, "logps/chosen": -1.0},
-            {"step": 0, "eval_logps/chosen": -5.0},
-            {"step": 4, "eval_logps/chosen": -7.0},
-            {"step": 5, "logps/chosen": -2.0},
-        ]
-    )
-    assert read_ends(rows, "logps/chosen") == Ends((0, 4), -5.0, -7.0)
-    assert read_ends(rows.drop(columns="eval_logps/chosen"), "logps/chosen") == Ends((1, 5), -1.0, -2.0)
-    assert read_ends(rows, "logps/rejected") is None
-
-
 def test_an_imported_log_makes_a_page_that_says_what_it_lacks(tmp_path: Path) -> None:
     run = import_log(tmp_path / "checkpoint")
     assert has_only_logs([str(run)])
@@ -66,8 +50,11 @@ def test_an_imported_log_makes_a_page_that_says_what_it_lacks(tmp_path: Path) ->
     assert (
         "| checkpoint-run | training batches | 1 to 2 | -10 to -13.5 | -12 to -20 | 0 to -3 | 0.1 to 0.5 | - |" in page
     )
-    assert "--reference START --data PAIRS\\` scores a checkpoint of checkpoint-run." in page
-    assert "training batches: chosen from -10.00 at step 1 to -13.50 at step 2, rejected from -12.00" in page
+    assert "To score a checkpoint of checkpoint-run, run \\`dpotool score CHECKPOINT --reference START" in page
+    words = (
+        "means over training batches: log π(chosen) from -10.00 at step 1 to -13.50 at step 2 and log π(rejected) from"
+    )
+    assert f"{words} -12.00" in page
     assert (tmp_path / "r_pictures" / "trajectory.png").stat().st_size > 5000
 
 
@@ -78,7 +65,7 @@ def test_a_log_in_which_nothing_stands_yet_makes_a_page_too(tmp_path: Path, cont
     RunFolder(run).metrics_path.write_text(content)
     page = write_log_report([str(run)], ReportConfig(output=str(tmp_path / "r.md"))).read_text(encoding="utf-8")
     assert "| checkpoint-run | training batches | - | - | - | - | - | - |" in page
-    assert "Not drawn: " in page
+    assert "There is no figure here: " in page
 
 
 @pytest.mark.parametrize(
@@ -109,8 +96,8 @@ def test_a_log_beside_scored_runs_is_drawn_and_named(tmp_path: Path) -> None:
 
     [trajectory] = [block for section in report.page.sections for block in section.blocks
                     if block.kind == "picture" and block.name == "trajectory"]  # fmt: skip
-    assert "DPO, evaluation pairs: chosen from -95.00 at step 0" in trajectory.alt
-    assert "trl-run, training batches: chosen from -10.00 at step 1 to -13.50 at step 2" in trajectory.alt
+    assert "DPO, means over evaluation pairs: log π(chosen) from -95.00 at step 0" in trajectory.alt
+    assert "trl-run, means over training batches: log π(chosen) from -10.00 at step 1 to -13.50" in trajectory.alt
     unscored = "trl-run has no score table: it is not among the models compared."
     assert unscored in show_texts(report, "models")
     assert find_out(paths).comparison.problems == [unscored]

@@ -7,7 +7,6 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from scored_runs import write_scored_run
 from synthetic_frames import make_metric_rows, make_score_frame, make_theory_frame
@@ -16,21 +15,19 @@ from dpotool.errors import DpotoolError
 from dpotool.plots.margin import plot_margin
 from dpotool.report.blocks import Bullets, Code, Page, PairText, Paragraph, Picture, Section, Table
 from dpotool.report.config import ReportConfig
-from dpotool.report.pair_choice import choose_pairs
-from dpotool.report.paths import hide_paths
+from dpotool.report.page import Report, hide_paths, write_report
+from dpotool.report.pairs import Texts, TextSource, choose_pairs
+from dpotool.report.render import fit_page, render_html, render_markdown
 from dpotool.report.repeat import choose_place
-from dpotool.report.run import Report, render_html, render_markdown, write_report
-from dpotool.report.size import LEAST_VALUABLE, fit_page
-from dpotool.report.texts import Texts, TextSource
-from dpotool.report.theory_words import describe_forecast, describe_signs
+from dpotool.report.sections import group_plots
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.tables import THEORY_SCHEMA, write_table
 
 SECTIONS = [
-    "verdict", "words", "models", "displacement", "accuracy", "tradeoff", "quadrants", "trajectory", "theory", "pairs",
-    "data", "checks", "setup", "reproduce",
+    "verdict", "models", "quadrants", "tradeoff", "accuracy", "displacement", "trajectory", "forecast", "pairs", "data",
+    "setup", "reproduce", "effects", "checks", "words",
 ]  # fmt: skip
 EVIL = "<script>alert('x')</script> & <b>bold</b> ``` | *star*"
 
@@ -63,9 +60,12 @@ class Outline(HTMLParser):
         return [attributes for tag, attributes in self.tags if tag == name]
 
 
+def find_section(page: Page, id_: str) -> list:
+    return next(section.blocks for section in page.sections if section.id == id_)
+
+
 def find_texts(findings, n_pairs):
-    base = next(run for run in findings.comparison.scored if run.label == findings.comparison.baseline)
-    ids = [pair_id for side in choose_pairs(base, n_pairs) for pair_id in side]
+    ids = [pair_id for side in choose_pairs(findings.base, n_pairs) for pair_id in side]
     return TextSource({pair_id: Texts(f"prompt {pair_id} {EVIL}", EVIL, "rejected") for pair_id in ids})
 
 
@@ -117,19 +117,20 @@ def test_the_structure_of_the_page(report: Report) -> None:
     pair_part = "subheading pair pair"
     assert structure == {
         "verdict": "paragraph paragraph paragraph table",
-        "words": "table",
         "models": "table table bullets",
-        "displacement": "picture picture",
-        "accuracy": "picture",
-        "tradeoff": "picture",
         "quadrants": "picture",
+        "tradeoff": "picture",
+        "accuracy": "picture",
+        "displacement": "picture picture",
         "trajectory": "picture",
-        "theory": "picture paragraph table paragraph",
+        "forecast": "picture paragraph paragraph table paragraph",
         "pairs": f"paragraph {pair_part} {pair_part}",
         "data": "table bullets",
-        "checks": "table paragraph",
         "setup": "table table table",
         "reproduce": "paragraph code paragraph code paragraph subheading bullets",
+        "effects": "table",
+        "checks": "table paragraph",
+        "words": "table",
     }
 
 
@@ -178,40 +179,14 @@ def test_every_figure_has_words_for_who_cannot_see_it(report: Report, outline: O
     assert len(images) == 7
     assert all(len(image["alt"] or "") > 60 for image in images)
     assert len(outline.find("figcaption")) == 7
-    displacement = next(block for block in report.page.sections[3].blocks if block.kind == "picture")
-    assert "DPO: mean log-likelihood of chosen -" in displacement.alt
+    displacement = next(block for block in find_section(report.page, "displacement") if block.kind == "picture")
+    assert "DPO: chosen −" in displacement.alt
     assert not any("table" in (image["alt"] or "") for image in images), "words that stand for a figure, not elsewhere"
-
-
-def test_the_words_for_a_theory_figure_hold_its_shares() -> None:
-    """Of four usable pairs two have u > 0 and v < 0, one each the other possible signs; the fifth is not finite."""
-    frame = make_theory_frame(5).assign(u=[1.0, 2.0, 3.0, -1.0, float("nan")], v=[-1.0, -2.0, 3.0, -1.0, 1.0])
-    frame["entanglement"] = ["both_down", "both_down", "chosen_up_rejected_down", "both_up", "both_up"]
-    assert describe_signs(frame) == (
-        "Of 4 pairs: u < 0, v < 0 25.0 %, u < 0, v > 0 0.0 %, u > 0, v < 0 50.0 %, u > 0, v > 0 25.0 %. "
-        "One DPO step on the pair alone: both down 50.0 %, chosen up, rejected down 25.0 %, both up 25.0 %."
-    )
-
-
-def test_the_words_for_a_forecast_hold_its_numbers_and_those_measured() -> None:
-    grid = {
-        "1": {"chosen_change": {"mean": -1.0}, "rejected_change": {"mean": -2.0}, "accuracy": {"value": 0.75}},
-        "0.5": {"chosen_change": {"mean": 1.5}, "rejected_change": {"mean": 1.25}, "accuracy": {"value": 0.5}},
-    }
-    outcomes = pd.DataFrame(
-        [{"label": "DPO", "chosen_change": -1.25, "rejected_change": -2.25, "reward_accuracy": 0.8}]
-    )
-    advice = {"sgd": {"reason": "no scale"}, "adamw": {"grid": grid}}
-    assert describe_forecast(advice, outcomes) == (
-        "Forecast from adamw's step: λ=0.5 chosen +1.50, rejected +1.25, accuracy 50.0 %; "
-        "λ=1 chosen -1.00, rejected -2.00, accuracy 75.0 %. "
-        "Measured: DPO chosen -1.25, rejected -2.25, accuracy 80.0 %."
-    )
 
 
 def test_tables_have_captions_and_headers(outline: Outline) -> None:
     tables = outline.find("table")
-    assert len(tables) == len(outline.find("caption")) == 10
+    assert len(tables) == len(outline.find("caption")) == 11
     assert {header["scope"] for header in outline.find("th")} == {"col", "row"}
     [html] = outline.find("html")
     assert html["lang"] == "en"
@@ -219,7 +194,7 @@ def test_tables_have_captions_and_headers(outline: Outline) -> None:
 
 def test_what_scrolls_can_be_reached_by_keyboard(outline: Outline) -> None:
     scrolling = [attributes for attributes in outline.find("div") if attributes.get("class") == "scroll"]
-    assert len(scrolling) == 17
+    assert len(scrolling) == 18
     assert all(each["tabindex"] == "0" and each["aria-label"] for each in scrolling)
 
 
@@ -233,7 +208,7 @@ def test_numbers_are_those_of_compare(report: Report, outline: Outline) -> None:
     findings = report.findings
     for sentence in (*findings.sentences, findings.statement, findings.recommendation["statement"]):
         assert sentence.replace("log pi(", "log π(") in outline.text
-    assert "Every run: 2 of the scored rows left out, does not fit max length." in outline.text
+    assert "Every run: 2 of the scored rows were left out: does not fit max length." in outline.text
 
 
 def read_identities(report: Report) -> dict[str, tuple[str, ...]]:
@@ -259,21 +234,21 @@ def test_what_is_odd_among_scored_pairs_is_said_and_what_is_not_known(tmp_path: 
     def say(counts: dict[str, int], trained_on: dict[str, int]) -> list[str]:
         run = write_scored_run(tmp_path / "dpo", loss="dpo")
         run.update_manifest(data={"train": trained_on, "eval": {}})
-        write_json(summary_path(run.list_scores()[0]), {"counts": counts})
+        write_json(summary_path(run.list_scores()[0]), {"counts": counts, "n": 120, "n_excluded": {}})
         page = write_report([str(run.path)], ReportConfig(output=str(tmp_path / "r.html"), pairs=0)).page
         [blocks] = [section.blocks for section in page.sections if section.id == "data"]
         return [text for block in blocks[1:] for text in ([block.text] if block.kind == "paragraph" else block.items)]
 
     none = {"n_rows": 120, "n_truncated": 0, "n_duplicate": 0}
     assert say(none, none) == [
-        "Nothing was left out, shortened, merged, identical or twice, in scoring or in training."
+        "No pair was left out, shortened, merged, identical or twice there, in scoring or in training."
     ]
     assert say(none | {"n_truncated": 12, "n_duplicate": 3}, none | {"n_identical": 1}) == [
         "DPO: 12 scored pairs had their prompt shortened.",
         "DPO: 3 scored pairs occur twice.",
         "DPO: 1 training pairs have a chosen answer equal to the rejected one.",
     ]
-    unknown = "DPO: How many {} pairs were shortened, merged, identical or twice is not known."
+    unknown = "DPO: It is not known how many {} pairs were shortened, merged, identical or twice there."
     assert say({}, {}) == [unknown.format("scored"), unknown.format("training")]
 
 
@@ -282,7 +257,7 @@ def test_reproduction_names_every_run_from_where_it_was_made(
 ) -> None:
     monkeypatch.chdir(Path(runs[0]).parent)
     page = write_report(runs, ReportConfig(output=str(tmp_path / "r.md"), pairs=0)).page
-    code = " ".join(block.text for block in page.sections[-1].blocks if block.kind == "code")
+    code = " ".join(block.text for block in find_section(page, "reproduce") if block.kind == "code")
     assert code.startswith("dpotool report dpo shift-0.9 shift-0.5")
     for path in runs:
         name = Path(path).name
@@ -293,7 +268,7 @@ def test_reproduction_names_every_run_from_where_it_was_made(
 
 def read_commands(paths: list[str], config: ReportConfig) -> list[str]:
     page = write_report(paths, config).page
-    return "\n".join(block.text for block in page.sections[-1].blocks if block.kind == "code").splitlines()
+    return "\n".join(block.text for block in find_section(page, "reproduce") if block.kind == "code").splitlines()
 
 
 def test_reproduction_repeats_what_the_report_was_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -353,11 +328,11 @@ def test_no_folder_of_this_machine_is_on_the_page(report: Report, outline: Outli
 def test_figures_name_no_folder_of_this_machine_either(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     titles = []
 
-    def draw(tables, *, model, data):
+    def draw(runs, *, model, data):
         titles.append(model)
-        return plot_margin(tables, model=model, data=data)
+        return plot_margin(runs, model=model, data=data)
 
-    monkeypatch.setattr("dpotool.report.pictures.plot_margin", draw)
+    monkeypatch.setattr("dpotool.plots.margin.plot_margin", draw)
     run = write_scored_run(tmp_path / "dpo", loss="dpo", model="/home/me/my models/sft")
     page = write_report([str(run.path)], ReportConfig(output=str(tmp_path / "r.html"), pairs=0)).page
     assert titles == ["…/sft"] and page.title == "Likelihood displacement: …/sft"
@@ -396,12 +371,12 @@ def make_heavy_page(dpi: int) -> Page:
     ],
 )
 def test_a_page_that_is_too_large_shrinks_and_says_so(limit: int, n_pictures: int, footer: str) -> None:
-    page, html = fit_page(make_heavy_page, render_html, limit)
+    page, html = fit_page(make_heavy_page, limit)
     assert len(html.encode()) <= limit
     assert html.count("<img") == n_pictures
     assert page.footer.startswith(footer)
     if n_pictures == 1:
-        assert "Left out to keep this page small: margin. <code>dpotool plot margin</code> draws it." in html
+        assert "left out to keep the page small; <code>dpotool plot margin</code> draws it. margin." in html
         assert "In words: words for margin" in html
     if limit < 200_000:
         assert "p … [18,000 characters left out]" in html and "cccccccccc" in html
@@ -414,12 +389,13 @@ def test_commands_in_a_sentence_are_set_as_code() -> None:
 
 def test_what_cannot_shrink_is_refused() -> None:
     with pytest.raises(DpotoolError, match=r"would have 0\.0 MB even without figures; .*fewer runs, or on fewer pairs"):
-        fit_page(make_heavy_page, render_html, 1_000)
+        fit_page(make_heavy_page, 1_000)
 
 
 def test_every_figure_of_a_report_may_go(report: Report) -> None:
+    """The theory table has no forecast, so that figure is not there."""
     names = {block.name for section in report.page.sections for block in section.blocks if block.kind == "picture"}
-    assert names | {"forecast"} == set(LEAST_VALUABLE)
+    assert names | {"forecast"} == {kind.name for kinds in group_plots().values() for kind in kinds}
 
 
 def test_markdown_lies_beside_its_pictures(runs: list[str], tmp_path: Path) -> None:
@@ -434,8 +410,8 @@ def test_scores_without_reference_still_make_a_page(tmp_path: Path) -> None:
     assert [section.id for section in page.sections] == SECTIONS
     texts = json.dumps([[getattr(block, "text", "") for block in section.blocks] for section in page.sections])
     assert "No verdict: without a reference" in texts
-    assert "Not drawn: no run has a reward accuracy to draw" in texts
-    assert "scored without a reference, so no pair is displaced or not" in texts
+    assert "There is no figure here: blind: one run alone has no difference to draw" in texts
+    assert "scored without a reference, so it is not known how any pair changed" in texts
 
 
 def test_texts_that_cannot_be_found_are_said_to_be_missing(runs: list[str], tmp_path: Path) -> None:
@@ -444,7 +420,9 @@ def test_texts_that_cannot_be_found_are_said_to_be_missing(runs: list[str], tmp_
         ReportConfig(output=str(tmp_path / "r.html"), pairs=1),
         find_texts=lambda findings, n: TextSource(problem="no file or folder 'pairs.jsonl'."),
     )
-    assert "Without texts: no file or folder &#39;pairs.jsonl&#39;." in report.path.read_text(encoding="utf-8")
+    assert "The texts cannot be shown: no file or folder &#39;pairs.jsonl&#39;." in report.path.read_text(
+        encoding="utf-8"
+    )
 
 
 def test_an_unknown_format_is_refused_before_any_work(tmp_path: Path) -> None:

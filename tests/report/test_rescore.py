@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from dpotool.report.rescore import rescore_foreign, rescore_trained
+from dpotool.report.repeat import rescore_foreign, rescore_trained
 
 OWN = {"data": "own.jsonl", "limit": None, "test_fraction": 0.1, "seed": 7, "split_seed": 7, "skip_invalid": False}
 TRAINED: dict[str, Any] = {

@@ -1,0 +1,220 @@
+"""The kinds of pictures, and all that others say of each: `plot`, its help and its reference page, `all`, the report.
+
+Adding one is a module with a function from a `Scene` to a `Drawing`, a row in `_BUILT_IN`, and a test. A picture made
+elsewhere comes in by `register_plot`. Imports neither matplotlib nor pandas: help and completion read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dpotool.errors import DpotoolError, suggest_nearest
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from dpotool.plots.scene import Scene
+    from dpotool.runs.folder import RunFolder
+
+ALL = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Drawing:
+    """A figure, and the words that stand for it where it cannot be seen."""
+
+    figure: Figure
+    alt: str
+    """What the figure shows, with its numbers, in whole sentences."""
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A kind of table or log that pictures are made of."""
+
+    find: Callable[[RunFolder], Sequence[Path]]
+    """The files of that kind in a run folder."""
+    command: str
+    """What makes them."""
+
+
+NEEDS = {
+    "scores": Need(lambda run: run.list_scores(), "`dpotool train` and `dpotool score`"),
+    "log": Need(lambda run: [run.metrics_path] if run.metrics_path.exists() else [], "`dpotool train`"),
+    "theory": Need(lambda run: run.list_theory(), "`dpotool theory-gap`"),
+    "prediction": Need(lambda run: run.list_predictions(), "`dpotool predict`"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class PlotKind:
+    """One kind of picture."""
+
+    name: str
+    """On the command line, and of its file."""
+    rank: int
+    """Order in `all` and in the report: the most telling first. A report that is too large loses the last first."""
+    needs: str
+    """A key of NEEDS."""
+    shows: str
+    """The question it answers, in a clause: for help and the reference page."""
+    caption: str
+    """Sentences below the figure in a report: how to read it."""
+    source: str | Callable[[Scene], Drawing]
+    """The function that draws it, or "module:function" where that is to be imported only when it is drawn.
+
+    It raises DpotoolError, with the remedy, where the scene lacks what it needs.
+    """
+    section: str | None = None
+    """Heading it stands under in a report, kinds of one heading together; None for one that is not in reports."""
+    is_in_all: bool = True
+    """Whether `dpotool plot all` draws it."""
+
+    def draw(self, scene: Scene) -> Drawing:
+        """Returns the figure with its alternative text."""
+        if not isinstance(self.source, str):
+            return self.source(scene)
+        module, _, function = self.source.partition(":")
+        drawing: Drawing = getattr(import_module(module), function)(scene)
+        return drawing
+
+
+_KINDS: dict[str, PlotKind] = {}
+
+
+def register_plot(kind: PlotKind) -> None:
+    """Makes a kind of picture known to `plot`, `all`, the report and the reference page.
+
+    Raises DpotoolError for a name that is taken, or a need that is none of NEEDS.
+    """
+    if kind.name in (*_KINDS, ALL):
+        raise DpotoolError(
+            f"there is a picture {kind.name!r} already", where="register_plot", remedy="Use another name"
+        )
+    if kind.needs not in NEEDS:
+        raise DpotoolError(
+            f"unknown need {kind.needs!r}", where="register_plot", remedy=suggest_nearest(kind.needs, NEEDS)
+        )
+    _KINDS[kind.name] = kind
+
+
+def unregister_plot(name: str) -> None:
+    """Takes a picture away again. Raises DpotoolError, naming the nearest, for one that is not known."""
+    del _KINDS[find_plot(name).name]
+
+
+def find_plot(name: str) -> PlotKind:
+    """Returns the picture of that name. Raises DpotoolError, naming the nearest, for one that is not known."""
+    if name not in _KINDS:
+        raise DpotoolError(f"unknown picture {name!r}", where="plot", remedy=suggest_nearest(name, [*_KINDS, ALL]))
+    return _KINDS[name]
+
+
+def list_plots() -> list[PlotKind]:
+    """Returns all kinds by rank."""
+    return sorted(_KINDS.values(), key=lambda kind: kind.rank)
+
+
+def choose_plots(name: str) -> list[PlotKind]:
+    """Returns the kinds that a word on the command line stands for: the one of that name, or those of `all`."""
+    return [kind for kind in list_plots() if kind.is_in_all] if name == ALL else [find_plot(name)]
+
+
+_BUILT_IN = (
+    PlotKind(
+        "quadrants", 10, "scores",
+        "which way each pair moved: change of the chosen against change of the rejected answer",
+        "Each point is a test pair. Below the horizontal line its chosen answer became less likely than under the "
+        "reference; below the dashed diagonal the pair is ranked wrongly. The cross with the white centre is the mean.",
+        "dpotool.plots.quadrants:draw", "Which way the pairs moved",
+    ),
+    PlotKind(
+        "tradeoff", 20, "scores",
+        "what each run gains in chosen log-likelihood against the baseline, and what that costs in accuracy",
+        "Differences from the baseline over the same pairs. A run to the right keeps the chosen answers more likely; a "
+        "run further down ranks fewer pairs right. No run beats one on the dashed Pareto front in both.",
+        "dpotool.plots.tradeoff:draw", "Gain and cost against the baseline",
+    ),
+    PlotKind(
+        "tradeoff-margin", 25, "scores",
+        "the same with the cost in reward margin",
+        "Differences from the baseline over the same pairs: chosen log-likelihood and reward margin.",
+        "dpotool.plots.tradeoff:draw_margin",
+    ),
+    PlotKind(
+        "accuracy", 30, "scores",
+        "how reward accuracy differs from the baseline's, against λ",
+        "Difference in reward accuracy from the baseline over the same pairs; λ = 1 is DPO. The scale on the right "
+        "gives the accuracy itself.",
+        "dpotool.plots.accuracy:draw", "Accuracy against λ",
+    ),
+    PlotKind(
+        "displacement", 40, "scores",
+        "how far each pair's chosen and rejected log-likelihoods moved from the reference, a row for each run",
+        "Change of each pair's log-likelihoods from the reference: chosen answers above each line, rejected ones below "
+        "it. The bars at the means are 95 % intervals over pairs.",
+        "dpotool.plots.displacement:draw", "How far the likelihoods moved",
+    ),
+    PlotKind(
+        "margin", 50, "scores",
+        "reward margins, a row for each run, with the share above zero",
+        "Reward margins. The share to the right of zero is the reward accuracy.",
+        "dpotool.plots.margin:draw", "How far the likelihoods moved",
+    ),
+    PlotKind(
+        "distributions", 60, "scores",
+        "log-likelihoods and margins in the layout of the DPO-Shift paper, and the change pair by pair beside them",
+        "Log-likelihoods of chosen and rejected answers, reward margins, and the change of each pair's chosen "
+        "log-likelihood. The dashed outline is the reference.",
+        "dpotool.plots.distributions:draw",
+    ),
+    PlotKind(
+        "trajectory", 70, "log",
+        "how the log-likelihoods changed while training",
+        "Points joined by a bold line are evaluations, on the same pairs every time. Thin lines are means over "
+        "training batches, which hold other pairs at every step.",
+        "dpotool.plots.trajectory:draw", "While training",
+    ),
+    PlotKind(
+        "forecast", 80, "theory",
+        "what `theory-gap` predicts for each λ, and what came of it in the runs named beside it",
+        "Lines are the forecast made before training; large points are what training measured.",
+        "dpotool.plots.forecast:draw", "Predicted and measured",
+    ),
+    PlotKind(
+        "theory", 90, "theory",
+        "u and v of the theorem for each pair",
+        "u and v of Theorem 2.1 for each pair, before training.",
+        "dpotool.plots.theory:draw", "Predicted and measured",
+    ),
+    PlotKind(
+        "band", 100, "theory",
+        "for which λ a step on a pair alone raises the chosen and lowers the rejected answer",
+        "Share of the pairs that a step on the pair alone moves as wished, against λ.",
+        "dpotool.plots.band:draw",
+    ),
+    PlotKind(
+        "prediction", 110, "prediction",
+        "measured against predicted change of each pair",
+        "Measured against predicted change of each pair's log-likelihoods between two checkpoints.",
+        "dpotool.plots.prediction:draw",
+    ),
+    PlotKind(
+        "gap-ladder", 120, "theory",
+        "whether what the first order leaves over falls as the square of the learning rate (`theory-gap --verify`)",
+        "What the exact first-order gaps leave over of measured ones. Slope 2 means that the first order is right.",
+        "dpotool.plots.gap_ladder:draw",
+    ),
+    PlotKind(
+        "gap", 130, "theory",
+        "the gaps g1 and g2 of DPO-Shift over DPO; straight lines at the reference, so not part of `all`",
+        "The gaps g1 and g2 as printed, exact to first order, and measured, against f.",
+        "dpotool.plots.gap:draw", is_in_all=False,
+    ),
+)  # fmt: skip
+for _kind in _BUILT_IN:
+    register_plot(_kind)
