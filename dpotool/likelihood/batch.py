@@ -30,6 +30,14 @@ class Targets:
 
 
 @dataclass(frozen=True, slots=True)
+class Ends:
+    """Where the last token of each completion stands."""
+
+    rows: Int[Tensor, " completions"]
+    positions: Int[Tensor, " completions"]
+
+
+@dataclass(frozen=True, slots=True)
 class CompletionBatch:
     """Rows of prompt + completion."""
 
@@ -46,6 +54,11 @@ class CompletionBatch:
     def find_targets(self) -> Targets:
         rows, positions = self.completion_mask.nonzero(as_tuple=True)
         return Targets(rows, positions - 1, rows, self.input_ids[rows, positions])
+
+    def find_ends(self) -> Ends:
+        rows = torch.arange(len(self.input_ids), device=self.input_ids.device)
+        places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+        return Ends(rows, (self.completion_mask * places).argmax(dim=1))
 
     def to(self, device: torch.device) -> CompletionBatch:
         return CompletionBatch(*(getattr(self, field.name).to(device) for field in fields(self)))

@@ -77,10 +77,10 @@ def compute_token_logps(model: nn.Module, batch: CompletionBatch | SharedBatch) 
     causal_lm = get_causal_lm(model)
     if not can_split_head(causal_lm):
         targets = batch.find_targets()
-        logits = _call_decoder(causal_lm, batch, whole=True)[targets.rows, targets.positions]
-        return TokenLogps(_gather_logps(logits, targets.token_ids), targets.completions, targets.token_ids)
+        logits = call_model(causal_lm, batch)[targets.rows, targets.positions]
+        return TokenLogps(gather_logps(logits, targets.token_ids), targets.completions, targets.token_ids)
     states = compute_completion_states(causal_lm, batch)
-    return TokenLogps(_chunked_logps(causal_lm, states.hidden, states.token_ids), states.rows, states.token_ids)
+    return TokenLogps(chunked_logps(causal_lm, states.hidden, states.token_ids), states.rows, states.token_ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def compute_completion_states(model: nn.Module, batch: CompletionBatch | SharedB
     The model must be one that `can_split_head`.
     """
     targets = batch.find_targets()
-    hidden = _call_decoder(get_causal_lm(model), batch)[targets.rows, targets.positions]  # (tokens, hidden)
+    hidden = call_decoder(get_causal_lm(model), batch)[targets.rows, targets.positions]  # (tokens, hidden)
     return CompletionStates(hidden, targets.completions, targets.token_ids)
 
 
@@ -106,7 +106,7 @@ def compute_state_logps(
     model: nn.Module, hidden: Float[Tensor, "tokens hidden"], token_ids: Int[Tensor, " tokens"]
 ) -> Float[Tensor, " tokens"]:
     """Computes the log-probabilities (nats) of tokens from the states that predict them; all logits at once."""
-    return _gather_logps(_apply_head(get_causal_lm(model), hidden), token_ids)
+    return gather_logps(apply_head(get_causal_lm(model), hidden), token_ids)
 
 
 def get_causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -120,7 +120,7 @@ def count_chunk_elements(device: torch.device) -> int:
     return CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS_ON_GPU
 
 
-def _chunked_logps(
+def chunked_logps(
     model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"], token_ids: Int[Tensor, " tokens"]
 ) -> Float[Tensor, " tokens"]:
     head = partial(compute_state_logps, model)
@@ -136,21 +136,37 @@ def _chunked_logps(
     return torch.cat([run(*chunk) for chunk in zip(hidden.split(size), token_ids.split(size), strict=True)])
 
 
-def _gather_logps(logits: Float[Tensor, "tokens vocab"], token_ids: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
+def gather_logps(logits: Float[Tensor, "tokens vocab"], token_ids: Int[Tensor, " tokens"]) -> Float[Tensor, " tokens"]:
     logits = logits if logits.dtype == torch.float64 else logits.float()
     chosen = logits.gather(1, token_ids[:, None]).squeeze(1)
     return chosen - torch.logsumexp(logits, dim=1)
 
 
-def _call_decoder(model: PreTrainedModel, batch: CompletionBatch | SharedBatch, *, whole: bool = False) -> Tensor:
-    """Returns the last hidden states, (rows, seq, hidden); with `whole`, the model's logits, (rows, seq, vocab)."""
-    decoder = model.get_decoder()
+def call_decoder(model: PreTrainedModel, batch: CompletionBatch | SharedBatch) -> Float[Tensor, "rows seq hidden"]:
+    """Returns the decoder's last hidden states."""
+    return model.get_decoder()(**_inputs_of(model, batch))[0]
+
+
+def call_model(model: PreTrainedModel, batch: CompletionBatch | SharedBatch) -> Float[Tensor, "rows seq vocab"]:
+    """Returns the logits of every position."""
+    return _forward_of(model)(**_inputs_of(model, batch))[0]
+
+
+def call_model_for_states(
+    model: PreTrainedModel, batch: CompletionBatch | SharedBatch
+) -> tuple[Float[Tensor, "rows seq vocab"], Float[Tensor, "rows seq hidden"]]:
+    """Returns the logits of every position and the last hidden states, for a model whose decoder cannot run apart."""
+    output: Any = _forward_of(model)(**_inputs_of(model, batch), output_hidden_states=True)
+    return output[0], output.hidden_states[-1]
+
+
+def _inputs_of(model: PreTrainedModel, batch: CompletionBatch | SharedBatch) -> dict[str, object]:
     inputs: dict[str, object] = {"input_ids": batch.input_ids, "use_cache": False}
-    if "position_ids" in inspect.signature(type(decoder).forward).parameters:  # Bloom and Mamba, say, have none
+    if "position_ids" in inspect.signature(type(model.get_decoder()).forward).parameters:  # Bloom and Mamba have none
         inputs["position_ids"] = batch.position_ids
     if isinstance(batch, SharedBatch):
         inputs["attention_mask"] = batch.build_mask(_find_attention_dtype(model, batch.input_ids.device))
-    return (_forward_of(model) if whole else decoder)(**inputs)[0]
+    return inputs
 
 
 def _find_attention_dtype(model: PreTrainedModel, device: torch.device) -> torch.dtype:
@@ -159,7 +175,7 @@ def _find_attention_dtype(model: PreTrainedModel, device: torch.device) -> torch
     return torch.get_autocast_dtype(device.type) if is_mixed else model.dtype
 
 
-def _apply_head(model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
+def apply_head(model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
     """Runs the model's own forward with its decoder's work already done: output layer, soft-capping, scaling."""
     placeholder = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
     with _decoder_returns(model, hidden[None]):
@@ -209,8 +225,8 @@ def _check_split(model: PreTrainedModel) -> bool:
         device = next(model.parameters()).device
         ids = torch.arange(1, 6, device=device)[None]
         probe = CompletionBatch(ids, torch.arange(5, device=device)[None], torch.ones_like(ids))
-        expected = _call_decoder(model, probe, whole=True)[0]
-        got = _apply_head(model, _call_decoder(model, probe)[0])
+        expected = call_model(model, probe)[0]
+        got = apply_head(model, call_decoder(model, probe)[0])
     except (TypeError, AttributeError, ValueError, IndexError, RuntimeError):
         return False
     finally:

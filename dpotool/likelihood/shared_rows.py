@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.likelihood.batch import Targets
+from dpotool.likelihood.batch import Ends, Targets
 
 PARTS = 3
 """Blocks of a pair: 0 its prompt, 1 its chosen and 2 its rejected completion."""
@@ -57,6 +57,13 @@ class SharedBatch:
 
     def find_targets(self) -> Targets:
         return Targets(self.target_rows, self.target_positions, self.target_completions, self.target_ids)
+
+    def find_ends(self) -> Ends:
+        rows, positions = ((self.block_ids >= 0) & (self.block_ids % PARTS > 0)).nonzero(as_tuple=True)
+        _, completions = self.block_ids[rows, positions].unique(return_inverse=True)  # in the order of the targets
+        places = rows * self.block_ids.shape[1] + positions
+        last = places.new_zeros(self.n_completions).scatter_reduce(0, completions, places, "amax")
+        return Ends(last // self.block_ids.shape[1], last % self.block_ids.shape[1])
 
     def build_mask(self, dtype: torch.dtype) -> Float[Tensor, "rows 1 seq seq"]:
         """Builds what is added to attention scores: 0 where a token (second last axis) sees another, else the least."""

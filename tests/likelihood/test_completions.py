@@ -22,13 +22,18 @@ def brute_force(model: nn.Module, prompt: tuple[int, ...], completion: tuple[int
     return sum(float(logps[len(prompt) - 1 + place, token]) for place, token in enumerate(completion))
 
 
+def precision_of(family: str) -> float:
+    """These compute parts in float32, and some processors add up a row of another length in another order there."""
+    return 1e-7 if family in ("gemma2", "gemma3", "bloom") else 1e-12
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_equals_brute_force(family: str) -> None:
     model = build_family(family)
     expected = [brute_force(model, *row) for row in ROWS]
     got = compute_completion_logps(model, collate_rows(ROWS))
     assert got.dtype == torch.float64
-    assert got.tolist() == pytest.approx(expected, rel=1e-12)
+    assert got.tolist() == pytest.approx(expected, rel=precision_of(family))
     assert can_split_head(model), "the memory-saving path must serve every family here"
 
 
