@@ -70,7 +70,9 @@ class CompletionView:
     @property
     def chunk_size(self) -> int:
         """Positions whose whole distributions may be alive at a time."""
-        return max(1, count_chunk_elements(self.token_ids.device) // self._model.get_output_embeddings().weight.shape[0])
+        return max(
+            1, count_chunk_elements(self.token_ids.device) // self._model.get_output_embeddings().weight.shape[0]
+        )
 
     def compute_distributions(self, places: Int[Tensor, " n"]) -> Float[Tensor, "n vocab"]:
         """Returns log pi of every vocabulary item at some tokens' positions; nats, float32 or better."""
