@@ -46,6 +46,13 @@ FAMILIES: dict[str, tuple[str, dict[str, object]]] = {
 def build_family(name: str, *, dtype: torch.dtype = torch.float64, seed: int = 0) -> PreTrainedModel:
     """Returns a random model of that family, in evaluation mode, with weights large enough to give peaked outputs."""
     model_type, settings = FAMILIES[name]
+    return build_small(model_type, settings, dtype=dtype, seed=seed)
+
+
+def build_small(
+    model_type: str, settings: dict[str, object], *, dtype: torch.dtype = torch.float64, seed: int = 0
+) -> PreTrainedModel:
+    """Returns a random model of a type that transformers knows, small but for what the settings say."""
     merged = {key: value for key, value in {**_SMALL, **settings}.items() if value is not None}
     config = CONFIG_MAPPING[model_type](**merged)
     config._experts_implementation = "eager"  # the grouped kernels know no float64

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 Message = dict[str, Any]  # {"role": ..., "content": ...}, and what else the chat template reads
@@ -115,3 +117,10 @@ class PairSet:
     """pair_id -> reason, for rows that cannot be used (invalid, or do not fit)."""
     counts: PairCounts
     source: DataSource
+
+    def without(self, reasons: Mapping[int, str]) -> PairSet:
+        """Returns the set without some of its pairs, by pair_id, counted and listed by their reasons."""
+        n_excluded = Counter(self.counts.n_excluded) + Counter(reasons.values())
+        pairs = [pair for pair in self.pairs if pair.pair_id not in reasons]
+        counts = replace(self.counts, n_pairs=len(pairs), n_excluded=dict(n_excluded))
+        return PairSet(pairs, dict(sorted((self.excluded | dict(reasons)).items())), counts, self.source)

@@ -2,7 +2,8 @@
 
 dpotool pads its own rows, so a tokenizer's padding side and padding token never change a number. Padding stands right
 of every real token, where a causal model never sees it; so no attention mask is passed, which would buy nothing and,
-with sliding windows, leaves padded positions with nothing to attend to (NaN, which then spreads: Gemma-2).
+with sliding windows, leaves padded positions with nothing to attend to (NaN, which then spreads: Gemma-2). A row is
+padded with its own last token: any other may have an embedding that is zero (Gemma-3n's padding) or not a number.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def collate_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Complet
     for row, (prompt, completion) in enumerate(rows):
         end = len(prompt) + len(completion)
         input_ids[row, :end] = torch.tensor([*prompt, *completion])
+        input_ids[row, end:] = input_ids[row, end - 1]
         completion_mask[row, len(prompt) : end] = 1
     position_ids = torch.arange(length).repeat(len(rows), 1)
     return CompletionBatch(input_ids, position_ids, completion_mask)

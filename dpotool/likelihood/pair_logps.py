@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -14,9 +15,11 @@ from jaxtyping import Float64
 from torch import Tensor, nn
 
 from dpotool.data.pairs import TokenizedPair
+from dpotool.likelihood.batch import CompletionBatch, collate_rows
 from dpotool.likelihood.budget import MOST_TOKENS, resolve_batch_tokens, run_within_memory
 from dpotool.likelihood.completions import compute_token_logps
 from dpotool.likelihood.layout import RowLayout
+from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.settings import AUTO
 
 DEFAULT_BATCH_TOKENS = MOST_TOKENS["cpu"]
@@ -41,6 +44,10 @@ class ScoredPair:
         """log pi of the chosen and of the rejected completion, nats."""
         return float(self.chosen.sum(dtype=np.float64)), float(self.rejected.sum(dtype=np.float64))
 
+    @property
+    def is_finite(self) -> bool:
+        return all(math.isfinite(logp) for logp in self.sums)
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredPairs:
@@ -63,6 +70,12 @@ class ScoredPairs:
     @property
     def layouts(self) -> dict[str, int]:
         return {"shared": self.n_shared, "paired": self.n_paired, "stored": self.n_stored}
+
+    def take(self, places: Sequence[int]) -> ScoredPairs:
+        """Returns the values of some of the pairs, by their places."""
+        kept = list(places)
+        tokens = [self.tokens[place] for place in kept] if self.tokens else []
+        return replace(self, chosen=self.chosen[kept], rejected=self.rejected[kept], tokens=tokens)
 
     def stack(self) -> Float64[np.ndarray, "pairs 2"]:
         """Returns chosen, then rejected."""
@@ -127,7 +140,6 @@ def _assemble(finished: list[ScoredPair], n_pairs: int, n_shared: int, *, with_t
     return ScoredPairs(sums[:, 0].copy(), sums[:, 1].copy(), tokens, n_shared, n_pairs - n_shared)
 
 
-@torch.no_grad()
 def _score_batch(
     model: nn.Module,
     pairs: Sequence[TokenizedPair],
@@ -135,17 +147,36 @@ def _score_batch(
     layout: RowLayout,
     autocast: torch.dtype | None,
 ) -> list[ScoredPair]:
+    """Scores a batch; a pair that comes out as not finite again by itself, its completions apart.
+
+    A token whose embedding is not a number spoils what shares its row or its experts.
+    """
+    logps = _run(model, layout.collate(pairs), autocast)
+    lengths = [length for pair in pairs for length in (len(pair.chosen_ids), len(pair.rejected_ids))]
+    rows = np.split(logps, np.cumsum(lengths)[:-1])
+    scored = [ScoredPair(index, rows[2 * row], rows[2 * row + 1]) for row, index in enumerate(indices)]
+    return [
+        one if one.is_finite else _score_alone(model, pair, one.index, autocast)
+        for one, pair in zip(scored, pairs, strict=True)
+    ]
+
+
+def _score_alone(model: nn.Module, pair: TokenizedPair, index: int, autocast: torch.dtype | None) -> ScoredPair:
+    completions = (pair.chosen_ids, pair.rejected_ids)
+    return ScoredPair(index, *(_run(model, collate_rows([(pair.prompt_ids, ids)]), autocast) for ids in completions))
+
+
+@torch.no_grad()
+def _run(model: nn.Module, batch: CompletionBatch | SharedBatch, autocast: torch.dtype | None) -> np.ndarray:
+    """Returns the log-probabilities of a batch's completion tokens, dropout off, the model's mode restored."""
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     try:
         with autocast_to(autocast, device):
-            token_logps = compute_token_logps(model, layout.collate(pairs).to(device)).logps
+            return _to_numpy(compute_token_logps(model, batch.to(device)).logps)
     finally:
         model.train(was_training)
-    lengths = [length for pair in pairs for length in (len(pair.chosen_ids), len(pair.rejected_ids))]
-    rows = np.split(_to_numpy(token_logps), np.cumsum(lengths)[:-1])
-    return [ScoredPair(index, rows[2 * row], rows[2 * row + 1]) for row, index in enumerate(indices)]
 
 
 def autocast_to(dtype: torch.dtype | None, device: torch.device) -> contextlib.AbstractContextManager[object]:

@@ -126,6 +126,7 @@ def collate_shared(pairs: Sequence[TokenizedPair], *, with_rejected: bool = True
                     completion = n_parts * index + part - 1
                     targets[index].append(_list_targets(row, last, start, completion, input_ids[row, start:end]))
                 start = end
+        input_ids[row, start:] = input_ids[row, start - 1]
     of_row, at, completions, ids_ = torch.cat([target for of_pair in targets for target in of_pair], dim=1)
     n_tokens = completions.bincount(minlength=n_parts * len(pairs))
     return SharedBatch(input_ids, position_ids, block_ids, of_row, at, completions, ids_, n_tokens)

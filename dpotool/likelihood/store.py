@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import logging
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -87,8 +88,8 @@ class StoreKeeper:
         self.written_at = time.monotonic()
 
     def take(self, values: Values) -> None:
-        """Takes values in; writes when it is time."""
-        self.waiting |= values
+        """Takes values in, but none that is not finite; writes when it is time."""
+        self.waiting |= {key: sums for key, sums in values.items() if all(map(math.isfinite, sums))}
         if time.monotonic() - self.written_at >= SECONDS_BETWEEN_WRITES:
             with _harmless():
                 self._write()

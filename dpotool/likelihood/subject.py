@@ -16,6 +16,7 @@ from dpotool.likelihood.scorer import Scorer
 from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import load_model, load_tokenizer
 from dpotool.models.subject import Subject
+from dpotool.models.vocabulary import check_same_tokens, check_token_ids
 from dpotool.progress import Progress
 from dpotool.runs.manifest import collect_manifest
 from dpotool.settings import Settings
@@ -97,13 +98,16 @@ def open_subject(subject: Subject, progress: Progress, *, dtype: str | None = No
     )
     max_length = resolve_max_length(config.max_length, policy, tokenizer)
     pair_set = load_pair_set(config, tokenizer, max_length=max_length, seed=config.seed, progress=progress)
+    check_token_ids(policy, pair_set.pairs, tokenizer, where=subject.model)
     reference = None
     if subject.reference is not None:
+        check_same_tokens(tokenizer, subject.reference, pair_set.pairs, trust_remote_code=trust)
         policy_dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
         reference = load_model(
             subject.reference, dtype=policy_dtype, device=config.device, trust_remote_code=trust, progress=progress
         )
         reference.requires_grad_(False)
+        check_token_ids(reference, pair_set.pairs, tokenizer, where=subject.reference)
     make = partial(Scorer.configured, settings=config, bf16=subject.bf16)
     return OpenSubject(
         subject,

@@ -16,6 +16,7 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError
+from dpotool.likelihood.finite import leave_out_non_finite
 from dpotool.likelihood.noise import choose_sample, score_in_twos
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.subject import OpenSubject, open_subject
@@ -73,6 +74,7 @@ def _score(subject: Subject, config: ScoreConfig, progress: Progress) -> ScoreRe
     opened = open_subject(subject, progress)
     policy_logps = opened.compute_policy_logps(progress, with_tokens=config.tokens)
     reference_logps = opened.compute_reference_logps(progress, with_tokens=config.tokens)
+    opened, policy_logps, reference_logps = _leave_out_non_finite(opened, policy_logps, reference_logps, progress)
     if reference_logps is None:
         progress.warn(f"{subject.label}: no reference, so no rewards and no displacement. Name one with --reference")
     noise = None
@@ -90,6 +92,19 @@ def _score(subject: Subject, config: ScoreConfig, progress: Progress) -> ScoreRe
     if config.tokens:
         return replace(result, tokens_path=_write_tokens(opened, policy_logps, reference_logps))
     return result
+
+
+def _leave_out_non_finite(
+    opened: OpenSubject, policy: ScoredPairs, reference: ScoredPairs | None, progress: Progress
+) -> tuple[OpenSubject, ScoredPairs, ScoredPairs | None]:
+    scored = {"the model": (opened.policy, policy)}
+    if opened.reference is not None and reference is not None:
+        scored["the reference"] = (opened.reference, reference)
+    pair_set, values = leave_out_non_finite(opened.pair_set, scored)
+    n_left_out = len(opened.pair_set.pairs) - len(pair_set.pairs)
+    if n_left_out:
+        progress.warn(f"{opened.subject.label}: {n_left_out} pairs are left out: their log-probability is not finite")
+    return replace(opened, pair_set=pair_set), values["the model"], values.get("the reference")
 
 
 def _measure_noise(

@@ -16,6 +16,7 @@ from dpotool.errors import DpotoolError
 from dpotool.hub import check_name, refuse_pointer
 from dpotool.models.adapters import is_adapter_folder, load_adapter, read_adapter_base
 from dpotool.models.builtin import locate_model
+from dpotool.models.dropout import disable_dropout
 from dpotool.models.library_calls import one_line_errors, quiet_transformers
 from dpotool.models.precision import choose_float32_products
 from dpotool.models.rope import let_rows_go_by_their_own_length
@@ -91,7 +92,7 @@ def load_model(
     needs_gradients: bool = False,
     progress: Progress = SILENT,
 ) -> nn.Module:
-    """Loads a causal LM, or an adapter on its base model, in evaluation mode.
+    """Loads a causal LM, or an adapter on its base model, in evaluation mode, with dropout off in training mode too.
 
     Args:
         model: name of a built-in model, folder or hub id of a model, or folder of a PEFT adapter.
@@ -114,6 +115,7 @@ def load_model(
     let_rows_go_by_their_own_length(loaded)
     if is_adapter:
         loaded = load_adapter(loaded, model, is_trainable=needs_gradients)
+    disable_dropout(loaded)
     target = resolve_device(device)
     choose_float32_products(target, next(loaded.parameters()).dtype)
     return loaded.to(target).eval()

@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
@@ -163,6 +165,15 @@ def _read_types(file: Path) -> Iterator[tuple[str, str]]:
         raise DpotoolError(
             f"cannot be read as safetensors ({error})", where=str(file), remedy="Copy or download it again"
         ) from None
+
+
+def list_non_finite(model: nn.Module) -> list[str]:
+    """Returns the names of the weights that hold a number that is not finite."""
+    return [
+        name
+        for name, weight in model.named_parameters()
+        if weight.is_floating_point() and not bool(torch.isfinite(weight).all())
+    ]
 
 
 @contextmanager

@@ -34,7 +34,6 @@ def load_policy(config: TrainConfig, progress: Progress = SILENT) -> nn.Module:
     )
     if is_adapter_folder(config.model):
         mark_trained_parameters(model)
-    disable_dropout(model)
     return model
 
 
@@ -67,13 +66,3 @@ def add_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
             got=config.lora_targets,
             remedy="Name the model's own linear layers, or all-linear",
         ) from None
-
-
-def disable_dropout(model: nn.Module) -> None:
-    """Sets every dropout to 0, as TRL does: with it, the policy at step 0 would differ from its own reference."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
-        for name in ("attention_dropout", "dropout", "hidden_dropout"):  # read by attention functions, not modules
-            if isinstance(getattr(module, name, None), float):
-                setattr(module, name, 0.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TypeVar
@@ -18,11 +18,13 @@ from dpotool.data.pairs import PairSet
 from dpotool.data.sources import has_test_split
 from dpotool.errors import DpotoolError
 from dpotool.gradients.monitor import TheoryMonitor
+from dpotool.likelihood.finite import refuse_non_finite
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import load_model, load_tokenizer
+from dpotool.models.vocabulary import check_same_tokens, check_token_ids
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
@@ -46,7 +48,9 @@ ScoreReference = Callable[[Scorer, PairSet, Progress], ScoredPairs]
 def score_reference(scorer: Scorer, pair_set: PairSet, progress: Progress) -> ScoredPairs:
     """Returns log pi_ref of every pair, from the store where it has them."""
     source = pair_set.source
-    return scorer.score_showing(pair_set.pairs, f"reference on {source.name} [{source.split}]", progress)
+    logps = scorer.score_showing(pair_set.pairs, f"reference on {source.name} [{source.split}]", progress)
+    refuse_non_finite(scorer.model, pair_set.pairs, logps, scorer.label or "the reference")
+    return logps
 
 
 def prepare_trainer(
@@ -68,6 +72,8 @@ def prepare_trainer(
     policy = Scorer.configured(load_policy(config, progress), config, bf16=config.bf16, label=config.model)
     config = replace(config, max_length=resolve_max_length(config.max_length, policy.model, tokenizer))
     config, pair_sets = load_run_pairs(config, tokenizer, progress)
+    for pair_set in pair_sets.values():
+        check_token_ids(policy.model, pair_set.pairs, tokenizer, where=config.model)
     if objective.loss.validate_pairs is not None:
         for pair_set in pair_sets.values():
             objective.loss.validate_pairs(pair_set.pairs, objective.options)
@@ -82,7 +88,9 @@ def prepare_trainer(
         refuse_changes(folder, fingerprints)
     datasets = {name: PairDataset(pair_set.pairs) for name, pair_set in pair_sets.items()}
     if "reference" in objective.loss.needs:
-        reference = policy if config.reference is None else _open_reference(config, config.reference, progress)
+        reference = policy
+        if config.reference is not None:
+            reference = _open_reference(config, config.reference, tokenizer, pair_sets, progress)
         fingerprints["reference"] = reference.fingerprint
         if config.resume:
             refuse_changes(folder, fingerprints)
@@ -140,11 +148,21 @@ def describe_evaluation(config: S) -> S | None:
     return replace(config, data=data, split=config.eval_split, limit=config.eval_limit, test_fraction=test_fraction)
 
 
-def _open_reference(config: TrainConfig, name: str, progress: Progress) -> Scorer:
-    """Loads the model that `--reference` names; without one the policy as it stands is the reference."""
+def _open_reference(
+    config: TrainConfig,
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    pair_sets: Mapping[str, PairSet],
+    progress: Progress,
+) -> Scorer:
+    """Loads the model that `--reference` names, once it is known that it means the same tokens by the same ids."""
+    for pair_set in pair_sets.values():
+        check_same_tokens(tokenizer, name, pair_set.pairs, trust_remote_code=config.trust_remote_code)
     model = load_model(
         name, dtype=config.dtype, device=config.device, trust_remote_code=config.trust_remote_code, progress=progress
     )
+    for pair_set in pair_sets.values():
+        check_token_ids(model, pair_set.pairs, tokenizer, where=name)
     return Scorer.configured(model.requires_grad_(False), config, bf16=config.bf16, label=name)
 
 

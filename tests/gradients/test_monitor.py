@@ -24,8 +24,8 @@ from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.losses.registry import get_loss
 from dpotool.losses.spec import PairLogps
+from dpotool.models.dropout import disable_dropout
 from dpotool.theory.theorem import classify_entanglement, compute_u, compute_v
-from dpotool.training.policy import disable_dropout
 
 BETA = 0.5
 REFERENCE = torch.tensor([-30.0, -25.0, -40.0, -20.0, -35.0], dtype=torch.float64)

@@ -1,0 +1,102 @@
+"""Whether models know the tokens they are fed: ids within their embeddings, and both models' ids of the same texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from dpotool.data.pairs import TokenizedPair
+from dpotool.errors import DpotoolError
+from dpotool.models.loading import load_tokenizer
+
+_SAMPLE = 32
+"""Pairs whose texts are encoded by both tokenizers."""
+
+
+def check_token_ids(
+    model: nn.Module, pairs: Sequence[TokenizedPair], tokenizer: PreTrainedTokenizerBase, *, where: str
+) -> None:
+    """Refuses pairs with a token that the model has no row for: a tokenizer got new tokens, the model did not.
+
+    Raises:
+        DpotoolError: the largest id of the pairs is beyond the input or the output embedding.
+    """
+    largest = max((max((*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids)) for pair in pairs), default=-1)
+    n_rows = count_rows(model)
+    if n_rows is not None and largest >= n_rows:
+        raise DpotoolError(
+            f"token id {largest} ({tokenizer.convert_ids_to_tokens(largest)}) is beyond the {n_rows} rows of the "
+            "model's embedding",
+            where=where,
+            remedy="Take the tokenizer the model was saved with, or save the model again after "
+            "model.resize_token_embeddings(len(tokenizer))",
+        )
+
+
+def count_rows(model: nn.Module) -> int | None:
+    """Returns how many tokens a model has an input and an output row for; None where that cannot be told."""
+    inner: Any = model
+    rows = []
+    for name in ("get_input_embeddings", "get_output_embeddings"):
+        try:
+            weight = getattr(getattr(inner, name)(), "weight", None)
+        except (AttributeError, NotImplementedError):
+            continue
+        if weight is not None and weight.dim() == 2:
+            rows.append(len(weight))
+    return min(rows, default=None)
+
+
+def check_same_tokens(
+    tokenizer: PreTrainedTokenizerBase,
+    other: str,
+    pairs: Sequence[TokenizedPair],
+    *,
+    trust_remote_code: bool = False,
+) -> None:
+    """Refuses a reference whose tokenizer numbers the pairs' tokens otherwise, or parts texts otherwise.
+
+    A folder without a tokenizer is taken at its word.
+
+    Args:
+        other: folder or hub id of the reference.
+
+    Raises:
+        DpotoolError: a token of the pairs is another one there, or a text of theirs has other tokens there.
+    """
+    theirs = _find_tokenizer(other, trust_remote_code)
+    if theirs is None:
+        return
+    used = sorted({id_ for pair in pairs for id_ in (*pair.prompt_ids, *pair.chosen_ids, *pair.rejected_ids)})
+    names, other_names = (_name_tokens(one, used) for one in (tokenizer, theirs))
+    for id_, name, other_name in zip(used, names, other_names, strict=True):
+        if name != other_name:
+            raise _other_tokens(other, f"token {id_} is {name!r} for the model and {other_name!r} for the reference")
+    for pair in pairs[:_SAMPLE]:
+        text = tokenizer.decode([*pair.prompt_ids, *pair.chosen_ids])
+        ids, other_ids = (one.encode(text, add_special_tokens=False) for one in (tokenizer, theirs))
+        if ids != other_ids:
+            raise _other_tokens(other, f"pair {pair.pair_id} has {len(ids)} tokens for the model, and other ones there")
+
+
+def _find_tokenizer(model: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:
+    try:
+        return load_tokenizer(model, trust_remote_code=trust_remote_code)
+    except DpotoolError:
+        return None
+
+
+def _name_tokens(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> list[str | None]:
+    size = len(tokenizer)
+    return [str(tokenizer.convert_ids_to_tokens(id_)) if id_ < size else None for id_ in ids]
+
+
+def _other_tokens(other: str, how: str) -> DpotoolError:
+    return DpotoolError(
+        f"the reference has another tokenizer, so its log-probabilities would be of other texts: {how}",
+        where=other,
+        remedy="Name the model that this one was trained from with --reference",
+    )
