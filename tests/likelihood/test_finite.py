@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_pairs
+from dpotool.scoring.config import ScoreConfig
+from dpotool.scoring.run import score_models
 from model_families import build_family
 from safetensors.torch import load_file, save_file
 from tiny_models import build_byte_tokenizer, save_tiny_model, write_pairs
@@ -17,8 +19,6 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.loading import load_model
-from dpotool.scoring.config import ScoreConfig
-from dpotool.scoring.run import score_models
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from dpotool.scoring.config import ScoreConfig
+from dpotool.scoring.run import score_models
 from tiny_models import build_byte_tokenizer, save_tiny_model, write_pairs
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -15,8 +17,6 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.models.loading import load_model
 from dpotool.models.vocabulary import check_same_tokens, check_token_ids, count_rows
-from dpotool.scoring.config import ScoreConfig
-from dpotool.scoring.run import score_models
 from dpotool.settings import DataSettings
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
