@@ -19,6 +19,7 @@ from typer.main import get_command
 
 from dpotool.cli.app import app
 from dpotool.cli.verbs import Positional, unescape_markup
+from dpotool.measures.registry import write_measures
 
 _PREAMBLE = """\
 # Command line
@@ -36,6 +37,8 @@ _PREAMBLE = """\
 - A dash in the column *default* means: nothing is set, and the text says what happens then.
 """
 _GENERAL = "Options"
+_APPENDICES = {"dpotool score": ("Measures", write_measures)}
+"""Command -> what its registry holds."""
 _TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "flag", Path: "path"}
 
 
@@ -87,6 +90,9 @@ def _describe_command(name: str, command: Any, function: Callable[..., Any] | No
     parts += [_list_choices(each) for each in getattr(function, "positionals", ()) if each.choices is not None]
     for panel in dict.fromkeys(option.panel for option in options):
         parts += [f"### {panel}", _table("option", [option for option in options if option.panel == panel])]
+    if name in _APPENDICES:
+        title, write = _APPENDICES[name]
+        parts += [f"### {title}", write()]
     return "\n\n".join(parts) + "\n"
 
 

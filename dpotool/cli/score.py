@@ -72,21 +72,6 @@ def _to_json(result: ScoreResult) -> dict[str, Any]:
     return {"path": str(result.path), **tokens, "label": result.label, **result.summary}
 
 
-_ROWS: tuple[tuple[str, str, int, float], ...] = (
-    ("log pi(chosen), mean", "chosen_logps", 2, 1),
-    ("log pi(chosen), median", "chosen_logps_median", 2, 1),
-    ("log pi(rejected), mean", "rejected_logps", 2, 1),
-    ("log pi(rejected), median", "rejected_logps_median", 2, 1),
-    ("perplexity on chosen", "chosen_perplexity", 3, 1),
-    ("perplexity on rejected", "rejected_perplexity", 3, 1),
-    ("change of log pi(chosen)", "chosen_displacement", 2, 1),
-    ("change of log pi(rejected)", "rejected_displacement", 2, 1),
-    ("pairs with chosen displaced, %", "chosen_displaced_share", 1, 100),
-    ("reward margin", "reward_margins", 4, 1),
-    ("reward accuracy, %", "reward_accuracy", 1, 100),
-)
-
-
 def tabulate_scores(results: Sequence[ScoreResult]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Returns the tables to print, one for each (data, split) that was scored, a column per model."""
     groups: dict[str, list[ScoreResult]] = {}
@@ -96,8 +81,9 @@ def tabulate_scores(results: Sequence[ScoreResult]) -> list[tuple[str, list[str]
     tables = []
     for name, group in groups.items():
         rows = [
-            [label, *(format_interval(result.summary.get(key), digits, scale) for result in group)]
-            for label, key, digits, scale in _ROWS
+            [row.label, *(format_interval(result.summary.get(row.key), row.digits, row.scale) for result in group)]
+            for measure in group[0].measures
+            for row in measure.shown_values
         ]
         rows.append(["ties", *(_count(result.summary["ties"]) for result in group)])
         rows.append(["pairs left out", *(_describe_exclusions(result.summary) for result in group)])

@@ -15,5 +15,8 @@ class ScoreConfig(SubjectSettings):
     noise_floor: bool = setting(
         True, "Score a sample of 8 to 32 pairs twice to see what rounding does; --no-noise-floor leaves it out."
     )
+    measures: str = setting(
+        "", "What to say of each pair beside its log-probabilities, comma-separated; docs/cli.md lists the measures."
+    )
     dry_run: bool = setting(False, DRY_RUN)
     tokens: bool = setting(False, "Also write per-token log-probabilities to a second table.")

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+import pandas as pd
 
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
@@ -20,11 +21,11 @@ from dpotool.likelihood.cost import (
     seconds_since_start,
 )
 from dpotool.likelihood.noise import find_missing_seconds
-from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.subject import open_subject
 from dpotool.measures.config import ScoreConfig
 from dpotool.measures.frame import build_score_frame
+from dpotool.measures.logps import derive_rewards
 from dpotool.models.loading import resolve_device
 from dpotool.models.subject import describe_subject
 from dpotool.progress import Progress
@@ -97,10 +98,11 @@ def _time_statistics(pair_set: PairSet) -> float:
     """Runs the statistics on invented values: their time depends on the number of pairs alone."""
     draw = np.random.default_rng(0)
     chosen, rejected = -draw.gamma(2.0, 20.0, size=(2, len(pair_set.pairs)))
-    first = ScoredPairs(chosen, rejected)
-    second = ScoredPairs(chosen - draw.normal(size=len(chosen)), rejected)
+    columns = {"chosen_logps": chosen, "rejected_logps": rejected}
+    columns |= {"ref_chosen_logps": chosen - draw.normal(size=len(chosen)), "ref_rejected_logps": rejected}
     start = time.perf_counter()
-    run = ScoredRun(build_score_frame(pair_set, first, second, 0.1), about={"beta": 0.1})
+    rewards = derive_rewards(pd.DataFrame(columns), 0.1)
+    run = ScoredRun(build_score_frame(pair_set, {**columns, **rewards}), about={"beta": 0.1})
     summarize_scores(run)
     judge_displacement(run)
     return time.perf_counter() - start

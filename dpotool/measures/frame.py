@@ -5,19 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from dpotool.data.pairs import PairSet, TokenizedPair
 from dpotool.likelihood.pair_logps import ScoredPairs
 
 
-def build_score_frame(
-    pair_set: PairSet,
-    policy: ScoredPairs,
-    reference: ScoredPairs | None,
-    beta: float,
-) -> pd.DataFrame:
-    """Returns the columns of SCORE_SCHEMA (DESIGN, "Tables"): sums in nats; rewards = beta * log-ratio, unshifted."""
+def build_score_frame(pair_set: PairSet, columns: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Returns a score table (SCORE_SCHEMA): which pair a row is, and the columns of the measures beside it.
+
+    Args:
+        columns: values of the pairs that are not excluded, in their order.
+    """
     pairs = pair_set.pairs
     frame = pd.DataFrame(
         {
@@ -27,17 +27,11 @@ def build_score_frame(
             "prompt_tokens": [len(pair.prompt_ids) for pair in pairs],
             "chosen_tokens": [len(pair.chosen_ids) for pair in pairs],
             "rejected_tokens": [len(pair.rejected_ids) for pair in pairs],
-            "chosen_logps": policy.chosen,
-            "rejected_logps": policy.rejected,
-            "ref_chosen_logps": math.nan if reference is None else reference.chosen,
-            "ref_rejected_logps": math.nan if reference is None else reference.rejected,
+            **columns,
             "score_chosen": pd.array([pair.score_chosen for pair in pairs], dtype="Float64"),
             "score_rejected": pd.array([pair.score_rejected for pair in pairs], dtype="Float64"),
         }
     )
-    frame["chosen_rewards"] = beta * (frame["chosen_logps"] - frame["ref_chosen_logps"])
-    frame["rejected_rewards"] = beta * (frame["rejected_logps"] - frame["ref_rejected_logps"])
-    frame["reward_margins"] = frame["chosen_rewards"] - frame["rejected_rewards"]
     excluded = pd.DataFrame({"pair_id": list(pair_set.excluded), "status": list(pair_set.excluded.values())})
     return pd.concat([frame, excluded.astype({"pair_id": "int64"})]).sort_values("pair_id", ignore_index=True)
 

@@ -13,7 +13,6 @@ from accelerate import PartialState
 
 from dpotool.compare.noise import summarize_noise
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.finite import leave_out_non_finite
@@ -22,13 +21,15 @@ from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.measures.config import ScoreConfig
 from dpotool.measures.frame import build_score_frame, build_token_frame
+from dpotool.measures.measure import Measure, ModelView, measure_pairs
+from dpotool.measures.registry import build_schema, choose_measures
 from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import summary_path
 from dpotool.runs.locks import claiming
-from dpotool.runs.schemas import SCORE_SCHEMA, TOKEN_SCHEMA
+from dpotool.runs.schemas import TOKEN_SCHEMA
 from dpotool.runs.tables import write_table
 
 _ROW_SETTINGS = ("data", "limit", "test_fraction", "seed", "split_seed", "skip_invalid")
@@ -43,6 +44,8 @@ class ScoreResult:
     frame: pd.DataFrame
     summary: dict[str, Any]
     path: Path
+    measures: tuple[Measure, ...]
+    """What the columns and the summary are of."""
     tokens_path: Path | None = None
 
 
@@ -56,6 +59,7 @@ def score_models(models: Sequence[str], config: ScoreConfig, *, progress: Progre
     """
     if config.beta is not None and not config.beta > 0:
         raise DpotoolError("must be above 0", where="--beta", got=str(config.beta))
+    measures = choose_measures(config.measures)
     subjects = [describe_subject(model, config) for model in models]
     if len({subject.folder.path.resolve() for subject in subjects}) < len(subjects):
         raise DpotoolError(
@@ -67,20 +71,29 @@ def score_models(models: Sequence[str], config: ScoreConfig, *, progress: Progre
         # each of them before hours of work on the first, and in one order, so that no two commands wait for each other
         for subject in sorted(subjects, key=lambda subject: subject.folder.path.resolve()):
             claims.enter_context(claiming(subject.folder.path, "score", progress.note))
-        return [_score(replace(subject, beta=config.beta or subject.beta), config, progress) for subject in subjects]
+        return [
+            _score(replace(subject, beta=config.beta or subject.beta), config, measures, progress)
+            for subject in subjects
+        ]
 
 
-def _score(subject: Subject, config: ScoreConfig, progress: Progress) -> ScoreResult:
+def _score(subject: Subject, config: ScoreConfig, measures: list[Measure], progress: Progress) -> ScoreResult:
     opened = open_subject(subject, progress)
-    policy_logps = opened.compute_policy_logps(progress, with_tokens=config.tokens)
-    reference_logps = opened.compute_reference_logps(progress, with_tokens=config.tokens)
+    with_tokens = config.tokens or any(measure.needs == "tokens" for measure in measures)
+    policy_logps = opened.compute_policy_logps(progress, with_tokens=with_tokens)
+    reference_logps = opened.compute_reference_logps(progress, with_tokens=with_tokens)
     opened, policy_logps, reference_logps = _leave_out_non_finite(opened, policy_logps, reference_logps, progress)
     if reference_logps is None:
         progress.warn(f"{subject.label}: no reference, so no rewards and no displacement. Name one with --reference")
     noise = None
     if config.noise_floor and opened.pair_set.pairs:
         noise = _measure_noise(opened, policy_logps, reference_logps, progress)
-    frame = build_score_frame(opened.pair_set, policy_logps, reference_logps, subject.beta)
+    pairs = opened.pair_set.pairs
+    policy = ModelView(opened.policy_scorer, pairs, policy_logps, progress)
+    reference = None
+    if opened.reference_scorer is not None and reference_logps is not None:
+        reference = ModelView(opened.reference_scorer, pairs, reference_logps, progress)
+    frame = build_score_frame(opened.pair_set, measure_pairs(measures, policy, reference, subject.beta))
     fingerprints = {
         "model": opened.policy_scorer.fingerprint,
         "reference": opened.reference_scorer.fingerprint if opened.reference_scorer else None,
@@ -88,7 +101,7 @@ def _score(subject: Subject, config: ScoreConfig, progress: Progress) -> ScoreRe
         "data": opened.pair_set.source.fingerprint,
     }
     layouts = {"policy": policy_logps.layouts, "reference": reference_logps.layouts if reference_logps else None}
-    result = _write(opened, frame, fingerprints, layouts, noise)
+    result = _write(opened, frame, measures, fingerprints, layouts, noise)
     if config.tokens:
         return replace(result, tokens_path=_write_tokens(opened, policy_logps, reference_logps))
     return result
@@ -123,6 +136,7 @@ def _measure_noise(
 def _write(
     opened: OpenSubject,
     frame: pd.DataFrame,
+    measures: list[Measure],
     fingerprints: dict[str, str | None],
     layouts: dict[str, Any],
     noise: dict[str, Any] | None,
@@ -131,16 +145,18 @@ def _write(
     config = subject.config
     path = subject.folder.scores_path(source.name, source.split, config.format, subject.variant)
     about = {**_describe(opened), "fingerprints": fingerprints}
-    counts = opened.pair_set.counts.to_dict()
     run = ScoredRun(frame, subject.label, about, noise, path=path)
-    summary = {**about, **summarize_scores(run, counts, seed=config.seed)}
+    summary: dict[str, Any] = dict(about)
+    for measure in measures:
+        summary |= measure.summarize_run(run, config.seed)
+    summary["counts"] = opened.pair_set.counts.to_dict()
     summary["layouts"] = layouts
     summary["verdict"] = judge_displacement(run, seed=config.seed)
     if PartialState().is_main_process:
-        write_table(run.table, path, SCORE_SCHEMA, about, format=config.format)
+        write_table(run.table, path, build_schema(measures), about, format=config.format)
         write_json(summary_path(path), summary)
         opened.note_run("score", config, fingerprints)
-    return ScoreResult(subject.label, run.table, summary, path)
+    return ScoreResult(subject.label, run.table, summary, path, tuple(measures))
 
 
 def _write_tokens(opened: OpenSubject, policy: ScoredPairs, reference: ScoredPairs | None) -> Path:

@@ -11,7 +11,7 @@ TABLE_KEY = b"dpotool_table"  # schema metadata: "score", "token" or "theory"
 METADATA_KEY = b"dpotool_metadata"  # schema metadata: the caller's dict, as JSON
 
 
-def _column(
+def column(
     name: str, type_: pa.DataType, unit: str, definition: str, *, required: bool = False, optional: bool = False
 ) -> pa.Field:
     """`required`: no nulls. `optional`: a table without the column is read as if it were null."""
@@ -22,12 +22,12 @@ def _column(
 def _dot_column(answer: str, mean: str) -> pa.Field:
     gradient = {"chosen": "W", "rejected": "L"}
     definition = f"<{gradient[answer]}, mean {gradient[mean]}>, the mean over all pairs of the table"
-    return _column(f"{answer}_dot_mean_{mean}", pa.float64(), "nats^2", definition, optional=True)
+    return column(f"{answer}_dot_mean_{mean}", pa.float64(), "nats^2", definition, optional=True)
 
 
 def _displacement_column(side: str) -> pa.Field:
     definition = f"{side}_logps - ref_{side}_logps: how far training moved the {side} completion"
-    return _column(f"{side}_displacement", pa.float64(), "nats", definition, optional=True)
+    return column(f"{side}_displacement", pa.float64(), "nats", definition, optional=True)
 
 
 def is_optional(field: pa.Field) -> bool:
@@ -39,8 +39,8 @@ def _schema(name: str, definition: str, columns: list[pa.Field]) -> pa.Schema:
     return pa.schema(columns, metadata={TABLE_KEY: name.encode(), b"definition": definition.encode()})
 
 
-_PAIR_ID = _column("pair_id", pa.int64(), "row", "row number in the source split, from 0", required=True)
-_PROMPT_ID = _column(
+_PAIR_ID = column("pair_id", pa.int64(), "row", "row number in the source split, from 0", required=True)
+_PROMPT_ID = column(
     "prompt_id", pa.string(), "", "hash of the prompt; pairs of one prompt have the same", optional=True
 )
 
@@ -50,22 +50,22 @@ SCORE_SCHEMA = _schema(
     "The reference columns and the rewards are null where there is no reference.",
     [
         _PAIR_ID,
-        _column("status", pa.string(), "", "'ok', or why the pair was left out", required=True),
+        column("status", pa.string(), "", "'ok', or why the pair was left out", required=True),
         _PROMPT_ID,
-        _column("prompt_tokens", pa.int64(), "tokens", "tokens of the prompt after truncation"),
-        _column("chosen_tokens", pa.int64(), "tokens", "tokens of the chosen completion that count, EOS included"),
-        _column("rejected_tokens", pa.int64(), "tokens", "tokens of the rejected completion that count, EOS included"),
-        _column("chosen_logps", pa.float64(), "nats", "log pi(chosen | prompt), summed over completion tokens"),
-        _column("rejected_logps", pa.float64(), "nats", "log pi(rejected | prompt), summed over completion tokens"),
-        _column("ref_chosen_logps", pa.float64(), "nats", "chosen_logps under the reference"),
-        _column("ref_rejected_logps", pa.float64(), "nats", "rejected_logps under the reference"),
-        _column("chosen_rewards", pa.float64(), "nats", "beta * (chosen_logps - ref_chosen_logps)"),
-        _column("rejected_rewards", pa.float64(), "nats", "beta * (rejected_logps - ref_rejected_logps)"),
-        _column("reward_margins", pa.float64(), "nats", "chosen_rewards - rejected_rewards, never shifted by lambda"),
+        column("prompt_tokens", pa.int64(), "tokens", "tokens of the prompt after truncation"),
+        column("chosen_tokens", pa.int64(), "tokens", "tokens of the chosen completion that count, EOS included"),
+        column("rejected_tokens", pa.int64(), "tokens", "tokens of the rejected completion that count, EOS included"),
+        column("chosen_logps", pa.float64(), "nats", "log pi(chosen | prompt), summed over completion tokens"),
+        column("rejected_logps", pa.float64(), "nats", "log pi(rejected | prompt), summed over completion tokens"),
+        column("ref_chosen_logps", pa.float64(), "nats", "chosen_logps under the reference"),
+        column("ref_rejected_logps", pa.float64(), "nats", "rejected_logps under the reference"),
+        column("chosen_rewards", pa.float64(), "nats", "beta * (chosen_logps - ref_chosen_logps)"),
+        column("rejected_rewards", pa.float64(), "nats", "beta * (rejected_logps - ref_rejected_logps)"),
+        column("reward_margins", pa.float64(), "nats", "chosen_rewards - rejected_rewards, never shifted by lambda"),
         _displacement_column("chosen"),
         _displacement_column("rejected"),
-        _column("score_chosen", pa.float64(), "", "score of the chosen completion in the data"),
-        _column("score_rejected", pa.float64(), "", "score of the rejected completion in the data"),
+        column("score_chosen", pa.float64(), "", "score of the chosen completion in the data"),
+        column("score_rejected", pa.float64(), "", "score of the rejected completion in the data"),
     ],
 )
 
@@ -74,12 +74,12 @@ TOKEN_SCHEMA = _schema(
     "One row per completion token of every scored pair.",
     [
         _PAIR_ID,
-        _column("side", pa.string(), "", "'chosen' or 'rejected'", required=True),
-        _column("position", pa.int64(), "tokens", "place in the completion, from 0", required=True),
-        _column("token_id", pa.int64(), "", "token id in the model's vocabulary", required=True),
-        _column("token", pa.string(), "", "the token as text"),
-        _column("logp", pa.float64(), "nats", "log-probability of this token given all before it"),
-        _column("ref_logp", pa.float64(), "nats", "logp under the reference"),
+        column("side", pa.string(), "", "'chosen' or 'rejected'", required=True),
+        column("position", pa.int64(), "tokens", "place in the completion, from 0", required=True),
+        column("token_id", pa.int64(), "", "token id in the model's vocabulary", required=True),
+        column("token", pa.string(), "", "the token as text"),
+        column("logp", pa.float64(), "nats", "log-probability of this token given all before it"),
+        column("ref_logp", pa.float64(), "nats", "logp under the reference"),
     ],
 )
 
@@ -89,20 +89,20 @@ THEORY_SCHEMA = _schema(
     "trained parameters.",
     [
         _PAIR_ID,
-        _column("grad_inner_product", pa.float64(), "nats^2", "<W, L>"),
-        _column("chosen_grad_sq_norm", pa.float64(), "nats^2", "|W|^2"),
-        _column("rejected_grad_sq_norm", pa.float64(), "nats^2", "|L|^2"),
-        _column("grad_cosine", pa.float64(), "", "<W, L> / (|W| |L|)"),
-        _column("chosen_logratios", pa.float64(), "nats", "log pi/pi_ref of the chosen completion (a)"),
-        _column("rejected_logratios", pa.float64(), "nats", "log pi/pi_ref of the rejected completion (b)"),
-        _column("u", pa.float64(), "nats^2", "gamma s(f gamma b - gamma a) <W, L>; Theorem 2.1 of arXiv:2502.07599"),
-        _column("v", pa.float64(), "nats^2", "<W, L> - |L|^2 with eta1 = 1; Theorem 2.1 of arXiv:2502.07599"),
-        _column("band_low", pa.float64(), "", "least f at which the rejected does not rise: max(0, <W, L> / |L|^2)"),
-        _column("band_high", pa.float64(), "", "greatest f at which the chosen does not fall: |W|^2 / <W, L>, or inf"),
-        _column("entanglement", pa.string(), "", "which likelihoods one DPO step on this pair alone moves, and where"),
+        column("grad_inner_product", pa.float64(), "nats^2", "<W, L>"),
+        column("chosen_grad_sq_norm", pa.float64(), "nats^2", "|W|^2"),
+        column("rejected_grad_sq_norm", pa.float64(), "nats^2", "|L|^2"),
+        column("grad_cosine", pa.float64(), "", "<W, L> / (|W| |L|)"),
+        column("chosen_logratios", pa.float64(), "nats", "log pi/pi_ref of the chosen completion (a)"),
+        column("rejected_logratios", pa.float64(), "nats", "log pi/pi_ref of the rejected completion (b)"),
+        column("u", pa.float64(), "nats^2", "gamma s(f gamma b - gamma a) <W, L>; Theorem 2.1 of arXiv:2502.07599"),
+        column("v", pa.float64(), "nats^2", "<W, L> - |L|^2 with eta1 = 1; Theorem 2.1 of arXiv:2502.07599"),
+        column("band_low", pa.float64(), "", "least f at which the rejected does not rise: max(0, <W, L> / |L|^2)"),
+        column("band_high", pa.float64(), "", "greatest f at which the chosen does not fall: |W|^2 / <W, L>, or inf"),
+        column("entanglement", pa.string(), "", "which likelihoods one DPO step on this pair alone moves, and where"),
         *(_dot_column(answer, mean) for mean in ("chosen", "rejected") for answer in ("chosen", "rejected")),
         _PROMPT_ID,
-        _column("pair_hash", pa.string(), "", "hash of the pair's token ids, by which a table is known", optional=True),
+        column("pair_hash", pa.string(), "", "hash of the pair's token ids, by which a table is known", optional=True),
     ],
 )
 
@@ -112,12 +112,12 @@ PREDICTION_SCHEMA = _schema(
     [
         _PAIR_ID,
         _PROMPT_ID,
-        _column("chosen_logps", pa.float64(), "nats", "log pi(chosen | prompt) at the first checkpoint"),
-        _column("rejected_logps", pa.float64(), "nats", "log pi(rejected | prompt) at the first checkpoint"),
-        _column("chosen_change", pa.float64(), "nats", "log pi(chosen) at the second checkpoint minus at the first"),
-        _column("rejected_change", pa.float64(), "nats", "log pi(rejected) at the second minus at the first"),
-        _column("predicted_chosen_change", pa.float64(), "nats", "<grad log pi(chosen), difference of weights>"),
-        _column("predicted_rejected_change", pa.float64(), "nats", "<grad log pi(rejected), difference of weights>"),
+        column("chosen_logps", pa.float64(), "nats", "log pi(chosen | prompt) at the first checkpoint"),
+        column("rejected_logps", pa.float64(), "nats", "log pi(rejected | prompt) at the first checkpoint"),
+        column("chosen_change", pa.float64(), "nats", "log pi(chosen) at the second checkpoint minus at the first"),
+        column("rejected_change", pa.float64(), "nats", "log pi(rejected) at the second minus at the first"),
+        column("predicted_chosen_change", pa.float64(), "nats", "<grad log pi(chosen), difference of weights>"),
+        column("predicted_rejected_change", pa.float64(), "nats", "<grad log pi(rejected), difference of weights>"),
     ],
 )
 
@@ -126,17 +126,17 @@ JUDGMENT_SCHEMA = _schema(
     "One row per verdict: a question's two answers in one order, or judged apart and then compared. A row without a "
     "verdict says in status why, and counts in no class.",
     [
-        _column("question_id", pa.string(), "", "the question's id in its file, or the row of its pair", required=True),
-        _column("sample", pa.int64(), "", "which of the model's answers to the question, from 0", required=True),
-        _column("order", pa.string(), "", "'first' or 'second': place of the model's answer; 'apart'", required=True),
-        _column("status", pa.string(), "", "'judged', 'identical' (not asked), or why there is none", required=True),
-        _column("verdict", pa.string(), "", "'win', 'tie' or 'loss' of the model against the baseline"),
-        _column("is_doubtful", pa.int64(), "", "1: the reply opens with a verdict and goes against it", optional=True),
-        _column("model_score", pa.float64(), "", "the judge's score of the model's answer, where it scores"),
-        _column("baseline_score", pa.float64(), "", "likewise of the baseline's"),
-        _column("model_length", pa.int64(), "characters", "length of the model's answer"),
-        _column("baseline_length", pa.int64(), "characters", "length of the baseline's answer"),
-        _column("category", pa.string(), "", "the question's category, where it has one", optional=True),
+        column("question_id", pa.string(), "", "the question's id in its file, or the row of its pair", required=True),
+        column("sample", pa.int64(), "", "which of the model's answers to the question, from 0", required=True),
+        column("order", pa.string(), "", "'first' or 'second': place of the model's answer; 'apart'", required=True),
+        column("status", pa.string(), "", "'judged', 'identical' (not asked), or why there is none", required=True),
+        column("verdict", pa.string(), "", "'win', 'tie' or 'loss' of the model against the baseline"),
+        column("is_doubtful", pa.int64(), "", "1: the reply opens with a verdict and goes against it", optional=True),
+        column("model_score", pa.float64(), "", "the judge's score of the model's answer, where it scores"),
+        column("baseline_score", pa.float64(), "", "likewise of the baseline's"),
+        column("model_length", pa.int64(), "characters", "length of the model's answer"),
+        column("baseline_length", pa.int64(), "characters", "length of the baseline's answer"),
+        column("category", pa.string(), "", "the question's category, where it has one", optional=True),
         _PROMPT_ID,
     ],
 )
@@ -145,11 +145,11 @@ RATING_SCHEMA = _schema(
     "rating",
     "One row per answer and turn that a judge graded by itself (MT-Bench's single grading).",
     [
-        _column("question_id", pa.string(), "", "the question's id in its file", required=True),
-        _column("turn", pa.int64(), "", "turn of the conversation, from 1", required=True),
-        _column("status", pa.string(), "", "'judged', or why there is no rating", required=True),
-        _column("rating", pa.float64(), "points", "the judge's rating, 1 to 10"),
-        _column("category", pa.string(), "", "the question's category, where it has one", optional=True),
+        column("question_id", pa.string(), "", "the question's id in its file", required=True),
+        column("turn", pa.int64(), "", "turn of the conversation, from 1", required=True),
+        column("status", pa.string(), "", "'judged', or why there is no rating", required=True),
+        column("rating", pa.float64(), "points", "the judge's rating, 1 to 10"),
+        column("category", pa.string(), "", "the question's category, where it has one", optional=True),
     ],
 )
 

@@ -79,7 +79,8 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pd.DataFram
     """Reads a table and checks its columns; integer columns that may be null come as Int64, numbers as float64.
 
     Args:
-        schema: what the table must be; by default the kind it says it is, or the kind its columns are of.
+        schema: what the table must be; by default the kind it says it is, or the kind its columns are of. Columns
+            beyond it are read where the table says what they are.
 
     Raises DpotoolError when the file is missing, unreadable, half-written or not such a table.
     """
@@ -101,6 +102,7 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pd.DataFram
             remedy=_REWRITE,
         )
     try:
+        schema = _extend(schema, path)
         known = [name for name in schema.names if name in raw.columns]
         return _to_arrow(raw[known], schema, {}).to_pandas(types_mapper=_pandas_type)
     except ValueError as error:
@@ -118,6 +120,23 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
         return json.loads(sidecar.read_text(encoding="utf-8"))["metadata"] if sidecar.is_file() else {}
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DpotoolError(f"its metadata cannot be read ({error})", where=str(path), remedy=_REWRITE) from error
+
+
+def _extend(schema: pa.Schema, path: Path) -> pa.Schema:
+    """Adds the columns that the table says it has besides, with unit and definition: those of further measures."""
+    if path.suffix == ".parquet":
+        described = list(pq.read_schema(path))
+    elif _sidecar(path).is_file():
+        columns = json.loads(_sidecar(path).read_text(encoding="utf-8"))["columns"]
+        described = [
+            pa.field(about.pop("name"), pa.type_for_alias(about.pop("type")), metadata=about) for about in columns
+        ]
+    else:
+        return schema
+    for field in described:
+        if field.name not in schema.names and b"definition" in (field.metadata or {}):
+            schema = schema.append(field)
+    return schema
 
 
 def _resolve_format(path: Path, format: str | None) -> str:  # noqa: A002
