@@ -6,9 +6,10 @@ One place says a setting's name, type, default and help text; the command line (
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
-from typing import Any
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, asdict, dataclass, field, fields
+from typing import Any, Self
 
 from dpotool.errors import DpotoolError
 
@@ -20,6 +21,65 @@ AUTO = "auto"
 LAYOUTS = ("auto", "shared", "paired")
 
 
+@dataclass(frozen=True, slots=True)
+class Range:
+    """The numbers that make sense somewhere. What lies outside is refused before anything is loaded."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    includes_low: bool = True
+    includes_high: bool = True
+
+    def __contains__(self, value: object) -> bool:
+        """Whether it is a finite number, and a number of the range."""
+        try:
+            number = float(value)  # type: ignore[arg-type]
+        except (TypeError, ValueError, OverflowError):
+            return False
+        above = number >= self.low if self.includes_low else number > self.low
+        below = number <= self.high if self.includes_high else number < self.high
+        return math.isfinite(number) and above and below
+
+    def describe(self, name: str) -> str:
+        """Returns the range in words: "a number, 0 <= label_smoothing < 0.5"."""
+        low = f"{self.low:g} {'<=' if self.includes_low else '<'} " if math.isfinite(self.low) else ""
+        high = f" {'<=' if self.includes_high else '<'} {self.high:g}" if math.isfinite(self.high) else ""
+        return f"a number, {low}{name}{high}" if low or high else "a number"
+
+
+COUNT = Range(1, 2**31 - 1)
+"""Of pairs, tokens or steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class KindOption:
+    """An option that only some kinds of a thing have, such as the losses that take `--alpha`."""
+
+    name: str
+    type: type
+    help: str
+    default: str
+    """As help shows it; empty where it differs from kind to kind and the text says it."""
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Kinds:
+    """What a setting chooses among, as a registry has it now: for help, completion, config files and the docs."""
+
+    describe: Callable[[], Mapping[str, str]]
+    """Name -> what it is, in a line."""
+    title: str
+    explain: Callable[[str], Mapping[str, str]]
+    """Name -> what help says of that one."""
+    options: Callable[[str | None], Sequence[KindOption]] | None = None
+    """Name -> the options it has; None -> the options of all."""
+    into: str = ""
+    """The setting that holds the values of those options."""
+    without: Callable[[str], frozenset[str]] | None = None
+    """Name -> the panels of help that do not concern it."""
+
+
 def setting(
     default: Any,
     help: str,  # noqa: A002
@@ -27,14 +87,30 @@ def setting(
     flag: str | None = None,
     panel: str | None = None,
     parser: Callable[[Any], Any] | None = None,
+    range: Range | None = None,  # noqa: A002
+    switch: str | None = None,
+    near: Sequence[str] = (),
+    kinds: Kinds | None = None,
+    is_option: bool = True,
 ) -> Any:
     """Returns a dataclass field that carries its help text.
 
     Args:
         flag: where its option is not its name.
         parser: reads a value from the command line or a config file where its type does not say how.
+        range: what is accepted; None may always stand for what is not set.
+        switch: the setting without which this one has no effect; giving it alone is refused (`check_switches`).
+        near: other tools' names for it, which a wrong option or key is answered with.
+        kinds: what it chooses among.
+        is_option: False for a setting without an option of its own, which kinds fill.
     """
-    return field(default=default, metadata={"help": help, "flag": flag, "panel": panel, "parser": parser})
+    about = {"help": help, "flag": flag, "panel": panel, "parser": parser, "range": range, "switch": switch}
+    return field(default=default, metadata=about | {"near": tuple(near), "kinds": kinds, "is_option": is_option})
+
+
+def flag_of(name: str) -> str:
+    """Returns the command-line flag of a setting: label_smoothing -> --label-smoothing, lambda_ -> --lambda."""
+    return "--" + name.strip("_").replace("_", "-")
 
 
 def parse_batch_tokens(value: int | str) -> int | str:
@@ -56,10 +132,84 @@ def parse_batch_tokens(value: int | str) -> int | str:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Base of the commands' settings."""
+    """Base of the commands' settings.
+
+    Raises:
+        DpotoolError: a number lies outside its range.
+    """
+
+    def __post_init__(self) -> None:
+        for about in fields(self):
+            value, range_ = getattr(self, about.name), about.metadata.get("range")
+            if range_ is not None and value is not None and value not in range_:
+                raise DpotoolError(
+                    f"not a usable {about.name}",
+                    where=flag_of(about.name),
+                    expected=range_.describe(about.name),
+                    got=str(value),
+                )
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Returns all settings by name; those that only some kinds have stand among them, not below a name."""
+        values = asdict(self)
+        for kinds in self.list_kinds().values():
+            values |= values.pop(kinds.into, None) or {}
+        return values
+
+    @classmethod
+    def read(cls, values: Mapping[str, Any]) -> Self:
+        """Builds settings from what `to_dict` or a run.yaml holds; anything else is passed over."""
+        return cls(**sort_settings(cls, values))
+
+    @classmethod
+    def list_kinds(cls) -> dict[str, Kinds]:
+        """Returns the settings that choose among kinds with options of their own."""
+        found = {about.name: about.metadata.get("kinds") for about in fields(cls)}
+        return {name: kinds for name, kinds in found.items() if kinds is not None and kinds.options is not None}
+
+    def check_switches(self) -> None:
+        """Refuses a setting that was given without the one that makes it count.
+
+        Raises:
+            DpotoolError: names both.
+        """
+        for about in fields(self):
+            switch = about.metadata.get("switch")
+            if switch and getattr(self, about.name) != about.default and not getattr(self, switch):
+                raise DpotoolError(
+                    f"has no effect without {flag_of(switch)}",
+                    where=flag_of(about.name),
+                    remedy=f"Add {flag_of(switch)}, or leave it out",
+                )
+
+
+def list_names(settings: type[Settings]) -> set[str]:
+    """Returns the names that a config file may use: of all settings, those that only some kinds have included."""
+    names = {about.name for about in fields(settings) if about.metadata.get("is_option", True)}
+    for kinds in settings.list_kinds().values():
+        assert kinds.options is not None
+        names |= {option.name for option in kinds.options(None)}
+    return names
+
+
+def sort_settings(settings: type[Settings], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values that are settings, those that only some kinds have gathered where they belong.
+
+    A setting whose switch the same values put off is left out: it had no effect where they were written down.
+    """
+    known: dict[str, Field[Any]] = {about.name: about for about in fields(settings)}
+    found = {name: value for name, value in values.items() if name in known}
+    for name in list(found):
+        switch = known[name].metadata.get("switch")
+        if switch and values.get(switch) is False:
+            del found[name]
+    for kinds in settings.list_kinds().values():
+        assert kinds.options is not None
+        names = [option.name for option in kinds.options(None) if option.name not in known]
+        given = {name: values[name] for name in names if values.get(name) is not None}
+        if given:
+            found[kinds.into] = {**(found.get(kinds.into) or {}), **given}
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,11 +220,13 @@ class DataSettings(Settings):
         DEMO, "Preference pairs: a .jsonl/.json/.parquet/.csv file, a saved dataset folder, a hub id or builtin:demo."
     )
     split: str | None = setting(None, "Split of the data; without it, the one that suits the command.")
-    limit: int | None = setting(None, "Use the first N rows of the split.")
+    limit: int | None = setting(None, "Use the first N rows of the split.", range=COUNT)
     test_fraction: float | None = setting(None, "Cut this share off data that has no test split, e.g. 0.05.")
     split_seed: int | None = setting(None, "Seed of the cut that --test-fraction makes; without it --seed.")
     max_length: int | None = setting(
-        None, "Longest prompt + completion in tokens; without it 2048, or what the model's positions allow."
+        None,
+        "Longest prompt + completion in tokens; without it 2048, or what the model's positions allow.",
+        range=COUNT,
     )
     truncation: str = setting(
         "trim-prompt",
@@ -102,11 +254,12 @@ class ComputeSettings(Settings):
     )
     dtype: str = setting("auto", "float32, bfloat16, float16, float64, or auto.")
     device: str = setting("auto", "cpu, cuda, cuda:N, or auto.")
-    seed: int = setting(42, "Seed of everything random.")
+    seed: int = setting(42, "Seed of everything random.", range=Range(0, 2**32 - 1))
     trust_remote_code: bool = setting(False, "Run code that comes with a checkpoint.")
 
     def __post_init__(self) -> None:
         """Refuses a layout that there is none of, whichever command it is for, before anything is loaded."""
+        super().__post_init__()
         if self.layout not in LAYOUTS:
             raise DpotoolError("unknown layout", where="--layout", expected=", ".join(LAYOUTS), got=repr(self.layout))
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from dpotool.runs.folder import RunFolder
 
+DIVERGES: dict[str, Any] = {"optimizer": "sgd", "learning_rate": 10.0, "beta": 1000.0, "max_grad_norm": 0.0}
+"""Settings, each within its range, under which a run turns non-finite after a few steps."""
+
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Every tensor of a checkpoint."""

@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from dpotool.errors import DpotoolError
-from dpotool.settings import DataSettings, Settings
+from dpotool.settings import DataSettings, Settings, list_names
 
 
 def read_config(
@@ -33,7 +33,7 @@ def read_config(
     Raises:
         DpotoolError: the file is missing, is no YAML mapping, or holds a key that is no setting of any command.
     """
-    known = {field.name for field in fields(settings)}
+    known = list_names(settings)
     content = _read_mapping(path)
     if isinstance(content.get("config"), dict):
         author = next((name for name in others if name.startswith(str(content.get("kind")))), command)
@@ -42,22 +42,30 @@ def read_config(
         known -= _find_namesakes(settings, theirs)
         if issubclass(theirs, DataSettings) and not issubclass(settings, DataSettings):
             known -= {"data", "split"}  # there a file or hub id, here the name of a table
-    elsewhere = {field.name for other in others.values() for field in fields(other)} - known
+    elsewhere = {name for other in others.values() for name in list_names(other)} - known
     found: dict[str, Any] = {}
     for key, value in content.items():
         name = _field_name(str(key), known | elsewhere)
         if name not in known | elsewhere:
-            raise DpotoolError(f"unknown setting {str(key)!r}", where=str(path), remedy=_suggest(name, command, known))
+            remedy = _suggest(name, command, settings, known)
+            raise DpotoolError(f"unknown setting {str(key)!r}", where=str(path), remedy=remedy)
         found[name] = value
     if found.get("eval_data") is not None and "eval_data" not in known:
         found |= {name: found.pop(f"eval_{name}", None) for name in ("data", "split", "limit")}
     found = {name: value for name, value in found.items() if value is not None}
     if found.pop("trust_remote_code", False):
         note(f"{path}: trust_remote_code is left out; only --trust-remote-code on the command line runs foreign code")
+    found = {name: value for name, value in found.items() if not _is_switched_off(name, settings, found)}
     n_left_out = len(found.keys() & elsewhere)
     if n_left_out:
         note(f"{path}: {n_left_out} {'setting' if n_left_out == 1 else 'settings'} of other commands left out")
     return {name: value for name, value in found.items() if name in known}
+
+
+def _is_switched_off(name: str, settings: type[Settings], found: Mapping[str, Any]) -> bool:
+    """Whether the same file puts the setting off without which this one has no effect, as a run.yaml does."""
+    switch = next((field.metadata.get("switch") for field in fields(settings) if field.name == name), None)
+    return switch is not None and found.get(switch) is False
 
 
 def _find_namesakes(mine: type[Settings], theirs: type[Settings]) -> set[str]:
@@ -93,8 +101,9 @@ def _field_name(key: str, known: Set[str]) -> str:
     return f"{name}_" if f"{name}_" in known else name
 
 
-def _suggest(name: str, command: str, known: Set[str]) -> str:
-    """Returns the nearest name as one writes it, and where all of them are listed."""
-    nearest = difflib.get_close_matches(name, [known_name.strip("_") for known_name in known], n=1, cutoff=0.5)
-    hint = f"Did you mean {nearest[0].replace('_', '-')!r}? " if nearest else ""
+def _suggest(name: str, command: str, settings: type[Settings], known: Set[str]) -> str:
+    """Returns what was meant, by another tool's name for it or the nearest one, and where all of them are listed."""
+    meant = [field.name for field in fields(settings) if name in field.metadata.get("near", ())]
+    nearest = meant or difflib.get_close_matches(name, [known_name.strip("_") for known_name in known], n=1, cutoff=0.5)
+    hint = f"Did you mean {nearest[0].strip('_').replace('_', '-')!r}? " if nearest else ""
     return f"{hint}`{' '.join(['dpotool', *command.split(), '--help'])}` lists the settings"

@@ -18,8 +18,10 @@ import typer
 from typer.main import get_command
 
 from dpotool.cli.app import app
+from dpotool.cli.kinds import VerbCommand, list_listed
 from dpotool.cli.verbs import Positional, unescape_markup
 from dpotool.measures.registry import write_measures
+from dpotool.settings import Kinds
 
 _PREAMBLE = """\
 # Command line
@@ -76,8 +78,13 @@ def _walk(name: str, cli: typer.Typer, group: Any) -> Iterator[tuple[str, Any, C
 def _describe_command(name: str, command: Any, function: Callable[..., Any] | None) -> str:
     assert function is not None
     annotations = inspect.signature(function, eval_str=True).parameters
-    shown = [item for item in command.params if not getattr(item, "hidden", False)]
-    parameters = [_describe_parameter(item, annotations[item.name].annotation) for item in shown]
+    context = command.make_context(name, [], resilient_parsing=True)
+    shown = [item for item in command.get_params(context) if not getattr(item, "hidden", False)]
+    parameters = [
+        _describe_parameter(item, annotations[item.name].annotation if item.name in annotations else None)
+        for item in shown
+        if item.name != "help"
+    ]
     arguments = [parameter for parameter in parameters if parameter.is_argument]
     options = [parameter for parameter in parameters if not parameter.is_argument]
     usage = " ".join([name, "[OPTIONS]", *(argument.names for argument in arguments)])
@@ -93,13 +100,18 @@ def _describe_command(name: str, command: Any, function: Callable[..., Any] | No
     if name in _APPENDICES:
         title, write = _APPENDICES[name]
         parts += [f"### {title}", write()]
+    for _, kinds in list_listed(command.settings) if isinstance(command, VerbCommand) else ():
+        parts += [f"### {kinds.title}", _list_kinds(kinds)]
     return "\n\n".join(parts) + "\n"
 
 
 def _describe_parameter(item: Any, annotation: Any) -> _Parameter:
     """Reads what typer knows of a parameter; its type is the one the command's signature states."""
     is_argument = item.param_type_name == "argument"
-    type_ = _name_type(get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation)
+    if annotation is None:  # it comes from a registry, not from the command's signature
+        type_ = _TYPE_NAMES[item.kind_type]
+    else:
+        type_ = _name_type(get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation)
     if item.metavar:  # read by a function of its own
         type_ = item.metavar.replace("<int>|", "integer or ")
     return _Parameter(
@@ -146,6 +158,11 @@ def _list_choices(positional: Positional) -> str:
     return "\n".join(
         [*lines, *(f"| `{name}` | {_escape(meaning)} |" for name, meaning in positional.choices().items())]
     )
+
+
+def _list_kinds(kinds: Kinds) -> str:
+    lines = ["| name | what it is for |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{name}` | {_escape(text)} |" for name, text in kinds.describe().items())])
 
 
 def _escape(text: str) -> str:

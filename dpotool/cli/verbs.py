@@ -12,7 +12,8 @@ import typer
 
 from dpotool.cli.config_file import read_config
 from dpotool.cli.console import Console
-from dpotool.settings import Settings
+from dpotool.cli.kinds import command_class, complete_kinds, take_kind_options
+from dpotool.settings import Settings, flag_of
 
 S = TypeVar("S", bound=Settings)
 
@@ -66,7 +67,7 @@ def add_verb(
                     values[name_] = False
             try:
                 # Click fills `values` from flags, then the config file, then the defaults.
-                function(settings(**values), console, *arguments)
+                function(settings(**values, **take_kind_options(context)), console, *arguments)
             except KeyboardInterrupt:
                 console.note("interrupted")
                 raise typer.Exit(130) from None
@@ -76,7 +77,7 @@ def add_verb(
         _SETTINGS[name] = settings
         command.__signature__ = _signature_of(name, settings, positionals)  # type: ignore[attr-defined]
         command.__annotations__ = {}
-        app.command(name.rpartition(" ")[2], epilog=epilog)(command)
+        app.command(name.rpartition(" ")[2], epilog=epilog, cls=command_class(settings))(command)
 
     return register
 
@@ -87,7 +88,8 @@ def _signature_of(name: str, settings: type[Settings], positionals: tuple[Positi
         default = inspect.Parameter.empty if positional.required else None
         parameters.append(_parameter(positional.name, Annotated[positional.type, positional.argument], default))
     hints = get_type_hints(settings)
-    parameters += [_option_of(field, hints[field.name]) for field in fields(settings)]
+    options = [field for field in fields(settings) if field.metadata.get("is_option", True)]
+    parameters += [_option_of(field, hints[field.name]) for field in options]
     parameters += [_switch_off(field.name) for field in fields(settings) if hints[field.name] is bool]
     config = typer.Option(
         "--config",
@@ -103,11 +105,13 @@ def _signature_of(name: str, settings: type[Settings], positionals: tuple[Positi
 
 
 def _option_of(field: Field[Any], hint: Any) -> inspect.Parameter:
-    flag = field.metadata["flag"] or f"--{field.name.replace('_', '-')}"
-    parser = field.metadata["parser"]
+    flag = field.metadata["flag"] or flag_of(field.name)
+    parser, kinds = field.metadata["parser"], field.metadata["kinds"]
     option = typer.Option(
         *flag.split(","),
-        **({"parser": parser, "metavar": "<int>|auto"} if parser else {}),
+        parser=parser,
+        metavar="<int>|auto" if parser else None,
+        autocompletion=complete_kinds(kinds) if kinds else None,
         help=escape_markup(field.metadata["help"]),
         rich_help_panel=field.metadata["panel"],
         show_default=not (field.default is None or field.default is False or field.default == ""),

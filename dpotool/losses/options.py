@@ -7,14 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.settings import Range, flag_of
 
 LossOptions = Mapping[str, float | str]
 """Option name -> value, complete and checked; what `LossSpec.resolve_options` returns and `LossSpec.compute` takes."""
-
-
-def flag_of(name: str) -> str:
-    """Returns the command-line flag of an option: label_smoothing -> --label-smoothing, lambda_ -> --lambda."""
-    return "--" + name.strip("_").replace("_", "-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +31,16 @@ class NumberOption:
         Raises:
             DpotoolError: it is no finite number in the range.
         """
-        try:
-            number = float(value)
-        except ValueError:
-            number = math.nan
-        above = number >= self.low if self.includes_low else number > self.low
-        below = number <= self.high if self.includes_high else number < self.high
-        if not (math.isfinite(number) and above and below):
+        if value not in self.range:
             raise DpotoolError(
                 f"not a usable {self.name}", where=flag_of(self.name), expected=self.describe_range(), got=str(value)
             )
-        return number
+        return float(value)
+
+    @property
+    def range(self) -> Range:
+        """What is accepted."""
+        return Range(self.low, self.high, self.includes_low, self.includes_high)
 
     @property
     def default_text(self) -> str:
@@ -54,9 +49,7 @@ class NumberOption:
 
     def describe_range(self) -> str:
         """Returns the range in words: "a number, 0 <= label_smoothing < 0.5"."""
-        low = f"{self.low:g} {'<=' if self.includes_low else '<'} " if math.isfinite(self.low) else ""
-        high = f" {'<=' if self.includes_high else '<'} {self.high:g}" if math.isfinite(self.high) else ""
-        return f"a number, {low}{self.name}{high}" if low or high else "a number"
+        return self.range.describe(self.name)
 
 
 @dataclass(frozen=True, slots=True)

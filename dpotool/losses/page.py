@@ -6,9 +6,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from dpotool.losses.options import LossOption, NumberOption, flag_of
+from dpotool.losses.options import LossOption, NumberOption
 from dpotool.losses.registry import LOSSES
 from dpotool.losses.spec import SFT_WEIGHT, LossSpec
+from dpotool.settings import flag_of
 
 BEGIN = "<!-- losses: generated from the entries by `make docs`; do not edit by hand -->"
 END = "<!-- end of losses -->"

@@ -14,7 +14,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 from dpotool.errors import DpotoolError
-from dpotool.losses.options import LossOption, LossOptions, NumberOption, flag_of
+from dpotool.losses.options import LossOption, LossOptions, NumberOption
+from dpotool.settings import flag_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Num

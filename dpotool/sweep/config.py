@@ -12,7 +12,9 @@ from dpotool.training.config import TrainingSettings
 class SweepConfig(TrainingSettings):
     """Settings of a sweep: those of every run in it, and the grid."""
 
-    output: str | None = setting(None, "Sweep folder; without it one whose name follows from the settings.")
+    output: str | None = setting(
+        None, "Sweep folder; without it one whose name follows from the settings.", near=("output_dir",)
+    )
     lambdas: str = setting("0.5,0.75,0.9,0.95,1.0", "Fixed shift factors, comma-separated; 1.0 is DPO.", panel="Grid")
     schedules: str = setting(
         "", "Schedules to train too, comma-separated: linear_increase, linear_decrease, adaptive.", panel="Grid"

@@ -117,7 +117,7 @@ def check_cells(config: SweepConfig, folder: Path) -> list[Cell]:
     if config.jobs < 1:
         raise DpotoolError("must be at least 1", where="--jobs", got=str(config.jobs))
     for cell in cells:
-        check_config(fill_in(cell.config))
+        check_config(cell.config)
         build_objective(cell.config)  # its warnings are for the run to say
     check_arguments(fill_in(cells[0].config))  # the same for every cell
     check_folders(folder, cells, config)

@@ -2,22 +2,86 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name
+from dpotool.losses.options import ChoiceOption, LossOption
+from dpotool.losses.registry import BETA, find_losses, get_loss
 from dpotool.losses.schedules import DEFAULT_LAMBDA, DEFAULT_LAMBDA_MAX, DEFAULT_LAMBDA_MIN
+from dpotool.losses.spec import SFT_WEIGHT
 from dpotool.models.builtin import is_builtin
 from dpotool.settings import (
+    COUNT,
     DEMO,
     DRY_RUN,
     ComputeSettings,
     DataSettings,
+    KindOption,
+    Kinds,
+    Range,
     parse_batch_tokens,
     setting,
 )
 
 _LOSS, _STEPS, _LOG, _LORA = "Loss", "Optimisation", "Evaluation, checkpoints, logging", "LoRA"
+_LAMBDA = "Lambda, the shift factor (--loss shift)"
+S = TypeVar("S", bound="TrainingSettings")
+
+
+def list_loss_options(loss: str | None = None) -> list[KindOption]:
+    """Returns the options of a loss, each with its default; or of all, each once, with what it is to which loss."""
+    if loss is not None:
+        return [_as_option(option, option.help, option.default_text) for option in get_loss(loss).all_options]
+    found: dict[str, dict[str, LossOption]] = {}
+    for spec in find_losses().values():
+        for option in spec.all_options:
+            found.setdefault(option.name, {})[spec.name] = option
+    return [
+        _as_option(
+            next(iter(users.values())),
+            "; ".join(f"{loss}: {option.help} ({option.default_text})" for loss, option in users.items()) + ".",
+        )
+        for users in found.values()
+    ]
+
+
+def _as_option(option: LossOption, text: str, default: str = "") -> KindOption:
+    is_choice = isinstance(option, ChoiceOption)
+    choices = tuple(option.choices) if isinstance(option, ChoiceOption) else ()
+    return KindOption(option.name, str if is_choice else float, text, default, choices)
+
+
+def describe_losses() -> dict[str, str]:
+    """Returns each loss's name with its line of help."""
+    return {spec.name: spec.about for spec in find_losses().values()}
+
+
+def explain_loss(name: str) -> dict[str, str]:
+    """Returns what help says of one loss."""
+    spec = get_loss(name)
+    known = {
+        "what for": spec.about,
+        "per pair": spec.formula,
+        "where": "a = log pi/pi_ref of the chosen answer, b = that of the rejected one, s = sigmoid, |.| = tokens",
+        "needs": ", ".join(sorted(spec.needs)),
+        "is dpo at": spec.is_dpo_at,
+        "source": spec.source,
+        "also": ", ".join(spec.aliases),
+    }
+    return {title: text for title, text in known.items() if text}
+
+
+LOSS_KINDS = Kinds(
+    describe_losses,
+    title="Losses",
+    explain=explain_loss,
+    options=list_loss_options,
+    into="loss_options",
+    without=lambda loss: frozenset() if get_loss(loss).takes_lambda else frozenset({_LAMBDA}),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +96,7 @@ class Defaults:
 DEMO_DEFAULTS = Defaults(learning_rate=3e-4, epochs=1.0, batch_size=32)
 FULL_DEFAULTS = Defaults(learning_rate=1e-6, epochs=1.0, batch_size=8)
 SFT_DEFAULTS = Defaults(learning_rate=2e-5, epochs=1.0, batch_size=8)
+LORA_R, LORA_ALPHA, LORA_DROPOUT, LORA_TARGETS = 16, 32.0, 0.0, "all-linear"
 LORA_FACTOR = 10.0
 """An adapter learns well at about ten times the learning rate of the whole model."""
 
@@ -40,101 +105,170 @@ LORA_FACTOR = 10.0
 class TrainingSettings(ComputeSettings, DataSettings):
     """What a single run and a sweep can both be told; None means: fill in what suits the model (see `fill_in`)."""
 
-    model: str = setting(DEMO, "Model to start from: folder, hub id or builtin:demo.")
-    reference: str | None = setting(None, "Reference model; without it, the model as it is before training.")
-    output: str | None = setting(None, "Run folder; without it runs/<loss>-<data>-<time>.")
-    beta: float | None = setting(None, "Strength of the pull to the reference; 0.1 unless told otherwise.", panel=_LOSS)
+    model: str = setting(
+        DEMO, "Model to start from: folder, hub id or builtin:demo.", near=("model_name_or_path", "model_name")
+    )
+    reference: str | None = setting(
+        None, "Reference model; without it, the model as it is before training.", near=("ref_model", "ref_model_path")
+    )
+    output: str | None = setting(None, "Run folder; without it runs/<loss>-<data>-<time>.", near=("output_dir",))
+    beta: float | None = setting(
+        None,
+        f"Strength of the pull to the reference; {BETA.default:g} unless told otherwise (see --help of a loss).",
+        panel=_LOSS,
+        range=BETA.range,
+    )
     sft_weight: float | None = setting(
-        None, "Weight of an added SFT term, -log pi(chosen) per chosen token; 0 unless told otherwise.", panel=_LOSS
+        None,
+        "Weight of an added maximum-likelihood term, -log pi(chosen) per chosen token, for any loss of pairs; "
+        f"{SFT_WEIGHT.default:g} unless told otherwise.",
+        panel=_LOSS,
+        range=SFT_WEIGHT.range,
     )
     lambda_min: float | None = setting(
-        None, f"Lower end of a linear schedule; {DEFAULT_LAMBDA_MIN:g} unless told otherwise.", panel=_LOSS
+        None, f"Lower end of a linear schedule; {DEFAULT_LAMBDA_MIN:g} unless told otherwise.", panel=_LAMBDA
     )
     lambda_max: float | None = setting(
         None,
         f"Upper end of a linear schedule; {DEFAULT_LAMBDA_MAX:g} unless told otherwise, as in the paper.",
-        panel=_LOSS,
+        panel=_LAMBDA,
     )
-    allow_lambda_above_one: bool = setting(False, "Admit a shift factor above 1.", panel=_LOSS)
+    allow_lambda_above_one: bool = setting(False, "Admit a shift factor above 1.", panel=_LAMBDA)
     learning_rate: float | None = setting(
         None,
         f"Peak learning rate; without it {FULL_DEFAULTS.learning_rate:g}, for sft {SFT_DEFAULTS.learning_rate:g}, for "
         f"preferences on builtin:demo {DEMO_DEFAULTS.learning_rate:g}, and {LORA_FACTOR:g} times that with --lora.",
         panel=_STEPS,
+        range=Range(0, 10, includes_low=False),
+        near=("lr",),
     )
     epochs: float | None = setting(
-        None, f"Passes over the data; {FULL_DEFAULTS.epochs:g} unless told otherwise.", panel=_STEPS
+        None,
+        f"Passes over the data; {FULL_DEFAULTS.epochs:g} unless told otherwise.",
+        panel=_STEPS,
+        range=Range(0, 1e4, includes_low=False),
+        near=("num_train_epochs", "num_epochs"),
     )
-    max_steps: int | None = setting(None, "Stop after N optimiser steps.", panel=_STEPS)
+    max_steps: int | None = setting(None, "Stop after N optimiser steps.", panel=_STEPS, range=COUNT)
     batch_size: int | None = setting(
         None,
         f"Pairs per device and micro-batch; without it {FULL_DEFAULTS.batch_size}, for preferences on builtin:demo "
         f"{DEMO_DEFAULTS.batch_size}.",
         panel=_STEPS,
+        range=COUNT,
+        near=("per_device_train_batch_size", "train_batch_size"),
     )
-    gradient_accumulation: int = setting(1, "Micro-batches per optimiser step.", panel=_STEPS)
+    gradient_accumulation: int = setting(
+        1, "Micro-batches per optimiser step.", panel=_STEPS, range=COUNT, near=("gradient_accumulation_steps",)
+    )
     gradient_checkpointing: bool = setting(
         False, "Recompute activations in the backward pass to save memory.", panel=_STEPS
     )
     optimizer: str = setting(
-        "adamw_torch", "Any of transformers' optimisers, e.g. paged_adamw_32bit (dpotool[bnb]).", panel=_STEPS
+        "adamw_torch",
+        "Any of transformers' optimisers, e.g. paged_adamw_32bit (dpotool[bnb]).",
+        panel=_STEPS,
+        near=("optim",),
     )
-    scheduler: str = setting("cosine", "Learning-rate schedule, by transformers' name.", panel=_STEPS)
-    warmup_ratio: float = setting(0.1, "Share of steps in which the learning rate rises.", panel=_STEPS)
-    weight_decay: float = setting(0.0, "Weight decay.", panel=_STEPS)
-    max_grad_norm: float = setting(1.0, "Clip gradients to this norm; 0 does not clip.", panel=_STEPS)
+    scheduler: str = setting(
+        "cosine", "Learning-rate schedule, by transformers' name.", panel=_STEPS, near=("lr_scheduler_type",)
+    )
+    warmup_ratio: float = setting(
+        0.1,
+        "Share of steps in which the learning rate rises.",
+        panel=_STEPS,
+        range=Range(0, 1, includes_high=False),
+        near=("warmup_steps",),
+    )
+    weight_decay: float = setting(0.0, "Weight decay.", panel=_STEPS, range=Range(0, 10))
+    max_grad_norm: float = setting(
+        1.0, "Clip gradients to this norm; 0 does not clip.", panel=_STEPS, range=Range(0, 1e6)
+    )
     bf16: bool = setting(False, "Mixed precision: bfloat16 matrix products on float32 weights.", panel=_STEPS)
     eval_data: str | None = setting(None, "Pairs to evaluate on; without it, the data's own test split.", panel=_LOG)
     eval_split: str | None = setting(None, "Split of the evaluation data.", panel=_LOG)
-    eval_limit: int | None = setting(None, "Evaluate on the first N rows.", panel=_LOG)
+    eval_limit: int | None = setting(None, "Evaluate on the first N rows.", panel=_LOG, range=COUNT)
     eval_steps: int | None = setting(
-        None, "Evaluate every N steps; without it four times, and before the first step.", panel=_LOG
+        None, "Evaluate every N steps; without it four times, and before the first step.", panel=_LOG, range=COUNT
     )
-    logging_steps: int | None = setting(None, "Log every N steps; without it fifty times.", panel=_LOG)
-    save_steps: int | None = setting(None, "Keep a checkpoint every N steps.", panel=_LOG)
+    logging_steps: int | None = setting(None, "Log every N steps; without it fifty times.", panel=_LOG, range=COUNT)
+    save_steps: int | None = setting(None, "Keep a checkpoint every N steps.", panel=_LOG, range=COUNT)
     save_at: str | None = setting(None, "Keep checkpoints after these steps too, e.g. 5,10,20.", panel=_LOG)
+    save_total_limit: int | None = setting(
+        None, "Of the checkpoints of --save-steps, keep the newest N.", panel=_LOG, range=COUNT, switch="save_steps"
+    )
+    run_name: str | None = setting(
+        None, "What --report-to's service calls the run; without it the path of its folder.", panel=_LOG
+    )
     monitor_theory: bool = setting(
         False, "Log u, v, gradient norms and entanglement of every step's own pairs (docs/theory.md).", panel=_LOG
     )
     report_to: str = setting("none", "tensorboard, wandb, ..., as transformers knows them.", panel=_LOG)
-    lora: bool = setting(False, "Train a low-rank adapter and leave the model as it is (dpotool[peft]).", panel=_LORA)
-    lora_r: int = setting(16, "Rank of the adapter.", panel=_LORA)
-    lora_alpha: float = setting(32.0, "Scale of the adapter; its output is multiplied by alpha / r.", panel=_LORA)
-    lora_dropout: float = setting(0.0, "Dropout before the adapter.", panel=_LORA)
-    lora_targets: str = setting("all-linear", "Layers that get one: all-linear or names, comma-separated.", panel=_LORA)
+    lora: bool = setting(
+        False,
+        "Train a low-rank adapter and leave the model as it is (dpotool[peft]).",
+        panel=_LORA,
+        near=("use_peft", "use_lora", "peft"),
+    )
+    lora_r: int | None = setting(
+        None, f"Rank of the adapter; {LORA_R} unless told otherwise.", panel=_LORA, range=COUNT, switch="lora"
+    )
+    lora_alpha: float | None = setting(
+        None,
+        f"Scale of the adapter, whose output is multiplied by alpha / r; {LORA_ALPHA:g} unless told otherwise.",
+        panel=_LORA,
+        range=Range(0, 1e6, includes_low=False),
+        switch="lora",
+    )
+    lora_dropout: float | None = setting(
+        None,
+        "Dropout before the adapter; 0 unless told otherwise.",
+        panel=_LORA,
+        range=Range(0, 1, includes_high=False),
+        switch="lora",
+    )
+    lora_targets: str | None = setting(
+        None,
+        f"Layers that get one: names, comma-separated, or {LORA_TARGETS}; {LORA_TARGETS} unless told otherwise.",
+        panel=_LORA,
+        switch="lora",
+        near=("lora_target_modules",),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(TrainingSettings):
     """Settings of one training run."""
 
-    loss: str = setting("dpo", "Loss: dpo, shift, odpo, ipo, hinge, robust or sft.", panel=_LOSS)
+    loss: str = setting(
+        "dpo",
+        "What is minimised: a loss of the list below, whose options `--loss NAME --help` shows.",
+        panel=_LOSS,
+        kinds=LOSS_KINDS,
+        near=("loss_type",),
+    )
+    loss_options: Mapping[str, float | str] | None = setting(
+        None, "Options that only some losses have, by name.", is_option=False
+    )
     lambda_: float | None = setting(
         None,
-        f"Shift factor on the rejected reward (--loss shift); without it {DEFAULT_LAMBDA:g}.",
+        f"Shift factor on the rejected reward; without it {DEFAULT_LAMBDA:g}.",
         flag="--lambda",
-        panel=_LOSS,
+        panel=_LAMBDA,
     )
     lambda_schedule: str | None = setting(
         None,
-        "constant, linear_increase or linear_decrease over optimiser steps, or adaptive, a factor for each pair "
-        "(--loss shift); without it constant.",
-        panel=_LOSS,
+        "constant, linear_increase or linear_decrease over optimiser steps, or adaptive, a factor for each pair; "
+        "without it constant.",
+        panel=_LAMBDA,
     )
     theory: str | None = setting(
-        None, "Theory table of the training pairs, for --lambda-schedule adaptive.", panel=_LOSS
+        None, "Theory table of the training pairs, for --lambda-schedule adaptive.", panel=_LAMBDA
     )
     adaptive_rule: str | None = setting(
         None,
         "What a pair's factor follows from: sign (of u; lambda, or 2 - lambda) or band (its centre); without it sign.",
-        panel=_LOSS,
-    )
-    label_smoothing: float | None = setting(
-        None, "Assumed share of flipped labels; without it 0 for dpo, 0.1 for robust.", panel=_LOSS
-    )
-    alpha: float | None = setting(None, "Scale of ODPO's offset; without it 1.", panel=_LOSS)
-    score_offset: str | None = setting(
-        None, "ODPO's offset of the scores: log, raw or ratio; without it log.", panel=_LOSS
+        panel=_LAMBDA,
     )
     dry_run: bool = setting(False, DRY_RUN)
     resume: bool = setting(False, "Continue an interrupted run from its newest checkpoint.", panel=_LOG)
@@ -145,14 +279,19 @@ def fill_in(config: TrainConfig) -> TrainConfig:
 
     A dtype of 'auto' becomes float32 here, not the checkpoint's own type: an update of 1e-6 is less than a bfloat16
     weight can show, so training one in place would round most of each step away.
+
+    Raises:
+        DpotoolError: there is no such loss.
     """
-    if config.model == DEMO and config.loss != "sft":
+    loss = get_loss(config.loss)
+    if config.model == DEMO and loss.takes_rejected:
         defaults = DEMO_DEFAULTS
     else:
-        defaults = SFT_DEFAULTS if config.loss == "sft" else FULL_DEFAULTS
+        defaults = FULL_DEFAULTS if loss.takes_rejected else SFT_DEFAULTS
     rate = defaults.learning_rate * (LORA_FACTOR if config.lora else 1.0)
     return replace(
-        config,
+        fill_adapter(config),
+        loss=loss.name,
         dtype="float32" if config.dtype == "auto" else config.dtype,
         learning_rate=rate if config.learning_rate is None else config.learning_rate,
         epochs=defaults.epochs if config.epochs is None else config.epochs,
@@ -160,28 +299,25 @@ def fill_in(config: TrainConfig) -> TrainConfig:
     )
 
 
-def check_config(config: TrainConfig) -> None:
-    """Refuses numbers that no run can use and models that are not there, before anything is made or loaded."""
-    positive = (
-        "batch_size",
-        "gradient_accumulation",
-        "epochs",
-        "max_steps",
-        "eval_steps",
-        "logging_steps",
-        "save_steps",
+def fill_adapter(config: S) -> S:
+    """Returns settings with those of an adapter resolved."""
+    return replace(
+        config,
+        lora_r=LORA_R if config.lora_r is None else config.lora_r,
+        lora_alpha=LORA_ALPHA if config.lora_alpha is None else config.lora_alpha,
+        lora_dropout=LORA_DROPOUT if config.lora_dropout is None else config.lora_dropout,
+        lora_targets=config.lora_targets or LORA_TARGETS,
     )
-    for name in (*positive, "learning_rate", "limit", "eval_limit", "max_length", "lora_r"):
-        value = getattr(config, name)
-        if value is not None and value <= 0:
-            raise DpotoolError("must be above 0", where=f"--{name.replace('_', '-')}", got=str(value))
+
+
+def check_config(config: TrainConfig) -> None:
+    """Refuses settings that no run can use and models that are not there, before anything is made or loaded.
+
+    Args:
+        config: as it was given, before `fill_in`.
+    """
+    config.check_switches()
     parse_batch_tokens(config.batch_tokens)
-    if not 0 <= config.seed < 2**32:
-        raise DpotoolError("out of range", where="--seed", expected="0 to 4294967295", got=str(config.seed))
-    if not 0 <= config.warmup_ratio < 1:
-        raise DpotoolError(
-            "out of range", where="--warmup-ratio", expected="0 to below 1", got=str(config.warmup_ratio)
-        )
     if config.bf16 and config.dtype not in ("auto", "float32"):
         raise DpotoolError(
             "mixed precision needs float32 weights",
@@ -189,7 +325,12 @@ def check_config(config: TrainConfig) -> None:
             got=f"--dtype {config.dtype}",
             remedy="Leave one of the two out",
         )
-    parse_steps(config.save_at)
+    if parse_steps(config.save_at) and config.save_total_limit is not None:
+        raise DpotoolError(
+            "would take away checkpoints that --save-at keeps",
+            where="--save-total-limit",
+            remedy="Leave one of them out",
+        )
     for model in (config.model, config.reference):
         if model is not None and not is_builtin(model):
             check_name(model)

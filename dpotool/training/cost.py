@@ -47,8 +47,8 @@ def plan_training(config: TrainConfig, *, progress: Progress) -> Estimate:
             where="--dry-run",
             remedy="Leave --resume and the launcher out",
         )
-    config = fill_in(config)
     check_config(config)
+    config = fill_in(config)
     objective = build_objective(config, progress)
     check_arguments(config)
     estimate = Estimate("train")

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -95,15 +95,14 @@ def reopen(config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
             expected="a training run",
             got=f"kind {manifest['kind']}",
         )
-    known = {field.name for field in fields(TrainConfig)}
-    began = TrainConfig(**{name: value for name, value in manifest["config"].items() if name in known})
-    unset = TrainConfig().to_dict()
+    began = TrainConfig.read(manifest["config"])
+    unset, known = TrainConfig().to_dict(), began.to_dict()
     for name, value in config.to_dict().items():
-        if name not in _NOT_SETTINGS and value not in (unset[name], getattr(began, name)):
+        if name not in _NOT_SETTINGS and value not in (unset.get(name), known.get(name)):
             raise DpotoolError(
                 "a run is resumed with the settings it began with",
                 where=f"--{name.strip('_').replace('_', '-')}",
-                expected=str(getattr(began, name)),
+                expected=str(known.get(name)),
                 got=str(value),
                 remedy="Leave it out, or start a new run",
             )

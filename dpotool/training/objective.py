@@ -13,7 +13,19 @@ from dpotool.losses.registry import get_loss
 from dpotool.losses.schedules import LambdaSchedule, describe_risk
 from dpotool.losses.spec import LossSpec
 from dpotool.progress import SILENT, Progress
+from dpotool.settings import flag_of
 from dpotool.training.config import TrainConfig
+
+LAMBDA_SETTINGS = (
+    "lambda_",
+    "lambda_min",
+    "lambda_max",
+    "lambda_schedule",
+    "theory",
+    "adaptive_rule",
+    "allow_lambda_above_one",
+)
+"""What speaks of the shift factor, and is an error for a loss that has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,31 +55,24 @@ def build_objective(config: TrainConfig, progress: Progress = SILENT) -> Objecti
         DpotoolError: unknown loss, an option out of range or of another loss, or a lambda where there is none.
     """
     loss = get_loss(config.loss)
-    options = loss.resolve_options(
-        beta=config.beta,
-        sft_weight=config.sft_weight,
-        label_smoothing=config.label_smoothing,
-        alpha=config.alpha,
-        score_offset=config.score_offset,
-    )
-    if config.lambda_schedule != ADAPTIVE:
-        _refuse_adaptive_settings(config)
-    if config.monitor_theory and not loss.takes_rejected:
+    shared = {"beta": config.beta, "sft_weight": config.sft_weight}
+    options = loss.resolve_options(**{**(config.loss_options or {}), **shared})
+    if config.monitor_theory and ("reference" not in loss.needs or "tokens" in loss.needs):
         raise DpotoolError(
-            f"loss {config.loss!r} has no rejected completion to compare gradients with", where="--monitor-theory"
+            f"loss {loss.name!r} does not weigh two whole completions against a reference, so it has no u and v",
+            where="--monitor-theory",
         )
-    lambdas = (config.lambda_, config.lambda_min, config.lambda_max, config.lambda_schedule)
     if not loss.takes_lambda:
-        for flag, value in zip(("--lambda", "--lambda-min", "--lambda-max", "--lambda-schedule"), lambdas, strict=True):
-            if value is not None:
-                loss.refuse_lambda(flag)
+        for name in LAMBDA_SETTINGS:
+            if getattr(config, name) not in (None, False) or config.lambda_ == 0:
+                loss.refuse_lambda(flag_of(name))
         return Objective(loss, options)
     if config.lambda_schedule == ADAPTIVE:
         return Objective(loss, options, adaptive=_build_adaptive(config))
-    for flag, value in (("--theory", config.theory), ("--adaptive-rule", config.adaptive_rule)):
-        if value is not None:
+    for name in ("theory", "adaptive_rule"):
+        if getattr(config, name) is not None:
             raise DpotoolError(
-                "only a factor for each pair uses it", where=flag, remedy="Add --lambda-schedule adaptive"
+                "only per-pair lambda uses it", where=flag_of(name), remedy="Add --lambda-schedule adaptive"
             )
     schedule = LambdaSchedule(
         config.lambda_schedule or "constant",
@@ -95,12 +100,6 @@ def record_settings(config: TrainConfig, objective: Objective) -> dict[str, Any]
         "resume": False,
         "output": None,  # a repetition gets a folder of its own
     }
-
-
-def _refuse_adaptive_settings(config: TrainConfig) -> None:
-    for flag, value in (("--theory", config.theory), ("--adaptive-rule", config.adaptive_rule)):
-        if value is not None:
-            raise DpotoolError("only per-pair lambda uses it", where=flag, remedy="Add --lambda-schedule adaptive")
 
 
 def _build_adaptive(config: TrainConfig) -> AdaptiveLambda:

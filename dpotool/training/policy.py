@@ -13,7 +13,7 @@ from dpotool.models.builtin import locate_model
 from dpotool.models.library_calls import quiet_transformers
 from dpotool.models.loading import load_model
 from dpotool.progress import SILENT, Progress
-from dpotool.training.config import TrainConfig
+from dpotool.training.config import TrainConfig, fill_adapter
 
 
 def load_policy(config: TrainConfig, progress: Progress = SILENT) -> nn.Module:
@@ -40,6 +40,8 @@ def load_policy(config: TrainConfig, progress: Progress = SILENT) -> nn.Module:
 def add_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
     """Puts a new LoRA adapter on the model; it starts as the identity, so step 0 is the reference."""
     peft: Any = import_peft("--lora")
+    config = fill_adapter(config)
+    assert config.lora_targets is not None
     targets: str | list[str] = config.lora_targets
     if config.lora_targets != "all-linear":
         targets = [name.strip() for name in config.lora_targets.split(",")]

@@ -43,8 +43,8 @@ def train(config: TrainConfig, *, progress: Progress = SILENT) -> TrainResult:
     """
     if config.resume:
         config, folder = reopen(config)
-    config = fill_in(config)
     check_config(config)
+    config = fill_in(config)
     objective = build_objective(config, progress)
     check_arguments(config)
     if not config.resume:

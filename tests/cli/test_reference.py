@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,11 @@ import typer
 from typer.testing import CliRunner
 
 from dpotool.cli.app import app
+from dpotool.cli.kinds import complete_kinds
 from dpotool.cli.reference import write_reference
 from dpotool.losses.registry import LOSSES
-from dpotool.training.config import TrainConfig
+from dpotool.settings import flag_of
+from dpotool.training.config import LOSS_KINDS
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -101,12 +102,53 @@ def test_help_screens_show_brackets_and_every_default(columns: str) -> None:
     assert "--no-lora" not in screen, "a column of its own would squeeze the texts"
 
 
-def test_defaults_of_losses_are_said_as_they_are() -> None:
-    """config.py may not import the registry, which is torch, so its texts repeat what stands there."""
-    defaults = {(name, option.name): option.default for name, spec in LOSSES.items() for option in spec.options}
-    texts = {field.name: field.metadata["help"] for field in fields(TrainConfig)}
-    smoothing = defaults["dpo", "label_smoothing"], defaults["robust", "label_smoothing"]
-    assert "without it {:g} for dpo, {:g} for robust".format(*smoothing) in texts["label_smoothing"]
-    assert f"without it {defaults['odpo', 'alpha']:g}." in texts["alpha"]
-    assert f"without it {defaults['odpo', 'score_offset']}." in texts["score_offset"]
-    assert f"{defaults['dpo', 'beta']:g} unless told otherwise" in texts["beta"]
+def test_every_loss_is_listed_with_its_options_and_their_defaults() -> None:
+    page = write_reference()
+    for name, spec in LOSSES.items():
+        assert f"| `{name}` | {spec.about} |" in page
+        for option in spec.options:
+            if option.name != "beta":
+                row = next(line for line in page.splitlines() if line.startswith(f"| `{flag_of(option.name)}` "))
+                assert f"{name}: {option.help} ({option.default_text})" in row
+
+
+@pytest.mark.parametrize("words", [["--loss", "simpo", "--help"], ["--help", "--loss=simpo"]])
+def test_help_of_a_loss_shows_its_options_and_no_others(words: list[str]) -> None:
+    result = CliRunner().invoke(app, ["train", *words], env={"COLUMNS": "120", "TERM": "dumb"})
+    screen = " ".join(result.output.replace("│", " ").split())
+    assert result.exit_code == 0
+    assert "--gamma-simpo" in screen and "the paper takes 2 to 2.5. [default: 2]" in screen
+    assert LOSSES["simpo"].formula in screen and "arXiv:2405.14734" in screen
+    for other in ("--lambda-min", "--alpha ", "--lambda-dpop", "--label-smoothing", "Losses"):
+        assert other not in screen
+    assert screen.count("--beta ") == screen.count("--sft-weight ") == 1
+
+
+def test_help_of_shift_has_lambda_and_of_sft_neither_beta_nor_lambda() -> None:
+    def show(loss: str) -> str:
+        return CliRunner().invoke(app, ["train", "--loss", loss, "--help"], env={"COLUMNS": "120"}).output
+
+    assert "--lambda " in show("shift") and "--lambda-schedule" in show("shift")
+    assert not any(flag in show("sft") for flag in ("--lambda-min", "--beta ", "--sft-weight "))
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["train", "--lr", "1e-3"], "--learning-rate"),
+        (["train", "--use-peft"], "--lora"),
+        (["train", "--num-train-epochs", "2"], "--epochs"),
+        (["sweep", "--output-dir", "x"], "--output"),
+        (["train", "--label-smoothin", "1"], "--label-smoothing"),
+    ],
+)
+def test_other_tools_names_are_answered_with_ours(words: list[str], meant: str) -> None:
+    result = CliRunner().invoke(app, words, env={"COLUMNS": "120"})
+    assert result.exit_code == 2
+    assert f"(Possible options: {meant})" in result.output
+
+
+def test_losses_are_completed() -> None:
+    complete = complete_kinds(LOSS_KINDS)
+    assert complete("sim") == [("simpo", LOSSES["simpo"].about)]
+    assert [name for name, _ in complete("dpo,apo")] == ["dpo,apo-zero", "dpo,apo-down"]

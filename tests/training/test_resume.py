@@ -275,7 +275,7 @@ def test_checkpoints_are_kept_every_n_steps(run: Run) -> None:
 
 
 def test_a_repetition_is_not_a_resumption(run: Run, tmp_path: Path) -> None:
-    config = TrainConfig(**run().read_manifest()["config"])
+    config = TrainConfig.read(run().read_manifest()["config"])
     assert config.output is None
     assert not replace(config, output=str(tmp_path / "x")).resume
 
