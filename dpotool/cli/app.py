@@ -41,9 +41,22 @@ def _root(
 
 
 def _register_verbs() -> None:
-    from dpotool.cli import cache, compare, import_, plot, predict, report, score, sweep, theory_gap, train
+    from dpotool.cli import (
+        cache,
+        compare,
+        generate,
+        import_,
+        judge,
+        plot,
+        predict,
+        report,
+        score,
+        sweep,
+        theory_gap,
+        train,
+    )
 
-    for verb in (train, score, compare, theory_gap, predict, sweep, plot, report, import_, cache):
+    for verb in (train, score, compare, theory_gap, predict, sweep, generate, judge, plot, report, import_, cache):
         verb.register(app)
 
 

@@ -94,7 +94,7 @@ def read_answers(path: str | Path) -> list[Answer]:
     Raises:
         DpotoolError: the file holds neither, or two answers to one question with one sample number.
     """
-    answers = [_read_row(row, path) for row in read_lines(path)]
+    answers = [read_row(row, path) for row in read_lines(path)]
     seen: set[tuple[str, int]] = set()
     for answer in answers:
         if (answer.question_id, answer.sample) in seen:
@@ -105,7 +105,8 @@ def read_answers(path: str | Path) -> list[Answer]:
     return answers
 
 
-def _read_row(row: Row, path: str | Path) -> Answer:
+def read_row(row: Row, path: str | Path) -> Answer:
+    """Returns the answer in a line of either kind of file."""
     if "answer" not in row:
         turns = tuple(read_turns(row, path))
         return Answer(str(row["question_id"]), turns, model=str(row.get("model_id", "")))

@@ -15,7 +15,7 @@ import yaml
 
 from dpotool.errors import DpotoolError
 
-KINDS = ("train", "score", "theory", "prediction", "sweep", "import")
+KINDS = ("train", "score", "theory", "prediction", "sweep", "import", "generate")
 STATUSES = ("running", "finished", "failed", "interrupted")
 
 _PACKAGES = (

@@ -1,0 +1,119 @@
+"""`dpotool judge`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dpotool.cli.console import Console, format_interval, format_number
+from dpotool.cli.generate import expand_models
+from dpotool.cli.verbs import Positional, add_verb
+from dpotool.judging.config import JudgeConfig
+
+if TYPE_CHECKING:
+    from dpotool.judging.run import JudgeResult
+
+_ANSWERS = Positional(
+    "answers", list[str] | None, "Run folders with answers (a sweep stands for its runs), or files of answers."
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    epilog = "Example: dpotool judge runs/demo"
+    add_verb(app, "judge", JudgeConfig, positionals=(_ANSWERS,), epilog=epilog)(run)
+
+
+def run(config: JudgeConfig, console: Console, answers: list[str] | None) -> None:
+    """Judge answers against a baseline's: win rates with intervals, both orders, at equal length; MT-Bench grades."""
+    from dpotool.compare.win_rates import state_result
+    from dpotool.judging.run import import_results, judge_answers
+    from dpotool.training.demo import locate_model
+
+    names = expand_models(answers or [])
+    if config.dry_run:
+        show_plan(names, config, console)
+        return
+    if config.judgments is not None:
+        results = import_results(names, config)
+    else:
+        results = judge_answers(names, config, progress=console, locate=locate_model(console))
+    for result in results:
+        console.say(state_result(result.label, result.baseline, result.summary))
+    console.table(describe_judge(results), *tabulate_results(results))
+    for line in describe_checks(results):
+        console.say(line)
+    for result in results:
+        console.say(f"judgments: {result.path}")
+    console.finish({"results": [{"path": str(result.path), **result.summary} for result in results]})
+
+
+def show_plan(names: Sequence[str], config: JudgeConfig, console: Console) -> None:
+    """Prints how much would be asked."""
+    from dataclasses import asdict
+
+    from dpotool.judging.run import plan_asking
+
+    plans = plan_asking(names, config)
+    rows = [
+        [p.label, str(p.n_pairs), str(p.n_identical), str(p.n_requests), f"{p.characters:,}", f"{p.characters // 4:,}"]
+        for p in plans
+    ]
+    columns = ["", "questions", "identical", "requests", "characters", "tokens, about"]
+    console.table("What the judge would be asked; four characters taken as a token", columns, rows)
+    console.finish({"plans": [asdict(plan) for plan in plans]})
+
+
+def describe_judge(results: Sequence[JudgeResult]) -> str:
+    """Returns what stands above the table: who judged, against what, and what must be said of it."""
+    summary = results[0].summary
+    proxy = " (a proxy, not a judgment of quality)" if summary["is_proxy"] else ""
+    return f"Win rate over {results[0].baseline} by {summary['judge']}{proxy}, %; 95 % intervals"
+
+
+def tabulate_results(results: Sequence[JudgeResult]) -> tuple[list[str], list[list[str]]]:
+    """Returns header and rows, a model a row."""
+    columns = ["", "win/tie/loss", "ties half", "no ties", "ties win", "equal length"]
+    return columns, [[result.label, *_cells(result.summary)] for result in results]
+
+
+def _cells(summary: dict[str, Any]) -> list[str]:
+    rate, control = summary["win_rate"], summary["length_control"]
+    return [
+        f"{summary['wins']}/{summary['ties']}/{summary['losses']}",
+        format_interval(rate["ties_half"], 0, 100),
+        _percent(rate["without_ties"]["value"]),
+        _percent(rate["ties_as_wins"]["value"]),
+        format_interval(control["win_rate"], 0, 100) if control else "-",
+    ]
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else format_number(100 * value, 1)
+
+
+def describe_checks(results: Sequence[JudgeResult]) -> list[str]:
+    """Returns a line for each thing that a reader of the rates has to know: verdicts that lack, order, length."""
+    lines = [f"About this judge: {results[0].summary['caveat']}."]
+    for result in results:
+        summary, said = result.summary, []
+        if summary["without_outcome"]:
+            reasons = {k: v for k, v in summary["verdicts"].items() if k not in ("asked", "judged", "identical")}
+            told = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+            said.append(f"{summary['without_outcome']} of {summary['n_questions']} questions have no verdict ({told})")
+        if summary["identical"]:
+            said.append(f"{summary['identical']} questions were answered alike, which is a tie")
+        if summary["doubtful"]:
+            said.append(f"{summary['doubtful']} replies open with a verdict and go on against it")
+        order, control = summary["order_effect"], summary["length_control"]
+        if order:
+            agreement = format_interval(order["agreement"], 0, 100)
+            said.append(f"both orders agree on {agreement} %, position bias {format_interval(order['position_bias'])}")
+        if control:
+            said.append(f"the longer answer is preferred in {format_interval(control['longer_preferred'], 1, 100)} %")
+        said.append(f"p = {summary['p_adjusted']:.2g} ({summary['test']}, Holm over {summary['n_compared']})")
+        lines.append(f"{result.label}: {'; '.join(said)}.")
+    return lines

@@ -1,0 +1,214 @@
+"""`dpotool generate`: models on questions, their answers to answers/<questions>.jsonl, a summary beside each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+
+from dpotool.errors import DpotoolError
+from dpotool.judging.answer_summary import summarize_answers
+from dpotool.judging.answers import Answer, label_folder
+from dpotool.judging.config import GenerateConfig
+from dpotool.judging.generation import resolve_decoding
+from dpotool.judging.lines import write_lines
+from dpotool.judging.local import Answerer
+from dpotool.judging.prompting import PromptEncoder
+from dpotool.judging.questions import QuestionSet, load_questions
+from dpotool.judging.served import ask_questions
+from dpotool.models.fingerprint import fingerprint_model
+from dpotool.models.limits import resolve_max_length
+from dpotool.models.loading import Locate, load_model, load_tokenizer
+from dpotool.models.subject import Subject, describe_subject
+from dpotool.progress import SILENT, Progress
+from dpotool.runs.atomic import claiming, write_json
+from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.manifest import collect_manifest
+
+Logps = dict[tuple[str, int], tuple[float, float, int]]
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateResult:
+    """One model's answers."""
+
+    label: str
+    answers: list[Answer]
+    path: Path
+    left_out: dict[str, int]
+    logps: Logps
+    settings: dict[str, Any]
+    summary: dict[str, Any]
+
+
+def generate_answers(
+    models: Sequence[str], config: GenerateConfig, *, progress: Progress = SILENT, locate: Locate = str
+) -> list[GenerateResult]:
+    """Answers the questions with each model, and compares each with the baseline's answers.
+
+    Raises:
+        DpotoolError: a model, the questions or the server cannot be used; answers before it stay on file.
+    """
+    _check(models, config)
+    if config.endpoint is not None:
+        results = [_ask_server(config, progress)]
+    else:
+        subjects = [describe_subject(model, config.to_subject_settings()) for model in models]
+        if len({subject.folder.path.resolve() for subject in subjects}) < len(subjects):
+            raise DpotoolError(
+                "two models would write the same answers",
+                where="generate",
+                remedy="Generate them apart, each with its own --output",
+            )
+        with ExitStack() as claims:
+            for subject in subjects:
+                claims.enter_context(claiming(subject.folder.path))
+            results = [_answer(subject, config, progress, locate) for subject in subjects]
+    return _summarize(results, config)
+
+
+def _check(models: Sequence[str], config: GenerateConfig) -> None:
+    if config.samples < 1:
+        raise DpotoolError("is out of range", where="--samples", expected="at least 1", got=str(config.samples))
+    if (config.endpoint is None) != (config.served_model is None):
+        raise DpotoolError("--endpoint and --served-model belong together", remedy="Give both, or neither")
+    if config.endpoint is not None and models:
+        raise DpotoolError(
+            "models that run here and a server are asked apart", got=", ".join(models), remedy="Leave one out"
+        )
+
+
+def _answer(subject: Subject, config: GenerateConfig, progress: Progress, locate: Locate) -> GenerateResult:
+    model_path, trust = locate(subject.model), config.trust_remote_code
+    tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
+    model = load_model(
+        model_path, dtype=subject.dtype, device=config.device, trust_remote_code=trust, progress=progress
+    )
+    max_length = resolve_max_length(subject.config.max_length, model, tokenizer)
+    decoding = resolve_decoding(
+        model,
+        tokenizer,
+        max_new_tokens=config.max_new_tokens,
+        max_length=max_length,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        seed=config.seed,
+    )
+    if config.samples > 1 and not decoding.is_sampling:
+        raise DpotoolError(
+            "all samples of greedy decoding are the same", where="--samples", remedy="Pass --temperature, e.g. 0.7"
+        )
+    asked = load_questions(subject.config, config.questions, config.references, config.seed)
+    label = label_folder(subject.folder) if subject.folder.path == Path(subject.model) else subject.label
+    answerer = Answerer(
+        label,
+        model,
+        fingerprint_model(model),
+        tokenizer,
+        PromptEncoder(tokenizer),
+        decoding,
+        max_length,
+        config.batch_tokens,
+    )
+    path = subject.folder.answers_path(asked.name)
+    answers, left_out = answerer.answer_all(asked.questions, config.samples, path, progress, overwrite=config.overwrite)
+    logps = _score(answerer, subject, answers, config, progress, locate) if config.logps else {}
+    settings = {**decoding.to_dict(), "model": subject.model, "fingerprint": answerer.fingerprint}
+    settings["reference"] = subject.reference
+    _write(path, answers, subject.folder, config, asked)
+    return GenerateResult(label, answers, path, left_out, logps, settings, {})
+
+
+def _score(
+    answerer: Answerer,
+    subject: Subject,
+    answers: Sequence[Answer],
+    config: GenerateConfig,
+    progress: Progress,
+    locate: Locate,
+) -> Logps:
+    """log pi and log pi_ref of the answers; NaN for the second where there is no reference."""
+    progress.note(f"{answerer.name}: scoring the answers under policy and reference")
+    policy = answerer.score(answerer.model, answers)
+    reference = dict.fromkeys(policy, (float("nan"), 0))
+    if subject.reference is not None:
+        dtype = str(next(answerer.model.parameters()).dtype).removeprefix("torch.")
+        model = load_model(
+            locate(subject.reference),
+            dtype=dtype,
+            device=config.device,
+            trust_remote_code=config.trust_remote_code,
+            progress=progress,
+        )
+        reference = answerer.score(model, answers)
+    return {name: (total, reference[name][0], n) for name, (total, n) in policy.items()}
+
+
+def _ask_server(config: GenerateConfig, progress: Progress) -> GenerateResult:
+    name = str(config.served_model).replace("/", "--").replace(":", "-")
+    folder = RunFolder(Path(config.output or f"runs/{name}"))
+    settings = replace(config.to_subject_settings(), data=config.data or "builtin:demo")
+    asked = load_questions(settings, config.questions, config.references, config.seed)
+    path = folder.answers_path(asked.name)
+    with claiming(folder.path):
+        answers, left_out = ask_questions(asked.questions, config, path.with_suffix(".replies.jsonl"), progress)
+        if not answers:
+            raise DpotoolError(
+                "the server gave no answer", where=str(config.endpoint), got=", ".join(left_out), remedy="See its log"
+            )
+        _write(path, answers, folder, config, asked)
+    return GenerateResult(folder.name, answers, path, left_out, {}, {"served_model": config.served_model}, {})
+
+
+def _write(
+    path: Path, answers: Sequence[Answer], folder: RunFolder, config: GenerateConfig, asked: QuestionSet
+) -> None:
+    if not PartialState().is_main_process:
+        return
+    write_lines(path, [answer.to_row() for answer in answers])
+    holds_model = any((folder.path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    if not folder.manifest_path.exists() and not holds_model:  # a checkpoint from elsewhere stays what it was
+        settings = {**config.to_dict(), "model": answers[0].model, "questions_name": asked.name}
+        folder.write_manifest(collect_manifest("generate", settings) | {"status": "finished"})
+
+
+def _summarize(results: Sequence[GenerateResult], config: GenerateConfig) -> list[GenerateResult]:
+    base = choose_baseline([result.label for result in results], config.baseline)
+    summarized = []
+    for place, result in enumerate(results):
+        others = results[base].answers if place != base else None
+        summary = summarize_answers(result.answers, others, result.logps, seed=config.seed)
+        summary |= {
+            "label": result.label,
+            "baseline": None if others is None else results[base].label,
+            "left_out": result.left_out,
+            "settings": result.settings,
+        }
+        if PartialState().is_main_process:
+            write_json(summary_path(result.path), summary)
+        summarized.append(replace(result, summary=summary))
+    return summarized
+
+
+def choose_baseline(labels: Sequence[str], asked: str | None, *, last: bool = False) -> int:
+    """Returns the place of the baseline: what was asked for, else DPO, else the first (or the last).
+
+    Raises:
+        DpotoolError: none has the label that was asked for, or several do.
+    """
+    if asked is None:
+        found = [place for place, label in enumerate(labels) if label == "DPO"]
+        return found[0] if found else len(labels) - 1 if last else 0
+    found = [place for place, label in enumerate(labels) if label == asked]
+    if len(found) != 1:
+        raise DpotoolError(
+            f"{'no' if not found else 'more than one'} model is called {asked!r}",
+            where="--baseline",
+            expected=" or ".join(labels),
+        )
+    return found[0]

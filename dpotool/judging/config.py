@@ -1,0 +1,92 @@
+"""What `dpotool generate` and `dpotool judge` can be told. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from dpotool.settings import ComputeSettings, DataSettings, Settings, SubjectSettings, setting
+
+QUESTIONS = "Questions in FastChat's layout (question_id, turns), in the place of --data."
+REFERENCES = "Reference answers to them, in the layout of FastChat's answers."
+ENDPOINT = "Address of a server that speaks the OpenAI protocol, e.g. http://localhost:8000/v1."
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings(Settings):
+    """How a server is asked."""
+
+    endpoint: str | None = setting(None, ENDPOINT, panel="Server")
+    concurrency: int = setting(8, "Requests under way at once.", panel="Server")
+    timeout: float = setting(300.0, "Seconds to wait for one reply.", panel="Server")
+    attempts: int = setting(
+        6, "Attempts per request, with growing pauses, after 429, 5xx and time-outs.", panel="Server"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(ServerSettings, ComputeSettings, DataSettings):
+    """Settings of a generation."""
+
+    data: str | None = setting(  # type: ignore[assignment]  # resolved as `score` does
+        None, "Preference pairs whose prompts are answered; without it what the run was evaluated on, or builtin:demo."
+    )
+    questions: str | None = setting(None, QUESTIONS)
+    references: str | None = setting(None, REFERENCES)
+    reference: str | None = setting(None, "Reference model for the estimate of KL; without it the run's own.")
+    temperature: float | None = setting(None, "Temperature; 0 is greedy; without it as the checkpoint says.")
+    top_p: float | None = setting(None, "Nucleus sampling; without it as the checkpoint says.")
+    top_k: int | None = setting(None, "Sample from the k most likely tokens; without it as the checkpoint says.")
+    max_new_tokens: int | None = setting(
+        None, "Longest answer in tokens; without it as the checkpoint says, or 512, or half of the model's positions."
+    )
+    samples: int = setting(1, "Answers per question; more than one needs a temperature.")
+    logps: bool = setting(True, "Score the answers under policy and reference; --no-logps leaves it out.")
+    baseline: str | None = setting(None, "Model the others are compared with; without it the DPO run, else the first.")
+    served_model: str | None = setting(None, "Name of the model on the server.", panel="Server")
+    overwrite: bool = setting(False, "Answer anew what was answered with other settings.")
+    output: str | None = setting(None, "Folder to write to; without it the run folder, or runs/<model name>.")
+
+    def to_subject_settings(self) -> SubjectSettings:
+        """Returns what says which model, reference, data and precision are meant."""
+        shared = {field.name for field in fields(SubjectSettings)} & {field.name for field in fields(self)}
+        return SubjectSettings(**{name: getattr(self, name) for name in shared})
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig(ServerSettings):
+    """Settings of a judgment."""
+
+    judge: str | None = setting(
+        None, "endpoint, reward, grammar or chrf; without it grammar for the built-in pairs, endpoint with --endpoint."
+    )
+    judge_model: str | None = setting(None, "Judge: its name on the server, or a reward model's folder or hub id.")
+    judge_tokenizer: str | None = setting(
+        None, "Tokenizer of the judge: a folder or hub id, to see exactly whether the server reads whole prompts."
+    )
+    baseline: str | None = setting(
+        None, "Answers the others are judged against; without it the DPO run's, else the last."
+    )
+    data: str | None = setting(
+        None, "Which answers, where a run has several: the name of their file; without it the newest."
+    )
+    questions: str | None = setting(None, QUESTIONS + " Needed for answers that do not hold their questions.")
+    references: str | None = setting(None, REFERENCES)
+    prompt: str | None = setting(
+        None,
+        "paper, mt-bench, a Jinja file, or FastChat's judge_prompts.jsonl; without it paper, or what --bench needs.",
+    )
+    verdict_rule: str = setting("first-word", "How replies to a Jinja file are read: first-word, brackets or rating.")
+    one_order: bool = setting(False, "Show each pair in one order only: half the cost, and position bias stays in.")
+    bench: str | None = setting(None, "mt-bench: grade answers of two turns one by one, 1 to 10.")
+    judgments: str | None = setting(
+        None, "Read judgments made elsewhere in the place of judging: the paper's, FastChat's or AlpacaEval's file."
+    )
+    judge_max_tokens: int = setting(512, "Longest reply of the judge in tokens.", panel="Server")
+    dry_run: bool = setting(False, "Only show how much would be asked; nothing is sent or written.")
+    limit: int | None = setting(None, "Judge the first N questions.")
+    device: str = setting("auto", "Device of a reward model: cpu, cuda, cuda:N, or auto.")
+    dtype: str = setting("auto", "Its numeric type: float32, bfloat16, float16, or auto.")
+    batch_tokens: int = setting(4096, "Padded tokens per batch of a reward model.")
+    trust_remote_code: bool = setting(False, "Run code that comes with a reward model.")
+    seed: int = setting(0, "Seed of the bootstrap.")
+    output: str | None = setting(None, "Folder to write to; without it each model's run folder, or runs/judged.")

@@ -1,0 +1,99 @@
+"""Every reply as it came, on disk before anything is made of it: asked once, found again by its request's content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dpotool.errors import DpotoolError
+from dpotool.judging.endpoint import Client, Reply, ask_all
+from dpotool.judging.lines import append_lines, read_sound_lines
+from dpotool.judging.prompt_length import PromptLengths
+from dpotool.progress import SILENT, Progress
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One thing to ask."""
+
+    name: str
+    """What it is about, for the file: a question's id and the order of the answers."""
+    path: str
+    body: Mapping[str, Any]
+    """As it is sent; it holds no key."""
+
+    @property
+    def key(self) -> str:
+        """Hash of the content: model, messages, sampling. The server's address is not part of it."""
+        told = json.dumps([self.path, self.body], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(told.encode()).hexdigest()[:24]
+
+    @property
+    def text(self) -> str:
+        """All that the model reads."""
+        messages = self.body.get("messages")
+        return "\n".join(str(m["content"]) for m in messages) if messages else str(self.body.get("prompt", ""))
+
+
+class ReplyBook:
+    """A file of replies, one a line; the last line of a request counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        rows, self.n_torn = read_sound_lines(path)
+        self._replies = {str(row["key"]): _from_row(row) for row in rows if "key" in row}
+
+    def find(self, request: Request) -> Reply | None:
+        """Returns the final reply to a request, or None: then it is to be asked."""
+        reply = self._replies.get(request.key)
+        return reply if reply is not None and reply.is_final else None
+
+    def add(self, request: Request, reply: Reply) -> None:
+        """Writes a reply down, also one that did not come: what went wrong is kept too."""
+        self._replies[request.key] = reply
+        row = {name: getattr(reply, name) for name in Reply.__slots__}
+        append_lines(self.path, [{"key": request.key, "name": request.name, **row}])
+
+
+def gather_replies(
+    client: Client,
+    requests: Sequence[Request],
+    book: ReplyBook,
+    lengths: PromptLengths,
+    *,
+    progress: Progress = SILENT,
+) -> list[Reply]:
+    """Returns a reply for each request, asking only what the book does not have.
+
+    Raises:
+        DpotoolError: the server cuts prompts, answers for another model or refuses; what came so far is in the book.
+    """
+    found = {request.key: reply for request in requests if (reply := book.find(request)) is not None}
+    unique = {request.key: request for request in requests}
+    for key, reply in found.items():
+        lengths.check(unique[key].text, reply)
+    missing = [request for key, request in unique.items() if key not in found]
+    if found:
+        progress.note(f"{len(found)} of {len(unique)} replies were there already")
+    with progress.track("asking", len(missing)) as advance:
+        for key, reply in _ask(client, missing):
+            book.add(unique[key], reply)
+            found[key] = reply
+            lengths.check(unique[key].text, reply)
+            advance(1)
+    return [found[request.key] for request in requests]
+
+
+def _ask(client: Client, requests: Sequence[Request]) -> Iterator[tuple[str, Reply]]:
+    return ask_all(client, ((request.key, request.path, dict(request.body)) for request in requests))
+
+
+def _from_row(row: Mapping[str, Any]) -> Reply:
+    known = {name: row[name] for name in Reply.__slots__ if name in row}
+    if "status" not in known:
+        raise DpotoolError("a line is no reply", where="replies", got=str(row)[:60])
+    return Reply(**(known | {"failures": tuple(known.get("failures") or ())}))

@@ -1,0 +1,257 @@
+"""`dpotool judge`: answers against a baseline's by one judge, or judgments made elsewhere, with summaries."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dpotool.compare.win_rates import adjust_family, summarize_judgments
+from dpotool.data.demo_reading import read_prompt
+from dpotool.errors import DpotoolError
+from dpotool.judging.answering import choose_baseline
+from dpotool.judging.answers import Answer, AnswerSet, match_answers, open_answers
+from dpotool.judging.asking import Pairs, build_requests, judge_by_score, judge_by_server, load_counter
+from dpotool.judging.config import JudgeConfig
+from dpotool.judging.imports import Imported, import_judgments
+from dpotool.judging.judges import JudgeKind, choose_judge, name_judge
+from dpotool.judging.judgments import Judgment, are_identical, build_judgment_frame, tie_identical
+from dpotool.judging.prompts import PAIRWISE, open_prompts
+from dpotool.judging.questions import read_questions
+from dpotool.models.loading import Locate
+from dpotool.progress import SILENT, Progress
+from dpotool.runs.atomic import write_json
+from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.schemas import JUDGMENT_SCHEMA
+from dpotool.runs.tables import write_table
+
+JUDGED_FOLDER = "runs/judged"
+"""Where judgments on answers lie that belong to no run folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeResult:
+    """One model against the baseline."""
+
+    label: str
+    baseline: str
+    frame: pd.DataFrame
+    summary: dict[str, Any]
+    path: Path
+
+
+@dataclass(frozen=True, slots=True)
+class AskingPlan:
+    """What judging would ask."""
+
+    label: str
+    n_pairs: int
+    n_identical: int
+    n_requests: int
+    characters: int
+    """Of all prompts together."""
+
+
+def judge_answers(
+    names: Sequence[str], config: JudgeConfig, *, progress: Progress = SILENT, locate: Locate = str
+) -> list[JudgeResult]:
+    """Judges each set of answers against the baseline's.
+
+    Args:
+        names: run folders with answers, or files of them.
+
+    Raises:
+        DpotoolError: answers, questions or the judge cannot be used; replies that came stay on file.
+    """
+    sets, base = open_sets(names, config)
+    others = [each for place, each in enumerate(sets) if place != base]
+    judge = choose_judge(config, _is_demo(sets))
+    if judge.compares:
+        _warn_of_one_order(config, progress)
+    judging = _Judging(judge, config, progress, locate)
+    results = []
+    for ours in others:
+        pairs, n_unmatched = _pair(ours, sets[base], config)
+        if n_unmatched:
+            progress.warn(f"{ours.label}: {n_unmatched} answers have no counterpart in {sets[base].label}'s")
+        path = _path(ours, sets[base].label, judging.name, config)
+        rows = judging.judge(pairs, path)
+        about = {**judging.about, "baseline": sets[base].label, "label": ours.label, "unmatched": n_unmatched}
+        results.append(_summarize(ours.label, sets[base].label, rows, path, about, config))
+    return _write(results)
+
+
+def plan_asking(names: Sequence[str], config: JudgeConfig) -> list[AskingPlan]:
+    """Returns what a server would be asked about each model, without asking."""
+    sets, base = open_sets(names, config)
+    judge = choose_judge(config, _is_demo(sets))
+    plans = []
+    for place, ours in enumerate(sets):
+        if place == base:
+            continue
+        pairs, _ = _pair(ours, sets[base], config)
+        different, same = _split(pairs)
+        requests = []
+        if judge.compares:
+            requests = build_requests(different, open_prompts(config.prompt, PAIRWISE, config.verdict_rule), config)
+        characters = sum(len(request.text) for request in requests)
+        plans.append(AskingPlan(ours.label, len(pairs), len(same), len(requests), characters))
+    return plans
+
+
+class _Judging:
+    """One judge with what it needs, for every model."""
+
+    def __init__(self, judge: JudgeKind, config: JudgeConfig, progress: Progress, locate: Locate) -> None:
+        self.kind, self.config, self.progress = judge, config, progress
+        self.name = name_judge(judge, config)
+        self.about: dict[str, Any] = {"judge": self.name, "judge_kind": judge.name, "caveat": judge.caveat}
+        self.about["is_proxy"] = judge.is_proxy
+        if judge.open is not None:
+            self._score = judge.open(config, progress, locate)
+            return
+        self._prompts = open_prompts(config.prompt, PAIRWISE, config.verdict_rule)
+        self._count = load_counter(config.judge_tokenizer)
+        self.about |= {"prompt": self._prompts.name, "prompt_source": self._prompts.plain.source}
+        self.about["orders"] = 1 if config.one_order else 2
+
+    def judge(self, pairs: Pairs, path: Path) -> list[Judgment]:
+        """Returns the rows for all pairs, those with the same answer twice as ties."""
+        different, same = _split(pairs)
+        if self.kind.open is not None:
+            return [*judge_by_score(self._score, different), *tie_identical(same)]
+        replies = path.with_suffix(".replies.jsonl")
+        judged = judge_by_server(different, self._prompts, self.config, replies, self._count, self.progress)
+        return [*judged, *tie_identical(same)]
+
+
+def open_sets(names: Sequence[str], config: JudgeConfig) -> tuple[list[AnswerSet], int]:
+    """Returns the answers, with their questions, and which of them are the baseline's.
+
+    Raises:
+        DpotoolError: fewer than two, or a set is named twice.
+    """
+    sets = [_with_questions(open_answers(name, config.data), config) for name in names]
+    if len(sets) < 2:
+        raise DpotoolError(
+            "two sets of answers are needed, a model's and a baseline's",
+            where="judge",
+            got=", ".join(names) or "none",
+            remedy="Name two or more run folders with answers, or files of them",
+        )
+    sets = _tell_apart(sets)
+    return sets, choose_baseline([each.label for each in sets], config.baseline, last=True)
+
+
+def _tell_apart(sets: list[AnswerSet]) -> list[AnswerSet]:
+    """Adds the folder's name to labels that occur twice."""
+    labels = [each.label for each in sets]
+    if len({each.path.resolve() for each in sets}) < len(sets):
+        raise DpotoolError("the same answers are named twice", where="judge", got=", ".join(labels))
+    return [
+        replace(each, label=f"{each.label} ({(each.folder.path if each.folder else each.path.parent).name})")
+        if labels.count(each.label) > 1
+        else each
+        for each in sets
+    ]
+
+
+def _with_questions(answers: AnswerSet, config: JudgeConfig) -> AnswerSet:
+    if config.questions is None:
+        return answers
+    known = {question.question_id: question for question in read_questions(config.questions, config.references)}
+    unknown = next((answer.question_id for answer in answers.answers if answer.question_id not in known), None)
+    if unknown is not None:
+        raise DpotoolError(f"question {unknown} is not in {config.questions}", where=str(answers.path))
+    return replace(answers, answers=[replace(a, question=known[a.question_id]) for a in answers.answers])
+
+
+def _is_demo(sets: Sequence[AnswerSet]) -> bool:
+    question = sets[0].answers[0].question
+    return question is not None and read_prompt(question.texts[0]) is not None
+
+
+def _pair(ours: AnswerSet, theirs: AnswerSet, config: JudgeConfig) -> tuple[list[tuple[Answer, Answer]], int]:
+    pairs, n_unmatched = match_answers(ours.answers, theirs.answers)
+    if not pairs:
+        raise DpotoolError("have no question in common", where=f"{ours.path} and {theirs.path}")
+    for mine, other in pairs:
+        if mine.question and other.question and mine.question.turns != other.question.turns:
+            raise DpotoolError(
+                f"question {mine.question_id} is not the same in both", where=f"{ours.path} and {theirs.path}"
+            )
+    return pairs[: config.limit], n_unmatched
+
+
+def _split(pairs: Pairs) -> tuple[list[tuple[Answer, Answer]], list[tuple[Answer, Answer]]]:
+    """Pairs to judge, and pairs of the same answer."""
+    same = [are_identical(*pair) for pair in pairs]
+    return (
+        [pair for pair, is_same in zip(pairs, same, strict=True) if not is_same],
+        [pair for pair, is_same in zip(pairs, same, strict=True) if is_same],
+    )
+
+
+def _warn_of_one_order(config: JudgeConfig, progress: Progress) -> None:
+    if config.one_order:
+        progress.warn("--one-order: the model's answer stands first throughout, and what its place does is in the rate")
+
+
+def _path(ours: AnswerSet, baseline: str, judge: str, config: JudgeConfig) -> Path:
+    folder = RunFolder(Path(config.output)) if config.output else ours.folder or RunFolder(Path(JUDGED_FOLDER))
+    data = ours.name if folder is ours.folder else ours.label
+    return folder.judgments_path(data, baseline, judge)
+
+
+def _summarize(
+    label: str, baseline: str, rows: Sequence[Judgment], path: Path, about: dict[str, Any], config: JudgeConfig
+) -> JudgeResult:
+    frame = build_judgment_frame(rows)
+    return JudgeResult(label, baseline, frame, {**about, **summarize_judgments(frame, seed=config.seed)}, path)
+
+
+def _write(results: list[JudgeResult]) -> list[JudgeResult]:
+    """Corrects the p-values over all models, and writes table and summary of each."""
+    adjust_family([result.summary for result in results])
+    paths = [result.path for result in results]
+    if len(set(paths)) < len(paths):
+        raise DpotoolError("two models would write the same judgments", where=str(paths[0]), remedy="Judge them apart")
+    for result in results:
+        about = {key: result.summary[key] for key in ("label", "baseline", "judge", "judge_kind", "caveat", "is_proxy")}
+        write_table(result.frame, result.path, JUDGMENT_SCHEMA, about)
+        write_json(summary_path(result.path), result.summary)
+    return results
+
+
+def import_results(names: Sequence[str], config: JudgeConfig) -> list[JudgeResult]:
+    """Reads judgments made elsewhere, with the answers that were judged (the model's, the baseline's) where given.
+
+    Raises:
+        DpotoolError: the file is of no known format.
+    """
+    sets = [_with_questions(open_answers(name, config.data), config) for name in names]
+    if len(sets) > 2:
+        raise DpotoolError("takes the model's answers and the baseline's", where="--judgments", got=f"{len(sets)} sets")
+    answers = [{answer.question_id: answer for answer in each.answers} for each in sets] + [{}, {}]
+    format_, found = import_judgments(str(config.judgments), answers[0], answers[1])
+    labels = [each.label for each in sets] + ["model", "baseline"][len(sets) :]
+    stem = Path(str(config.judgments)).name.split(".json")[0]
+    results = []
+    for imported in found:
+        model, baseline = imported.model or labels[0], imported.baseline or labels[1]
+        folder = RunFolder(Path(config.output or JUDGED_FOLDER))
+        path = folder.judgments_path(stem if len(found) == 1 else f"{stem}-{model}", baseline, imported.judge)
+        results.append(
+            _summarize(
+                model, baseline, imported.judgments, path, _describe(imported, model, baseline, format_.name), config
+            )
+        )
+    return _write(results)
+
+
+def _describe(imported: Imported, model: str, baseline: str, format_name: str) -> dict[str, Any]:
+    about = {"label": model, "baseline": baseline, "judge": imported.judge, "judge_kind": "import"}
+    return {**about, "caveat": f"read from {format_name}", "is_proxy": False, "unmatched": 0}
