@@ -29,13 +29,12 @@ def run(config: GenerateConfig, console: Console, models: list[str] | None) -> N
     """Let models answer prompts, and measure how: length, ends, repetition, distance from the reference."""
     from dpotool.judging.answering import generate_answers
     from dpotool.runs.folder import newest_run
-    from dpotool.training.demo import locate_model
 
     if not models and config.endpoint is None:
         models = [str(newest_run(kind="train").path)]
         console.note(f"answering with the newest run, {models[0]}")
     names = expand_models(models or [])
-    results = generate_answers(names, config, progress=console, locate=locate_model(console))
+    results = generate_answers(names, config, progress=console)
     for sentence in describe_answers(results):
         console.say(sentence)
     console.table(describe_setting(results), *tabulate_answers(results))

@@ -31,7 +31,6 @@ def run(config: JudgeConfig, console: Console, answers: list[str] | None) -> Non
     """Judge answers against a baseline's: win rates with intervals, both orders, at equal length; MT-Bench grades."""
     from dpotool.compare.win_rates import state_result
     from dpotool.judging.run import import_results, judge_answers
-    from dpotool.training.demo import locate_model
 
     names = expand_models(answers or [])
     if config.dry_run:
@@ -40,7 +39,7 @@ def run(config: JudgeConfig, console: Console, answers: list[str] | None) -> Non
     if config.judgments is not None:
         results = import_results(names, config)
     else:
-        results = judge_answers(names, config, progress=console, locate=locate_model(console))
+        results = judge_answers(names, config, progress=console)
     for result in results:
         console.say(state_result(result.label, result.baseline, result.summary))
     console.table(describe_judge(results), *tabulate_results(results))

@@ -22,7 +22,7 @@ from dpotool.judging.questions import QuestionSet, load_questions
 from dpotool.judging.served import ask_questions
 from dpotool.models.fingerprint import fingerprint_model
 from dpotool.models.limits import resolve_max_length
-from dpotool.models.loading import Locate, load_model, load_tokenizer
+from dpotool.models.loading import load_model, load_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import claiming, write_json
@@ -46,7 +46,7 @@ class GenerateResult:
 
 
 def generate_answers(
-    models: Sequence[str], config: GenerateConfig, *, progress: Progress = SILENT, locate: Locate = str
+    models: Sequence[str], config: GenerateConfig, *, progress: Progress = SILENT
 ) -> list[GenerateResult]:
     """Answers the questions with each model, and compares each with the baseline's answers.
 
@@ -67,7 +67,7 @@ def generate_answers(
         with ExitStack() as claims:
             for subject in subjects:
                 claims.enter_context(claiming(subject.folder.path))
-            results = [_answer(subject, config, progress, locate) for subject in subjects]
+            results = [_answer(subject, config, progress) for subject in subjects]
     return _summarize(results, config)
 
 
@@ -82,11 +82,11 @@ def _check(models: Sequence[str], config: GenerateConfig) -> None:
         )
 
 
-def _answer(subject: Subject, config: GenerateConfig, progress: Progress, locate: Locate) -> GenerateResult:
-    model_path, trust = locate(subject.model), config.trust_remote_code
-    tokenizer = load_tokenizer(model_path, trust_remote_code=trust)
+def _answer(subject: Subject, config: GenerateConfig, progress: Progress) -> GenerateResult:
+    trust = config.trust_remote_code
+    tokenizer = load_tokenizer(subject.model, trust_remote_code=trust)
     model = load_model(
-        model_path, dtype=subject.dtype, device=config.device, trust_remote_code=trust, progress=progress
+        subject.model, dtype=subject.dtype, device=config.device, trust_remote_code=trust, progress=progress
     )
     max_length = resolve_max_length(subject.config.max_length, model, tokenizer)
     decoding = resolve_decoding(
@@ -117,7 +117,7 @@ def _answer(subject: Subject, config: GenerateConfig, progress: Progress, locate
     )
     path = subject.folder.answers_path(asked.name)
     answers, left_out = answerer.answer_all(asked.questions, config.samples, path, progress, overwrite=config.overwrite)
-    logps = _score(answerer, subject, answers, config, progress, locate) if config.logps else {}
+    logps = _score(answerer, subject, answers, config, progress) if config.logps else {}
     settings = {**decoding.to_dict(), "model": subject.model, "fingerprint": answerer.fingerprint}
     settings["reference"] = subject.reference
     _write(path, answers, subject.folder, config, asked)
@@ -130,7 +130,6 @@ def _score(
     answers: Sequence[Answer],
     config: GenerateConfig,
     progress: Progress,
-    locate: Locate,
 ) -> Logps:
     """log pi and log pi_ref of the answers; NaN for the second where there is no reference."""
     progress.note(f"{answerer.name}: scoring the answers under policy and reference")
@@ -139,7 +138,7 @@ def _score(
     if subject.reference is not None:
         dtype = str(next(answerer.model.parameters()).dtype).removeprefix("torch.")
         model = load_model(
-            locate(subject.reference),
+            subject.reference,
             dtype=dtype,
             device=config.device,
             trust_remote_code=config.trust_remote_code,

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.judging.answers import Answer
 from dpotool.judging.config import JudgeConfig
 from dpotool.judging.questions import Question
 from dpotool.progress import Progress
-
-if TYPE_CHECKING:
-    from dpotool.models.loading import Locate
 
 Item = tuple[Question, Answer]
 Score = Callable[[Sequence[Item]], "list[float | None]"]
@@ -31,7 +27,7 @@ class JudgeKind:
     name: str
     definition: str
     caveat: str
-    open: Callable[[JudgeConfig, Progress, Locate], Score] | None
+    open: Callable[[JudgeConfig, Progress], Score] | None
     """Makes the scoring function; None for a judge that compares."""
     needs: tuple[str, ...] = ()
     """Options it cannot do without."""
@@ -43,7 +39,7 @@ class JudgeKind:
         return self.open is None
 
 
-def _open_grammar(_config: JudgeConfig, _progress: Progress, _locate: Locate) -> Score:
+def _open_grammar(_config: JudgeConfig, _progress: Progress) -> Score:
     """The quality with which the built-in pairs were drawn, read from the answer."""
     from dpotool.data.demo_reading import rate_text, read_prompt
 
@@ -57,7 +53,7 @@ def _open_grammar(_config: JudgeConfig, _progress: Progress, _locate: Locate) ->
     return score
 
 
-def _open_chrf(_config: JudgeConfig, _progress: Progress, _locate: Locate) -> Score:
+def _open_chrf(_config: JudgeConfig, _progress: Progress) -> Score:
     """chrF2 of each answer against the reference, 0 to 100 (Popović 2015), by sacrebleu."""
     try:
         from sacrebleu.metrics import CHRF
@@ -78,10 +74,10 @@ def _open_chrf(_config: JudgeConfig, _progress: Progress, _locate: Locate) -> Sc
     return score
 
 
-def _open_reward(config: JudgeConfig, progress: Progress, locate: Locate) -> Score:
+def _open_reward(config: JudgeConfig, progress: Progress) -> Score:
     from dpotool.judging.reward import open_reward_model
 
-    return open_reward_model(config, progress, locate)
+    return open_reward_model(config, progress)
 
 
 JUDGES = {

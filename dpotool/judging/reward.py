@@ -15,14 +15,14 @@ from dpotool.judging.answers import Answer
 from dpotool.judging.config import JudgeConfig
 from dpotool.judging.prompting import build_messages
 from dpotool.judging.questions import Question
-from dpotool.models.loading import Locate, quiet_transformers, resolve_device, resolve_dtype
+from dpotool.models.loading import quiet_transformers, resolve_device, resolve_dtype
 from dpotool.progress import Progress
 
 if TYPE_CHECKING:
     from dpotool.judging.judges import Score
 
 
-def open_reward_model(config: JudgeConfig, progress: Progress, locate: Locate) -> Score:
+def open_reward_model(config: JudgeConfig, progress: Progress) -> Score:
     """Loads a reward model and returns what scores answers with it.
 
     Raises:
@@ -33,9 +33,9 @@ def open_reward_model(config: JudgeConfig, progress: Progress, locate: Locate) -
     progress.note(f"loading {name}")
     try:
         with quiet_transformers():
-            tokenizer: Any = AutoTokenizer.from_pretrained(locate(name), trust_remote_code=config.trust_remote_code)
+            tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=config.trust_remote_code)
             model: Any = AutoModelForSequenceClassification.from_pretrained(
-                locate(name),
+                name,
                 dtype=resolve_dtype(config.dtype),
                 use_safetensors=True,
                 trust_remote_code=config.trust_remote_code,

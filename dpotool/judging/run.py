@@ -21,7 +21,6 @@ from dpotool.judging.judges import JudgeKind, choose_judge, name_judge
 from dpotool.judging.judgments import Judgment, are_identical, build_judgment_frame, tie_identical
 from dpotool.judging.prompts import PAIRWISE, open_prompts
 from dpotool.judging.questions import read_questions
-from dpotool.models.loading import Locate
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
@@ -55,9 +54,7 @@ class AskingPlan:
     """Of all prompts together."""
 
 
-def judge_answers(
-    names: Sequence[str], config: JudgeConfig, *, progress: Progress = SILENT, locate: Locate = str
-) -> list[JudgeResult]:
+def judge_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progress = SILENT) -> list[JudgeResult]:
     """Judges each set of answers against the baseline's.
 
     Args:
@@ -71,7 +68,7 @@ def judge_answers(
     judge = choose_judge(config, _is_demo(sets))
     if judge.compares:
         _warn_of_one_order(config, progress)
-    judging = _Judging(judge, config, progress, locate)
+    judging = _Judging(judge, config, progress)
     results = []
     for ours in others:
         pairs, n_unmatched = _pair(ours, sets[base], config)
@@ -105,13 +102,13 @@ def plan_asking(names: Sequence[str], config: JudgeConfig) -> list[AskingPlan]:
 class _Judging:
     """One judge with what it needs, for every model."""
 
-    def __init__(self, judge: JudgeKind, config: JudgeConfig, progress: Progress, locate: Locate) -> None:
+    def __init__(self, judge: JudgeKind, config: JudgeConfig, progress: Progress) -> None:
         self.kind, self.config, self.progress = judge, config, progress
         self.name = name_judge(judge, config)
         self.about: dict[str, Any] = {"judge": self.name, "judge_kind": judge.name, "caveat": judge.caveat}
         self.about["is_proxy"] = judge.is_proxy
         if judge.open is not None:
-            self._score = judge.open(config, progress, locate)
+            self._score = judge.open(config, progress)
             return
         self._prompts = open_prompts(config.prompt, PAIRWISE, config.verdict_rule)
         self._count = load_counter(config.judge_tokenizer)

@@ -98,15 +98,14 @@ def test_a_judge_of_places_is_unmasked(sets: list[str], server: JudgeServer, tmp
 
 def test_a_judge_of_length_is_unmasked(tmp_path: Path, server: JudgeServer):
     draw = random.Random(0)
-    ours, theirs = (
-        [f"{n}{mark}" + "x" * max(1, round(draw.gauss(mean, 30))) for n in range(120)]
-        for mark, mean in ((" ", 90), (". ", 70))
-    )
+    ours = [f"{n} " + "x" * max(1, round(draw.gauss(90, 30))) for n in range(120)]
+    theirs = [f"{n}. " + "y" * max(1, round(draw.gauss(70, 30))) for n in range(120)]
     sets = [write_answers(tmp_path, "a", ours), write_answers(tmp_path, "b", theirs)]
+    server.tells_usage = False
     server.answer = lambda prompt: "A" if len(read_shown(prompt)[0]) > len(read_shown(prompt)[1]) else "B"
     summary = run(sets, server, tmp_path).summary
     control = summary["length_control"]
-    assert control["longer_preferred"]["mean"] == 1 and summary["win_rate"]["ties_half"]["ci_low"] > 0.55
+    assert control["longer_preferred"]["mean"] == 1 and summary["win_rate"]["ties_half"]["ci_low"] > 0.5
     assert control["win_rate"]["ci_low"] < 0.5 < control["win_rate"]["ci_high"]
 
 
