@@ -21,6 +21,7 @@ from dpotool.plots.theme import (
     REJECTED,
     choose_n_bins,
     describe_ns,
+    join_rows,
     label_row,
     make_figure,
     percent,
@@ -75,9 +76,7 @@ def plot_displacement(runs: Sequence[ScoredRun], *, model: str, data: str, recom
     grid[0].set_xlim(edges[0], edges[-1])
     tallest = max(abs(height) for axes in grid for height in (axes.dataLim.y0, axes.dataLim.y1))
     grid[0].set_ylim(-1.1 * tallest, 1.1 * tallest)
-    for axes in grid[:-1]:
-        axes.spines["bottom"].set_visible(False)
-        axes.tick_params(bottom=False)
+    join_rows(list(grid))
     grid[-1].set_xlabel("change of log π from the reference (nats); below 0: less likely")
     handles = [
         Patch(facecolor=color, alpha=0.45, edgecolor=color, hatch=HATCHES[side], label=f"{side} answers")
@@ -119,8 +118,6 @@ def _draw_row(axes: Axes, run: ScoredRun, edges: NDArray[np.float64]) -> None:
         _mark_mean(axes, means[side], sign, color)
     axes.axhline(0, color=INK, linewidth=0.8, zorder=3)
     axes.axvline(0, color=INK, linewidth=0.8, zorder=3)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
     for side, sign in (("chosen", 1), ("rejected", -1)):
         fell = percent(float(np.mean(run.columns[f"{side}_displaced_share"])))
         axes.annotate(

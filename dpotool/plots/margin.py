@@ -21,6 +21,8 @@ from dpotool.plots.theme import (
     choose_n_bins,
     count,
     describe_ns,
+    format_number,
+    join_rows,
     label_row,
     make_figure,
     percent,
@@ -67,11 +69,15 @@ def plot_margin(runs: Sequence[ScoredRun], *, model: str, data: str) -> Figure:
         label_row(axes, run, runs)
     grid[0].set_xlim(edges[0], edges[-1])
     grid[0].set_ylim(0, 1.12 * max(axes.dataLim.y1 for axes in grid))
+    join_rows(list(grid))
     grid[-1].set_xlabel("reward margin, β · (change of chosen − change of rejected), nats")
     set_title(figure, "Reward margins", model, data, describe_ns(runs))
     n_outside = int(((pooled < edges[0]) | (pooled > edges[-1])).sum())
     beyond = f" {n_outside:,} of {len(pooled):,} values lie beyond the axis." if n_outside else ""
-    set_note(figure, "Share of pairs per bin; triangle at the mean; brackets are 95 % bootstrap intervals." + beyond)
+    set_note(
+        figure,
+        "Share of pairs per bin. The triangle stands at the mean. Brackets are 95 % bootstrap intervals." + beyond,
+    )
     return figure
 
 
@@ -100,14 +106,14 @@ def _draw_ridge(axes: Axes, values: NDArray[np.float64], edges: NDArray[np.float
         )  # fmt: skip
     axes.hist(values, bins=list(edges), weights=weights, histtype="step", color=INK, linewidth=0.9)
     axes.axvline(0, color=INK, linewidth=1.0)
+    axes.axhline(0, color=INK, linewidth=0.8)
     axes.plot(values.mean(), 0.02, marker="^", color=INK, markersize=7, transform=axes.get_xaxis_transform(), zorder=5)
-    axes.set_yticks([])
-    axes.spines["left"].set_visible(False)
 
 
 def _describe_row(axes: Axes, run: ScoredRun) -> None:
     share, n_ties = _share(run), int((run.columns["reward_margins"] == 0).sum())
-    text = f"{percent(share.value)} above 0\n[{100 * share.ci_low:.1f}, {100 * share.ci_high:.1f}]"
+    mean = format_number(float(run.columns["reward_margins"].mean()))
+    text = f"mean {mean}\n{percent(share.value)} above 0\n[{100 * share.ci_low:.1f}, {100 * share.ci_high:.1f}]"
     text += f"\n{count(n_ties, 'tie')}" if n_ties else ""
     axes.annotate(
         text, (1.0, 0.5), xycoords="axes fraction", xytext=(6, 0), textcoords="offset points", ha="left", va="center",

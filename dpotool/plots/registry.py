@@ -129,7 +129,7 @@ _BUILT_IN = (
         "quadrants", 10, "scores",
         "which way each pair moved: change of the chosen against change of the rejected answer",
         "Each point is a test pair. Below the horizontal line its chosen answer became less likely than under the "
-        "reference; below the dashed diagonal the pair is ranked wrongly. The cross with the white centre is the mean.",
+        "reference; below the dashed diagonal the pair is ranked wrongly. The white plus is the mean.",
         "dpotool.plots.quadrants:draw", "Which way the pairs moved",
     ),
     PlotKind(

@@ -137,6 +137,16 @@ def label_row(axes: Axes, run: ScoredRun, runs: Sequence[ScoredRun], *, is_recom
     axes.set_ylabel(text, rotation=0, ha="right", va="center", labelpad=6, fontweight=weight)
 
 
+def join_rows(rows: Sequence[Axes]) -> None:
+    """Leaves the lowest of rows on a common x axis its line and ticks, and none of them a y axis."""
+    for axes in rows:
+        axes.set_yticks([])
+        axes.spines["left"].set_visible(False)
+    for axes in rows[:-1]:
+        axes.spines["bottom"].set_visible(False)
+        axes.tick_params(bottom=False)
+
+
 def title_panel(axes: Axes, label: str, *, is_recommended: bool = False) -> None:
     """Names a panel above it, in bold if it is recommended."""
     mark = "\nrecommended" if is_recommended else ""

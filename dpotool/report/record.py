@@ -28,7 +28,9 @@ def list_data_problems(findings: Findings) -> list[Block]:
         for problem in problems:
             found.setdefault(problem, []).append(run.label)
     blocks: list[Block] = [Table("The scored pairs: how many were left out or are odd in some way", columns, rows)]
-    nothing = Paragraph("No pair was left out, shortened, merged, identical or twice there, in scoring or in training.")
+    nothing = Paragraph(
+        "In scoring and training, no pair was left out, shortened or merged, had two equal answers, or occurred twice."
+    )
     return [*blocks, Bullets(_say_of_whom(found, len(rows))) if found else nothing]
 
 
@@ -50,7 +52,9 @@ def _list_training_problems(manifest: Mapping[str, Any]) -> list[str]:
 def _list_odd(counts: Mapping[str, Any], which: str) -> list[str]:
     """What was odd among the scored or the training pairs; that it is not known, where nothing counted them."""
     if not counts:
-        return [f"It is not known how many {which} pairs were shortened, merged, identical or twice there."]
+        return [
+            f"It is not known how many {which} pairs were shortened or merged, had equal answers, or occurred twice."
+        ]
     return [f"{counts[name]} {which} pairs {what}." for name, what in _ODD.items() if counts.get(name)]
 
 

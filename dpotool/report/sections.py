@@ -108,7 +108,7 @@ def _say_state(state: str) -> str:
 _ALONE: tuple[tuple[str, str, str, float], ...] = (
     ("log π(chosen), nats", "chosen_logps", "z.2f", 1),
     ("its change from the reference", "chosen_displacement", "+z.2f", 1),
-    ("perplexity of chosen", "chosen_perplexity", "z.4g", 1),
+    ("perplexity of chosen", "chosen_perplexity", "#.4g", 1),
     ("pairs whose chosen answer fell, %", "chosen_displaced_share", "z.1f", 100),
     ("log π(rejected), nats", "rejected_logps", "z.2f", 1),
     ("reward margin", "reward_margins", "z.3f", 1),

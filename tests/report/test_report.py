@@ -241,14 +241,14 @@ def test_what_is_odd_among_scored_pairs_is_said_and_what_is_not_known(tmp_path: 
 
     none = {"n_rows": 120, "n_truncated": 0, "n_duplicate": 0}
     assert say(none, none) == [
-        "No pair was left out, shortened, merged, identical or twice there, in scoring or in training."
+        "In scoring and training, no pair was left out, shortened or merged, had two equal answers, or occurred twice."
     ]
     assert say(none | {"n_truncated": 12, "n_duplicate": 3}, none | {"n_identical": 1}) == [
         "DPO: 12 scored pairs had their prompt shortened.",
         "DPO: 3 scored pairs occur twice.",
         "DPO: 1 training pairs have a chosen answer equal to the rejected one.",
     ]
-    unknown = "DPO: It is not known how many {} pairs were shortened, merged, identical or twice there."
+    unknown = "DPO: It is not known how many {} pairs were shortened or merged, had equal answers, or occurred twice."
     assert say({}, {}) == [unknown.format("scored"), unknown.format("training")]
 
 
