@@ -36,5 +36,5 @@ def write_scored_run(
     if frame is None:
         frame = make_score_frame(n, seed=seed, displacement=displacement, gap=gap, beta=beta)
     metadata = {"data": data, "split": split, "beta": beta, "fingerprints": fingerprints or {"data": "rows"}}
-    write_table(frame, run.scores_path(data, split), SCORE_SCHEMA, metadata | (about or {}))
+    write_table(frame, run.table_path("score", data, split), SCORE_SCHEMA, metadata | (about or {}))
     return run

@@ -9,6 +9,7 @@ import pytest
 
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import check_margin_identity
+from dpotool.runs.about import ScoreAbout
 from dpotool.runs.schemas import SCORE_SCHEMA
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -32,7 +33,7 @@ def test_the_printed_margins_are_not_those_of_the_printed_means(method: str, exp
             f"ref_{side}_logps": table.loc["SFT", f"{side}_logps"],
         }
     frame = pd.DataFrame([row]).reindex(columns=SCORE_SCHEMA.names)
-    found = check_margin_identity(ScoredRun(frame, about={"beta": table.loc[method, "beta"]}))
+    found = check_margin_identity(ScoredRun(frame, about=ScoreAbout(beta=table.loc[method, "beta"])))
     assert not found["holds"] and found["from_means"] == pytest.approx(expected, abs=5e-4), "dpotool's own check"
     assert f"| {expected} | 0.58 |" in (DOCS / "paper-check.md").read_text(encoding="utf-8")
 

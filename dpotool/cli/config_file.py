@@ -1,4 +1,7 @@
-"""Reads settings from a YAML file: a plain mapping of them, or a run.yaml, whose `config` section is one."""
+"""Reads settings from a file: YAML with a plain mapping of them, a run.yaml, whose `config` section is one, or a table.
+
+A table records every setting of the command that made it, so that the command can be told to make it again.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,13 @@ def read_config(
     Raises:
         DpotoolError: the file is missing, is no YAML mapping, or holds a key that is no setting of any command.
     """
+    from dpotool.runs.manifest import COMMANDS
+    from dpotool.runs.tables import FORMATS
+
     known = list_names(settings)
-    content = _read_mapping(path)
+    content = _read_table_settings(path) if path.suffix[1:] in FORMATS else _read_mapping(path)
     if isinstance(content.get("config"), dict):
-        author = next((name for name in others if name.startswith(str(content.get("kind")))), command)
+        author = COMMANDS.get(str(content.get("kind")), command)
         content = content["config"] | ({} if author == command else {"output": None})
         theirs = others.get(author, settings)
         known -= _find_namesakes(settings, theirs)
@@ -78,17 +84,30 @@ def _find_namesakes(mine: type[Settings], theirs: type[Settings]) -> set[str]:
     }
 
 
+def _read_table_settings(path: Path) -> Mapping[str, Any]:
+    """Returns what a table records of its making, in the form of a run.yaml; None of it where the file is no table."""
+    from dpotool.runs.about import TableAbout, read_about
+    from dpotool.runs.manifest import COMMANDS
+
+    about = read_about(path, TableAbout)
+    if about.settings is None:
+        raise DpotoolError(
+            "does not record the settings it was made with", where=str(path), remedy="Name a run.yaml, or a newer table"
+        )
+    kind = next((kind for kind, name in COMMANDS.items() if name == about.command), "score")
+    return {"kind": kind, "config": about.settings}
+
+
 def _read_mapping(path: Path) -> Mapping[str, Any]:
-    import yaml
+    from dpotool.runs.checked import parse_yaml
 
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         remedy = "Name a YAML file of settings, such as a run's run.yaml"
         raise DpotoolError(f"cannot be read ({error.strerror})", where=str(path), remedy=remedy) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        detail = " ".join(str(error).split())
-        raise DpotoolError(f"is no valid YAML ({detail})", where=str(path)) from None
+    except ValueError as error:
+        raise DpotoolError(f"is no valid YAML ({error})", where=str(path)) from None
     if not isinstance(content, dict):
         raise DpotoolError(
             "holds no settings", where=str(path), expected="lines such as 'loss: shift'", got=type(content).__name__

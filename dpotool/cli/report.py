@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -13,7 +13,6 @@ from dpotool.report.config import ReportConfig
 
 if TYPE_CHECKING:
     from dpotool.compare.findings import Findings
-    from dpotool.compare.scored_run import ScoredRun
     from dpotool.report.pairs import TextSource
 
 _RUNS = Positional("runs", list[str], "Scored runs, or a sweep, which stands for its runs.", required=True)
@@ -46,19 +45,20 @@ def run(config: ReportConfig, console: Console, runs: list[str]) -> None:
 
 def find_texts(findings: Findings, n_pairs: int) -> TextSource:
     """Reads the texts of the pairs that the report will show from the data that the baseline was scored on."""
+    from msgspec.structs import asdict
+
     from dpotool.data.texts import load_texts, write_out
     from dpotool.report.pairs import Texts, TextSource, choose_pairs
 
     base = findings.base
     if not base.is_referenced or n_pairs == 0:
         return TextSource()
-    rows = find_rows(base)
+    rows = base.about.rows
     if rows is None:
         return TextSource(problem="its score table does not say where the pairs are.")
     pair_ids = [pair_id for side in choose_pairs(base, n_pairs) for pair_id in side]
-    fingerprint = (base.about.get("fingerprints") or {}).get("data")
     try:
-        pairs = load_texts(rows, base.about.get("split"), pair_ids, fingerprint)
+        pairs = load_texts(asdict(rows), base.split, pair_ids, base.about.fingerprints.data)
     except DpotoolError as error:
         return TextSource(problem=f"{error}.")
     return TextSource(
@@ -67,19 +67,3 @@ def find_texts(findings: Findings, n_pairs: int) -> TextSource:
             for pair_id, pair in pairs.items()
         }
     )
-
-
-def find_rows(run: ScoredRun) -> dict[str, Any] | None:
-    """Returns which rows a run was scored on: as its table says; for an older one, as its run was evaluated."""
-    rows = run.about.get("rows")
-    if isinstance(rows, dict) and rows.get("data"):
-        return rows
-    config = run.folder.read_manifest()["config"]
-    if config.get("eval_data"):
-        same = {name: config.get(name) for name in ("test_fraction", "seed", "split_seed", "skip_invalid")}
-        return {"data": config["eval_data"], "limit": config.get("eval_limit"), **same}
-    if config.get("data"):
-        return {
-            name: config.get(name) for name in ("data", "limit", "test_fraction", "seed", "split_seed", "skip_invalid")
-        }
-    return None

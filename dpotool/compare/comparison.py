@@ -73,7 +73,7 @@ def find_scores(run: RunFolder, *, data: str | None = None, split: str | None = 
     Raises DpotoolError when there is none.
     """
     found: list[Path] = []
-    for path in run.list_scores():
+    for path in run.list_tables("score"):
         about = read_metadata(path)
         if all(wanted is None or about.get(key) == wanted for key, wanted in (("data", data), ("split", split))):
             if not about.get("variant"):

@@ -113,7 +113,7 @@ def is_shown(difference: Mapping[str, Any] | None) -> bool:
 
 def _check_same_data(run: ScoredRun, base: ScoredRun) -> None:
     for key in ("data", "split"):
-        ours, theirs = run.about.get(key), base.about.get(key)
+        ours, theirs = getattr(run.about, key), getattr(base.about, key)
         if None not in (ours, theirs) and ours != theirs:
             raise DpotoolError(
                 f"scored on other pairs than {base.label}",
@@ -122,7 +122,7 @@ def _check_same_data(run: ScoredRun, base: ScoredRun) -> None:
                 got=str(ours),
                 remedy=_say_how_to_match(run, base, key),
             )
-    fingerprints = [(each.about.get("fingerprints") or {}).get("data") for each in (run, base)]
+    fingerprints = [each.about.fingerprints.data for each in (run, base)]
     shared = run.scored.index.intersection(base.scored.index)
     if not len(shared):
         raise DpotoolError(f"has no pair in common with {base.label}", where=str(run.path))
@@ -142,12 +142,12 @@ def _check_same_data(run: ScoredRun, base: ScoredRun) -> None:
 
 def _say_how_to_match(run: ScoredRun, base: ScoredRun, key: str) -> str:
     """How two runs get scores of one name: an imported file was named by whoever imported it, else after itself."""
-    imported = next((each for each in (run, base) if each.about.get("imported_from")), None)
+    imported = next((each for each in (run, base) if each.about.imported_from), None)
     if imported is None:
         return f"Score both on the same with --data and --split, or choose with --{key}"
     other = base if imported is run else run
-    folder, named = imported.folder, {key: other.about.get(key)}
-    command = repeat_import(folder.read_manifest()["config"], imported.about, str(folder.path), **named)
+    folder, named = imported.folder, {key: getattr(other.about, key)}
+    command = repeat_import(imported.config, imported.about, str(folder.path), **named)
     return f"If they are of the same pairs, import again: `{command}`"
 
 
@@ -194,9 +194,9 @@ def _find_problems(
             problems.append(f"{run.label} was scored without a reference: no rewards, accuracy or displacement.")
         if run is base:
             continue
-        if run.about.get("beta") != base.about.get("beta"):
+        if run.beta != base.beta:
             problems.append(
-                f"{run.label} has beta {run.about.get('beta')}, {base.label} {base.about.get('beta')}: "
+                f"{run.label} has beta {run.beta}, {base.label} {base.beta}: "
                 "their reward margins are on different scales; accuracies and log-likelihoods are not affected."
             )
         n_shared, n_most = differences[run.label]["n"], max(len(run.scored), len(base.scored))

@@ -142,7 +142,7 @@ def find_out(
     Raises DpotoolError when a path is no run, no run is scored, or they were scored on different data.
     """
     folders = expand_sweeps(paths)
-    scored = [folder for folder in folders if folder.list_scores()]
+    scored = [folder for folder in folders if folder.list_tables("score")]
     if not scored:
         raise _no_scores(paths[0], folders)
     return conclude(open_runs(scored, data=data, split=split), folders, baseline=baseline, seed=seed)
@@ -179,7 +179,7 @@ def conclude(
 
 def _no_scores(path: str, folders: Sequence[RunFolder]) -> DpotoolError:
     is_import = all(folder.read_manifest()["kind"] == "import" for folder in folders)
-    if is_import and any(folder.list_imported() for folder in folders):
+    if is_import and any(folder.list_tables("imported") for folder in folders):
         remedy = "It holds imported scores of pairs: name it beside scored runs in `dpotool report`"
     elif is_import:
         remedy = (
@@ -196,5 +196,5 @@ def _name_unscored(folders: Sequence[RunFolder]) -> list[str]:
     return [
         f"{folder.name} has no score table: it is not among the models compared."
         for folder in folders
-        if not folder.list_scores() and folder.read_manifest()["kind"] in ("train", "score", "import")
+        if not folder.list_tables("score") and folder.read_manifest()["kind"] in ("train", "score", "import")
     ]

@@ -28,7 +28,7 @@ def find_pair_scores(folders: Sequence[RunFolder], base: ScoredRun) -> tuple[lis
     found, problems = [], []
     data, split = str(base.data), str(base.split)
     for folder in folders:
-        mine, tables = folder.imported_path(data, split), folder.list_imported()
+        mine, tables = folder.table_path("imported", data, split, format="csv"), folder.list_tables("imported")
         if mine in tables:
             found.append((folder.name, read_pair_scores(mine)))
         problems += [

@@ -16,8 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dpotool.runs.about import ScoreAbout, read_about
 from dpotool.runs.folder import RunFolder, read_score_summary
-from dpotool.runs.tables import read_metadata, read_table
+from dpotool.runs.tables import read_table
 from dpotool.stats.bootstrap import count_prompts, read_clusters
 
 NOT_FINITE = "log-likelihood is not finite"
@@ -37,8 +38,8 @@ class ScoredRun:
     """All rows, columns of SCORE_SCHEMA; displacement is computed, as older tables lack it."""
     label: str = ""
     """What tables, sentences and pictures call the run."""
-    about: Mapping[str, Any] = field(default_factory=dict)
-    """The table's metadata."""
+    about: ScoreAbout = field(default_factory=ScoreAbout)
+    """What the table says of itself: model, reference, pairs, and all settings it was made with."""
     noise: Mapping[str, Any] | None = None
     """What rounding alone does to a score (`compare.noise`); None where nobody measured it."""
     recorded: Mapping[str, Any] | None = None
@@ -54,13 +55,11 @@ class ScoredRun:
     @classmethod
     def open(cls, path: Path, label: str = "") -> ScoredRun:
         """Reads a score table with its metadata and its summary; raises DpotoolError when one cannot be read."""
-        about, summary = read_metadata(path), read_score_summary(path)
+        about, summary = read_about(path, ScoreAbout), read_score_summary(path)
         folder = RunFolder(path.parent.parent)
         manifest = folder.read_manifest() if folder.manifest_path.exists() else {}
         noise = (summary or {}).get("noise_floor")
-        return cls(
-            read_table(path), label or str(about.get("label") or path.stem), about, noise, summary, path, manifest
-        )
+        return cls(read_table(path), label or about.label or path.stem, about, noise, summary, path, manifest)
 
     def restrict(self, pair_ids: Iterable[int] | pd.Index) -> ScoredRun:
         """Returns the run with the scored pairs of these ids alone, in their order."""
@@ -82,17 +81,17 @@ class ScoredRun:
     @property
     def beta(self) -> float | None:
         """Scale of the rewards; None where it is not known."""
-        return self.about.get("beta")
+        return self.about.beta
 
     @property
     def data(self) -> str | None:
         """Name of the data whose pairs were scored."""
-        return self.about.get("data")
+        return self.about.data
 
     @property
     def split(self) -> str | None:
         """Split of that data."""
-        return self.about.get("split")
+        return self.about.split
 
     @cached_property
     def scored(self) -> pd.DataFrame:

@@ -32,7 +32,7 @@ def find_theory(folders: Sequence[RunFolder], runs: pd.DataFrame) -> Path | None
         runs: runs table (`compare.comparison`).
     """
     for folder in folders:
-        for table in folder.list_theory():
+        for table in folder.list_tables("theory"):
             if len(select_forecast(read_metadata(table), runs)) and read_summary(table) is not None:
                 return table
     return None

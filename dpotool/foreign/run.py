@@ -16,6 +16,7 @@ from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.foreign.config import ImportConfig
 from dpotool.foreign.readers import KINDS, read_reward_bench, read_tensors, read_trainer_state, recognise
+from dpotool.runs.about import ScoreAbout
 from dpotool.runs.atomic import atomic_path, ensure_writable, write_json, write_text
 from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.runs.manifest import collect_manifest
@@ -96,20 +97,22 @@ def _write(folder: RunFolder, path: Path, config: ImportConfig, content: Any) ->
         return folder.metrics_path
     data = config.data or path.stem
     if "status" in content:
-        target = folder.scores_path(data, config.split)
-        about = {
-            "label": folder.name,
-            "data": data,
-            "split": config.split,
-            "beta": config.beta,
-            "imported_from": str(path),
-        }
+        target = folder.table_path("score", data, config.split)
+        about = ScoreAbout(
+            command="import",
+            settings={**config.to_dict(), "file": str(path)},
+            label=folder.name,
+            data=data,
+            split=config.split,
+            beta=config.beta,
+            imported_from=str(path),
+        )
         run = ScoredRun(content.reindex(columns=SCORE_SCHEMA.names), folder.name, about, path=target)
-        write_table(run.table, target, SCORE_SCHEMA, about)
-        summary = {**about, **summarize_scores(run), "verdict": judge_displacement(run)}
+        write_table(run.table, target, SCORE_SCHEMA, about.to_dict())
+        summary = {**about.to_dict(), **summarize_scores(run), "verdict": judge_displacement(run)}
         write_json(summary_path(target), summary)
         return target
-    target = folder.imported_path(data, config.split)
+    target = folder.table_path("imported", data, config.split, format="csv")
     with atomic_path(target) as temporary:
         content.to_csv(temporary, index=False)
     return target

@@ -11,6 +11,7 @@ from accelerate import PartialState
 from dpotool.gradients.config import TheoryConfig
 from dpotool.gradients.engine import EngineReport
 from dpotool.likelihood.subject import OpenSubject
+from dpotool.runs.about import Fingerprints, TheoryAbout
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import summary_path
 from dpotool.runs.schemas import THEORY_SCHEMA
@@ -19,38 +20,32 @@ from dpotool.runs.tables import write_table
 
 def describe_table(
     config: TheoryConfig, opened: OpenSubject, report: EngineReport, *, at_reference: bool
-) -> dict[str, Any]:
+) -> TheoryAbout:
     """Returns what table and summary say of themselves: model, data, scales, and which parameters count."""
-    subject, source = opened.subject, opened.pair_set.source
-    return {
-        "model": subject.model,
-        "label": subject.label,
-        "reference": subject.reference,
-        "data": source.name,
-        "split": source.split,
-        "data_fingerprint": source.fingerprint,
-        "beta": subject.beta,
-        "gamma": config.gamma,
-        "parameters": report.parameters,
-        "n_parameters": report.n_parameters,
-        "n_parameters_by_form": report.n_by_form,
-        "autograd_fallback": list(report.fallback),
-        "dtype": str(next(opened.policy.parameters()).dtype).removeprefix("torch."),
-        "at_reference": at_reference,
-    }
+    fingerprint = opened.pair_set.source.fingerprint
+    return TheoryAbout(
+        **opened.describe("theory-gap", Fingerprints(data=fingerprint)),
+        data_fingerprint=fingerprint,
+        gamma=config.gamma,
+        parameters=report.parameters,
+        n_parameters=report.n_parameters,
+        n_parameters_by_form=report.n_by_form,
+        autograd_fallback=list(report.fallback),
+        at_reference=at_reference,
+    )
 
 
 def write_theory(
-    config: TheoryConfig, opened: OpenSubject, frame: pd.DataFrame, about: dict[str, Any], summary: dict[str, Any]
+    config: TheoryConfig, opened: OpenSubject, frame: pd.DataFrame, about: TheoryAbout, summary: dict[str, Any]
 ) -> Path:
     """Writes table, summary and, into a folder without one, a manifest; of several processes the first one does."""
     folder, source = opened.subject.folder, opened.pair_set.source
     part = "" if config.parameters == "all" else config.parameters
     variant = "-".join(filter(None, (opened.subject.variant, part)))  # a part never replaces the whole
-    path = folder.theory_path(source.name, source.split, config.format, variant)
+    path = folder.table_path("theory", source.name, source.split, format=config.format, variant=variant)
     if not PartialState().is_main_process:
         return path
-    write_table(frame, path, THEORY_SCHEMA, about, format=config.format)
+    write_table(frame, path, THEORY_SCHEMA, about.to_dict(), format=config.format)
     write_json(summary_path(path), summary)
     opened.note_run("theory", config)
     return path

@@ -30,6 +30,7 @@ from dpotool.models.adapters import merge_adapter
 from dpotool.models.loading import load_tokenizer
 from dpotool.models.subject import Subject, describe_subject, read_training_run
 from dpotool.progress import SILENT, Progress
+from dpotool.runs.about import Fingerprints, PredictionAbout
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.runs.locks import claiming
@@ -115,23 +116,21 @@ def _write(
         from_elsewhere: name of the first checkpoint where it is not the one that the second began with; else empty.
     """
     subject, source = opened.subject, opened.pair_set.source
-    about = {
-        "from": subject.reference,
-        "to": subject.model,
-        "label": subject.label,
-        "at": config.at,
-        "data": source.name,
-        "split": source.split,
-        "n": len(frame),
-        "n_excluded": sum(opened.pair_set.counts.n_excluded.values()),
-        "distance": distance,
-    }
-    summary = about | summarize_prediction(frame, seed=config.seed)
+    about = PredictionAbout(
+        **opened.describe("predict", Fingerprints(data=source.fingerprint)),
+        from_=subject.reference,
+        to=subject.model,
+        at=config.at,
+        n=len(frame),
+        n_excluded=sum(opened.pair_set.counts.n_excluded.values()),
+        distance=distance,
+    )
+    summary = about.to_dict() | summarize_prediction(frame, seed=config.seed)
     at = "" if config.at == "from" else f"at-{config.at}"
     variant = "-".join(filter(None, (subject.variant, from_elsewhere, at)))
-    path = subject.folder.prediction_path(source.name, source.split, config.format, variant)
+    path = subject.folder.table_path("prediction", source.name, source.split, format=config.format, variant=variant)
     if PartialState().is_main_process:
-        write_table(frame, path, PREDICTION_SCHEMA, about, format=config.format)
+        write_table(frame, path, PREDICTION_SCHEMA, about.to_dict(), format=config.format)
         write_json(summary_path(path), summary)
         opened.note_run("prediction", config)
     return PredictionResult(frame, summary, path)

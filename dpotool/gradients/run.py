@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
+from msgspec.structs import replace as replace_struct
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
@@ -221,7 +222,7 @@ class _Study:
         if len(frame) < len(pair_set.pairs):
             n_excluded[NOT_REACHED] = len(pair_set.pairs) - len(frame)
         about = describe_table(self.config, self.opened, self.engine.report, at_reference=self.reference is None)
-        summary = about | summarize_theory(
+        summary = about.to_dict() | summarize_theory(
             frame,
             compute_gaps(frame, batch, self.lambdas, beta=beta, gamma=self.config.gamma),
             gamma=self.config.gamma,
@@ -230,5 +231,7 @@ class _Study:
             seed=self.config.seed,
         )
         summary |= self.found
-        path = write_theory(self.config, self.opened, frame, about | {"n_excluded": sum(n_excluded.values())}, summary)
+        path = write_theory(
+            self.config, self.opened, frame, replace_struct(about, n_excluded=sum(n_excluded.values())), summary
+        )
         return TheoryResult(frame, summary, path, self.was_interrupted)

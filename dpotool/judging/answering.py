@@ -115,7 +115,7 @@ def _answer(subject: Subject, config: GenerateConfig, progress: Progress) -> Gen
         max_length,
         config.batch_tokens,
     )
-    path = subject.folder.answers_path(asked.name)
+    path = subject.folder.table_path("answer", asked.name, format="jsonl")
     answers, left_out = answerer.answer_all(asked.questions, config.samples, path, progress, overwrite=config.overwrite)
     logps = _score(answerer, subject, answers, config, progress) if config.logps else {}
     settings = {**decoding.to_dict(), "model": subject.model, "fingerprint": answerer.fingerprint}
@@ -153,7 +153,7 @@ def _ask_server(config: GenerateConfig, progress: Progress) -> GenerateResult:
     folder = RunFolder(Path(config.output or f"runs/{name}"))
     settings = replace(config.to_subject_settings(), data=config.data or "builtin:demo")
     asked = load_questions(settings, config.questions, config.references, config.seed)
-    path = folder.answers_path(asked.name)
+    path = folder.table_path("answer", asked.name, format="jsonl")
     with claiming(folder.path):
         answers, left_out = ask_questions(asked.questions, config, path.with_suffix(".replies.jsonl"), progress)
         if not answers:

@@ -200,7 +200,7 @@ def _warn_of_one_order(config: JudgeConfig, progress: Progress) -> None:
 def _path(ours: AnswerSet, baseline: str, judge: str, config: JudgeConfig) -> Path:
     folder = RunFolder(Path(config.output)) if config.output else ours.folder or RunFolder(Path(JUDGED_FOLDER))
     data = ours.name if folder is ours.folder else ours.label
-    return folder.judgments_path(data, baseline, judge)
+    return folder.table_path("judgment", data, "vs", baseline, judge)
 
 
 def _summarize(
@@ -240,7 +240,9 @@ def import_results(names: Sequence[str], config: JudgeConfig) -> list[JudgeResul
     for imported in found:
         model, baseline = imported.model or labels[0], imported.baseline or labels[1]
         folder = RunFolder(Path(config.output or JUDGED_FOLDER))
-        path = folder.judgments_path(stem if len(found) == 1 else f"{stem}-{model}", baseline, imported.judge)
+        path = folder.table_path(
+            "judgment", stem if len(found) == 1 else f"{stem}-{model}", "vs", baseline, imported.judge
+        )
         results.append(
             _summarize(
                 model, baseline, imported.judgments, path, _describe(imported, model, baseline, format_.name), config

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedTokenizerBase
@@ -18,8 +19,12 @@ from dpotool.models.loading import load_model, load_tokenizer
 from dpotool.models.subject import Subject
 from dpotool.models.vocabulary import check_same_tokens, check_token_ids
 from dpotool.progress import Progress
+from dpotool.runs.about import Fingerprints
 from dpotool.runs.manifest import collect_manifest
 from dpotool.settings import Settings
+
+_OF_THIS_CALL = ("output", "format", "device", "dry_run", "trust_remote_code")
+"""Settings that say where and how a table is written, not what is in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +50,28 @@ class OpenSubject:
         """Returns log pi of every pair under the policy, from the store where it has them."""
         name = self.subject.label
         return self.policy_scorer.score_showing(self.pair_set.pairs, name, progress, with_tokens=with_tokens)
+
+    def describe(self, command: str, fingerprints: Fingerprints) -> dict[str, Any]:
+        """Returns what a table of this subject says of itself, whichever kind it is of (`runs.about`)."""
+        subject, source = self.subject, self.pair_set.source
+        settings = subject.config.to_dict() | {"beta": subject.beta, "reference": subject.reference}
+        # a run's own mixed precision holds only where no type is named
+        settings["dtype"] = subject.config.dtype if subject.bf16 else subject.dtype
+        return {
+            "command": command,
+            "settings": {name: value for name, value in settings.items() if name not in _OF_THIS_CALL},
+            "model": subject.model,
+            "label": subject.label,
+            "reference": subject.reference,
+            "data": source.name,
+            "split": source.split,
+            "variant": subject.variant,
+            "beta": subject.beta,
+            "max_length": self.max_length,
+            "dtype": str(next(self.policy.parameters()).dtype).removeprefix("torch."),
+            "autocast": "bfloat16" if subject.bf16 else None,
+            "fingerprints": fingerprints,
+        }
 
     def note_run(self, kind: str, config: Settings, fingerprints: Mapping[str, str | None] | None = None) -> None:
         """Writes the manifest of finished work into the subject's folder, unless that is a run already."""

@@ -29,6 +29,7 @@ from dpotool.measures.logps import derive_rewards
 from dpotool.models.loading import resolve_device
 from dpotool.models.subject import describe_subject
 from dpotool.progress import Progress
+from dpotool.runs.about import ScoreAbout
 
 
 def plan_scorings(models: Sequence[str], config: ScoreConfig, *, progress: Progress) -> Iterator[Estimate]:
@@ -102,7 +103,7 @@ def _time_statistics(pair_set: PairSet) -> float:
     columns |= {"ref_chosen_logps": chosen - draw.normal(size=len(chosen)), "ref_rejected_logps": rejected}
     start = time.perf_counter()
     rewards = derive_rewards(pd.DataFrame(columns), 0.1)
-    run = ScoredRun(build_score_frame(pair_set, {**columns, **rewards}), about={"beta": 0.1})
+    run = ScoredRun(build_score_frame(pair_set, {**columns, **rewards}), about=ScoreAbout(beta=0.1))
     summarize_scores(run)
     judge_displacement(run)
     return time.perf_counter() - start

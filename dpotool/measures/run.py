@@ -10,6 +10,7 @@ from typing import Any
 
 import pandas as pd
 from accelerate import PartialState
+from msgspec.structs import asdict
 
 from dpotool.compare.noise import summarize_noise
 from dpotool.compare.scored_run import ScoredRun
@@ -26,14 +27,12 @@ from dpotool.measures.registry import build_schema, choose_measures
 from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
+from dpotool.runs.about import Fingerprints, ScoreAbout
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import summary_path
 from dpotool.runs.locks import claiming
 from dpotool.runs.schemas import TOKEN_SCHEMA
 from dpotool.runs.tables import write_table
-
-_ROW_SETTINGS = ("data", "limit", "test_fraction", "seed", "split_seed", "skip_invalid")
-"""What leads back from a table's `pair_id` to the texts, with the split."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +93,17 @@ def _score(subject: Subject, config: ScoreConfig, measures: list[Measure], progr
     if opened.reference_scorer is not None and reference_logps is not None:
         reference = ModelView(opened.reference_scorer, pairs, reference_logps, progress)
     frame = build_score_frame(opened.pair_set, measure_pairs(measures, policy, reference, subject.beta))
-    fingerprints = {
-        "model": opened.policy_scorer.fingerprint,
-        "reference": opened.reference_scorer.fingerprint if opened.reference_scorer else None,
-        "tokenizer": fingerprint_tokenizer(opened.tokenizer),
-        "data": opened.pair_set.source.fingerprint,
-    }
+    fingerprints = Fingerprints(
+        model=opened.policy_scorer.fingerprint,
+        reference=opened.reference_scorer.fingerprint if opened.reference_scorer else None,
+        tokenizer=fingerprint_tokenizer(opened.tokenizer),
+        data=opened.pair_set.source.fingerprint,
+    )
+    about = ScoreAbout(**opened.describe("score", fingerprints))
     layouts = {"policy": policy_logps.layouts, "reference": reference_logps.layouts if reference_logps else None}
-    result = _write(opened, frame, measures, fingerprints, layouts, noise)
+    result = _write(opened, frame, measures, about, layouts, noise)
     if config.tokens:
-        return replace(result, tokens_path=_write_tokens(opened, policy_logps, reference_logps))
+        return replace(result, tokens_path=_write_tokens(opened, about, policy_logps, reference_logps))
     return result
 
 
@@ -137,51 +137,34 @@ def _write(
     opened: OpenSubject,
     frame: pd.DataFrame,
     measures: list[Measure],
-    fingerprints: dict[str, str | None],
+    about: ScoreAbout,
     layouts: dict[str, Any],
     noise: dict[str, Any] | None,
 ) -> ScoreResult:
     subject, source = opened.subject, opened.pair_set.source
     config = subject.config
-    path = subject.folder.scores_path(source.name, source.split, config.format, subject.variant)
-    about = {**_describe(opened), "fingerprints": fingerprints}
+    path = subject.folder.table_path("score", source.name, source.split, format=config.format, variant=subject.variant)
     run = ScoredRun(frame, subject.label, about, noise, path=path)
-    summary: dict[str, Any] = dict(about)
+    summary = about.to_dict()
     for measure in measures:
         summary |= measure.summarize_run(run, config.seed)
     summary["counts"] = opened.pair_set.counts.to_dict()
     summary["layouts"] = layouts
     summary["verdict"] = judge_displacement(run, seed=config.seed)
     if PartialState().is_main_process:
-        write_table(run.table, path, build_schema(measures), about, format=config.format)
+        write_table(run.table, path, build_schema(measures), about.to_dict(), format=config.format)
         write_json(summary_path(path), summary)
-        opened.note_run("score", config, fingerprints)
+        opened.note_run("score", config, asdict(about.fingerprints))
     return ScoreResult(subject.label, run.table, summary, path, tuple(measures))
 
 
-def _write_tokens(opened: OpenSubject, policy: ScoredPairs, reference: ScoredPairs | None) -> Path:
+def _write_tokens(opened: OpenSubject, about: ScoreAbout, policy: ScoredPairs, reference: ScoredPairs | None) -> Path:
     subject, pair_set = opened.subject, opened.pair_set
     used = {token for pair in pair_set.pairs for token in (*pair.chosen_ids, *pair.rejected_ids)}
     texts = {token: str(opened.tokenizer.decode([token])) for token in used}
     frame = build_token_frame(pair_set.pairs, policy, reference, texts)
     source, format_ = pair_set.source, subject.config.format
-    path = subject.folder.tokens_path(source.name, source.split, format_, subject.variant)
+    path = subject.folder.table_path("token", source.name, source.split, format=format_, variant=subject.variant)
     if PartialState().is_main_process:
-        write_table(frame, path, TOKEN_SCHEMA, _describe(opened), format=format_)
+        write_table(frame, path, TOKEN_SCHEMA, about.to_dict(), format=format_)
     return path
-
-
-def _describe(opened: OpenSubject) -> dict[str, Any]:
-    """What a table says about itself."""
-    subject, source = opened.subject, opened.pair_set.source
-    return {
-        "model": subject.model,
-        "label": subject.label,
-        "reference": subject.reference,
-        "data": source.name,
-        "split": source.split,
-        "variant": subject.variant,
-        "beta": subject.beta,
-        "max_length": opened.max_length,
-        "rows": {name: getattr(subject.config, name) for name in _ROW_SETTINGS},
-    }

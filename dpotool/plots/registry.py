@@ -43,10 +43,10 @@ class Need:
 
 
 NEEDS = {
-    "scores": Need(lambda run: run.list_scores(), "`dpotool train` and `dpotool score`"),
+    "scores": Need(lambda run: run.list_tables("score"), "`dpotool train` and `dpotool score`"),
     "log": Need(lambda run: [run.metrics_path] if run.metrics_path.exists() else [], "`dpotool train`"),
-    "theory": Need(lambda run: run.list_theory(), "`dpotool theory-gap`"),
-    "prediction": Need(lambda run: run.list_predictions(), "`dpotool predict`"),
+    "theory": Need(lambda run: run.list_tables("theory"), "`dpotool theory-gap`"),
+    "prediction": Need(lambda run: run.list_tables("prediction"), "`dpotool predict`"),
 }
 
 

@@ -73,7 +73,7 @@ class Scene:
     @cached_property
     def runs(self) -> list[ScoredRun]:
         """Scored runs, in the order given."""
-        folders = [folder for folder in self.everything if folder.list_scores()]
+        folders = [folder for folder in self.everything if folder.list_tables("score")]
         return open_runs(folders, data=self.config.data, split=self.config.split)
 
     @cached_property

@@ -45,7 +45,7 @@ def has_only_logs(paths: Sequence[str]) -> bool:
     Raises DpotoolError for a folder that is no run.
     """
     folders = expand_sweeps(paths)
-    return any(run.metrics_path.exists() for run in folders) and not any(run.list_scores() for run in folders)
+    return any(run.metrics_path.exists() for run in folders) and not any(run.list_tables("score") for run in folders)
 
 
 def write_log_report(paths: Sequence[str], config: ReportConfig) -> Path:

@@ -6,6 +6,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from dpotool.runs.about import ScoreAbout
+
 
 def list_flags(told: Mapping[str, Any]) -> list[str]:
     """Returns settings, by field name, as flags with their values; a switch has none, what is not set is left out."""
@@ -19,14 +21,15 @@ def list_flags(told: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def repeat_import(config: Mapping[str, Any], about: Mapping[str, Any], output: str, **others: Any) -> str:
+def repeat_import(config: Mapping[str, Any], about: ScoreAbout, output: str, **others: Any) -> str:
     """Returns the `dpotool import` that makes a score table again, as it was told but for `others`.
 
     Args:
         config: of the run folder's manifest.
         about: the table's metadata, which goes before it: a later import into the same folder has another manifest.
     """
-    file = about.get("imported_from") or config["file"]
-    own = {name: about[name] for name in ("beta", "data", "split") if name in about}
+    file = about.imported_from or config["file"]
+    known = {"beta": about.beta, "data": about.data, "split": about.split}
+    own = {name: value for name, value in known.items() if value is not None}
     told = {name: value for name, value in {**config, **own, **others}.items() if name not in ("file", "output")}
     return shlex.join(["dpotool", "import", str(file), *list_flags(told), "--output", output])

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,9 +28,9 @@ from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import write_text, write_yaml, writing_to
 from dpotool.runs.manifest import read_manifest
 from dpotool.runs.plain import to_json_plain
-from dpotool.runs.tables import FORMATS
+from dpotool.runs.schemas import TABLES
 
-_NO_RUNS_INSIDE = re.compile(r"checkpoint-\d+|scores|theory|plots|answers|judgments|ratings|\..*")
+_NO_RUNS_INSIDE = re.compile(rf"checkpoint-\d+|plots|{'|'.join(kind.folder for kind in TABLES.values())}|\..*")
 
 
 @dataclass(frozen=True)
@@ -74,67 +74,31 @@ class RunFolder:
     def plots_folder(self) -> Path:
         return self.path / "plots"
 
-    def scores_path(self, data: str, split: str, format: str = "parquet", variant: str = "") -> Path:  # noqa: A002
-        """Where the score table of one data set and split is; `variant` says what is not as the run's own scoring."""
-        name = "-".join(_slug(part) for part in (data, split, variant) if part)
-        return self.path / "scores" / f"{name}.{format}"
+    def table_path(self, kind: str, *parts: str, format: str = "parquet", variant: str = "") -> Path:  # noqa: A002
+        """Where a table is, by its kind (a key of `schemas.TABLES`) and what it is of.
 
-    def tokens_path(self, data: str, split: str, format: str = "parquet", variant: str = "") -> Path:  # noqa: A002
-        """Where the per-token table beside a score table is."""
-        return self.scores_path(data, split, f"tokens.{format}", variant)
+        Args:
+            parts: data set and split; of judgments the data, the baseline and the judge.
+            variant: what is not as in the run's own scoring, e.g. limit-50.
+        """
+        about = TABLES[kind]
+        name = "-".join(_slug(part) for part in (*parts, variant) if part)
+        return self.path / about.folder / ".".join(filter(None, (name, about.suffix, format)))
 
-    def theory_path(self, data: str, split: str, format: str = "parquet", variant: str = "") -> Path:  # noqa: A002
-        """Where the theory table of one data set and split is; `variant` as in `scores_path`."""
-        return self.path / "theory" / self.scores_path(data, split, format, variant).name
-
-    def prediction_path(self, data: str, split: str, format: str = "parquet", variant: str = "") -> Path:  # noqa: A002
-        """Where the table of predicted and measured changes is; `variant` as in `scores_path`."""
-        return self.path / "predictions" / self.scores_path(data, split, format, variant).name
-
-    def imported_path(self, data: str, split: str) -> Path:
-        """Where scores of pairs lie that another tool made and that are no log-likelihoods."""
-        return self.path / "imported" / self.scores_path(data, split, "csv").name
-
-    def answers_path(self, data: str) -> Path:
-        """Where the answers to the prompts of one data set or question file are."""
-        return self.path / "answers" / f"{_slug(data)}.jsonl"
-
-    def judgments_path(self, data: str, baseline: str, judge: str) -> Path:
-        """Where the verdicts on these answers against a baseline's are."""
-        name = "-".join(_slug(part) for part in (data, "vs", baseline, judge))
-        return self.path / "judgments" / f"{name}.parquet"
-
-    def ratings_path(self, data: str, judge: str) -> Path:
-        """Where a judge's grades of single answers are."""
-        return self.path / "ratings" / f"{_slug(data)}-{_slug(judge)}.parquet"
-
-    def list_answers(self) -> list[Path]:
-        """Files of answers in this folder, newest first."""
-        return _list_tables(self.path / "answers")
-
-    def list_judgments(self) -> list[Path]:
-        """Judgment tables in this folder, newest first."""
-        return _list_tables(self.path / "judgments", ("parquet",))
-
-    def list_ratings(self) -> list[Path]:
-        """Rating tables in this folder, newest first."""
-        return _list_tables(self.path / "ratings", ("parquet",))
-
-    def list_imported(self) -> list[Path]:
-        """Tables of such scores in this folder, newest first."""
-        return _list_tables(self.path / "imported")
-
-    def list_predictions(self) -> list[Path]:
-        """Prediction tables in this folder, newest first."""
-        return _list_tables(self.path / "predictions")
-
-    def list_scores(self) -> list[Path]:
-        """Score tables in this folder, newest first."""
-        return _list_tables(self.path / "scores")
-
-    def list_theory(self) -> list[Path]:
-        """Theory tables in this folder, newest first."""
-        return _list_tables(self.path / "theory")
+    def list_tables(self, kind: str) -> list[Path]:
+        """Returns the folder's tables of a kind (a key of `schemas.TABLES`), newest first."""
+        about = TABLES[kind]
+        others = {each.suffix for each in TABLES.values() if each.folder == about.folder} - {about.suffix}
+        folder = self.path / about.folder
+        found = [
+            file
+            for file in (folder.iterdir() if folder.is_dir() else ())
+            if file.suffix[1:] in about.formats
+            and not file.name.startswith(".")
+            and file.stem.endswith(about.suffix and f".{about.suffix}")
+            and not any(other and file.stem.endswith(f".{other}") for other in others)
+        ]
+        return sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
 
     def read_manifest(self) -> dict[str, Any]:
         """Returns run.yaml. Raises DpotoolError, one line, when it is missing, unreadable or half-written."""
@@ -257,12 +221,6 @@ def _walk_runs(root: Path) -> Iterator[RunFolder]:
         subfolders[:] = [name for name in subfolders if not _NO_RUNS_INSIDE.fullmatch(name)]
         if "run.yaml" in files:
             yield RunFolder(Path(folder))
-
-
-def _list_tables(folder: Path, formats: Iterable[str] = FORMATS) -> list[Path]:
-    files: Iterable[Path] = folder.iterdir() if folder.is_dir() else ()
-    tables = [file for file in files if file.suffix[1:] in formats and not re.search(r"\.tokens\.|^\.", file.name)]
-    return sorted(tables, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
 
 
 def _is_at_most(row: Mapping[str, Any], step: int) -> bool:

@@ -9,14 +9,93 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
+import msgspec
 
 from dpotool.errors import DpotoolError
+from dpotool.runs.checked import check_value, find_not_finite, parse_yaml
 
-KINDS = ("train", "score", "theory", "prediction", "sweep", "import", "generate")
+COMMANDS = {
+    "train": "train", "score": "score", "theory": "theory-gap", "prediction": "predict", "sweep": "sweep",
+    "import": "import", "generate": "generate",
+}  # fmt: skip
+"""Kind of run -> the command that makes it."""
+KINDS = tuple(COMMANDS)
 STATUSES = ("running", "finished", "failed", "interrupted")
+
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+Count = Annotated[int, msgspec.Meta(ge=0)]
+Scalar = bool | int | float | str | None
+
+
+class Config(msgspec.Struct, kw_only=True):
+    """What is read of the settings of a run, whichever command it is of; all else is a text, a number or a switch."""
+
+    model: str | None = None
+    reference: str | None = None
+    output: str | None = None
+    loss: str | None = None
+    beta: Positive | None = None
+    lambda_: float | None = None
+    lambda_schedule: str | None = None
+    lambda_min: float | None = None
+    lambda_max: float | None = None
+    adaptive_rule: str | None = None
+    data: str | None = None
+    split: str | None = None
+    limit: Count | None = None
+    test_fraction: float | None = None
+    skip_invalid: bool | None = None
+    eval_data: str | None = None
+    eval_split: str | None = None
+    eval_limit: Count | None = None
+    seed: int | None = None
+    split_seed: int | None = None
+    max_length: Count | None = None
+    truncation: str | None = None
+    dtype: str | None = None
+    bf16: bool | None = None
+    file: str | None = None
+
+
+class Part(msgspec.Struct, kw_only=True):
+    """Where the training or evaluation pairs of a run came from, and what became of their rows."""
+
+    name: str | None = None
+    split: str | None = None
+    n_rows: Count | None = None
+    n_pairs: Count | None = None
+    n_excluded: dict[str, int] | None = None
+    n_truncated: Count | None = None
+    n_boundary_merged: Count | None = None
+    n_identical: Count | None = None
+    n_duplicate: Count | None = None
+
+
+class Parts(msgspec.Struct, kw_only=True):
+    """The pairs of a training run."""
+
+    train: Part | None = None
+    eval: Part | None = None
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """run.yaml."""
+
+    kind: str
+    status: str
+    created: str
+    config: dict[str, Any]
+    seed: int | None = None
+    data: dict[str, Any] = {}
+    fingerprints: dict[str, str | None] | None = None
+    versions: dict[str, str] | None = None
+    git_sha: str | None = None
+    hardware: dict[str, Any] | None = None
+
+
+_REPEAT = "Run that command again, or delete the folder"
 
 _PACKAGES = (
     "dpotool", "torch", "transformers", "tokenizers", "datasets", "accelerate", "peft", "bitsandbytes",
@@ -90,15 +169,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises DpotoolError when it is missing, unreadable, cut short or says nothing that a run would say.
     """
     try:
-        manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
+        manifest = parse_yaml(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DpotoolError(
             "not a run folder, it has no run.yaml",
             where=str(path.parent),
             remedy="Name the output folder of `dpotool train`, `score`, `theory-gap` or `sweep`",
         ) from error
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise _broken(path, f"cannot be read ({_first_line(error)})") from error
+    except (OSError, ValueError) as error:
+        raise _broken(path, f"cannot be read ({error})") from error
     _check_manifest(path, manifest)
     return manifest
 
@@ -112,16 +191,18 @@ def _check_manifest(path: Path, manifest: Any) -> None:
     for key, known in (("kind", KINDS), ("status", STATUSES)):
         if manifest[key] not in known:
             raise _broken(path, f"{key} is {manifest[key]!r}, not one of {', '.join(known)}")
-    if not isinstance(manifest["config"], dict):
-        raise _broken(path, "config is not a mapping")
+    check_value(manifest, Manifest, where=str(path), remedy=_REPEAT)
+    typed: dict[str, Any] = {"config": Config, **({"data": Parts} if manifest["kind"] == "train" else {})}
+    for name, schema in typed.items():
+        check_value(manifest.get(name) or {}, schema, where=f"{path}: {name}", remedy=_REPEAT)
+    for key, value in manifest["config"].items():
+        check_value(value, Scalar | list[Scalar], where=f"{path}: config.{key}", remedy=_REPEAT)  # type: ignore[arg-type]
+    for key in find_not_finite(manifest["config"]):
+        raise DpotoolError("is not a finite number", where=f"{path}: config.{key}", remedy=_REPEAT)
 
 
 def _broken(path: Path, what: str) -> DpotoolError:
-    return DpotoolError(what, where=str(path), remedy="Run that command again, or delete the folder")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return DpotoolError(what, where=str(path), remedy=_REPEAT)
 
 
 def _run_git(folder: str | Path, *arguments: str) -> str:

@@ -1,13 +1,15 @@
-"""What a score, token and theory table holds: columns, types, units and definitions (docs: DESIGN "Tables").
+"""The kinds of table, one registry: columns with types, units and definitions, and where in a run folder they lie.
 
 All log-probabilities are in nats and float64. Definitions travel inside the files as Arrow field metadata.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pyarrow as pa
 
-TABLE_KEY = b"dpotool_table"  # schema metadata: "score", "token" or "theory"
+TABLE_KEY = b"dpotool_table"  # schema metadata: the kind, a key of TABLES
 METADATA_KEY = b"dpotool_metadata"  # schema metadata: the caller's dict, as JSON
 
 
@@ -153,5 +155,30 @@ RATING_SCHEMA = _schema(
     ],
 )
 
-SCHEMAS = {"score": SCORE_SCHEMA, "token": TOKEN_SCHEMA, "theory": THEORY_SCHEMA, "prediction": PREDICTION_SCHEMA}
-SCHEMAS |= {"judgment": JUDGMENT_SCHEMA, "rating": RATING_SCHEMA}
+
+@dataclass(frozen=True, slots=True)
+class TableKind:
+    """One kind of table: what it holds, where in a run folder its files lie, and what makes them."""
+
+    folder: str
+    made_by: str
+    """The command, as one would type it."""
+    schema: pa.Schema | None = None
+    """None where another tool or the user decides on the columns."""
+    formats: tuple[str, ...] = ("parquet", "csv", "jsonl")
+    suffix: str = ""
+    """What stands before the ending, where a folder holds several kinds: demo-test.tokens.parquet."""
+
+
+TABLES = {
+    "score": TableKind("scores", "dpotool score", SCORE_SCHEMA),
+    "token": TableKind("scores", "dpotool score --tokens", TOKEN_SCHEMA, suffix="tokens"),
+    "theory": TableKind("theory", "dpotool theory-gap", THEORY_SCHEMA),
+    "prediction": TableKind("predictions", "dpotool predict", PREDICTION_SCHEMA),
+    "imported": TableKind("imported", "dpotool import", formats=("csv",)),
+    "answer": TableKind("answers", "dpotool generate", formats=("jsonl",)),
+    "judgment": TableKind("judgments", "dpotool judge", JUDGMENT_SCHEMA, formats=("parquet",)),
+    "rating": TableKind("ratings", "dpotool judge", RATING_SCHEMA, formats=("parquet",)),
+}
+"""Name of a kind, as a table's own metadata has it -> the kind. `RunFolder.table_path` and `list_tables` read it."""
+SCHEMAS = {name: kind.schema for name, kind in TABLES.items() if kind.schema is not None}

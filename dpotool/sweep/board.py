@@ -133,7 +133,7 @@ def _read_last(path: Path) -> dict[str, Any]:
 
 def _read_scored(folder: RunFolder) -> tuple[float | None, float | None, float | None]:
     """Mean log-likelihoods and margin of the newest scores."""
-    for table in folder.list_scores():
+    for table in folder.list_tables("score"):
         try:
             summary = json.loads(summary_path(table).read_text(encoding="utf-8"))
         except (OSError, ValueError):

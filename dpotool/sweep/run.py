@@ -160,7 +160,7 @@ def _run_cell(cell: Cell, board: Board, progress: Progress, *, waits: bool) -> s
 
 def _is_scored(cell: Cell) -> bool:
     """Whether a cell has the table of its run's own scoring."""
-    tables = cell.folder.list_scores()
+    tables = cell.folder.list_tables("score")
     return is_finished(cell) and any(not read_metadata(table).get("variant") for table in tables)
 
 

@@ -12,6 +12,7 @@ from dpotool.compare.differences import compare_runs
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.errors import DpotoolError
+from dpotool.runs.about import ScoreAbout
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.runs.manifest import collect_manifest
@@ -22,7 +23,7 @@ def make_scored_run(path, *, kind="train", data="demo", split="test", n=60, seed
     run = RunFolder(path)
     run.write_manifest(collect_manifest(kind, {"seed": 42, "model": "m", **config}))
     about = {"data": data, "split": split, "variant": variant, "beta": 0.1}
-    table = run.scores_path(data, split, variant=variant)
+    table = run.table_path("score", data, split, variant=variant)
     write_table(make_score_frame(n, seed=seed, n_excluded=2), table, SCORE_SCHEMA, about)
     return run
 
@@ -37,7 +38,7 @@ def test_runs_become_rows_with_what_they_were_and_what_they_scored(tmp_path):
     assert table["lambda"].tolist() == [1.0, 0.75]
     assert table[["loss", "lambda_schedule", "data", "split"]].iloc[1].tolist() == ["shift", "constant", "demo", "test"]
     assert table[["n", "n_excluded", "seed"]].iloc[0].tolist() == [60, 2, 42]
-    expected = summarize_scores(ScoredRun(make_score_frame(60, seed=2, n_excluded=2), about={"beta": 0.1}))
+    expected = summarize_scores(ScoredRun(make_score_frame(60, seed=2, n_excluded=2), about=ScoreAbout(beta=0.1)))
     for metric in METRICS:
         interval = expected[metric]
         estimate = interval.get("mean", interval.get("value"))
@@ -47,7 +48,7 @@ def test_runs_become_rows_with_what_they_were_and_what_they_scored(tmp_path):
 
 def test_a_summary_beside_the_table_is_used_unless_it_is_older(tmp_path):
     run = make_scored_run(tmp_path / "a", loss="dpo")
-    table = run.scores_path("demo", "test")
+    table = run.table_path("score", "demo", "test")
     summary = write_json(
         summary_path(table), {"n": 7, "n_excluded": {}, "reward_accuracy": {"value": 0.5, "ci_low": None, "ci_high": 1}}
     )
@@ -64,7 +65,7 @@ def test_a_summary_beside_the_table_is_used_unless_it_is_older(tmp_path):
 
 def test_a_half_written_summary_is_made_again_from_the_table(tmp_path):
     run = make_scored_run(tmp_path / "a", loss="dpo")
-    summary_path(run.scores_path("demo", "test")).write_text('{"n": 7, "n_')
+    summary_path(run.table_path("score", "demo", "test")).write_text('{"n": 7, "n_')
 
     assert tabulate_runs(open_runs([run])).loc[0, "n"] == 60
 

@@ -45,7 +45,7 @@ def comparison(runs) -> Comparison:
 def test_differences_are_taken_within_pairs_from_the_dpo_run(runs, comparison):
     assert comparison.baseline == "DPO"
     assert list(comparison.differences) == ["DPO-Shift λ=0.9", "DPO-Shift λ=0.5"]
-    ours, theirs = (read_table(run.list_scores()[0]) for run in runs[:2])
+    ours, theirs = (read_table(run.list_tables("score")[0]) for run in runs[:2])
     difference = comparison.differences["DPO-Shift λ=0.9"]
     expected = (ours["chosen_logps"] - theirs["chosen_logps"]).mean()
     assert difference["chosen_logps"]["difference"]["mean"] == pytest.approx(expected)
@@ -282,7 +282,7 @@ def test_two_lambdas_rank_nothing(runs):
 
 
 def test_findings_put_it_all_into_one_object(runs):
-    theory = RunFolder(runs[1].path).theory_path("demo", "test")
+    theory = RunFolder(runs[1].path).table_path("theory", "demo", "test")
     write_table(make_theory_frame(5), theory, THEORY_SCHEMA, {"model": "m", "data": "demo", "at_reference": True})
     write_json(summary_path(theory), make_advice({"0.5": 0.5, "0.9": -0.5, "1": -1.0}))
 
@@ -298,7 +298,7 @@ def test_findings_put_it_all_into_one_object(runs):
 
 def test_runs_without_scores_say_what_to_run(tmp_path):
     run = write_scored_run(tmp_path / "dpo", loss="dpo")
-    run.list_scores()[0].unlink()
+    run.list_tables("score")[0].unlink()
     with pytest.raises(DpotoolError, match=r"no scores here\. Run `dpotool score"):
         find_out([str(run.path)])
 
@@ -313,6 +313,8 @@ def test_the_same_pairs_under_another_limit_compare(tmp_path):
     comparison = compare_runs(open_runs([a, b]))
 
     assert comparison.differences["IPO"]["n"] == 50
-    write_table(part.assign(prompt_id="other"), b.list_scores()[0], SCORE_SCHEMA, {"data": "demo", "split": "test"})
+    write_table(
+        part.assign(prompt_id="other"), b.list_tables("score")[0], SCORE_SCHEMA, {"data": "demo", "split": "test"}
+    )
     with pytest.raises(DpotoolError, match="scored on other pairs than DPO"):
         compare_runs(open_runs([a, b]))

@@ -10,6 +10,7 @@ from synthetic_frames import make_score_frame
 
 from dpotool.compare.scored_run import NOT_FINITE, ScoredRun
 from dpotool.compare.summaries import summarize_scores
+from dpotool.runs.about import ScoreAbout
 from dpotool.runs.plain import to_json_plain
 from dpotool.runs.tables import SCORE_SCHEMA
 
@@ -35,7 +36,7 @@ def four_pairs() -> pd.DataFrame:
 
 
 def make_run(frame: pd.DataFrame, beta: float = 0.1, noise: dict | None = None) -> ScoredRun:
-    return ScoredRun(frame, about={"beta": beta}, noise=noise)
+    return ScoredRun(frame, about=ScoreAbout(beta=beta), noise=noise)
 
 
 def test_three_pairs_by_hand():

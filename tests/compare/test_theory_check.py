@@ -24,7 +24,7 @@ FORECAST = {"advice_from": "sgd", "advice": {"sgd": {"optimizer": "sgd", "grid":
 
 
 def write_theory(run: RunFolder, name: str = "demo", **about: object) -> str:
-    path = run.theory_path(name, "train")
+    path = run.table_path("theory", name, "train")
     write_table(make_theory_frame(8), path, THEORY_SCHEMA, START | about)
     write_json(summary_path(path), PAPER)
     return str(path)

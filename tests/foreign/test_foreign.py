@@ -129,7 +129,7 @@ def test_rewards_compare_by_margin_and_accuracy(tmp_path: Path) -> None:
     for path in (first, second):
         import_file(str(path), ImportConfig(output=str(tmp_path / path.stem), data="bench", beta=0.1))
 
-    frame = read_table(RunFolder(tmp_path / "a_all").list_scores()[0])
+    frame = read_table(RunFolder(tmp_path / "a_all").list_tables("score")[0])
     assert frame["reward_margins"].tolist()[:4] == pytest.approx([0.05, -0.02, 0.1, 0.0])
     assert frame["chosen_logps"].isna().all()
     summary = json.loads((tmp_path / "a_all" / "scores" / "bench-test.summary.json").read_text())
@@ -275,7 +275,7 @@ def test_files_named_by_model_compare_after_what_the_error_says(
     for name, split in splits.items():
         file = write_reward_bench(folder / f"{name}.jsonl", [(1.0, 0.5), (0.2, 0.4)] * 10)
         import_file(str(file), ImportConfig(output=str(folder / name), beta=0.1, loss="dpo", split=split))
-    before = read_table(RunFolder(folder / "b").list_scores()[0])
+    before = read_table(RunFolder(folder / "b").list_tables("score")[0])
 
     for told in (["--data", "a", "--split", "validation"], ["--data", "a", "--split", "test"]):
         command = refuse_to_compare(paths, "a")
@@ -343,7 +343,7 @@ def test_files_that_reward_bench_wrote(tmp_path: Path) -> None:
     frames = []
     for name in ("tiny-rm_all", "tiny-rm_outputs"):
         import_file(str(written / f"{name}.jsonl"), ImportConfig(data="six", output=str(tmp_path / name)))
-        (path,) = RunFolder(tmp_path / name).list_scores()
+        (path,) = RunFolder(tmp_path / name).list_tables("score")
         frames.append(read_table(path))
         summary = json.loads(path.with_suffix(".summary.json").read_text())
         assert summary["reward_accuracy"]["value"] == own["accuracy"] == 0.5

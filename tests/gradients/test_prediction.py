@@ -91,7 +91,7 @@ def test_a_run_is_compared_with_the_model_it_began_with(settings: dict[str, Any]
         settings |= {"lora": True, "lora_r": 2, "learning_rate": 1e-2}
     run = train(TrainConfig(**settings)).folder
     result = run_prediction(str(run.path), None, PredictConfig(data=settings["data"], at="middle"))
-    assert result.path == RunFolder(run.path).list_predictions()[0]
+    assert result.path == RunFolder(run.path).list_tables("prediction")[0]
     summary = json.loads(summary_path(result.path).read_text())
     assert summary["from"] == settings["model"] and summary["n"] == 6 and summary["distance"] > 0
     assert (result.frame["chosen_change"] != 0).all()

@@ -29,7 +29,7 @@ def make_folder(path, kind="theory", **config) -> RunFolder:
 
 
 def add_theory(run: RunFolder, summary: dict | None, *, split="train") -> None:
-    path = run.theory_path("demo", split)
+    path = run.table_path("theory", "demo", split)
     about = {"model": "m", "label": "m", "data": "demo", "split": split, "n_excluded": 1, "at_reference": True}
     write_table(make_theory_frame(40), path, THEORY_SCHEMA, about)
     if summary is not None:
@@ -40,13 +40,15 @@ def add_prediction(run: RunFolder) -> None:
     interval = {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95}
     found = dict.fromkeys(("correlation", "slope", "same_sign"), interval)
     about = {"from": "m", "to": "runs/dpo", "label": "dpo", "at": "to", "data": "demo", "split": "test", "n": 30}
-    path = write_table(make_prediction_frame(30), run.prediction_path("demo", "test"), PREDICTION_SCHEMA, about)
+    path = write_table(
+        make_prediction_frame(30), run.table_path("prediction", "demo", "test"), PREDICTION_SCHEMA, about
+    )
     write_json(summary_path(path), about | {"chosen": found, "rejected": found})
 
 
 def add_scores(run: RunFolder, **options) -> None:
     about = {"data": "demo", "split": "test", "beta": 0.1}
-    write_table(make_score_frame(40, **options), run.scores_path("demo", "test"), SCORE_SCHEMA, about)
+    write_table(make_score_frame(40, **options), run.table_path("score", "demo", "test"), SCORE_SCHEMA, about)
 
 
 def make_summary() -> dict:

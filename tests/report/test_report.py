@@ -83,7 +83,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         )
         for row in make_metric_rows(40):
             run.append_metrics(row)
-    theory = run.theory_path("demo", "train")
+    theory = run.table_path("theory", "demo", "train")
     write_table(
         make_theory_frame(50),
         theory,
@@ -234,7 +234,7 @@ def test_what_is_odd_among_scored_pairs_is_said_and_what_is_not_known(tmp_path: 
     def say(counts: dict[str, int], trained_on: dict[str, int]) -> list[str]:
         run = write_scored_run(tmp_path / "dpo", loss="dpo")
         run.update_manifest(data={"train": trained_on, "eval": {}})
-        write_json(summary_path(run.list_scores()[0]), {"counts": counts, "n": 120, "n_excluded": {}})
+        write_json(summary_path(run.list_tables("score")[0]), {"counts": counts, "n": 120, "n_excluded": {}})
         page = write_report([str(run.path)], ReportConfig(output=str(tmp_path / "r.html"), pairs=0)).page
         [blocks] = [section.blocks for section in page.sections if section.id == "data"]
         return [text for block in blocks[1:] for text in ([block.text] if block.kind == "paragraph" else block.items)]
@@ -301,7 +301,7 @@ def test_a_sweep_made_again_lies_outside_it(tmp_path: Path, monkeypatch: pytest.
 def test_scores_imports_and_forecasts_are_made_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_scored_run(Path("dpo"), loss="dpo", beta=0.1, eval_data="own.jsonl",
-                     about={"rows": {"data": "other.jsonl", "limit": 50, "test_fraction": None}})  # fmt: skip
+                     about={"settings": {"data": "other.jsonl", "limit": 50}})  # fmt: skip
     write_scored_run(Path("hub"), kind="score", model="org/name")
     bench = write_scored_run(Path("bench"), beta=0.5, about={"imported_from": "b.jsonl"})
     told = {"file": "b.jsonl", "beta": 0.5, "lambda_": 0.9, "output": "bench", "kind": None}
@@ -309,12 +309,12 @@ def test_scores_imports_and_forecasts_are_made_again_too(tmp_path: Path, monkeyp
     write_scored_run(Path("shift"), seed=2, loss="shift", lambda_=0.9)
     theory = RunFolder(Path("start"))
     theory.write_manifest(collect_manifest("theory", {"model": "m"}) | {"status": "finished"})
-    table = theory.theory_path("demo", "train")
+    table = theory.table_path("theory", "demo", "train")
     about = {"label": "m", "model": "m", "data": "demo", "split": "train", "at_reference": True}
     write_table(make_theory_frame(50), table, THEORY_SCHEMA, about)
     write_json(summary_path(table), {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
     commands = read_commands(["dpo", "hub", "bench", "shift", "start"], ReportConfig(pairs=0))
-    assert "dpotool score dpo-again --data other.jsonl --limit 50 --split test" in commands
+    assert "dpotool score dpo-again --config dpo/scores/demo-test.parquet" in commands
     assert "dpotool score org/name --config hub/run.yaml --output hub-again" in commands
     assert "dpotool import b.jsonl --beta 0.5 --lambda 0.9 --data demo --split test --output bench-again" in commands
     assert commands[-1] == "dpotool theory-gap --config start/run.yaml --output start-again"

@@ -30,24 +30,47 @@ def test_a_manifest_is_read_back_and_updated(tmp_path):
 def test_paths_inside_are_where_the_design_says(tmp_path):
     run = RunFolder(tmp_path)
 
-    assert run.scores_path("tldr_test", "train") == tmp_path / "scores" / "tldr_test-train.parquet"
-    assert run.scores_path("demo", "test", variant="limit-5").name == "demo-test-limit-5.parquet"
-    assert run.tokens_path("demo", "test", "csv") == tmp_path / "scores" / "demo-test.tokens.csv"
-    assert run.theory_path("demo", "test") == tmp_path / "theory" / "demo-test.parquet"
-    assert summary_path(run.theory_path("v1.5", "test")) == tmp_path / "theory" / "v1.5-test.summary.json"
-    assert run.scores_path("trl-lib/ultra feedback", "test[:5%]").name == "trl-lib-ultra-feedback-test-5.parquet"
-    assert run.scores_path("../..", "a/../b").parent == tmp_path / "scores"
+    assert run.table_path("score", "tldr_test", "train") == tmp_path / "scores" / "tldr_test-train.parquet"
+    assert run.table_path("score", "demo", "test", variant="limit-5").name == "demo-test-limit-5.parquet"
+    assert run.table_path("token", "demo", "test", format="csv") == tmp_path / "scores" / "demo-test.tokens.csv"
+    assert run.table_path("theory", "demo", "test") == tmp_path / "theory" / "demo-test.parquet"
+    assert summary_path(run.table_path("theory", "v1.5", "test")) == tmp_path / "theory" / "v1.5-test.summary.json"
+    assert (
+        run.table_path("score", "trl-lib/ultra feedback", "test[:5%]").name == "trl-lib-ultra-feedback-test-5.parquet"
+    )
+    assert run.table_path("score", "../..", "a/../b").parent == tmp_path / "scores"
+
+
+RUN = "kind: train\nstatus: finished\ncreated: x\n"
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         ("", "is empty or cut short"),
-        ("kind: train\nstatus: finished\ncrea", "cannot be read (while scanning a simple key)"),
+        ("kind: train\nstatus: finished\ncrea", "cannot be read (while scanning a simple key"),
         ("kind: train\nstatus: finished\n", "lacks created, config"),
         ("kind: tuning\nstatus: finished\ncreated: x\nconfig: {}\n", "kind is 'tuning', not one of train, score"),
         ("kind: train\nstatus: ok\ncreated: x\nconfig: {}\n", "status is 'ok', not one of running, finished"),
-        ("kind: train\nstatus: failed\ncreated: x\nconfig: 3\n", "config is not a mapping"),
+        (f"{RUN}config: 3\n", "config: is not what it has to be; expected a mapping, got 3."),
+        (
+            f"{RUN}config: {{model: [a]}}\n",
+            "config.model: is not what it has to be; expected text or nothing, got",
+        ),
+        (
+            f"{RUN}config: {{model: {{a: 1}}}}\n",
+            "config.model: is not what it has to be; expected text",
+        ),
+        (f"{RUN}config: {{odd: {{a: 1}}}}\n", "config.odd: is not what it has to be; expected"),
+        (f"{RUN}config: {{beta: .nan}}\n", "config.beta: is not what it has to be; expected a number > 0, got nan."),
+        (f"{RUN}config: {{beta: 0}}\n", "config.beta: is not what it has to be; expected a number > 0, got 0."),
+        (f"{RUN}config: {{learning_rate: .inf}}\n", "config.learning_rate: is not a finite number."),
+        (f"{RUN}config: {{limit: many}}\n", "config.limit: is not what it has to be; expected a whole number"),
+        (f"{RUN}config: {{}}\ndata: [1]\n", "data: is not what it has to be; expected a mapping, got [1]."),
+        (f"{RUN}config: {{}}\ndata: {{train: {{n_pairs: x}}}}\n", "data.train.n_pairs: is not what it has to be"),
+        (f"{RUN}config: &a {{}}\ndata: {{x: *a}}\n", "cannot be read (line 5 refers to another place by an alias"),
+        (f"{RUN}config: {'[' * 100_000}", "cannot be read (it is nested too deeply)"),
+        (f"{RUN}config: {{seed: {'9' * 5000}}}", "cannot be read (Exceeds the limit (4300 digits)"),
         ("\x00", "cannot be read"),
     ],
 )
@@ -121,8 +144,8 @@ def test_score_tables_are_listed_newest_first_without_token_tables_and_summaries
         (tmp_path / "scores" / name).write_text("")
         os.utime(tmp_path / "scores" / name, ns=(age, age))
 
-    assert [path.name for path in run.list_scores()] == ["a-test.csv", "b-test.parquet"]
-    assert run.list_theory() == []
+    assert [path.name for path in run.list_tables("score")] == ["a-test.csv", "b-test.parquet"]
+    assert run.list_tables("theory") == []
 
 
 def test_runs_are_found_newest_first_with_the_cells_of_a_sweep_but_not_checkpoints(tmp_path):
@@ -158,7 +181,7 @@ def test_manifests_hold_no_python_objects(tmp_path):
 
 
 def test_the_summary_beside_a_table_is_read_if_there_is_one(tmp_path):
-    table = RunFolder(tmp_path).theory_path("demo", "test")
+    table = RunFolder(tmp_path).table_path("theory", "demo", "test")
     table.parent.mkdir(parents=True)
     assert read_summary(table) is None
     summary_path(table).write_text('{"n": 3}')

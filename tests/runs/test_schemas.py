@@ -11,8 +11,8 @@ def test_the_columns_are_those_of_the_design():
     assert SCORE_SCHEMA.names == [
         "pair_id", "status", "prompt_id", "prompt_tokens", "chosen_tokens", "rejected_tokens",
         "chosen_logps", "rejected_logps", "ref_chosen_logps",
-        "ref_rejected_logps", "chosen_rewards", "rejected_rewards", "reward_margins", "score_chosen",
-        "score_rejected",
+        "ref_rejected_logps", "chosen_rewards", "rejected_rewards", "reward_margins",
+        "chosen_displacement", "rejected_displacement", "score_chosen", "score_rejected",
     ]  # fmt: skip
     assert THEORY_SCHEMA.names == [
         "pair_id", "grad_inner_product", "chosen_grad_sq_norm", "rejected_grad_sq_norm", "grad_cosine",

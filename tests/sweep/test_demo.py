@@ -45,7 +45,7 @@ def test_a_smaller_lambda_keeps_the_chosen_likelihood_higher(runs: pd.DataFrame)
 def test_and_costs_margin_and_accuracy(runs: pd.DataFrame) -> None:
     """Compared pair by pair, as both models scored the same pairs."""
     margins = {
-        value: read_table(RunFolder(Path(str(runs.loc[value, "path"]))).list_scores()[0])["reward_margins"]
+        value: read_table(RunFolder(Path(str(runs.loc[value, "path"]))).list_tables("score")[0])["reward_margins"]
         for value in (0.5, 1.0)
     }
     difference = margins[1.0] - margins[0.5]

@@ -1,0 +1,131 @@
+"""What a table says of itself: model, reference, pairs, and every setting of the command that made it, resolved.
+
+It travels inside the table as its metadata. `settings` holds what the command would have to be told to make the table
+again, so that nothing has to be guessed afterwards: `dpotool score MODEL --config TABLE` reads them from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import msgspec
+
+from dpotool.runs.checked import check_value
+from dpotool.runs.manifest import Config, Count, Positive, Scalar
+from dpotool.runs.tables import read_metadata
+
+_REMEDY = "Write it again with the command that made it"
+
+
+class Rows(msgspec.Struct, kw_only=True, frozen=True):
+    """Which rows of which data: what leads from a `pair_id` back to its texts."""
+
+    data: str
+    """As `--data` takes it: a path, a hub id or builtin:demo."""
+    split: str | None = None
+    limit: Count | None = None
+    test_fraction: float | None = None
+    seed: int | None = None
+    split_seed: int | None = None
+    skip_invalid: bool = False
+
+
+class Fingerprints(msgspec.Struct, kw_only=True, frozen=True):
+    """Hashes of content: two tables with the same ones are of the same models and the same rows."""
+
+    model: str | None = None
+    reference: str | None = None
+    tokenizer: str | None = None
+    template: str | None = None
+    data: str | None = None
+
+
+class TableAbout(msgspec.Struct, kw_only=True, frozen=True):
+    """What every kind of table says of itself."""
+
+    command: str | None = None
+    """The command that made it: score, theory-gap, predict, import."""
+    settings: dict[str, Any] | None = None
+    """All that this command was told or found out, by the names that `--config` takes; None in tables of old."""
+    model: str | None = None
+    label: str | None = None
+    reference: str | None = None
+    data: str | None = None
+    """Name of the data, as in the table's own name; `settings` has what `--data` takes."""
+    split: str | None = None
+    variant: str = ""
+    """What sets it apart from the run's own, e.g. limit-50."""
+    beta: Positive | None = None
+    max_length: Count | None = None
+    """Tokens that prompt and completion were cut to; resolved, also where `settings` leave it open."""
+    dtype: str | None = None
+    """Numeric type of the weights, resolved: float32."""
+    autocast: str | None = None
+    """Type of the matrix products where they were made in another one: bfloat16."""
+    fingerprints: Fingerprints = Fingerprints()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the form in which a table and its summary have it."""
+        return dict(msgspec.to_builtins(self))
+
+    @property
+    def rows(self) -> Rows | None:
+        """Which rows it is of; None where the table does not record it."""
+        if not (self.settings or {}).get("data"):
+            return None
+        return msgspec.convert(self.settings, Rows)
+
+
+class ScoreAbout(TableAbout, kw_only=True, frozen=True):
+    """Of a score or token table."""
+
+    imported_from: str | None = None
+    """The file of another tool that it was read from."""
+
+
+class TheoryAbout(TableAbout, kw_only=True, frozen=True):
+    """Of a table of gradient products."""
+
+    gamma: Positive | None = None
+    parameters: str | None = None
+    """Whose gradients were taken: all, last-N, lora or head."""
+    n_parameters: Count | None = None
+    n_parameters_by_form: dict[str, int] | None = None
+    autograd_fallback: list[str] | None = None
+    at_reference: bool | None = None
+    """Whether the model is its own reference: the start of a training."""
+    data_fingerprint: str | None = None
+    n_excluded: Count = 0
+    """Pairs left out before the table was made."""
+
+
+class PredictionAbout(TableAbout, kw_only=True, frozen=True, rename={"from_": "from"}):
+    """Of a table of predicted and measured changes between two checkpoints."""
+
+    from_: str | None = None
+    to: str | None = None
+    at: str | None = None
+    n: Count | None = None
+    n_excluded: Count = 0
+    """Pairs left out before the table was made."""
+    distance: float | None = None
+
+
+About = TypeVar("About", bound=TableAbout)
+
+
+def read_about(path: Path, schema: type[About]) -> About:
+    """Returns what a table says of itself; raises DpotoolError when that cannot be read or is not what it has to be."""
+    about = read_metadata(path)
+    rows = about.get("rows")
+    if "settings" not in about and isinstance(rows, Mapping):  # as version 0.1 wrote it at first
+        told = {name: about.get(name) for name in ("beta", "reference", "max_length")}
+        split = about.get("split")
+        about = {**about, "settings": {**told, "split": None if split in ("test", "all") else split, **rows}}
+    found = check_value(about, schema, where=f"{path}: its metadata", remedy=_REMEDY)
+    for name, value in (found.settings or {}).items():
+        check_value(value, Scalar | list[Scalar], where=f"{path}: settings.{name}", remedy=_REMEDY)  # type: ignore[arg-type]
+    check_value(found.settings or {}, Config, where=f"{path}: settings", remedy=_REMEDY)
+    return found
