@@ -33,6 +33,7 @@ _PREAMBLE = """\
 - `--config FILE` presets any option of the command from a YAML file (`learning-rate: 5e-7`, or `learning_rate:`), such
   as a `run.yaml`. Options given on the command line win. Settings of other commands are left out and counted. What a
   training run was evaluated on is what commands that look at a model take from its `run.yaml`.
+  The file may also be a table: `dpotool score MODEL --config TABLE.parquet` scores as that table was scored.
 - A flag that is on in the file is switched off by `--no-` before its name: `--no-lora`.
 - Exit code 0: done. 1: a setting, a file or the data cannot be used, said in one line. 2: wrong usage. 130:
   interrupted, with the work saved.
