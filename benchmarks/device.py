@@ -28,6 +28,8 @@ from page import format_table, replace_section
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 DOCS = ROOT / "docs" / "performance.md"
+ROWS = HERE / "device.jsonl"
+"""What was measured so far; rows of a part in a later run replace those of an earlier one."""
 TESTS = "tests"
 TEST_SECONDS = 100
 LOADING_SECONDS = 60
@@ -78,10 +80,11 @@ def list_packages() -> list[str]:
 
 
 def list_parts() -> list[str]:
-    """Returns the names of the parts, in order."""
+    """Returns the names of the parts: those that `device.jsonl` has nothing of first, then as they are listed."""
     from device_parts import PARTS
 
-    return list(PARTS)
+    known = {row["part"] for row in read_rows(ROWS) if "left out" not in row} if ROWS.exists() else set()
+    return sorted(["tests", *PARTS], key=lambda part: (part == "study", part in known and part != "rates"))
 
 
 def environment() -> dict[str, str]:
@@ -140,12 +143,14 @@ def run_all(args: argparse.Namespace) -> None:
     """Runs the tests, then one part after the other while there is time."""
     args.out.mkdir(parents=True, exist_ok=True)
     deadline = time.time() + 60 * args.minutes
-    if "tests" in args.only:
-        append(args.out, run_tests(args, min(TEST_SECONDS * args.patience, deadline - time.time())))
-        write_page(args.out)
     waiting = [part for part in list_parts() if part in args.only]
     while waiting:
-        waiting = run_worker(args, waiting, deadline)
+        if waiting[0] == "tests":
+            append(args.out, run_tests(args, min(TEST_SECONDS * args.patience, deadline - time.time())))
+            waiting = waiting[1:]
+        else:
+            together = waiting[: waiting.index("tests")] if "tests" in waiting else waiting
+            waiting = run_worker(args, together, deadline) + waiting[len(together) :]
         write_page(args.out)
 
 
@@ -190,6 +195,16 @@ def append(out: Path, row: dict[str, object]) -> None:
 
 def read_rows(path: Path) -> list[dict[str, object]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def merge_rows(path: Path) -> list[dict[str, object]]:
+    """Adds rows to `device.jsonl`, where a part that was measured again is replaced; returns all of them."""
+    new = [row for row in read_rows(path) if row.keys() & {"device", "model", "rows of", "what", "tests", "study of"}]
+    new = [row for row in new if "left out" not in row]
+    parts = {row["part"] for row in new}
+    kept = [row for row in read_rows(ROWS) if row["part"] not in parts] if ROWS.exists() else []
+    ROWS.write_text("".join(json.dumps(row) + "\n" for row in [*kept, *new]), encoding="utf-8")
+    return [*kept, *new]
 
 
 def format_page(rows: Sequence[dict[str, object]]) -> str:
@@ -242,7 +257,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("device-results"), help="folder for what was found")
     parser.add_argument("--only", nargs="+", help="parts to run, 'tests' among them, instead of all")
     parser.add_argument("--packages", action="store_true", help="list the packages it needs, and leave")
-    parser.add_argument("--write", type=Path, metavar="ROWS", help=f"measure nothing; put these rows into {DOCS.name}")
+    parser.add_argument(
+        "--write", type=Path, metavar="ROWS", help=f"measure nothing; put these rows into {ROWS.name} and {DOCS.name}"
+    )
     parser.add_argument("--patience", type=float, default=1.0, help="factor on every limit but --minutes")
     parser.add_argument("--run-parts", nargs="+", help=argparse.SUPPRESS)
     parser.add_argument("--deadline", type=float, default=0.0, help=argparse.SUPPRESS)
@@ -256,11 +273,11 @@ def main() -> None:
     if args.packages:
         print("\n".join(list_packages()))
     elif args.write:
-        replace_section(DOCS, "device", format_page(read_rows(args.write)))
+        replace_section(DOCS, "device", format_page(merge_rows(args.write)))
     elif args.run_parts:
         run_parts(args)
     else:
-        args.only = args.only or ["tests", *list_parts()]
+        args.only = args.only or list_parts()
         run_all(args)
 
 

@@ -27,7 +27,8 @@ Plan = Callable[[Sequence[int], int], list[list[int]]]
 
 MOST_TOKENS = {"cpu": 2048}
 """Beyond this a larger batch is slower: its activations leave the caches (benchmarks/batch_tokens.py)."""
-MOST_TOKENS_ELSEWHERE = 65_536
+MOST_TOKENS_ELSEWHERE = 16_384
+"""Enough to keep an H100 busy; more would only take memory."""
 SHARE_OF_FREE_MEMORY = 0.5
 """Of what is free at the start; the estimate below is rough, and others use the machine too."""
 
@@ -47,7 +48,7 @@ def resolve_batch_tokens(
     """Returns the budget of padded tokens a batch: a number as it is; 'auto' by free memory and the model's size.
 
     Auto is half of the free memory of the model's device, less one chunk of logits, divided by what a token takes
-    (`estimate_bytes_per_token`); at most 2,048 on a CPU and 65,536 elsewhere. Of several processes, which must all
+    (`estimate_bytes_per_token`); at most 2,048 on a CPU and 16,384 elsewhere. Of several processes, which must all
     call this, the one with the least memory decides: they share out the batches of one plan.
 
     Args:

@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 
 CHUNK_ELEMENTS = 2**24
 """Logits alive at a time (64 MiB in float32); chunks hold CHUNK_ELEMENTS // vocab completion positions."""
-CHUNK_ELEMENTS_ON_GPU = 2**27
-"""The same on an accelerator (512 MiB): a smaller chunk would wait for the output layer's weights to be read."""
+CHUNK_ELEMENTS_ON_GPU = 2**26
+"""The same on an accelerator (256 MiB): a smaller chunk would wait for the output layer's weights to be read."""
 
 
 @dataclass
@@ -115,6 +115,12 @@ def get_causal_lm(model: nn.Module) -> PreTrainedModel:
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 
+def count_head_rows(model: PreTrainedModel) -> int:
+    """Returns how many logits a position has, also where this process holds none of the output layer's weights."""
+    weight = model.get_output_embeddings().weight
+    return int(getattr(weight, "ds_shape", weight.shape)[0])  # DeepSpeed's stage 3 leaves an empty tensor behind
+
+
 def count_chunk_elements(device: torch.device) -> int:
     """Returns how many logits may be alive at a time."""
     return CHUNK_ELEMENTS if device.type == "cpu" else CHUNK_ELEMENTS_ON_GPU
@@ -124,7 +130,7 @@ def chunked_logps(
     model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"], token_ids: Int[Tensor, " tokens"]
 ) -> Float[Tensor, " tokens"]:
     head = partial(compute_state_logps, model)
-    size = max(1, count_chunk_elements(hidden.device) // model.get_output_embeddings().weight.shape[0])
+    size = max(1, count_chunk_elements(hidden.device) // count_head_rows(model))
     if len(hidden) <= size:
         return head(hidden, token_ids)
     run: Callable[..., Tensor] = head

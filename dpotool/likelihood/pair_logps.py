@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.batch import CompletionBatch, collate_rows
 from dpotool.likelihood.budget import MOST_TOKENS, resolve_batch_tokens, run_within_memory
-from dpotool.likelihood.completions import compute_token_logps
 from dpotool.likelihood.layout import RowLayout
+from dpotool.likelihood.root_forward import is_sharded, score_tokens
 from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.settings import AUTO
 
@@ -120,7 +120,11 @@ def compute_pair_logps(
     state = PartialState()
     finished: list[ScoredPair] = []
     share = batches[state.process_index :: state.num_processes]
-    for batch, scored in run_within_memory(pairs, share, run, plan=plan if batch_tokens == AUTO else None):
+    if is_sharded(model):
+        results = _run_in_step(batches, share, run)
+    else:
+        results = run_within_memory(pairs, share, run, plan=plan if batch_tokens == AUTO else None)
+    for batch, scored in results:
         finished += scored
         if on_scored is not None:
             on_scored(scored)
@@ -129,6 +133,20 @@ def compute_pair_logps(
     if state.num_processes > 1:
         finished = gather_object(finished)
     return _assemble(finished, len(pairs), sum(map(rows.shares, pairs)), with_tokens=with_tokens)
+
+
+def _run_in_step(
+    batches: Sequence[Sequence[int]], share: Sequence[Sequence[int]], run: Callable[[Sequence[int]], list[ScoredPair]]
+) -> Iterator[tuple[Sequence[int], list[ScoredPair]]]:
+    """Runs this process's batches where every forward pass is everybody's: all processes run equally many.
+
+    One that has fewer batches runs another's once more, and drops it. None is halved where memory is short: the others
+    would wait for its second half for ever.
+    """
+    for batch in share:
+        yield batch, run(batch)
+    if len(share) < -(-len(batches) // PartialState().num_processes):
+        run(batches[-1])
 
 
 def _assemble(finished: list[ScoredPair], n_pairs: int, n_shared: int, *, with_tokens: bool) -> ScoredPairs:
@@ -149,14 +167,15 @@ def _score_batch(
 ) -> list[ScoredPair]:
     """Scores a batch; a pair that comes out as not finite again by itself, its completions apart.
 
-    A token whose embedding is not a number spoils what shares its row or its experts.
+    A token whose embedding is not a number spoils what shares its row or its experts. Not where weights are sharded:
+    the other processes would not take part in the second pass.
     """
     logps = _run(model, layout.collate(pairs), autocast)
     lengths = [length for pair in pairs for length in (len(pair.chosen_ids), len(pair.rejected_ids))]
     rows = np.split(logps, np.cumsum(lengths)[:-1])
     scored = [ScoredPair(index, rows[2 * row], rows[2 * row + 1]) for row, index in enumerate(indices)]
     return [
-        one if one.is_finite else _score_alone(model, pair, one.index, autocast)
+        one if one.is_finite or is_sharded(model) else _score_alone(model, pair, one.index, autocast)
         for one, pair in zip(scored, pairs, strict=True)
     ]
 
@@ -174,7 +193,7 @@ def _run(model: nn.Module, batch: CompletionBatch | SharedBatch, autocast: torch
     model.eval()
     try:
         with autocast_to(autocast, device):
-            return _to_numpy(compute_token_logps(model, batch.to(device)).logps)
+            return _to_numpy(score_tokens(model, batch.to(device)))
     finally:
         model.train(was_training)
 

@@ -5,6 +5,7 @@ safetensors only: nothing is ever unpickled, and no code that comes with a check
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,22 @@ from dpotool.models.weights import (
 )
 from dpotool.progress import SILENT, Progress
 
+LOCAL_RANK = "LOCAL_RANK"
+"""What torchrun and accelerate call a process's number on its machine; set before anything is loaded."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 
 def resolve_device(device: str) -> torch.device:
-    """Returns the device to run on; 'auto' is the first CUDA device where there is one, else the CPU."""
+    """Returns the device to run on; 'auto' is a CUDA device where there is one, else the CPU.
+
+    Of several processes on a machine, which a launcher numbers, each takes the GPU of its own number; of one alone it
+    is the first.
+    """
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    rank = os.environ.get(LOCAL_RANK)
+    if device == "cuda" and rank is not None:
+        device = f"cuda:{int(rank) % max(1, torch.cuda.device_count())}"
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)

@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.gradients.monitor import TheoryMonitor
-from dpotool.likelihood.batch import CompletionBatch
-from dpotool.likelihood.completions import can_split_head, compute_completion_logps, get_causal_lm
+from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import PAIRED, SHARED, RowLayout
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.prompt_sharing import draws_in_training
+from dpotool.likelihood.root_forward import route_forward
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.losses.spec import PairLogps
@@ -33,25 +33,6 @@ from dpotool.training.resumable import NonFiniteError, ResumableTrainer
 
 N_CHECKED = 4
 """Pairs that are scored before weights are saved: NaN or infinite weights show in each of them."""
-ComputeLogps = Callable[[nn.Module, Any], Tensor]
-"""A model and a batch of rows -> log pi of every completion."""
-
-
-def route_forward(model: nn.Module, compute_logps: ComputeLogps = compute_completion_logps) -> None:
-    """Lets `model(completion_batch=...)` answer with the log-probability of every completion of a batch of rows.
-
-    DDP and FSDP synchronise gradients only for what happens inside the wrapped module's own forward, so the
-    log-probabilities have to be computed there. Any other call goes where it went before.
-    """
-    original = model.forward
-    can_split_head(get_causal_lm(model))  # found out here, before any wrapper shards the weights
-
-    def forward(*args: Any, completion_batch: CompletionBatch | SharedBatch | None = None, **kwargs: Any) -> Any:
-        if completion_batch is None:
-            return original(*args, **kwargs)
-        return compute_logps(model, completion_batch)
-
-    model.forward = forward
 
 
 class PreferenceTrainer(ResumableTrainer):

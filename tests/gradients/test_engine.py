@@ -359,3 +359,16 @@ def test_a_gradient_that_is_not_finite_names_its_row():
         model.model.embed_tokens.weight.fill_(torch.nan)
     with pytest.raises(DpotoolError, match="row 7: the gradient of this pair is not finite"):
         compute_fast_products(model, [replace(make_pairs(1)[0], pair_id=7)])
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "llama-tied-biased"])
+def test_long_rows_in_one_operation_as_on_a_gpu(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outer.SharedInput, "is_joint_gram_cheaper", lambda *_: True)
+    assert_equals_slow_truth(build_family(family), make_pairs(5, longest=60), tolerance=1e-12)
+
+
+def test_a_gpu_takes_blocks_only_where_rows_are_very_long() -> None:
+    shared = outer.SharedInput(4096, n_outputs=14336)
+    gpu, cpu = torch.device("cuda"), torch.device("cpu")
+    assert [shared.is_joint_gram_cheaper(n_tokens, gpu) for n_tokens in (400, 1400, 8000)] == [True, True, False]
+    assert [shared.is_joint_gram_cheaper(n_tokens, cpu) for n_tokens in (60, 400)] == [True, False]

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from dpotool.gradients.ghost.sums import Products, Vectors
+from dpotool.gradients.ghost.sums import Products, Vectors, raise_precision
 
 TILE = 128
 """Rows of a rectangle. Smaller ones waste less of a symmetric matrix, but make the products less efficient."""
@@ -90,6 +90,9 @@ class Tiling:
 def compute_joint_gram(rows: Float[Tensor, "rows tokens features"]) -> Float[Tensor, "pairs both both"]:
     """Computes all products of a pair's vectors with each other, for many short pairs in one operation."""
     both = rows.reshape(len(rows) // 2, 2 * rows.shape[1], rows.shape[2])
+    if both.device.type == "cuda" and both.dtype in (torch.bfloat16, torch.float16):
+        return torch.bmm(both, both.mT, out_dtype=torch.float32)  # exact products, summed in float32
+    both = raise_precision(both)
     return torch.bmm(both, both.mT)
 
 

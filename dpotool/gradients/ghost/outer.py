@@ -27,8 +27,11 @@ BLOCK_ELEMENTS_ON_GPU = 2**24
 """The same on an accelerator, which has no cache to stay within and much to do at a time."""
 TOUCH = 20
 """How many multiplications of a matrix product take the time of multiplying and adding up one stored element."""
+TOUCH_ON_GPU = 1000
+"""The same on an accelerator, whose matrix units are fast and whose memory is slow beside them."""
 LONGEST_JOINT = 80
-"""Tokens of a row up to which all pairs of a batch are worked on in one operation."""
+"""Tokens of a row up to which all pairs of a batch are worked on in one operation; on an accelerator of any length, as
+every operation has to be told to it one by one (H100, 8B, 4 pairs of 400 tokens: tiles took longer than the model)."""
 JOINT = (-1, 0)
 
 RowVectors = Float[Tensor, "rows tokens features"]
@@ -56,10 +59,13 @@ class SharedInput:
         if self.n_remaining <= 0:
             self.tiles.clear()
 
-    def is_joint_gram_cheaper(self, n_tokens: int) -> bool:
+    def is_joint_gram_cheaper(self, n_tokens: int, device: torch.device) -> bool:
         """Tells whether rows are short enough for one large operation to beat many small ones."""
         gram = 4 * n_tokens**2 * (self.n_features + self.n_outputs)
-        return n_tokens <= LONGEST_JOINT and gram < 2 * n_tokens * self.n_features * self.n_outputs
+        n_elements = self.n_features * self.n_outputs
+        if device.type == "cpu":
+            return n_tokens <= LONGEST_JOINT and gram < 2 * n_tokens * n_elements
+        return gram < n_elements * (2 * n_tokens + 3 * TOUCH_ON_GPU)
 
     def is_gram_cheaper(self, n_chosen: int, n_rejected: int, n_shared: int) -> bool:
         """Compares the multiplications of both ways, over all layers with this input."""

@@ -29,6 +29,7 @@ from dpotool.likelihood.completions import (
     compute_completion_states,
     compute_state_logps,
     count_chunk_elements,
+    count_head_rows,
     get_causal_lm,
 )
 
@@ -149,7 +150,7 @@ def _group_pairs(
     model: nn.Module, pairs: Sequence[TokenizedPair], n_elements: int
 ) -> Iterator[tuple[int, Sequence[TokenizedPair]]]:
     """Yields groups of whole pairs, with the number of the first."""
-    budget = n_elements // get_causal_lm(model).get_output_embeddings().weight.shape[0]
+    budget = n_elements // count_head_rows(get_causal_lm(model))
     first, n_tokens = 0, 0
     for place, pair in enumerate(pairs):
         n_more = len(pair.chosen_ids) + len(pair.rejected_ids)

@@ -39,9 +39,9 @@ class ProductSums:
         table = self._tied.get(part.name)
         if table is not None and len(layout.spans) < layout.pairs.stop - layout.pairs.start:
             layout = self._by_pair
-        is_short = layout.completion_of_token is None and shared.is_joint_gram_cheaper(layout.n_tokens)
+        is_short = layout.completion_of_token is None and shared.is_joint_gram_cheaper(layout.n_tokens, operand.device)
         if is_short and table is None:
-            rows = (raise_precision(layout.as_rows(factor)) for factor in (operand, output_grad))
+            rows = (layout.as_rows(factor) for factor in (operand, output_grad))
             self.totals[layout.pairs] += compute_joint_products(shared, *rows)
             return
         for (span, *inputs), (_, *grads) in zip(layout.split(operand), layout.split(output_grad), strict=True):

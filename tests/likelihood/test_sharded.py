@@ -1,0 +1,58 @@
+"""Weights spread over two processes (`fully_shard`, gloo) give the numbers of the whole model, and nobody hangs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpotool.likelihood.root_forward import is_routed, route_forward, score_tokens
+from dpotool.models.loading import resolve_device
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_scores_and_gradients_of_sharded_weights_are_those_of_the_whole_model() -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
+    command.append(str(Path(__file__).with_name("sharded_worker.py")))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.stdout.count("all equal") == 2
+
+
+def test_sharded_weights_that_nobody_prepared_are_refused() -> None:
+    import torch
+    from conftest import make_pairs
+    from model_families import build_family
+
+    from dpotool.likelihood.batch import collate_pairs
+
+    model = build_family("llama")
+    next(model.parameters()).ds_id = 0  # as DeepSpeed's stage 3 marks them
+    batch = collate_pairs(make_pairs(2))
+    with pytest.raises(RuntimeError, match="route_forward"):
+        score_tokens(model, batch)
+    route_forward(model)
+    assert is_routed(model)
+    torch.testing.assert_close(score_tokens(model, batch), score_tokens(build_family("llama"), batch), rtol=0, atol=0)
+
+
+def test_each_process_of_a_machine_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)  # there is none to try
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [str(resolve_device(name)) for name in ("auto", "cuda", "cuda:1", "cpu")] == [
+        "cuda:3",
+        "cuda:3",
+        "cuda:1",
+        "cpu",
+    ]
+    monkeypatch.delenv("LOCAL_RANK")
+    assert str(resolve_device("auto")) == "cuda"
