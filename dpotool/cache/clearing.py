@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from dpotool.cache.entries import CacheEntry, list_own_files
+from dpotool.cache.root import MAKING_PREFIX, cache_root
 from dpotool.errors import DpotoolError
+from dpotool.runs.locks import InUseError, refuse_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,18 @@ def clear_entries(entries: Sequence[CacheEntry]) -> Cleared:
         if entry.path.exists():
             left.append(entry.path)
     return Cleared(len(entries), n_files, n_bytes, tuple(left))
+
+
+def clear_unfinished() -> None:
+    """Removes what a kill left of a built-in model in the making, unless one is being made right now."""
+    root = cache_root()
+    try:
+        refuse_held(root)
+    except InUseError:
+        return
+    for folder in root.glob(f"{MAKING_PREFIX}*") if root.is_dir() else ():
+        if folder.is_dir() and not folder.is_symlink():
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _delete(path: Path) -> int:

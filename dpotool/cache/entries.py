@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpotool.cache.parts import list_parts, read_parts
-from dpotool.cache.root import DEMO_PREFIX, cache_root, store_root
+from dpotool.cache.root import DEMO_PREFIX, MADE, cache_root, store_root
 from dpotool.runs.atomic import write_json
 from dpotool.settings import DEMO
 
@@ -101,7 +101,7 @@ def _list_stores() -> Iterator[CacheEntry]:
 
 def _list_demos() -> Iterator[CacheEntry]:
     for folder, match in _matching_folders(cache_root(), _DEMO_NAME):
-        if not (folder / "run.yaml").is_file():  # written before anything else is
+        if not any((folder / name).is_file() for name in (MADE, "run.yaml")):  # the second, before there was the first
             continue
         files = list_own_files(folder)
         yield CacheEntry(
@@ -114,7 +114,7 @@ def _list_demos() -> Iterator[CacheEntry]:
             n_bytes=_sum_sizes(files),
             last_used=_newest(files, folder),
             path=folder,
-            is_complete=(folder / "config.json").is_file(),
+            is_complete=(folder / MADE).is_file(),
         )
 
 
@@ -129,8 +129,8 @@ def _matching_folders(root: Path, name: re.Pattern[str]) -> Iterator[tuple[Path,
 
 _MODEL_FILES = frozenset(
     (
-        "chat_template.jinja", "config.json", "generation_config.json", "metrics.jsonl", "model.safetensors",
-        "run.yaml", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
+        "chat_template.jinja", "config.json", "generation_config.json", "made.json", "metrics.jsonl",
+        "model.safetensors", "run.yaml", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json",
     )
 )  # fmt: skip
 _CHECKPOINT_FILES = _MODEL_FILES | {

@@ -7,6 +7,10 @@ from pathlib import Path
 
 DEMO_PREFIX = "demo-"
 """The built-in model lies in demo-<hash of what it is made of>."""
+MADE = "made.json"
+"""In it: the SHA-256 of every file as it was made; without it, it was not made to its end."""
+MAKING_PREFIX = "tmp-demo-"
+"""Beside it while it is made, or after that was killed."""
 
 
 def cache_root() -> Path:

@@ -118,7 +118,7 @@ def _recompute(config: CacheVerifyConfig, console: Console) -> dict[str, Any]:
 
 def clear_cache(config: CacheClearConfig, console: Console) -> None:
     """Delete what is kept, all of it or what --model and --older-than choose; it can all be computed again."""
-    from dpotool.cache.clearing import choose_entries, clear_entries
+    from dpotool.cache.clearing import choose_entries, clear_entries, clear_unfinished
     from dpotool.cache.entries import list_entries
 
     entries = choose_entries(list_entries(), model=config.model, older_than_days=config.older_than)
@@ -126,6 +126,7 @@ def clear_cache(config: CacheClearConfig, console: Console) -> None:
         console.table("to be deleted", *_tabulate(entries))
         _ask(f"Delete {len(entries)} entries, {format_bytes(sum(entry.n_bytes for entry in entries))}?")
     cleared = clear_entries(entries)
+    clear_unfinished()
     console.say(f"freed {format_bytes(cleared.n_bytes)}: {cleared.n_files} files of {cleared.n_entries} entries")
     for path in cleared.left:
         console.note(f"{path} stays, for files in it that are not dpotool's")

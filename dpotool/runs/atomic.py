@@ -96,7 +96,8 @@ def claiming(folder: str | Path) -> Iterator[Path]:
     Only folders made here are taken away. Raises DpotoolError as `ensure_writable`.
     """
     folder = Path(folder)
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    with writing_to(folder):  # a name that is too long is told of here
+        made = [path for path in (folder, *folder.parents) if not path.exists()]
     ensure_writable(folder)
     try:
         yield folder
@@ -110,6 +111,8 @@ def claiming(folder: str | Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def writing_to(path: str | Path) -> Iterator[None]:
     """Turns an OSError of the block, which must do nothing but write `path`, into one line for the user."""
+    if "\0" in str(path):
+        raise DpotoolError("is no path", where=repr(str(path)), remedy="Choose another folder")
     try:
         yield
     except OSError as error:
@@ -123,6 +126,8 @@ def _explain(error: OSError) -> tuple[str, str]:
         return "no space left to write here", f"Free some space or choose another folder{unchanged}"
     if error.errno in _FORBIDDEN:
         return "cannot be written, the folder is read-only", f"Choose a folder you may write to{unchanged}"
+    if error.errno == errno.ENAMETOOLONG:
+        return "cannot be written, the name is too long", "Choose a shorter one"
     if error.errno in _NOT_A_FOLDER:
         return "cannot be written, a file stands where a folder is needed", "Choose another folder, or move that file"
     return f"cannot be written ({error.strerror or error})", f"Choose another folder{unchanged}"

@@ -40,6 +40,7 @@ def holding(
     *,
     waits: bool = False,
     but_not_for: str | None = None,
+    in_every_process: bool = False,
     note: Callable[[str], None] = lambda text: None,
 ) -> Iterator[None]:
     """Holds a folder while the block runs; the folder is made if it is missing. Of several processes the first holds.
@@ -48,12 +49,13 @@ def holding(
         command: what is done there, for others to read.
         waits: for a holder to be done, saying so once through `note`; otherwise a held folder is refused.
         but_not_for: a command that is not waited for.
+        in_every_process: of a launcher, one after another.
 
     Raises:
         InUseError: another process holds it; the message names the command, the process and its machine.
         DpotoolError: the folder cannot be written.
     """
-    if int(os.environ.get("RANK", "0")) != 0:  # set by every launcher
+    if int(os.environ.get("RANK", "0")) != 0 and not in_every_process:  # set by every launcher
         yield
         return
     path = Path(folder).resolve() / LOCK_NAME

@@ -154,10 +154,20 @@ def collect_hardware(devices: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def read_git_sha(folder: str | Path = ".") -> str | None:
-    """Returns the commit that `folder` is at, with "-dirty" behind it if tracked files differ; None outside git."""
+    """Returns the commit that `folder` is at, with "-dirty" behind it if tracked files differ; None outside git.
+
+    No program that the repository's own settings name is run: no file system monitor, hook, filter or transport.
+    """
     try:
         sha = _run_git(folder, "rev-parse", "HEAD")
-        changed = _run_git(folder, "status", "--porcelain", "--untracked-files=no")
+        filters = _run_git(folder, "config", "--null", "--name-only", "--get-regexp", r"^filter\.", may_fail=True)
+        names = [name for name in filters.split("\0") if name]
+        if any("=" in name or "\n" in name for name in names):  # no setting of that name can be overruled
+            return sha
+        overruled = [f"{name}={'false' if name.endswith('.required') else ''}" for name in names]
+        changed = _run_git(
+            folder, "status", "--porcelain", "--untracked-files=no", "--ignore-submodules=all", settings=overruled
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return f"{sha}-dirty" if changed else sha
@@ -205,8 +215,27 @@ def _broken(path: Path, what: str) -> DpotoolError:
     return DpotoolError(what, where=str(path), remedy=_REPEAT)
 
 
-def _run_git(folder: str | Path, *arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, text=True, check=True, timeout=10)
+_NO_PROGRAMS = (
+    "core.fsmonitor=false", f"core.hooksPath={os.devnull}", f"core.attributesFile={os.devnull}",
+    "status.submoduleSummary=false",
+)  # fmt: skip
+_NO_TRANSPORT = {
+    "GIT_OPTIONAL_LOCKS": "0", "GIT_NO_LAZY_FETCH": "1", "GIT_ALLOW_PROTOCOL": "none", "GIT_TERMINAL_PROMPT": "0",
+}  # fmt: skip
+
+
+def _run_git(folder: str | Path, *arguments: str, settings: Sequence[str] = (), may_fail: bool = False) -> str:
+    words = [word for setting in (*_NO_PROGRAMS, *settings) for word in ("-c", setting)]
+    result = subprocess.run(
+        ["git", *words, *arguments],
+        cwd=folder,
+        env=os.environ | _NO_TRANSPORT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=not may_fail,
+        timeout=10,
+    )
     return result.stdout.strip()
 
 

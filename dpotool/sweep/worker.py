@@ -12,20 +12,16 @@ import runpy
 import signal
 import sys
 import threading
-import time
 
-_SECONDS_BETWEEN_LOOKS = 0.5
+from dpotool.interruption import watch_parent
 
 
-def watch_parent(parent: int) -> None:
-    """Returns when this process is no longer a child of `parent`, having sent itself SIGTERM."""
-    while os.getppid() == parent:
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+def _stop() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
 if __name__ == "__main__":
     _, parent, *words = sys.argv
-    threading.Thread(target=watch_parent, args=(int(parent),), daemon=True).start()
+    threading.Thread(target=watch_parent, args=(int(parent), _stop), daemon=True).start()
     sys.argv = ["dpotool", *words]
     runpy.run_module("dpotool", run_name="__main__", alter_sys=True)

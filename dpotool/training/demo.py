@@ -8,13 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 
-from dpotool.cache.root import DEMO_PREFIX, cache_root
+import torch
+
+from dpotool import interruption
+from dpotool.cache.root import DEMO_PREFIX, MADE, MAKING_PREFIX, cache_root
 from dpotool.data.demo import SPLITS, generate_demo_rows
+from dpotool.errors import DpotoolError
 from dpotool.models.builtin import BuiltinModel
 from dpotool.models.demo import (
     CHAT_TEMPLATE,
@@ -26,34 +36,124 @@ from dpotool.models.demo import (
 )
 from dpotool.models.library_calls import quiet_transformers
 from dpotool.progress import SILENT, Progress
+from dpotool.runs.atomic import write_json, writing_to
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.locks import holding
+from dpotool.runs.manifest import collect_versions
 from dpotool.settings import DEMO
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 
 SEED = 42
+_ENVIRONMENT = (
+    "PATH", "HOME", "USERPROFILE", "SYSTEMROOT", "TEMP", "TMP", "TMPDIR", "LANG", "LC_ALL", "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH", "VIRTUAL_ENV", "HF_HOME", "DPOTOOL_CACHE",
+)  # fmt: skip
+"""What the process that trains it may know of its surroundings: nothing that changes a number, and no launcher."""
+_SECONDS_BETWEEN_LOOKS = 0.1
 
 
 def ensure_demo_model(progress: Progress = SILENT) -> Path:
-    """Returns the folder of the SFT-trained built-in model, making it on first use (under a minute on two cores).
+    """Returns the folder of the SFT-trained built-in model, making it on first use (a minute on one core).
+
+    One process at a time makes it, for itself and for all that wait. It is trained in a process of its own, on one
+    core and with an environment that nobody has changed: the same bit for bit, whatever asks for it, under a launcher,
+    with other settings of torch, or in a notebook.
 
     Raises:
+        DpotoolError: the cache cannot be written.
         KeyboardInterrupt: its training was interrupted; nothing is kept, and the next use begins anew.
     """
     found = find_demo_model()
     if found is not None:
         return found
-    folder = demo_folder()
-    progress.note(f"first use of {DEMO}: training the built-in model, kept in {folder}")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-        untrained, trained = Path(temporary) / "untrained", Path(temporary) / "trained"
-        _save_untrained(untrained)
-        if train(_sft_config(untrained, trained), progress=progress).was_interrupted:
-            raise KeyboardInterrupt
-        if find_demo_model() is None:  # unless another process was faster
-            shutil.rmtree(folder, ignore_errors=True)
-            trained.rename(folder)
+    root = cache_root()
+    with holding(root, f"making {DEMO}", waits=True, in_every_process=True, note=progress.note):
+        found = find_demo_model()
+        return found or _make(root, demo_folder(), progress)
+
+
+def _make(root: Path, folder: Path, progress: Progress) -> Path:
+    """Makes the model beside its folder and then gives it its place; only for who holds the cache."""
+    changed = ", as the one there is not as it was made" if folder.exists() else ""
+    progress.note(f"first use of {DEMO}: training the built-in model, kept in {folder}{changed}")
+    for left in root.glob(f"{MAKING_PREFIX}*"):  # by a kill
+        shutil.rmtree(left, ignore_errors=True)
+    with (
+        writing_to(root),
+        tempfile.TemporaryDirectory(prefix=MAKING_PREFIX, dir=root, ignore_cleanup_errors=True) as temporary,
+    ):
+        _train_apart(Path(temporary), progress)
+        trained = Path(temporary) / "trained"
+        seal = {"files": _hash_files(trained), "versions": collect_versions()}
+        write_json(trained / MADE, seal)
+        if folder.exists():
+            folder.rename(Path(temporary) / "replaced")
+        trained.rename(folder)
     return folder
+
+
+def _train_apart(place: Path, progress: Progress) -> None:
+    """Trains the model in a process of its own, which does not outlive this one."""
+    log = place / "log.txt"
+    code = [sys.executable, "-c", "from dpotool.training.demo import main; main()", str(place), str(os.getpid())]
+    known = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
+    environment = known | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            code, env=environment, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True
+        )
+    metrics, n_told = RunFolder(place / "trained").metrics_path, 0
+    try:
+        with progress.track(f"training {DEMO}", _count_steps()) as advance:
+            while process.poll() is None:
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+                step = _read_step(metrics)
+                advance(step - n_told)
+                n_told = step
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode:
+        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it did not say why"]
+        raise DpotoolError(
+            f"the built-in model cannot be made ({said[-1][:300]})",
+            where=str(cache_root()),
+            remedy="Free some space, or name another folder by the environment variable DPOTOOL_CACHE",
+        )
+
+
+def main() -> None:
+    """What the process of its own does: trains the model in the folder named first, for the process named second."""
+    place, parent = Path(sys.argv[1]), int(sys.argv[2])
+    interruption.end_with_parent(parent)
+    torch.set_num_threads(1)
+    untrained, trained = place / "untrained", place / "trained"
+    try:
+        _save_untrained(untrained)
+        train(_sft_config(untrained, trained))
+    except DpotoolError as error:
+        sys.exit(str(error))
+    for name in ("run.yaml", "metrics.jsonl"):  # the start they name is gone; how it is made stands here
+        (trained / name).unlink()
+
+
+def _count_steps() -> int:
+    n_pairs = len(generate_demo_rows("sft"))
+    return math.ceil(math.ceil(n_pairs / DEMO_SFT.batch_size) * DEMO_SFT.epochs)
+
+
+def _read_step(metrics: Path) -> int:
+    """Returns the last logged step; 0 before there is one."""
+    try:
+        steps = re.findall(r'"step": (\d+)', metrics.read_text(encoding="utf-8"))
+    except OSError:
+        steps = []
+    return int(steps[-1]) if steps else 0
+
+
+def _hash_files(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def demo_folder() -> Path:
@@ -62,9 +162,16 @@ def demo_folder() -> Path:
 
 
 def find_demo_model() -> Path | None:
-    """Returns the folder of the built-in model, or None where it is not made yet."""
+    """Returns the folder of the built-in model, or None where it is not made yet, or not as it was made any more."""
     folder = demo_folder()
-    return folder if (folder / "config.json").is_file() else None
+    try:
+        made = json.loads((folder / MADE).read_text(encoding="utf-8"))["files"]
+        is_whole = bool(made) and all(
+            hashlib.sha256((folder / name).read_bytes()).hexdigest() == known for name, known in made.items()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return folder if is_whole else None
 
 
 def _save_untrained(folder: Path) -> None:

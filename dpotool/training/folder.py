@@ -19,7 +19,7 @@ from transformers import Trainer
 from dpotool.errors import DpotoolError
 from dpotool.interruption import deferred
 from dpotool.models.library_calls import quiet_transformers
-from dpotool.runs.atomic import ensure_writable
+from dpotool.runs.atomic import ensure_writable, writing_to
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import LOCK_NAME, refuse_held
 from dpotool.training.config import TrainConfig
@@ -57,8 +57,9 @@ def claim(folder: RunFolder, config: TrainConfig) -> str | None:
 
 def _refuse_what_is_there(folder: RunFolder) -> None:
     """Refuses a folder that is no empty one; one that is held is left to the lock, which says by whom."""
-    if not folder.path.exists() or _holds_only_a_failure(folder):
-        return
+    with writing_to(folder.path):
+        if not folder.path.exists() or _holds_only_a_failure(folder):
+            return
     if not folder.path.is_dir() or any(path.name != LOCK_NAME for path in folder.path.iterdir()):
         refuse_held(folder.path)
         raise DpotoolError(

@@ -13,6 +13,7 @@ from transformers import set_seed
 from dpotool.errors import DpotoolError
 from dpotool.models.library_calls import quiet_transformers
 from dpotool.progress import SILENT, Progress
+from dpotool.runs.atomic import writing_to
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import holding
 from dpotool.training.arguments import check_arguments, count_steps, describe_steps
@@ -49,7 +50,8 @@ def train(config: TrainConfig, *, progress: Progress = SILENT) -> TrainResult:
     check_arguments(config)
     if not config.resume:
         config, folder = name_folder(config)
-    was_there = folder.path.exists()
+    with writing_to(folder.path):
+        was_there = folder.path.exists()
     try:
         with holding(folder.path, "train"):
             if claim(folder, config) == "finished":

@@ -33,7 +33,13 @@ def add_store(fingerprint: str, model: str, n: int, *, days_old: float = 0.0, ty
 def add_demo(cache: Path, *, is_complete: bool = True) -> Path:
     folder = cache / "demo-0123456789ab"
     (folder / "checkpoint-9").mkdir(parents=True)
-    for name in ("run.yaml", "model.safetensors", "checkpoint-9/optimizer.pt", *(["config.json"] * is_complete)):
+    for name in (
+        "run.yaml",
+        "model.safetensors",
+        "checkpoint-9/optimizer.pt",
+        "config.json",
+        *(["made.json"] * is_complete),
+    ):
         (folder / name).write_text("x" * 10)
     return folder
 

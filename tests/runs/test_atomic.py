@@ -135,3 +135,13 @@ def test_a_claimed_folder_goes_again_when_nothing_was_written(tmp_path):
     with atomic.claiming(tmp_path / "done"):
         pass
     assert (tmp_path / "done").is_dir()
+
+
+@pytest.mark.parametrize(("name", "message"), [("x" * 300, "the name is too long"), ("a\0b", "is no path")])
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path, name, message):
+    with pytest.raises(DpotoolError, match=message):
+        atomic.write_text(tmp_path / name / "a", "")
+    with pytest.raises(DpotoolError, match=message):
+        atomic.ensure_writable(tmp_path / name)
+    with pytest.raises(DpotoolError, match=message), atomic.claiming(tmp_path / name):
+        pass

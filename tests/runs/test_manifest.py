@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from datetime import datetime
@@ -50,6 +51,41 @@ def test_the_commit_is_marked_when_tracked_files_differ(tmp_path):
 
     (tmp_path / "a").write_text("2")
     assert read_git_sha(tmp_path) == f"{sha}-dirty"
+
+
+def test_no_program_that_a_repository_names_is_run(tmp_path):
+    """A monitor, a hook, filters and a transport that each leave a file behind, in a repository that came with data."""
+    repository, proof = tmp_path / "repository", tmp_path / "proof"
+    repository.mkdir()
+
+    def git(*arguments: str) -> None:
+        identity = ("-c", "user.name=t", "-c", "user.email=t@example.org")
+        subprocess.run(["git", *identity, *arguments], cwd=repository, check=True, capture_output=True)
+
+    git("init", "-q")
+    (repository / "a.txt").write_text("a\n")
+    (repository / ".gitattributes").write_text("*.txt filter=evil filter=evil diff=evil\n")
+    git("add", ".")
+    git("commit", "-q", "-m", "a")
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\necho run >> {proof}\ncat\n")
+    program.chmod(0o755)
+    hooks = repository / ".git" / "hooks"
+    hooks.mkdir(exist_ok=True)
+    for name in ("post-index-change", "fsmonitor-watchman", "post-checkout"):
+        (hooks / name).write_text(program.read_text())
+        (hooks / name).chmod(0o755)
+    for setting in (
+        "core.fsmonitor", "filter.evil.clean", "filter.evil.smudge", "filter.evil.process", "diff.external",
+        "diff.evil.command", "diff.evil.textconv", "core.sshCommand", "core.pager", "core.editor", "gpg.program",
+    ):  # fmt: skip
+        git("config", setting, str(program))
+    git("config", "filter.evil.required", "true")
+    (repository / "a.txt").write_text("b\n")
+    os.utime(repository / "a.txt", (0, 0))
+    proof.unlink(missing_ok=True)
+    assert read_git_sha(repository).endswith("-dirty")
+    assert not proof.exists()
 
 
 def test_outside_git_there_is_no_commit(tmp_path):

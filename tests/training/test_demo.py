@@ -3,51 +3,105 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
-from transformers import TrainerState
+import torch
 
+from dpotool.cache.clearing import clear_unfinished
+from dpotool.errors import DpotoolError
+from dpotool.measures.config import ScoreConfig
 from dpotool.models.builtin import is_builtin, locate_model, standing_in
 from dpotool.models.loading import load_tokenizer
+from dpotool.models.subject import describe_subject
 from dpotool.training import demo
-from dpotool.training.callbacks import StepBar
 
 
-@pytest.fixture
-def interrupted_after_one_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One Ctrl-C, as a terminal sends it, while the built-in model takes its first step, and no second one."""
-
-    def interrupt(_bar: StepBar, _arguments: object, state: TrainerState, *_args: object, **_kwargs: object) -> None:
-        if state.global_step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(StepBar, "on_step_end", interrupt)
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model, made as nobody disturbs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPOTOOL_CACHE", str(tmp_path_factory.mktemp("made")))
+        return demo.ensure_demo_model()
 
 
-def test_an_interrupted_first_use_is_an_interruption_and_keeps_nothing(
-    interrupted_after_one_step: None, own_cache: Path
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        demo.ensure_demo_model()
+def start_making(cache: Path, **environment: str) -> subprocess.Popen[str]:
+    """Starts a command that makes the built-in model, and returns when that is being trained."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpotool", "score", "builtin:demo", "--limit", "2", "--output", str(cache / "out")],
+        env=os.environ | {"DPOTOOL_CACHE": str(cache)} | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    while not list(cache.glob("tmp-demo-*/trained/metrics.jsonl")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="asks a process to stop by POSIX signals")
+@pytest.mark.parametrize(("end", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+def test_an_interrupted_first_use_keeps_nothing(own_cache: Path, end: signal.Signals, code: int) -> None:
+    process = start_making(own_cache)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert len(children) == 1
+    process.send_signal(end)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == code and "Traceback" not in out
+    assert psutil.wait_procs(children, timeout=10)[1] == [], "it does not outlive who asked for it"
     assert not list(own_cache.glob("demo-*"))
+    clear_unfinished()
     assert not list(own_cache.glob("tmp*"))
 
 
-def test_the_command_line_exits_with_130(
-    interrupted_after_one_step: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
-) -> None:
-    from dpotool.cli.app import main
+@pytest.mark.slow
+def test_whoever_asks_gets_the_same_bits(made: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As under a launcher with two processes, with two threads and settings of torch's that change numbers."""
+    monkeypatch.setenv("DPOTOOL_CACHE", str(own_cache))
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    torch.set_float32_matmul_precision("medium")
+    again = demo.ensure_demo_model()
+    for name in ("model.safetensors", "tokenizer.json", "config.json"):
+        assert (again / name).read_bytes() == (made / name).read_bytes()
+    assert {path.name for path in own_cache.iterdir()} <= {again.name, "reference"}
 
+
+@pytest.mark.slow
+def test_it_is_a_checkpoint_like_any_other_and_no_run(made: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["dpotool", "score", "builtin:demo", "--limit", "2"])
-    with pytest.raises(SystemExit) as left:
-        main()
-    assert left.value.code == 130
-    assert "interrupted" in capsys.readouterr().err
+    subject = describe_subject(str(made), ScoreConfig(data="builtin:demo"))
+    assert subject.reference is None and subject.folder.path == Path("runs") / made.name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "made.json"])
+def test_one_that_was_changed_is_not_taken_for_it(made: Path, own_cache: Path, name: str) -> None:
+    folder = shutil.copytree(made, own_cache / made.name)
+    assert demo.find_demo_model() == folder
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    assert demo.find_demo_model() is None
+
+
+@pytest.mark.parametrize("root", ["file", "file/below"])
+def test_a_cache_that_cannot_be_written_is_one_line(tmp_path: Path, monkeypatch: Any, root: str) -> None:
+    (tmp_path / "file").write_text("keep")
+    monkeypatch.setenv("DPOTOOL_CACHE", str(tmp_path / root))
+    with pytest.raises(DpotoolError, match=r"file.*: cannot be written, a file stands where a folder is needed"):
+        demo.ensure_demo_model()
 
 
 def test_a_model_is_found_by_its_name_alone(monkeypatch: pytest.MonkeyPatch) -> None:
