@@ -13,6 +13,7 @@ has them.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -28,6 +29,7 @@ from dpotool.data.fields import (
     read_template_kwargs,
 )
 from dpotool.data.pairs import PreferencePair, Text
+from dpotool.data.shapes import MESSAGE_COLUMNS, QUESTION_COLUMNS, normalize_row, strip_nulls
 from dpotool.data.transcripts import is_transcript, split_messages, split_text, split_transcript
 from dpotool.errors import DpotoolError
 
@@ -41,7 +43,7 @@ SCORE_COLUMNS = (
     ("chosen-rating", "rejected-rating"),
     ("chosen_avg_rating", "rejected_avg_rating"),
 )
-KNOWN_COLUMNS = frozenset((*TEXT_COLUMNS, *TEMPLATE_COLUMNS, *chain.from_iterable(SCORE_COLUMNS)))
+KNOWN_COLUMNS = frozenset((*TEXT_COLUMNS, *TEMPLATE_COLUMNS, *QUESTION_COLUMNS, *chain.from_iterable(SCORE_COLUMNS)))
 
 IMPLICIT_PROMPT = "(common beginning of chosen and rejected)"
 
@@ -53,13 +55,18 @@ class Layout:
     format: str
     columns: dict[str, str]
     """dpotool field -> column it is read from."""
+    unread: tuple[str, ...] = ()
+    """Columns that are filled, sound like part of the prompt, and are not read."""
+    repeats_prompt: bool = False
+    """Every completion begins with its row's prompt, which is taken off."""
 
 
 def select_columns(available: list[str]) -> list[str]:
     """Returns the columns worth reading; all of them where a completion is missing, so that the error can list them."""
     if not {"chosen", "rejected"} <= set(available):
         return available
-    return [name for name in available if name in KNOWN_COLUMNS]
+    superfluous = MESSAGE_COLUMNS if "prompt" in available else ()
+    return [name for name in available if name in KNOWN_COLUMNS and name not in superfluous]
 
 
 def detect_layout(rows: Sequence[Row], data: str) -> Layout:
@@ -68,6 +75,7 @@ def detect_layout(rows: Sequence[Row], data: str) -> Layout:
     Raises:
         DpotoolError: no row has a `chosen` or no row has a `rejected` column.
     """
+    rows = [normal for row in rows if (normal := _try_normalize(row)) is not None] or rows
     filled = {name for row in rows for name, value in row.items() if value is not None}
     for name in ("chosen", "rejected"):
         if name not in filled:
@@ -82,7 +90,68 @@ def detect_layout(rows: Sequence[Row], data: str) -> Layout:
     format_ = next((found for row in rows if (found := _recognise(row, has_prompt))), None)
     if format_ is None:  # no row is well formed: any layout will do to say what is wrong with the first
         format_ = "text" if has_prompt else "text-implicit-prompt"
-    return Layout(format_, _map_columns(format_, filled))
+    unread = tuple(name for name in QUESTION_COLUMNS if name in filled and not _is_read(name, rows))
+    if unread and format_ in ("text-implicit-prompt", "messages-implicit-prompt"):
+        _refuse_hidden_prompt(rows, unread, data)
+    return Layout(format_, _map_columns(format_, filled), unread, _repeats_prompt(rows, format_, data))
+
+
+def _try_normalize(row: Row) -> Row | None:
+    try:
+        return normalize_row(row)
+    except InvalidRowError:
+        return None
+
+
+def _is_read(name: str, rows: Sequence[Row]) -> bool:
+    """Tells whether a column became the prompt."""
+    return name in MESSAGE_COLUMNS and all(row.get("prompt") is not None for row in rows if row.get(name) is not None)
+
+
+def _refuse_hidden_prompt(rows: Sequence[Row], unread: Sequence[str], data: str) -> None:
+    """Refuses rows without a prompt whose question stands in a column of another name, and not in the completions."""
+    for row in rows:
+        texts = [json.dumps(row.get(name), ensure_ascii=False, default=str) for name in ("chosen", "rejected")]
+        for name in unread:
+            value = row.get(name)
+            if value and not all(
+                json.dumps(value, ensure_ascii=False, default=str).strip('"') in text for text in texts
+            ):
+                raise DpotoolError(
+                    f"there is no 'prompt' column, and {', '.join(unread)} would not be read",
+                    where=data,
+                    expected="prompt, chosen and rejected",
+                    got=", ".join(row),
+                    remedy=f"Rename {next((n for n in unread if n != 'system'), unread[0])} to prompt as the model is "
+                    "to see it, or write prompts as lists of messages",
+                )
+
+
+def _repeats_prompt(rows: Sequence[Row], format_: str, data: str) -> bool:
+    """Tells whether every completion begins with its row's prompt.
+
+    Raises:
+        DpotoolError: most do and some do not, so that it is not clear what the prompt column means.
+    """
+    if format_ not in ("text", "messages"):
+        return False
+    found = [_begins_with_prompt(row) for row in rows if row.get("prompt")]
+    if 0.5 < sum(found) / max(len(found), 1) < 1:
+        raise DpotoolError(
+            f"the completions of {sum(found)} of {len(found)} rows begin with the prompt, those of the others do not",
+            where=data,
+            remedy="Take the prompt off every chosen and rejected, or off none",
+        )
+    return bool(found) and all(found)
+
+
+def _begins_with_prompt(row: Row) -> bool:
+    prompt = row["prompt"]
+    completions = [row.get(name) for name in ("chosen", "rejected")]
+    return all(
+        isinstance(completion, type(prompt)) and len(completion) > len(prompt) and completion[: len(prompt)] == prompt
+        for completion in completions
+    )
 
 
 def _recognise(row: Row, has_prompt: bool) -> str | None:
@@ -117,7 +186,10 @@ def convert_row(pair_id: int, row: Row, layout: Layout) -> PreferencePair:
     Raises:
         InvalidRowError: a field is missing, of the wrong type or empty, or the prompt cannot be told apart.
     """
+    row = normalize_row(row)
     prompt, chosen, rejected = _CONVERTERS[layout.format](row)
+    if layout.repeats_prompt:
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     for name, completion in (("chosen", chosen), ("rejected", rejected)):
         if is_blank(completion):
             raise InvalidRowError(f"{name!r} is empty")
@@ -128,7 +200,7 @@ def convert_row(pair_id: int, row: Row, layout: Layout) -> PreferencePair:
         rejected,
         score_chosen=read_score(row, layout.columns.get("score_chosen")),
         score_rejected=read_score(row, layout.columns.get("score_rejected")),
-        template_kwargs=read_template_kwargs(row),
+        template_kwargs=strip_nulls(read_template_kwargs(row)),
     )
 
 

@@ -14,13 +14,14 @@ Where the template closes the turn with its own token (`<|eot_id|>`, `<|im_end|>
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from itertools import groupby
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
-
-from jinja2 import TemplateError
 
 from dpotool.data.pairs import PreferencePair, Text
 from dpotool.errors import DpotoolError
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "a"
+FROZEN_DATE = datetime(2024, 7, 26, 12)  # a clock on a template's wall
+"""The day that chat templates print; Llama 3.1's own where it is told none. The same for every run, so that scores do
+not change from day to day, nor between policy and reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +66,8 @@ class PairEncoder:
         self._closing_ids = set(tokenizer.all_special_ids)
         self._closing_ids |= {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._is_blank_id: dict[int, bool] = {}
+        self.prints_date: bool | None = None
+        """Whether the chat template prints today's date; None until a conversation was rendered."""
 
     def encode(self, pairs: Sequence[PreferencePair]) -> list[EncodedPair | str]:
         """Returns the ids of each pair, or the reason why it has none.
@@ -100,6 +106,9 @@ class PairEncoder:
         ids = self._tokenize(texts, add_special_tokens=True)
         if self._appends_eos:
             ids = [sequence[:-1] for sequence in ids]
+        if self._adds_bos:  # a text that was rendered already begins with its own
+            bos_id = self._tokenizer.bos_token_id
+            ids = [sequence[1:] if sequence[:2] == [bos_id, bos_id] else sequence for sequence in ids]
         encoded = [split_completions(*ids[start : start + 3]) for start in range(0, len(ids), 3)]
         return [self._check_content(pair, minimum=[self._eos_id]) for pair in encoded]
 
@@ -135,11 +144,36 @@ class PairEncoder:
     def _render(self, pair: PreferencePair) -> tuple[str, str, str] | str:
         """Returns the prompt with its generation prompt and the two conversations, or why the template refuses them."""
         prompt, chosen, rejected = list(pair.prompt), list(pair.chosen), list(pair.rejected)
-        render = partial(self._tokenizer.apply_chat_template, tokenize=False, **(pair.template_kwargs or {}))
+        render = partial(self._render_at, FROZEN_DATE, template_kwargs=pair.template_kwargs)
         try:
-            return render(prompt, add_generation_prompt=True), render(prompt + chosen), render(prompt + rejected)
-        except (TemplateError, TypeError, ValueError, AttributeError) as error:  # whatever code in a template can raise
+            texts = (render(prompt, add_generation_prompt=True), render(prompt + chosen), render(prompt + rejected))
+            if self.prints_date is None:
+                other_day = FROZEN_DATE + timedelta(days=400, hours=5)
+                again = self._render_at(other_day, prompt, pair.template_kwargs, add_generation_prompt=True)
+                self.prints_date = again != texts[0]
+        except Exception as error:  # whatever code in a template can raise
             return f"refused by the chat template: {error}"
+        return (
+            _find_left_out(prompt, texts[0])
+            or _find_left_out(chosen, texts[1])
+            or _find_left_out(rejected, texts[2])
+            or texts
+        )
+
+    def _render_at(
+        self,
+        now: datetime,
+        messages: list[Any],
+        template_kwargs: dict[str, Any] | None = None,
+        *,
+        add_generation_prompt: bool = False,
+    ) -> str:
+        """Renders with a clock that stands still: some templates (Llama 3.1, Granite) print the day."""
+        with _clock_at(now):
+            rendered: str = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **(template_kwargs or {})
+            )
+        return rendered
 
     def _close_turn(self, completion_ids: list[int]) -> None:
         """Appends EOS in place where the last token that is not white space is no special token."""
@@ -176,6 +210,37 @@ class PairEncoder:
         )
         ids: list[list[int]] = encoded["input_ids"]
         return ids
+
+
+@contextmanager
+def _clock_at(now: datetime) -> Iterator[None]:
+    """Lets the clock that transformers gives to chat templates stand still; it takes no other one in place of it."""
+    from transformers.utils import chat_template_utils
+
+    clock: Any = chat_template_utils
+    kept = clock.datetime
+    clock.datetime = SimpleNamespace(now=lambda: now)
+    try:
+        yield
+    finally:
+        clock.datetime = kept
+
+
+_TOOL_ROLES = ("tool", "function", "ipython", "observation")
+"""What tools answer is often written as JSON, with other characters."""
+
+
+def _find_left_out(messages: Sequence[Any], rendered: str) -> str | None:
+    """Returns why a rendering cannot be used: the words of a message are not in it, since no branch is for its role.
+
+    What stands before `</think>` may be left out: templates of reasoning models do so.
+    """
+    seen = "".join(rendered.split())
+    for message in messages:
+        words = "".join(str(message.get("content") or "").rpartition("</think>")[2].split())
+        if words and words not in seen and message["role"] not in _TOOL_ROLES:
+            return f"the chat template leaves out what a message of role {message['role']!r} says"
+    return None
 
 
 def split_completions(prompt_ids: list[int], chosen_ids: list[int], rejected_ids: list[int]) -> EncodedPair:

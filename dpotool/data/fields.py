@@ -44,7 +44,7 @@ def read_messages(row: Row, name: str) -> list[Any]:
 
 
 def _read_message(name: str, message: object) -> dict[str, Any]:
-    """A message without its empty keys (columnar files fill them in); one that calls tools may have no content."""
+    """A message as `shapes` leaves it; one that calls tools may have no content."""
     if not isinstance(message, dict):
         raise InvalidRowError(f"{name!r} holds {describe_type(message)}, expected messages with 'role' and 'content'")
     if not isinstance(message.get("role"), str):
@@ -56,7 +56,7 @@ def _read_message(name: str, message: object) -> dict[str, Any]:
         raise InvalidRowError(f"{name!r} has a message whose 'content' is {describe_type(content)}, expected a string")
     if isinstance(content, str):
         _check_unicode(name, content)
-    return {key: value for key, value in message.items() if value is not None}
+    return message
 
 
 def _check_unicode(name: str, text: str) -> str:
@@ -97,8 +97,29 @@ def read_template_kwargs(row: Row) -> dict[str, Any] | None:
         raise InvalidRowError(f"'tools' is {describe_type(tools)}, expected a list")
     if kwargs is not None and not isinstance(kwargs, dict):
         raise InvalidRowError(f"'chat_template_kwargs' is {describe_type(kwargs)}, expected an object")
+    reserved = sorted(_RESERVED & (kwargs or {}).keys())
+    if reserved:
+        raise InvalidRowError(f"'chat_template_kwargs' may not set {', '.join(reserved)}")
     options = ({"tools": tools} if tools else {}) | (kwargs or {})
     return options or None
+
+
+_RESERVED = {
+    "add_generation_prompt",
+    "chat_template",
+    "continue_final_message",
+    "conversation",
+    "max_length",
+    "messages",
+    "padding",
+    "return_dict",
+    "return_tensors",
+    "strftime_now",
+    "tokenize",
+    "tokenizer_kwargs",
+    "truncation",
+}
+"""What decides how every row is rendered is not a row's to say, its template least of all."""
 
 
 def describe_type(value: object) -> str:

@@ -6,15 +6,16 @@ An opened source is its splits by name, each a function that yields its rows; no
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpotool.data.columns import select_columns
-from dpotool.data.files import SUFFIXES, SourceRow, read_file
-from dpotool.data.splits import name_lone_split
+from dpotool.data.files import COMPRESSED, SUFFIXES, SourceRow, inner_suffix, read_file
+from dpotool.data.splits import LONE_SPLIT, SHARD, is_test_name, name_lone_split
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.hub import is_meant_as_path, reach_hub
 
@@ -26,6 +27,7 @@ BUILTINS = ("builtin:demo",)
 _ARROW_MARKERS = ("dataset_dict.json", "dataset_info.json", "state.json")
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?::(?P<config>[\w.-]+))?")
 _BATCH_ROWS = 1024
+_ROW_FILES = frozenset((".parquet", ".jsonl", ".csv"))  # a .json beside them may say something about them
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +47,21 @@ def open_origin(data: str) -> Origin:
     Raises:
         DpotoolError: no such file, folder, built-in or hub id, or one that cannot be read.
     """
+    if not data.strip():
+        raise DpotoolError(
+            "is empty",
+            where="--data",
+            expected="a file, a folder, a hub id or builtin:demo",
+            remedy="Check the variable",
+        )
     if data.startswith("builtin:"):
         return _open_builtin(data)
     path = Path(data).expanduser()
     if path.is_dir():
         return _open_folder(data, path)
     if path.exists():
-        return Origin(data, path.stem, {name_lone_split(path.stem): partial(read_file, path)})
+        stem = _stem(path)
+        return Origin(data, stem, {name_lone_split(stem): partial(read_file, path)})
     found = _HUB_ID.fullmatch(data)
     if found is None or path.suffix in SUFFIXES or is_meant_as_path(found["id"]):
         raise DpotoolError(
@@ -79,9 +89,12 @@ def _read_demo(split: str) -> Iterator[SourceRow]:
 
 def _open_folder(data: str, path: Path) -> Origin:
     if not any((path / marker).is_file() for marker in _ARROW_MARKERS):
-        files = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
+        shards = _find_shards(path)
+        if shards:
+            return Origin(data, path.name, {split: partial(_read_shards, files) for split, files in shards.items()})
+        files = sorted(file.name for file in path.iterdir() if inner_suffix(file) in SUFFIXES)
         raise DpotoolError(
-            "is a folder, but not one written by datasets.save_to_disk",
+            "is a folder, but neither one written by datasets.save_to_disk nor one of files named by their splits",
             where=data,
             remedy=f"Name one of its files: {', '.join(files[:5])}" if files else None,
         )
@@ -99,6 +112,37 @@ def _open_folder(data: str, path: Path) -> Origin:
         return Origin(data, path.name, {str(name): partial(_read_dataset, loaded[name]) for name in loaded})
     split = str(loaded.split) if loaded.split else name_lone_split(path.name)
     return Origin(data, path.name, {split: partial(_read_dataset, loaded)})
+
+
+def _stem(path: Path) -> str:
+    """Returns 'pairs' for pairs.jsonl and for pairs.jsonl.gz."""
+    return Path(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
+
+
+def _find_shards(folder: Path) -> dict[str, list[Path]]:
+    """Returns the files of each split, as the hub lays them out: in the folder or in its `data`, named by their split.
+
+    Empty where a file says no split, as long as it is not the shard of something.
+    """
+    splits: dict[str, list[Path]] = {}
+    for place in (folder, folder / "data"):
+        files = sorted(file for file in place.glob("*") if file.is_file() and inner_suffix(file) in _ROW_FILES)
+        for file in files:
+            stem = _stem(file)
+            name = SHARD.sub("", stem)
+            is_named = name_lone_split(stem) != LONE_SPLIT or is_test_name(name) or name.startswith("train")
+            if not is_named and name == stem:
+                return {}
+            splits.setdefault(name, []).append(file)
+        if splits:
+            return splits
+    return {}
+
+
+def _read_shards(files: Sequence[Path]) -> Iterator[SourceRow]:
+    """Yields the rows of several files as those of one, numbered through."""
+    for row_id, row in enumerate(chain.from_iterable(map(read_file, files))):
+        yield replace(row, row_id=row_id, line=None)
 
 
 def _open_hub(data: str, hub_id: str, config: str | None) -> Origin:

@@ -27,6 +27,15 @@ def load_pair_set(
     data = load_rows(settings, seed=seed, default_split=default_split)
     pair_set = tokenize_preferences(data, tokenizer, max_length=max_length, truncation=settings.truncation)
     progress.note(describe_pair_set(pair_set))
+    if pair_set.source.unread:
+        columns = ", ".join(pair_set.source.unread)
+        progress.warn(
+            f"{settings.data}: not read, beside the prompt: {columns}. Put them into prompt if they belong there"
+        )
+    if pair_set.source.template_date:
+        progress.note(
+            f"the chat template prints today's date; every prompt says {pair_set.source.template_date} instead"
+        )
     return pair_set
 
 

@@ -75,6 +75,10 @@ class DataSource:
     """dpotool field -> column of the source it was read from."""
     fingerprint: str
     """Hash of the rows that were read, so that two runs can tell whether they saw the same data."""
+    unread: tuple[str, ...] = ()
+    """Columns that are filled and sound like part of the prompt, but are not read."""
+    template_date: str | None = None
+    """What stands for today's date where the chat template prints one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,7 @@ def _collect(
     if invalid and not (skip_invalid and pairs):
         raise _invalid_rows(invalid, len(rows), origin.data)
     fingerprint = _fingerprint(outcomes)
-    source = DataSource(origin.data, origin.name, split, layout.format, layout.columns, fingerprint)
+    source = DataSource(origin.data, origin.name, split, layout.format, layout.columns, fingerprint, layout.unread)
     return PreferenceData(pairs, source, len(rows), {row.row_id: reason for row, reason in invalid})
 
 

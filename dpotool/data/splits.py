@@ -16,12 +16,14 @@ from dpotool.errors import DpotoolError
 LONE_SPLIT = "all"
 
 _TEST_NAMES = ("test", "validation", "valid", "eval", "dev")
+SHARD = re.compile(r"[-_.]?\d{2,}-of-\d{2,}$")
+"""What the hub puts behind the name of one file of several."""
 _NAMED_SPLIT = re.compile(r"(?:^|[^a-zA-Z])(train|validation|test)$")
 
 
 def name_lone_split(stem: str) -> str:
     """Returns the split that a file's name says it is, or 'all'."""
-    found = _NAMED_SPLIT.search(stem.lower())
+    found = _NAMED_SPLIT.search(SHARD.sub("", stem.lower()))
     return found.group(1) if found else LONE_SPLIT
 
 

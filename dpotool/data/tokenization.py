@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from dpotool.data.encoding import EncodedPair, PairEncoder
+from dpotool.data.encoding import FROZEN_DATE, EncodedPair, PairEncoder
 from dpotool.data.pairs import PairCounts, PairSet, PreferenceData, PreferencePair, TokenizedPair, hash_prompt
 from dpotool.errors import DpotoolError, suggest_nearest
 
@@ -52,7 +53,8 @@ def tokenize_preferences(
         raise DpotoolError(
             f"unknown truncation {truncation!r}", where="--truncation", remedy=suggest_nearest(truncation, TRUNCATIONS)
         )
-    fitter = _Fitter(PairEncoder(tokenizer), max_length, is_trimming=truncation == "trim-prompt")
+    encoder = PairEncoder(tokenizer)
+    fitter = _Fitter(encoder, max_length, is_trimming=truncation == "trim-prompt")
     for start in range(0, len(data.pairs), _CHUNK_PAIRS):
         fitter.add(data.pairs[start : start + _CHUNK_PAIRS])
     excluded = dict(sorted((data.invalid | fitter.excluded).items()))
@@ -67,7 +69,8 @@ def tokenize_preferences(
         n_identical=sum(pair.chosen_ids == pair.rejected_ids for pair in fitter.pairs),
         n_duplicate=_count_duplicates(fitter.pairs),
     )
-    return PairSet(fitter.pairs, excluded, counts, data.source)
+    date = f"{FROZEN_DATE:%Y-%m-%d}" if encoder.prints_date else None
+    return PairSet(fitter.pairs, excluded, counts, replace(data.source, template_date=date))
 
 
 class _Fitter:

@@ -167,7 +167,7 @@ SCORED = {"score_chosen": 2, "score_rejected": 1}
         (HH, {"chosen": "\n\nHuman: Hi\n\nAssistant: "}, "'chosen' is empty"),
         (MESSAGES, {"chosen": []}, "'chosen' is empty"),
         (MESSAGES, {"prompt": []}, "'prompt' is empty"),
-        (MESSAGES, {"chosen": "Yes"}, "'chosen' is a string, expected a list of messages"),
+        (MESSAGES, {"chosen": 3}, "'chosen' is a number, expected a list of messages"),
         (MESSAGES, {"chosen": ["Yes"]}, "'chosen' holds a string, expected messages with 'role' and 'content'"),
         (MESSAGES, {"chosen": [{"content": "x"}]}, "'chosen' has a message whose 'role' is missing"),
         (MESSAGES, {"chosen": [{"role": "user", "content": 3}]}, "'chosen' has a message whose 'content' is a number"),

@@ -39,7 +39,7 @@ def test_a_json_list(tmp_path: Path, bom: bytes) -> None:
 
 def test_parquet_keeps_lists_of_messages_and_leaves_other_columns_out(tmp_path: Path) -> None:
     chat = {"chosen": [{"role": "user", "content": "Hi"}], "rejected": [{"role": "user", "content": "Ho"}]}
-    pd.DataFrame([chat | {"messages": "unused"}]).to_parquet(tmp_path / "pairs.parquet")
+    pd.DataFrame([chat | {"source": "unused"}]).to_parquet(tmp_path / "pairs.parquet")
     assert _values(tmp_path / "pairs.parquet") == [chat]
 
 

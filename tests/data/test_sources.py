@@ -215,7 +215,8 @@ def test_a_source_that_does_not_exist(data: str, message: str) -> None:
 def test_a_folder_that_is_no_saved_dataset_names_the_files_in_it(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "pairs.jsonl", ROWS)
     with pytest.raises(
-        DpotoolError, match=r"not one written by datasets.save_to_disk. Name one of its files: pairs.jsonl"
+        DpotoolError,
+        match=r"neither one written by datasets\.save_to_disk nor .*\. Name one of its files: pairs\.jsonl",
     ):
         load_preferences(str(tmp_path))
 

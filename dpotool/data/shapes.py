@@ -1,0 +1,114 @@
+"""Rows as other tools write them, brought into the shapes that `columns` knows, where there is no doubt what is meant.
+
+* lists of messages that went through CSV, and are the text of one (JSON, Python's or numpy's way of printing it);
+* ShareGPT's `from` and `value`, its roles `human` and `gpt`, and a prompt in `conversations` or `messages`;
+* one message in place of a list of one, and content in OpenAI's parts of type `text`;
+* a list of messages as prompt with plain texts as answers.
+
+What is plainly structure and cannot be read is malformed: it is never scored as if somebody had written it.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from typing import Any
+
+from dpotool.data.fields import InvalidRowError, Row, describe_type
+
+MESSAGE_COLUMNS = ("conversations", "messages")
+"""Where the prompt stands in rows without a `prompt`, as a list of messages."""
+QUESTION_COLUMNS = ("question", "instruction", "query", "input", "system", "context", "history", *MESSAGE_COLUMNS)
+"""Columns that say what a prompt says; not read beside or in place of `prompt`, but never passed over in silence."""
+
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant"}
+_PRINTED = re.compile(r"""^\s*"?\s*(array\()?\s*\[?\s*\{\s*\\?['"](role|content|from|value)\\?['"]\s*:""")
+_BETWEEN = re.compile(r"\}\s*\n\s*\{")
+_ARRAY = re.compile(r"^\s*array\((.*?)(,\s*dtype=\w+)?\)\s*$", re.DOTALL)
+_FIELDS = ("prompt", "chosen", "rejected")
+
+
+def normalize_row(row: Row) -> Row:
+    """Returns a row whose prompt and completions are strings or lists of messages.
+
+    Raises:
+        InvalidRowError: a field is the text of a list of messages, and cannot be read as one.
+    """
+    row = dict(row)
+    for name in _FIELDS:
+        if row.get(name) is not None:
+            row[name] = _read_field(name, row[name])
+    if row.get("prompt") is None and not (_opens_conversation(row.get("chosen")) and row.get("rejected")):
+        for name in MESSAGE_COLUMNS:
+            messages = _read_field(name, row[name]) if row.get(name) else None
+            if isinstance(messages, list):
+                row["prompt"] = messages
+                break
+    if isinstance(row.get("prompt"), list):
+        for name in ("chosen", "rejected"):
+            if isinstance(row.get(name), str) and row[name].strip():
+                row[name] = [{"role": "assistant", "content": row[name]}]
+    return row
+
+
+def _opens_conversation(completion: Any) -> bool:
+    """Tells whether a completion is a whole conversation, which has its prompt in it."""
+    first = completion[0] if isinstance(completion, list) and completion else None
+    return isinstance(first, dict) and first.get("role") != "assistant"
+
+
+def _read_field(name: str, value: Any) -> Any:
+    if isinstance(value, str):
+        if not _PRINTED.match(value):
+            return value
+        value = _parse_printed(name, value)
+    if isinstance(value, dict) and {"role", "from"} & value.keys():
+        value = [value]
+    return [_read_message(name, message) for message in value] if isinstance(value, list) else value
+
+
+def _parse_printed(name: str, text: str) -> Any:
+    """Reads a list of messages back from how JSON, Python or numpy printed it."""
+    array = _ARRAY.match(text)
+    text = array.group(1) if array else text
+    for parse in (json.loads, ast.literal_eval, lambda text: ast.literal_eval(_BETWEEN.sub("}, {", text.strip()))):
+        try:
+            value = parse(text)
+            value = json.loads(value) if isinstance(value, str) else value
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        if isinstance(value, list | dict):
+            return value
+    raise InvalidRowError(f"{name!r} is the text of a list of messages and cannot be read back: write it as JSON")
+
+
+def _read_message(name: str, message: Any) -> Any:
+    """A message under `role` and `content`; what is none is left as it is, to be refused where messages are read."""
+    if not isinstance(message, dict):
+        return message
+    message = strip_nulls(message)
+    if "role" not in message and isinstance(message.get("from"), str) and "value" in message:
+        message = {"role": message.pop("from"), "content": message.pop("value"), **message}
+    role = message.get("role")
+    if isinstance(role, str):
+        message["role"] = _ROLES.get(role.lower(), role)
+    if isinstance(message.get("content"), list):
+        message["content"] = _join_parts(name, message["content"])
+    return message
+
+
+def _join_parts(name: str, parts: list[Any]) -> str:
+    texts: list[Any] = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    kinds = {part.get("type", "text") if isinstance(part, dict) else "text" for part in parts} - {"text"}
+    if kinds or not all(isinstance(text, str) for text in texts):
+        found = ", ".join(sorted(map(str, kinds))) or ", ".join(map(describe_type, texts))
+        raise InvalidRowError(f"{name!r} has content in parts that are no text: {found}")
+    return "".join(texts)
+
+
+def strip_nulls(value: Any) -> Any:
+    """Returns a value without the keys that hold nothing, at any depth: columnar files fill them in."""
+    if isinstance(value, dict):
+        return {key: strip_nulls(item) for key, item in value.items() if item is not None}
+    return [strip_nulls(item) for item in value] if isinstance(value, list) else value
