@@ -28,7 +28,9 @@ def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
     from dpotool.compare.findings import find_out
 
     check_format(config.format)
-    findings = find_out(runs, baseline=config.baseline, data=config.data, split=config.split, seed=config.seed)
+    findings = find_out(
+        runs, baseline=config.baseline, data=config.data, split=config.split, limit=config.limit, seed=config.seed
+    )
     for problem in findings.comparison.problems:
         console.warn(problem)
     if config.format == "csv":

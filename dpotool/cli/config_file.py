@@ -47,7 +47,7 @@ def read_config(
         theirs = others.get(author, settings)
         known -= _find_namesakes(settings, theirs)
         if issubclass(theirs, DataSettings) and not issubclass(settings, DataSettings):
-            known -= {"data", "split"}  # there a file or hub id, here the name of a table
+            known -= {"data", "split", "limit"}  # there a file or hub id, here the name of a table
     elsewhere = {name for other in others.values() for name in list_names(other)} - known
     found: dict[str, Any] = {}
     for key, value in content.items():

@@ -20,17 +20,20 @@ import pandas as pd
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import MEANS, MEDIANS, PERPLEXITIES, SHARES, get_summary
 from dpotool.errors import DpotoolError
+from dpotool.runs.about import ScoreAbout, read_about
 from dpotool.runs.folder import RunFolder, list_runs
-from dpotool.runs.tables import read_metadata
 
 METRICS = (*MEANS, *(f"{name}_median" for name in MEDIANS), *SHARES, *PERPLEXITIES)
 _SCHEDULE_SIGNS = {"linear_increase": "↑", "linear_decrease": "↓"}
 
 
-def expand_sweeps(paths: Sequence[str]) -> list[RunFolder]:
+def expand_sweeps(paths: Sequence[str], *, is_quiet: bool = False) -> list[RunFolder]:
     """Returns the run folders that paths stand for: a sweep's own, then its runs, DPO first, then by falling lambda.
 
     A run that is named twice, by itself and by its sweep for example, is there once, with a warning that names it.
+
+    Args:
+        is_quiet: for who only looks at what is there, before somebody else reads it.
 
     Raises DpotoolError for a folder that is no run.
     """
@@ -39,23 +42,37 @@ def expand_sweeps(paths: Sequence[str]) -> list[RunFolder]:
         folder = RunFolder(Path(path))
         folders += _cells(folder) if folder.read_manifest()["kind"] == "sweep" else [folder]
     once = {folder.path.resolve(): folder for folder in reversed(folders)}  # the first of each is what stays
-    if len(once) < len(folders):
+    if len(once) < len(folders) and not is_quiet:
         places = [folder.path.resolve() for folder in folders]
         twice = [str(once[place].path) for place in dict.fromkeys(places) if places.count(place) > 1]
-        # from this line, so that it is said once, however many callers ask
-        warnings.warn(f"named more than once, counted once: {', '.join(twice)}", stacklevel=1)
+        warnings.warn(f"named more than once, counted once: {', '.join(twice)}", stacklevel=2)
     return [folder for folder in folders if once[folder.path.resolve()] is folder]
 
 
-def open_runs(folders: Sequence[RunFolder], *, data: str | None = None, split: str | None = None) -> list[ScoredRun]:
+def open_runs(
+    folders: Sequence[RunFolder], *, data: str | None = None, split: str | None = None, limit: int | None = None
+) -> list[ScoredRun]:
     """Opens a score table of each run, in their order, under labels that are unique among them.
 
+    Where a run has several and none is asked for, a warning says what else it was scored on.
+
     Args:
-        data, split: which of each run's score tables; without them the newest.
+        data, split, limit: which of each run's score tables, as `find_scores` takes them.
 
     Raises DpotoolError when a run has no such score table or it cannot be read.
     """
-    runs = [ScoredRun.open(find_scores(folder, data=data, split=split)) for folder in folders]
+    runs, others = [], set()
+    for folder in folders:
+        path, more = find_scores(folder, data=data, split=split, limit=limit)
+        runs.append(ScoredRun.open(path))
+        others |= more
+    if others and data is None and split is None and limit is None:
+        shown = sorted({f"{run.data} [{run.split}]" for run in runs})
+        warnings.warn(
+            f"showing scores of {', '.join(shown)}; also scored on {', '.join(sorted(others))}. "
+            "Choose with --data, --split and --limit",
+            stacklevel=2,
+        )
     labels = make_unique([_label_run(run) for run in runs], folders)
     return [replace(run, label=label) for run, label in zip(runs, labels, strict=True)]
 
@@ -65,28 +82,54 @@ def tabulate_runs(runs: Sequence[ScoredRun]) -> pd.DataFrame:
     return pd.DataFrame([_describe_row(run) for run in runs])
 
 
-def find_scores(run: RunFolder, *, data: str | None = None, split: str | None = None) -> Path:
-    """Returns a run's score table: of the data and split named (as its metadata says), else the newest.
+def find_scores(
+    run: RunFolder, *, data: str | None = None, split: str | None = None, limit: int | None = None
+) -> tuple[Path, set[str]]:
+    """Returns a run's score table, and what the others that were asked for no less are of.
 
-    A table of the run's own scoring goes before those of another limit, beta, ... (`variant` in the metadata).
+    Of several it is one of the run's own evaluation pairs where there is one, and of those that are left the newest
+    that was scored as the run itself is, before those of another limit, beta, ... (`variant` in the metadata).
+
+    Args:
+        data: name of the data, or what `--data` was told when it was scored; without it any.
+        split, limit: likewise; a limit picks the table of so many rows.
 
     Raises DpotoolError when there is none.
     """
-    found: list[Path] = []
-    for path in run.list_tables("score"):
-        about = read_metadata(path)
-        if all(wanted is None or about.get(key) == wanted for key, wanted in (("data", data), ("split", split))):
-            if not about.get("variant"):
-                return path
-            found.append(path)
-    if found:
-        return found[0]
-    asked = " ".join(part for part in (data, split) if part)
-    raise DpotoolError(
-        f"no scores{f' of {asked}' if asked else ''} here",
-        where=str(run.path),
-        remedy=f"Run `dpotool score {run.path}` first",
-    )
+    asked = {"data": data, "split": split, "limit": limit}
+    found = [
+        (path, about) for path in run.list_tables("score") if _is_asked(about := read_about(path, ScoreAbout), asked)
+    ]
+    if not found:
+        named = " ".join(str(part) for part in (data, split, f"limited to {limit}" if limit else None) if part)
+        raise DpotoolError(
+            f"no scores{f' of {named}' if named else ''} here",
+            where=str(run.path),
+            remedy=f"Run `dpotool score {run.path}` first",
+        )
+    own = _find_own_pairs(run)
+    best, about = min(found, key=lambda each: ((each[1].data, each[1].split) != own, bool(each[1].variant)))
+    shown = _say_pairs(about)
+    return best, {_say_pairs(each) for _, each in found} - {shown}
+
+
+def _is_asked(about: ScoreAbout, asked: Mapping[str, Any]) -> bool:
+    told = about.settings or {}
+    names = {"data": (about.data, told.get("data")), "split": (about.split,), "limit": (told.get("limit"),)}
+    return all(wanted is None or wanted in names[key] for key, wanted in asked.items())
+
+
+def _find_own_pairs(run: RunFolder) -> tuple[str | None, str | None]:
+    """Returns data and split that a run was evaluated on, or, by run.yaml, scored on first."""
+    if not run.manifest_path.exists():
+        return None, None
+    recorded = run.read_manifest().get("data") or {}
+    part = recorded.get("eval") or recorded.get("train") or recorded
+    return part.get("name"), part.get("split")
+
+
+def _say_pairs(about: ScoreAbout) -> str:
+    return f"{about.data} [{about.split}]" + (f" ({about.variant})" if about.variant else "")
 
 
 def describe_run(config: Mapping[str, Any]) -> str:

@@ -14,7 +14,10 @@ class CompareConfig(Settings):
     baseline: str | None = setting(
         None, "Run to compare the others with, by label, folder name or path; without it the DPO run, else the first."
     )
-    data: str | None = setting(None, "Which data's scores, where a run has several; without it the newest.")
+    data: str | None = setting(
+        None, "Which data's scores, where a run has several; without it those it was evaluated on, else the newest."
+    )
     split: str | None = setting(None, "Which split's scores.")
+    limit: int | None = setting(None, "Scores of the first N rows, where a run has such.")
     format: str = setting("table", "table, csv, markdown or latex.")
     seed: int = setting(0, "Seed of the bootstrap and the permutation tests.")

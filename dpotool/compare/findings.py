@@ -135,6 +135,7 @@ def find_out(
     baseline: str | None = None,
     data: str | None = None,
     split: str | None = None,
+    limit: int | None = None,
     seed: int = 0,
 ) -> Findings:
     """Compares the runs that the paths stand for, judges each and names the one to take.
@@ -145,7 +146,7 @@ def find_out(
     scored = [folder for folder in folders if folder.list_tables("score")]
     if not scored:
         raise _no_scores(paths[0], folders)
-    return conclude(open_runs(scored, data=data, split=split), folders, baseline=baseline, seed=seed)
+    return conclude(open_runs(scored, data=data, split=split, limit=limit), folders, baseline=baseline, seed=seed)
 
 
 def conclude(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -12,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpotool.data.pair_sets import load_pair_set
 from dpotool.data.pairs import PairSet
+from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.limits import resolve_max_length
@@ -74,7 +76,10 @@ class OpenSubject:
         }
 
     def note_run(self, kind: str, config: Settings, fingerprints: Mapping[str, str | None] | None = None) -> None:
-        """Writes the manifest of finished work into the subject's folder, unless that is a run already."""
+        """Writes the manifest of finished work into the subject's folder, unless that is a run already.
+
+        run.yaml stays that of a folder's first work; each table says for itself with which settings it was made.
+        """
         folder = self.subject.folder
         if folder.manifest_path.exists():
             return
@@ -101,12 +106,29 @@ class OpenSubject:
         return logps
 
 
+def _check_owner(subject: Subject) -> None:
+    """Raises DpotoolError where the folder to write to holds what another model gave: its run.yaml would name that."""
+    folder = subject.folder
+    if not folder.manifest_path.exists():
+        return
+    manifest = folder.read_manifest()
+    theirs = manifest["config"].get("model")
+    if manifest["kind"] in ("train", "sweep", "import") or theirs is None:
+        return
+    if theirs != subject.model and Path(theirs).resolve() != Path(subject.model).resolve():
+        raise DpotoolError(
+            "holds what another model gave", where=str(folder.path), expected=theirs, got=subject.model,
+            remedy="Choose another folder with --output",
+        )  # fmt: skip
+
+
 def open_subject(subject: Subject, progress: Progress, *, dtype: str | None = None) -> OpenSubject:
     """Loads tokenizer, policy and pairs, and the reference in the policy's numeric type.
 
     Args:
         dtype: type to take gradients in, for which 'auto' may be too coarse; without it the policy is only scored.
     """
+    _check_owner(subject)
     config = subject.config
     if subject.on_training_pairs:
         progress.warn(

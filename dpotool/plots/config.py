@@ -11,7 +11,10 @@ from dpotool.settings import Settings, setting
 class PlotConfig(Settings):
     """Settings of pictures."""
 
-    data: str | None = setting(None, "Which data's scores, where a run has several; without it the newest.")
+    data: str | None = setting(
+        None, "Which data's scores, where a run has several; without it those it was evaluated on, else the newest."
+    )
     split: str | None = setting(None, "Which split's scores.")
+    limit: int | None = setting(None, "Scores of the first N rows, where a run has such.")
     format: str = setting("png", "png, pdf or svg, or several, comma-separated.")
     output: str | None = setting(None, "Folder for the pictures; without it plots/ in the run or sweep folder.")

@@ -74,7 +74,7 @@ class Scene:
     def runs(self) -> list[ScoredRun]:
         """Scored runs, in the order given."""
         folders = [folder for folder in self.everything if folder.list_tables("score")]
-        return open_runs(folders, data=self.config.data, split=self.config.split)
+        return open_runs(folders, data=self.config.data, split=self.config.split, limit=self.config.limit)
 
     @cached_property
     def findings(self) -> Findings:

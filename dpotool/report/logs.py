@@ -29,7 +29,7 @@ _MISSING = [
     "Verdict, differences, intervals, tests, and the most and least displaced pairs all need scores.",
     "The table below starts from the first value that was logged. The model before training may have had another.",
 ]
-_OF_SCORES = ("baseline", "data", "split", "pairs", "seed")
+_OF_SCORES = ("baseline", "data", "split", "limit", "pairs", "seed")
 _LOGGED = {
     "logps/chosen": "log π(chosen), nats",
     "logps/rejected": "log π(rejected), nats",
@@ -44,7 +44,7 @@ def has_only_logs(paths: Sequence[str]) -> bool:
 
     Raises DpotoolError for a folder that is no run.
     """
-    folders = expand_sweeps(paths)
+    folders = expand_sweeps(paths, is_quiet=True)
     return any(run.metrics_path.exists() for run in folders) and not any(run.list_tables("score") for run in folders)
 
 

@@ -45,8 +45,12 @@ def write_report(paths: Sequence[str], config: ReportConfig, *, find_texts: Find
     Raises DpotoolError when a path is no run, nothing is scored, or the format or output cannot be used.
     """
     _choose_format(config)  # before any work
-    findings = find_out(paths, baseline=config.baseline, data=config.data, split=config.split, seed=config.seed)
-    scene = Scene(findings.folders, PlotConfig(data=config.data, split=config.split), findings=findings)
+    findings = find_out(
+        paths, baseline=config.baseline, data=config.data, split=config.split, limit=config.limit, seed=config.seed
+    )
+    scene = Scene(
+        findings.folders, PlotConfig(data=config.data, split=config.split, limit=config.limit), findings=findings
+    )
     texts = find_texts(findings, config.pairs)
 
     def build(dpi: int) -> Page:

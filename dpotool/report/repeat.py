@@ -16,7 +16,7 @@ from dpotool.runs.about import TheoryAbout, read_about
 from dpotool.runs.commands import list_flags, repeat_import
 from dpotool.runs.folder import RunFolder
 
-_OF_COMPARE = ("baseline", "data", "split", "seed")
+_OF_COMPARE = ("baseline", "data", "split", "limit", "seed")
 _SAME_NUMBERS = "On the same machine and with the same versions, which stand above, they give the same numbers."
 
 

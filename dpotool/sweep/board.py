@@ -16,7 +16,7 @@ from threading import Lock
 from typing import Any
 
 from dpotool.errors import DpotoolError
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, read_score_summary
 from dpotool.sweep.plan import Cell
 from dpotool.training.arguments import count_steps
 from dpotool.training.config import fill_in
@@ -134,9 +134,8 @@ def _read_last(path: Path) -> dict[str, Any]:
 def _read_scored(folder: RunFolder) -> tuple[float | None, float | None, float | None]:
     """Mean log-likelihoods and margin of the newest scores."""
     for table in folder.list_tables("score"):
-        try:
-            summary = json.loads(summary_path(table).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        summary = read_score_summary(table)
+        if summary is None:
             continue
         chosen, rejected, margin = (
             _mean(summary.get(name)) for name in ("chosen_logps", "rejected_logps", "reward_margins")

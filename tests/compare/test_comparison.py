@@ -145,6 +145,28 @@ def test_each_run_is_compared_by_its_own_numbers(tmp_path):
     assert shown == pytest.approx([other - base for other in others])
 
 
+def test_the_runs_own_evaluation_goes_before_newer_scores_of_other_data(tmp_path):
+    """And a warning says what else there is; each can be asked for, also by what --data was told."""
+    run = make_scored_run(tmp_path / "a", loss="dpo", n=60)
+    run.update_manifest(data={"train": {}, "eval": {"name": "demo", "split": "test"}})
+    told = {"data": "demo", "split": "test", "variant": "limit-20", "settings": {"data": "builtin:demo", "limit": 20}}
+    table = run.table_path("score", "demo", "test", variant="limit-20")
+    write_table(make_score_frame(20), table, SCORE_SCHEMA, told)
+    about = {"data": "other", "split": "test", "settings": {"data": "dir/other.jsonl"}}
+    write_table(make_score_frame(30), run.table_path("score", "other", "test"), SCORE_SCHEMA, about)
+
+    with pytest.warns(
+        UserWarning, match=r"showing scores of demo \[test\]; also scored on demo .*limit-20.*, other \["
+    ):
+        assert [each.n for each in open_runs([run])] == [60]
+    for asked, n in (({"data": "other"}, 30), ({"data": "dir/other.jsonl"}, 30), ({"limit": 20}, 20)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert [each.n for each in open_runs([run], **asked)] == [n], asked
+    with pytest.raises(DpotoolError, match="no scores of limited to 7 here"):
+        open_runs([run], limit=7)
+
+
 def test_a_run_that_is_named_twice_counts_once(tmp_path, monkeypatch):
     make_scored_run(tmp_path / "sweep" / "dpo", loss="dpo")
     RunFolder(tmp_path / "sweep").write_manifest(collect_manifest("sweep", {}))

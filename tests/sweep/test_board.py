@@ -72,7 +72,8 @@ def test_a_run_that_is_done_shows_its_test_pairs(board: Board, tmp_path: Path) -
     run = write_scored_run(tmp_path / "dpo")
     run.update_manifest(data={"train": {"n_pairs": 40}})
     table = run.list_tables("score")[0]
-    write_json(summary_path(table), {"chosen_logps": {"mean": -30.0}, "rejected_logps": {"mean": -40.0}})
+    summary = {"n": 120, "n_excluded": {}, "chosen_logps": {"mean": -30.0}, "rejected_logps": {"mean": -40.0}}
+    write_json(summary_path(table), summary)
     board.enter("dpo", DONE)
     assert board.read()[0] == CellState("dpo", DONE, 20, 20, -30.0, -40.0, None)
 
