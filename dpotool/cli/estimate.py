@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
 
 from dpotool.cli.console import Console, format_bytes, format_duration
 
@@ -10,8 +11,22 @@ if TYPE_CHECKING:
     from dpotool.likelihood.cost import Estimate
 
 
-def show_estimate(estimate: Estimate, console: Console) -> None:
+def show_dry_run(plan: Callable[[], Iterable[Estimate]], console: Console) -> list[dict[str, Any]]:
+    """Prints what each estimate of `plan` says as it is made, with no built-in model made for it; returns them all."""
+    from dpotool.models.builtin import standing_in
+
+    shown = []
+    with standing_in():
+        for estimate in plan():
+            _show(estimate, console)
+            shown.append(estimate.to_dict())
+    return shown
+
+
+def _show(estimate: Estimate, console: Console) -> None:
     """Prints pairs, tokens, hits in the store, time by stage and peak memory, and what the figures rest on."""
+    in_all = f"about {format_duration(estimate.total_seconds)} and {format_bytes(estimate.peak_bytes)} of memory"
+    console.say(f"{estimate.command} would take {in_all}.")
     rows = [[f"pairs, {name}", str(n)] for name, n in estimate.n_pairs.items()]
     rows += [["tokens", f"{estimate.n_tokens:,}"], ["padded tokens", f"{estimate.n_padded_tokens:,}"]]
     if estimate.batch_tokens:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from dpotool.cli.console import Console, format_number
+from dpotool.cli.console import Console, format_duration, format_number
 
 if TYPE_CHECKING:
     from dpotool.sweep.board import Board, CellState
@@ -46,7 +46,9 @@ def draw_board(board: Board, n_jobs: int) -> Any:
     states = board.read()
     left = board.estimate_left(states, n_jobs)
     n_done = sum(state.phase == "done" for state in states)
-    title = f"{n_done} of {len(states)} runs done" + (f", about {format_time(left)} of training left" if left else "")
+    title = f"{n_done} of {len(states)} runs done" + (
+        f", about {format_duration(left)} of training left" if left else ""
+    )
     table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)
     for number, column in enumerate(_COLUMNS):
         table.add_column(column, justify="right" if number > 1 else "left", no_wrap=True)
@@ -66,14 +68,7 @@ def describe_state(state: CellState) -> list[str]:
         "" if value is None else format_number(value, digits)
         for value, digits in ((state.chosen_logps, 2), (state.rejected_logps, 2), (state.reward_margin, 3))
     ]
-    return [state.name, phase, *numbers, "" if state.seconds_left is None else format_time(state.seconds_left)]
-
-
-def format_time(seconds: float) -> str:
-    """Returns 0:07, 12:40 or 1:02:10."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return [state.name, phase, *numbers, "" if state.seconds_left is None else format_duration(state.seconds_left)]
 
 
 @contextmanager

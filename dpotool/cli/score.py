@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from dpotool.cli.console import Console, format_interval
+from dpotool.cli.estimate import show_dry_run
 from dpotool.cli.verbs import Positional, add_verb
 from dpotool.measures.config import ScoreConfig
 
@@ -34,7 +36,9 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
         models = [str(newest_run(kind="train").path)]
         console.note(f"scoring the newest run, {models[0]}")
     if config.dry_run:
-        show_plans(models, config, console)
+        from dpotool.measures.cost import plan_scorings
+
+        console.finish({"estimates": show_dry_run(partial(plan_scorings, models, config, progress=console), console)})
         return
     results = score_models(models, config, progress=console)
     for title, columns, rows in tabulate_scores(results):
@@ -51,20 +55,6 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
             console.say(f"verdict on {result.label}: {verdict['statement']}")
             console.say(f"next: {verdict['next']}")
     console.finish({"results": [_to_json(result) for result in results]})
-
-
-def show_plans(models: Sequence[str], config: ScoreConfig, console: Console) -> None:
-    """Prints what scoring each model would take."""
-    from dpotool.cli.estimate import show_estimate
-    from dpotool.measures.cost import plan_scorings
-    from dpotool.models.builtin import standing_in
-
-    estimates = []
-    with standing_in():
-        for estimate in plan_scorings(models, config, progress=console):
-            estimates.append(estimate)
-            show_estimate(estimate, console)
-    console.finish({"estimates": [estimate.to_dict() for estimate in estimates]})
 
 
 def _to_json(result: ScoreResult) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dpotool.cli.console import Console, format_interval
+from dpotool.cli.console import Console, format_duration, format_interval
 from dpotool.cli.verbs import add_verb
 from dpotool.errors import DpotoolError
 from dpotool.sweep.config import SweepConfig
@@ -67,7 +67,6 @@ def run(config: SweepConfig, console: Console) -> None:
 
 def show_plan(config: SweepConfig, console: Console) -> None:
     """Prints the cells and what they cost; nothing is trained."""
-    from dpotool.cli.live_table import format_time
     from dpotool.sweep.cost import plan_sweep
 
     plan = plan_sweep(config)
@@ -84,7 +83,9 @@ def show_plan(config: SweepConfig, console: Console) -> None:
     console.table(f"{plan.folder}: what would be trained", ["cell", "lambda", "seed", "steps", ""], rows)
     console.say(f"{plan.n_open} of {len(plan.cells)} runs to train, {plan.n_steps} optimiser steps in all")
     if plan.seconds:
-        console.say(f"about {format_time(plan.seconds)} of training, one at a time, at the pace of the finished runs")
+        console.say(
+            f"about {format_duration(plan.seconds)} of training, one at a time, at the pace of the finished runs"
+        )
     tested = "no test pairs" if plan.n_test is None else f"{plan.n_test} test pairs scored after each run"
     console.say(f"{plan.n_train} training pairs, {tested}; the reference is computed once")
     console.finish(plan.to_dict())

@@ -8,6 +8,7 @@ import typer
 
 from dpotool.cli import theory_tables
 from dpotool.cli.console import Console
+from dpotool.cli.estimate import show_dry_run
 from dpotool.cli.verbs import add_verb
 from dpotool.gradients.config import TheoryConfig
 
@@ -23,7 +24,10 @@ def run(config: TheoryConfig, console: Console) -> None:
     from dpotool.runs.folder import summary_path
 
     if config.dry_run:
-        show_plan(config, console)
+        from dpotool.gradients.cost import plan_theory
+
+        (estimate,) = show_dry_run(lambda: [plan_theory(config, progress=console)], console)
+        console.finish(estimate)
         return
     result = run_theory(config, progress=console)
     show_summary(result.summary, console)
@@ -34,18 +38,6 @@ def run(config: TheoryConfig, console: Console) -> None:
     if result.was_interrupted:
         console.note("interrupted: what was finished so far is in the table")
         raise typer.Exit(130)
-
-
-def show_plan(config: TheoryConfig, console: Console) -> None:
-    """Prints what the table would take."""
-    from dpotool.cli.estimate import show_estimate
-    from dpotool.gradients.cost import plan_theory
-    from dpotool.models.builtin import standing_in
-
-    with standing_in():
-        estimate = plan_theory(config, progress=console)
-    show_estimate(estimate, console)
-    console.finish(estimate.to_dict())
 
 
 def show_summary(summary: dict[str, Any], console: Console) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from dpotool.cli.console import Console
+from dpotool.cli.estimate import show_dry_run
 from dpotool.cli.verbs import add_verb
 from dpotool.training.config import TrainConfig
 
@@ -19,7 +20,10 @@ def run(config: TrainConfig, console: Console) -> None:
     from dpotool.training.run import train
 
     if config.dry_run:
-        show_plan(config, console)
+        from dpotool.training.cost import plan_training
+
+        (estimate,) = show_dry_run(lambda: [plan_training(config, progress=console)], console)
+        console.finish(estimate)
         return
     result = train(config, progress=console)
     rows = result.folder.read_metrics()
@@ -34,18 +38,6 @@ def run(config: TrainConfig, console: Console) -> None:
     console.finish({"run": str(result.folder.path), "status": status, "metrics": last})
     if result.was_interrupted:
         raise typer.Exit(130)
-
-
-def show_plan(config: TrainConfig, console: Console) -> None:
-    """Prints what the run would take."""
-    from dpotool.cli.estimate import show_estimate
-    from dpotool.models.builtin import standing_in
-    from dpotool.training.cost import plan_training
-
-    with standing_in():
-        estimate = plan_training(config, progress=console)
-    show_estimate(estimate, console)
-    console.finish(estimate.to_dict())
 
 
 def summarize_training(name: str, last: dict[str, float]) -> tuple[str, list[str], list[list[str]]]:

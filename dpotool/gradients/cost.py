@@ -18,7 +18,6 @@ from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.cost import (
     Estimate,
     count_tokens,
-    estimate_scoring,
     measure_peak_bytes,
     seconds_since_start,
     time_strata,
@@ -47,7 +46,9 @@ def plan_theory(config: TheoryConfig, *, progress: Progress) -> Estimate:
     estimate.n_tokens = count_tokens(pairs)
     engine = GradientEngine(opened.policy, config.parameters)
     estimate.seconds["loading"] = seconds_since_start()
-    _add_reference(estimate, opened)
+    if opened.reference_scorer is not None:
+        reference = opened.reference_scorer
+        estimate.add_scoring("reference", reference, pairs, reference.find_missing(pairs))
     _add_products(estimate, config, opened, engine)
     if not config.pairs_only and len(pairs) >= FEWEST_PAIRS:
         shifts = sorted({*lambdas, 1.0}) if config.optimizer == "adamw" else []
@@ -56,16 +57,6 @@ def plan_theory(config: TheoryConfig, *, progress: Progress) -> Estimate:
     if config.check or config.verify:
         estimate.probe.append("without --check and --verify")
     return estimate
-
-
-def _add_reference(estimate: Estimate, opened: OpenSubject) -> None:
-    scorer, pairs = opened.reference_scorer, opened.pair_set.pairs
-    if scorer is None:
-        return
-    missing = scorer.find_missing(pairs)
-    estimate.n_cached["reference"] = len(pairs) - len(missing)
-    if missing:
-        estimate.seconds["reference"] = estimate_scoring(scorer, missing).seconds
 
 
 def _add_products(estimate: Estimate, config: TheoryConfig, opened: OpenSubject, engine: GradientEngine) -> None:

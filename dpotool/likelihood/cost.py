@@ -46,6 +46,17 @@ class Estimate:
     probe_seconds: float = 0.0
     """What measuring took while things were still being loaded."""
 
+    def add_scoring(
+        self, name: str, scorer: Scorer, pairs: Sequence[TokenizedPair], missing: Sequence[TokenizedPair]
+    ) -> ScoringCost | None:
+        """Adds the scoring of what the store lacks of these pairs under one model; None where it lacks nothing."""
+        self.n_cached[name] = len(pairs) - len(missing)
+        if not missing:
+            return None
+        cost = estimate_scoring(scorer, missing)
+        self.seconds[name] = cost.seconds
+        return cost
+
     @property
     def total_seconds(self) -> float:
         return sum(self.seconds.values())

@@ -70,13 +70,10 @@ def plan_training(config: TrainConfig, *, progress: Progress) -> Estimate:
 def _add_reference(estimate: Estimate, scorer: Scorer, pair_set: PairSet) -> ScoredPairs:
     """Looks into the store and measures what is missing; returns zeros, which cost a training step as much."""
     began = time.perf_counter()
-    split, n_pairs = pair_set.source.split, len(pair_set.pairs)
-    missing = scorer.find_missing(pair_set.pairs)
-    estimate.n_cached[f"reference on {split}"] = n_pairs - len(missing)
-    if missing:
-        estimate.seconds[f"reference on {split}"] = estimate_scoring(scorer, missing).seconds
+    pairs = pair_set.pairs
+    estimate.add_scoring(f"reference on {pair_set.source.split}", scorer, pairs, scorer.find_missing(pairs))
     estimate.probe_seconds += time.perf_counter() - began
-    return ScoredPairs(np.zeros(n_pairs), np.zeros(n_pairs))
+    return ScoredPairs(np.zeros(len(pairs)), np.zeros(len(pairs)))
 
 
 def _add_steps(estimate: Estimate, config: TrainConfig, trainer: PreferenceTrainer) -> None:
