@@ -218,11 +218,6 @@ def choose_n_bins(n: int) -> int:
     return int(min(60, max(12, 1.6 * n**0.5)))
 
 
-def show_zero(axes: Axes) -> None:
-    """A line at zero on the x axis."""
-    axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
-
-
 def ring_recommended(axes: Axes, x: float, y: float) -> None:
     """A wide ring around the point of the recommended run, and a small one in the legend."""
     ring: dict[str, Any] = {
