@@ -203,7 +203,9 @@ def _name_reason(error: Exception) -> str:
     if isinstance(error, OSError):
         return str(error.strerror or error)
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:200]
+    if "inline_container" in lines[0]:  # torch.save tells where in its own source it failed, and not why
+        return "a file cannot be written to its end; the disk may be full"
+    return lines[0].removeprefix("Error while serializing: ").removeprefix("I/O error: ")[:200]
 
 
 def _force_to_disk(path: Path) -> None:

@@ -80,6 +80,7 @@ class ResumableTrainer(Trainer):
             (place / name).write_text(json.dumps(self._export_progress()), encoding="utf-8")
             self.accelerator.wait_for_everyone()
             if is_main:
+                (place / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.yaml says the same
                 self.state.save_to_json(str(place / checkpoints.STATE))
                 checkpoints.publish(place, self.run_id)
                 checkpoints.rotate(folder, self.args.save_total_limit)
@@ -129,6 +130,16 @@ class ResumableTrainer(Trainer):
         with _one_line(resume_from_checkpoint, "weights"):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuses weights that are missing or too many; one that is tied to another is in the file under that name."""
+        model: Any = self.model
+        places = {name: weight.data_ptr() for name, weight in model.named_parameters(remove_duplicate=False)}
+        loaded = {place for name, place in places.items() if name not in load_result.missing_keys}
+        missing = [name for name in load_result.missing_keys if places.get(name) not in loaded]
+        wrong = [*missing, *load_result.unexpected_keys]
+        if wrong:
+            raise DpotoolError(f"{len(wrong)} weights are missing or too many, {wrong[0]} among them")
+
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _one_line(checkpoint, "optimizer or scheduler"):
             super()._load_optimizer_and_scheduler(checkpoint)
@@ -155,8 +166,6 @@ def _one_line(checkpoint: str | None, what: str) -> Iterator[None]:
     """Turns what torch and transformers say to a checkpoint that they cannot load into one line."""
     try:
         yield
-    except DpotoolError:
-        raise
     except Exception as error:
         if isinstance(error, torch.cuda.OutOfMemoryError):
             raise

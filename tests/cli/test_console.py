@@ -33,3 +33,28 @@ def test_intervals() -> None:
     assert format_interval({"value": 1.0, "ci_low": None, "ci_high": None}, 1) == "1.0"
     assert format_interval(None) == "-"
     assert format_interval({"mean": -0.0004, "ci_low": -0.006, "ci_high": -0.0}, 2) == "0.00 [-0.01, 0.00]"
+
+
+def test_without_a_terminal_long_work_says_now_and_then_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """100 steps of 2 s, of which 20 lay there already: a line every half minute, with the time that is left."""
+    now = [1000.0]
+    monkeypatch.setattr("dpotool.cli.console.time.monotonic", lambda: now[0])
+    with Console().track("training\x1b[2J", 100) as advance:
+        advance(20)
+        for _ in range(80):
+            now[0] += 2.0
+            advance(1)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:2] == [
+        r"training\x1b[2J: 35 of 100, about 2 min 10 s left",
+        r"training\x1b[2J: 50 of 100, about 1 min 40 s left",
+    ]
+    assert len(lines) == 5
+
+
+def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console().track("scoring", 10) as advance:
+        advance(10)
+    assert capsys.readouterr().err == ""

@@ -60,3 +60,11 @@ def test_a_runs_data_is_a_file_and_no_name_of_a_table(tmp_path: Path) -> None:
     others = {"train": TrainConfig, "plot": PlotConfig}
     assert read_config(run.manifest_path, PlotConfig, command="plot", others=others).keys() == {"format"}
     assert read_config(recipe, PlotConfig, command="plot", others=others) == {"data": "demo", "split": "test"}
+
+
+def test_no_file_makes_a_command_run_foreign_code(tmp_path: Path) -> None:
+    recipe = tmp_path / "run.yaml"
+    recipe.write_text("beta: 0.3\ntrust_remote_code: true\n")
+    notes: list[str] = []
+    assert read_config(recipe, TrainConfig, note=notes.append) == {"beta": 0.3}
+    assert "trust_remote_code is left out; only --trust-remote-code on the command line" in notes[0]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from transformers.training_args import ParallelMode
 
 from dpotool.runs.folder import RunFolder
 from dpotool.training import arguments as arguments_module
-from dpotool.training.arguments import build_training_arguments, count_evaluations
+from dpotool.training.arguments import build_training_arguments, count_evaluations, describe_steps
 from dpotool.training.config import TrainConfig, fill_in
 
 
@@ -61,3 +63,26 @@ def test_evaluations_are_counted_as_the_trainer_makes_them(run: Callable[..., Ru
         6,
         2,
     ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, "training in 1 process: 30 pairs, 8 pairs in a step, 4 steps, learning rate 1e-06 at its peak (cosine)"),
+        (
+            {"gradient_accumulation": 2, "epochs": 2.0, "learning_rate": 5e-7, "scheduler": "linear"},
+            "training in 1 process: 30 pairs, 16 pairs in a step (8 at a time, 2 times), 4 steps, "
+            "learning rate 5e-07 at its peak (linear)",
+        ),
+    ],
+)
+def test_what_is_about_to_happen_is_said(changes: dict[str, Any], said: str) -> None:
+    assert describe_steps(fill_in(TrainConfig(model="some/model", **changes)), 30) == said
+
+
+def test_several_processes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arguments_module, "PartialState", lambda: SimpleNamespace(num_processes=2))
+    text = describe_steps(fill_in(TrainConfig(model="some/model")), 30)
+    assert text.startswith(
+        "training in 2 processes: 30 pairs, 16 pairs in a step (8 at a time, on 2 processes), 2 steps"
+    )

@@ -12,12 +12,14 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from tiny_models import save_tiny_model
 from training_helpers import read_weights, training_rows
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from dpotool.errors import DpotoolError
 from dpotool.progress import Progress
@@ -27,6 +29,7 @@ from dpotool.training import callbacks
 from dpotool.training import run as training_run
 from dpotool.training.config import TrainConfig
 from dpotool.training.folder import reopen
+from dpotool.training.resumable import ResumableTrainer
 from dpotool.training.run import train
 
 Run = Callable[..., RunFolder]
@@ -82,6 +85,11 @@ with holding(sys.argv[1], "train"):
     print(flush=True)
     time.sleep(60)
 """
+
+
+TINY: dict[str, Any] = {
+    "vocab_size": 7, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1, "num_attention_heads": 1,
+}  # fmt: skip
 
 
 class Told(Progress):
@@ -185,6 +193,18 @@ def test_a_run_is_not_continued_on_what_changed_meanwhile(
         save_tiny_model(Path(settings["model"]), seed=1)
     with pytest.raises(DpotoolError, match=rf"{what} \({re.escape(settings[setting])}\) changed since the run began"):
         train(TrainConfig(output=settings["output"], resume=True))
+
+
+def test_weights_that_do_not_fit_are_refused_and_tied_ones_are_not_missed() -> None:
+    trainer = ResumableTrainer.__new__(ResumableTrainer)
+    trainer.model = LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=True))
+    trainer._issue_warnings_after_load(SimpleNamespace(missing_keys=["lm_head.weight"], unexpected_keys=[]))
+    for missing, unexpected in ([["model.norm.weight"], []], [[], ["extra"]]):
+        with pytest.raises(DpotoolError, match=f"1 weights are missing or too many, {(missing + unexpected)[0]} among"):
+            trainer._issue_warnings_after_load(SimpleNamespace(missing_keys=missing, unexpected_keys=unexpected))
+    trainer.model = LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=False))
+    with pytest.raises(DpotoolError, match=r"lm_head\.weight"):
+        trainer._issue_warnings_after_load(SimpleNamespace(missing_keys=["lm_head.weight"], unexpected_keys=[]))
 
 
 def test_remote_code_is_for_the_command_line_to_allow(
