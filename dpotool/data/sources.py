@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from dpotool.data.columns import Layout, convert_row, detect_layout
 from dpotool.data.fields import InvalidRowError
@@ -67,6 +68,20 @@ def load_preferences(
         kept = [index for index, test in enumerate(is_test) if test == (name == "test")][:limit]
         rows, outcomes = [rows[index] for index in kept], [outcomes[index] for index in kept]
     return _collect(origin, name, layout, rows, outcomes, skip_invalid)
+
+
+def convert_preferences(rows: Iterable[Mapping[str, Any]], name: str, *, skip_invalid: bool = False) -> PreferenceData:
+    """Turns rows that are in memory (dictionaries, a `datasets.Dataset`) into pairs, as `load_preferences` would.
+
+    Args:
+        name: of the data, for files and titles.
+
+    Raises:
+        DpotoolError: as `load_preferences`.
+    """
+    sources = [SourceRow(number, dict(row)) for number, row in enumerate(rows)]
+    layout, outcomes = _convert_rows(sources, name)
+    return _collect(Origin(name, name, {}), "all", layout, sources, outcomes, skip_invalid)
 
 
 def has_test_split(data: str, test_fraction: float | None = None) -> bool:
