@@ -252,7 +252,7 @@ def _read_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
         "displacement/share": ("chosen_displaced_share", "value"),
         "displacement/accuracies": ("reward_accuracy", "value"),
     }
-    found = {}
+    found: dict[str, float] = {}
     for name, (key, statistic) in names.items():
         values = summary[key]
         found |= {name: values[statistic], f"{name}_low": values["ci_low"], f"{name}_high": values["ci_high"]}
