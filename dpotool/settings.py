@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Self
 
 from dpotool.errors import DpotoolError
@@ -140,6 +141,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         for about in fields(self):
+            text = getattr(self, about.name)
+            if isinstance(text, str) and text.startswith("~"):  # shells leave it in --output=~/run, and so does YAML
+                object.__setattr__(self, about.name, str(Path(text).expanduser()))
             value, range_ = getattr(self, about.name), about.metadata.get("range")
             if range_ is not None and value is not None and value not in range_:
                 raise DpotoolError(

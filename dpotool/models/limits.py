@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -13,7 +15,8 @@ MAX_LENGTH = 2048
 
 def resolve_max_length(max_length: int | None, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns the longest sequence to use: what was asked for, else 2048, but never more than the model's positions."""
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
     limit = getattr(config, "max_position_embeddings", None)
     if limit is None and tokenizer.model_max_length < 10**9:  # transformers' way of saying "not known" is about 1e30
         limit = tokenizer.model_max_length

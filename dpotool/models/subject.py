@@ -150,17 +150,38 @@ def _name_variant(config: SubjectSettings, trained: Mapping[str, Any]) -> str:
     return "-".join(f"{name.replace('_', '-')}-{value}" for name, value in changed.items())
 
 
+def _refuse_other_scores(folder: RunFolder, model: str) -> None:
+    """Refuses a folder that holds what another model of the same last name got, or a run of its own."""
+    if not folder.manifest_path.is_file():
+        return
+    manifest = folder.read_manifest()
+    other = str((manifest.get("config") or {}).get("model"))
+    is_same = Path(other).expanduser().resolve() == Path(model).expanduser().resolve()
+    if manifest.get("kind") == "train" or not is_same:
+        raise DpotoolError(
+            "holds the run of another model"
+            if manifest.get("kind") == "train"
+            else "holds the scores of another model of that name",
+            where=str(folder.path),
+            expected=model,
+            got=other,
+            remedy="Name another folder with --output",
+        )
+
+
 def _from_elsewhere(model: str, config: SubjectSettings) -> Subject:
     base = read_adapter_base(model) if is_adapter_folder(model) else None
     path = Path(model)
     local = RunFolder(path).name if is_checkpoint_name(path.name) else path.name
     name = (local if path.exists() else model).replace("/", "--").replace(":", "-")
+    folder = RunFolder(Path(config.output) if config.output else Path("runs") / name)
+    _refuse_other_scores(folder, model)
     return Subject(
         model=model,
         label=name,
         reference=config.reference or base,
         reference_fingerprint=None,
-        folder=RunFolder(Path(config.output) if config.output else Path("runs") / name),
+        folder=folder,
         config=replace(config, data=config.data or DEMO),
         beta=DEFAULT_BETA,
         dtype=config.dtype,

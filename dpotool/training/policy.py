@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import GenerationConfig
 
 from dpotool.errors import DpotoolError
+from dpotool.likelihood.completions import get_causal_lm
 from dpotool.models.adapters import import_peft, is_adapter_folder, mark_trained_parameters
 from dpotool.models.builtin import locate_model
 from dpotool.models.library_calls import quiet_transformers
@@ -34,7 +36,37 @@ def load_policy(config: TrainConfig, progress: Progress = SILENT) -> nn.Module:
     )
     if is_adapter_folder(config.model):
         mark_trained_parameters(model)
+    drop_stray_generation_settings(model, progress)
     return model
+
+
+_SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+
+
+def drop_stray_generation_settings(model: nn.Module, progress: Progress = SILENT) -> None:
+    """Takes out of a generation_config.json what transformers refuses to save: better now than at the first checkpoint.
+
+    Usually a temperature beside `do_sample: false`; training has no use for either.
+    """
+    inner: Any = get_causal_lm(model)
+    settings = getattr(inner, "generation_config", None)
+    if settings is None or _can_be_saved(settings):
+        return
+    stray = {name: getattr(settings, name) for name in _SAMPLING if getattr(settings, name, None) is not None}
+    for name in stray:
+        setattr(settings, name, None)
+    if not _can_be_saved(settings):
+        inner.generation_config = GenerationConfig.from_model_config(inner.config)
+    said = ", ".join(f"{name} {value}" for name, value in stray.items()) or "what it says"
+    progress.note(f"generation_config.json: {said} is not saved with the run, as transformers refuses to save it")
+
+
+def _can_be_saved(settings: GenerationConfig) -> bool:
+    try:
+        settings.validate(strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def add_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:

@@ -9,8 +9,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_pairs
-from dpotool.scoring.config import ScoreConfig
-from dpotool.scoring.run import score_models
 from model_families import build_family
 from safetensors.torch import load_file, save_file
 from tiny_models import build_byte_tokenizer, save_tiny_model, write_pairs
@@ -18,6 +16,8 @@ from tiny_models import build_byte_tokenizer, save_tiny_model, write_pairs
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.scorer import Scorer
+from dpotool.measures.config import ScoreConfig
+from dpotool.measures.run import score_models
 from dpotool.models.loading import load_model
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from dpotool.scoring.config import ScoreConfig
-from dpotool.scoring.run import score_models
 from tiny_models import build_byte_tokenizer, save_tiny_model, write_pairs
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -15,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from dpotool.data.pair_sets import load_pair_set
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
+from dpotool.measures.config import ScoreConfig
+from dpotool.measures.run import score_models
 from dpotool.models.loading import load_model
 from dpotool.models.vocabulary import check_same_tokens, check_token_ids, count_rows
 from dpotool.settings import DataSettings

@@ -1,0 +1,67 @@
+"""Whose numbers lie where: no model's scores go under another's name, and ~ is home."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_models import save_tiny_model, write_pairs
+from transformers import AutoConfig
+
+from dpotool.errors import DpotoolError
+from dpotool.measures.config import ScoreConfig
+from dpotool.measures.run import score_models
+from dpotool.models.limits import resolve_max_length
+from dpotool.models.loading import load_model, load_tokenizer
+from dpotool.settings import DataSettings
+from dpotool.training.config import TrainConfig
+from dpotool.training.run import train
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> str:
+    return str(write_pairs(tmp_path / "p.jsonl", 4))
+
+
+def test_a_second_model_of_the_same_last_name_is_refused(
+    data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate("ab"):
+        save_tiny_model(tmp_path / name / "final", seed=number)
+    config = ScoreConfig(data=data, noise_floor=False)
+    score_models(["a/final"], config)
+    with pytest.raises(DpotoolError, match=r"runs/final: holds the scores of another model.*--output"):
+        score_models(["b/final"], config)
+    score_models([str(tmp_path / "a" / "final")], config)  # the same one, by another path
+    score_models(["b/final"], ScoreConfig(data=data, noise_floor=False, output="runs/b-final"))
+
+
+def test_tilde_is_home_in_every_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = TrainConfig(model="~/m", data="~/p.jsonl", output="~/run", reference="~/r")
+    assert (config.model, config.data) == (f"{tmp_path}/m", f"{tmp_path}/p.jsonl")
+    assert (config.output, config.reference) == (f"{tmp_path}/run", f"{tmp_path}/r")
+    assert DataSettings(data="a~b").data == "a~b"
+
+
+def test_a_stray_temperature_does_not_cost_the_run(data: str, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "m")
+    settings = {"temperature": 0.6, "top_p": 0.9, "do_sample": False, "eos_token_id": 2}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    run = train(
+        TrainConfig(model=str(folder), data=data, max_steps=2, save_steps=1, output=str(tmp_path / "run"))
+    ).folder
+    assert run.read_manifest()["status"] == "finished"
+    saved = json.loads((run.path / "generation_config.json").read_text())
+    assert saved["eos_token_id"] == 2
+    assert "temperature" not in saved
+
+
+def test_limits_of_a_composite_model_stand_in_its_text_part(tmp_path: Path) -> None:
+    folder = str(save_tiny_model(tmp_path / "m"))
+    model, tokenizer = load_model(folder), load_tokenizer(folder)
+    composite = AutoConfig.for_model("gemma3", text_config={"max_position_embeddings": 77})
+    model.config = composite
+    assert resolve_max_length(None, model, tokenizer) == 77
