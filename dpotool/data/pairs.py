@@ -55,6 +55,16 @@ class TokenizedPair:
     """Hash of the prompt as it stood in the data, before tokens were trimmed off it: equal for equal prompts."""
 
     @property
+    def n_common(self) -> int:
+        """Tokens of the shorter completion, EOS included."""
+        return min(len(self.chosen_ids), len(self.rejected_ids))
+
+    def cut_to_common(self) -> TokenizedPair:
+        """Returns the pair with both completions as long as the shorter one."""
+        n_tokens = self.n_common
+        return replace(self, chosen_ids=self.chosen_ids[:n_tokens], rejected_ids=self.rejected_ids[:n_tokens])
+
+    @property
     def longest(self) -> int:
         """Tokens in the longer of the two sequences."""
         return len(self.prompt_ids) + max(len(self.chosen_ids), len(self.rejected_ids))

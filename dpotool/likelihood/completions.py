@@ -63,6 +63,13 @@ class TokenLogps:
         sums = torch.zeros(n_rows, dtype=torch.float64, device=self.logps.device)
         return sums.index_add(0, self.rows, self.logps.double())
 
+    def sum_first_by_row(self, n_tokens: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+        """Sums over each completion's first tokens, as many as are said, in float64."""
+        counts = self.rows.bincount(minlength=len(n_tokens))
+        places = torch.arange(len(self.rows), device=self.rows.device) - (counts.cumsum(0) - counts)[self.rows]
+        logps = torch.where(places < n_tokens[self.rows], self.logps.double(), 0.0)
+        return torch.zeros(len(n_tokens), dtype=torch.float64, device=logps.device).index_add(0, self.rows, logps)
+
 
 def compute_completion_logps(model: nn.Module, batch: CompletionBatch | SharedBatch) -> Float[Tensor, " completions"]:
     """Computes log pi(completion | prompt) of every completion: nats, float64, summed over its tokens including EOS.

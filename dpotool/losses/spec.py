@@ -143,6 +143,11 @@ class LossSpec:
         return _check_its_shapes(function, where=f"loss {self.name!r}")
 
     @property
+    def takes_tokens(self) -> bool:
+        """Whether it tells the completions' first tokens from the rest."""
+        return "tokens" in self.needs
+
+    @property
     def inputs(self) -> tuple[str, ...]:
         """The fields of PairLogps that the function takes."""
         return tuple(name for name in inspect.signature(self.function).parameters if name in _PAIR_FIELDS)

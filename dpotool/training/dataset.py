@@ -23,6 +23,8 @@ PAIR_COLUMNS = (
     "rejected_tokens",
     "score_chosen",
     "score_rejected",
+    "reference_chosen_prefix_logps",
+    "reference_rejected_prefix_logps",
 )
 """What a micro-batch holds per pair, (batch,) each, under the names the losses use."""
 
@@ -36,6 +38,9 @@ class TrainingPair:
     reference_rejected_logps: float
     shift: float
     """The pair's own shift factor; 1 where the objective has one for all."""
+    reference_chosen_prefix_logps: float
+    reference_rejected_prefix_logps: float
+    """As above, of the first tokens only, as many as the shorter completion has."""
 
 
 class PairDataset(Dataset[TrainingPair]):
@@ -53,6 +58,7 @@ class PairDataset(Dataset[TrainingPair]):
         self.chosen_reference = unknown if chosen_reference is None else chosen_reference
         self.rejected_reference = unknown if rejected_reference is None else rejected_reference
         self.shifts = np.ones(len(self.pairs)) if shifts is None else shifts
+        self.chosen_prefix_reference = self.rejected_prefix_reference = unknown
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -63,6 +69,8 @@ class PairDataset(Dataset[TrainingPair]):
             float(self.chosen_reference[index]),
             float(self.rejected_reference[index]),
             float(self.shifts[index]),
+            float(self.chosen_prefix_reference[index]),
+            float(self.rejected_prefix_reference[index]),
         )
 
 
@@ -90,6 +98,8 @@ def collate_columns(items: Sequence[TrainingPair]) -> dict[str, Tensor]:
         "score_chosen": _column([pair.score_chosen for pair in pairs]),
         "score_rejected": _column([pair.score_rejected for pair in pairs]),
         "shift": _column([item.shift for item in items]),
+        "reference_chosen_prefix_logps": _column([item.reference_chosen_prefix_logps for item in items]),
+        "reference_rejected_prefix_logps": _column([item.reference_rejected_prefix_logps for item in items]),
     }
 
 

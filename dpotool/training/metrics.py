@@ -89,9 +89,12 @@ class PairSums:
 
 
 def summarize_pairs(
-    logps: ScoredPairs, dataset: PairDataset, objective: Objective, state: TrainerState
+    logps: ScoredPairs, prefixes: ScoredPairs | None, dataset: PairDataset, objective: Objective, state: TrainerState
 ) -> dict[str, float]:
     """Returns the means over an evaluation set, with its mean loss under the objective's current shift factor.
+
+    Args:
+        prefixes: of the pairs cut to their common length, for a loss that takes them.
 
     Pairs that were not trained on have no factor of their own; the dataset's `shifts` hold what stands in for it.
     """
@@ -99,6 +102,8 @@ def summarize_pairs(
     pairs = PairLogps(
         policy_chosen_logps=torch.from_numpy(logps.chosen),
         policy_rejected_logps=torch.from_numpy(logps.rejected),
+        policy_chosen_prefix_logps=None if prefixes is None else torch.from_numpy(prefixes.chosen),
+        policy_rejected_prefix_logps=None if prefixes is None else torch.from_numpy(prefixes.rejected),
         **{name: columns[name] for name in PAIR_COLUMNS},
     )
     step = max(0, min(state.global_step, state.max_steps) - 1)

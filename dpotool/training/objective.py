@@ -57,7 +57,7 @@ def build_objective(config: TrainConfig, progress: Progress = SILENT) -> Objecti
     loss = get_loss(config.loss)
     shared = {"beta": config.beta, "sft_weight": config.sft_weight}
     options = loss.resolve_options(**{**(config.loss_options or {}), **shared})
-    if config.monitor_theory and ("reference" not in loss.needs or "tokens" in loss.needs):
+    if config.monitor_theory and ("reference" not in loss.needs or loss.takes_tokens):
         raise DpotoolError(
             f"loss {loss.name!r} does not weigh two whole completions against a reference, so it has no u and v",
             where="--monitor-theory",

@@ -97,6 +97,10 @@ def prepare_trainer(
         for name, dataset in datasets.items():
             logps = find_reference(reference, pair_sets[name], progress)
             dataset.chosen_reference, dataset.rejected_reference = logps.chosen, logps.rejected
+            if objective.loss.takes_tokens:
+                cut = replace(pair_sets[name], pairs=[pair.cut_to_common() for pair in dataset.pairs])
+                logps = find_reference(reference, cut, progress)
+                dataset.chosen_prefix_reference, dataset.rejected_prefix_reference = logps.chosen, logps.rejected
         del reference
     if objective.adaptive is not None:
         shifts = read_pair_shifts(objective.adaptive, config, pair_sets[TRAIN], progress)

@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.gradients.monitor import TheoryMonitor
-from dpotool.likelihood.completions import compute_completion_logps
+from dpotool.likelihood.completions import TokenLogps, compute_completion_logps
 from dpotool.likelihood.layout import PAIRED, SHARED, RowLayout
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.prompt_sharing import draws_in_training
@@ -118,9 +118,16 @@ class PreferenceTrainer(ResumableTrainer):
         if self.objective.adaptive is not None:
             shift = inputs["shift"]
         batch = read_batch(inputs)
-        logps = model(completion_batch=batch)
+        first: Tensor | None = None
+        if self.objective.loss.takes_tokens:
+            n_common = torch.minimum(inputs["chosen_tokens"], inputs["rejected_tokens"]).repeat_interleave(2)
+            targets = batch.find_targets()
+            tokens = TokenLogps(model(completion_batch=batch, by_token=True), targets.completions, targets.token_ids)
+            logps, first = tokens.sum_by_row(batch.n_completions), tokens.sum_first_by_row(n_common)
+        else:
+            logps = model(completion_batch=batch)
         self.n_pairs[SHARED if isinstance(batch, SharedBatch) else PAIRED] += len(inputs["chosen_tokens"])
-        pairs = _to_pair_logps(logps, inputs, has_rejected=self.objective.loss.takes_rejected)
+        pairs = _to_pair_logps(logps, first, inputs, has_rejected=self.objective.loss.takes_rejected)
         losses = self.objective.loss.compute(pairs, self.objective.options, shift)
         if not bool(torch.isfinite(losses).all()):
             raise NonFiniteError(f"the loss of {int((~torch.isfinite(losses)).sum())} pairs is not a number")
@@ -157,7 +164,10 @@ class PreferenceTrainer(ResumableTrainer):
             raise TypeError(f"expected a PairDataset to evaluate on, got {type(dataset).__name__}")
         with self.progress.track("evaluating", len(dataset)) as advance:
             logps = self._find_or_score(dataset.pairs, advance)
-        metrics = summarize_pairs(logps, dataset, self.objective, self.state)
+        prefixes: ScoredPairs | None = None
+        if self.objective.loss.takes_tokens:
+            prefixes = self._find_or_score([pair.cut_to_common() for pair in dataset.pairs], lambda _: None)
+        metrics = summarize_pairs(logps, prefixes, dataset, self.objective, self.state)
         metrics = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -213,9 +223,11 @@ def _choose_rows(model: nn.Module, layout: str, monitor: TheoryMonitor | None, p
     return RowLayout.of(model, layout)
 
 
-def _to_pair_logps(logps: Tensor, inputs: dict[str, Tensor], *, has_rejected: bool) -> PairLogps:
+def _to_pair_logps(logps: Tensor, first: Tensor | None, inputs: dict[str, Tensor], *, has_rejected: bool) -> PairLogps:
     """Splits row log-probabilities (chosen_0, rejected_0, chosen_1, ...) and adds the batch's per-pair values."""
     per_pair = {name: inputs[name] for name in PAIR_COLUMNS}
+    if first is not None:
+        per_pair |= {"policy_chosen_prefix_logps": first[0::2], "policy_rejected_prefix_logps": first[1::2]}
     if not has_rejected:
         return PairLogps(policy_chosen_logps=logps, **per_pair)
     return PairLogps(policy_chosen_logps=logps[0::2], policy_rejected_logps=logps[1::2], **per_pair)
