@@ -67,7 +67,8 @@ def describe_subject(model: str, config: SubjectSettings) -> Subject:
         reference_fingerprint=fingerprint if config.reference in (None, own_reference) else None,
         folder=RunFolder(Path(config.output or model)),
         config=inherit_data(config, trained),
-        beta=trained.get("beta") or DEFAULT_BETA,
+        # a loss without a reference has a beta of another kind, that is no scale of log-ratios
+        beta=(trained.get("beta") if fingerprint or not run.get("fingerprints") else None) or DEFAULT_BETA,
         dtype=trained.get("dtype", "auto") if config.dtype == "auto" else config.dtype,
         bf16=bool(trained.get("bf16")) and config.dtype == "auto",
         loss=trained.get("loss"),

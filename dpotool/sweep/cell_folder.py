@@ -18,7 +18,7 @@ from dpotool.runs.locks import LOCK_NAME
 from dpotool.sweep.config import GRID, NOT_SETTINGS, ONCE, SweepConfig
 from dpotool.sweep.plan import Cell
 from dpotool.training.checkpoints import find_whole
-from dpotool.training.config import fill_in
+from dpotool.training.config import fill_adapter, fill_in
 from dpotool.training.objective import build_objective, record_settings
 
 _FILLED_LATER = ("max_length", "split", "eval_data", "eval_split")
@@ -110,8 +110,9 @@ def _check_same_sweep(run: RunFolder, config: SweepConfig) -> None:
     manifest = run.read_manifest()
     if manifest["kind"] != "sweep":
         raise _not_own(run.path, "a sweep", f"a run of kind {manifest['kind']}")
-    for name, value in config.to_dict().items():
-        known = manifest["config"].get(name)
+    recorded = fill_adapter(SweepConfig.read(manifest["config"])).to_dict()
+    for name, value in fill_adapter(config).to_dict().items():
+        known = recorded[name]
         if name in (*GRID, *NOT_SETTINGS) or (name in ONCE and known is None):
             continue
         if known != value:

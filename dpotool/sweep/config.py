@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpotool.settings import setting
-from dpotool.training.config import TrainingSettings
+from dpotool.settings import Kinds, setting
+from dpotool.training.config import TrainingSettings, describe_losses, explain_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,18 @@ class SweepConfig(TrainingSettings):
     theory: str | None = setting(
         None, "Theory table of the training pairs (`dpotool theory-gap --split train`), for adaptive.", panel="Grid"
     )
-    losses: str = setting("", "Other losses to train too, comma-separated: ipo, hinge, robust, odpo.", panel="Grid")
+    losses: str = setting(
+        "",
+        "Other losses to train too, at their defaults: some of the list below, comma-separated, or all.",
+        panel="Grid",
+        kinds=Kinds(describe_losses, title="Losses", explain=explain_loss),
+    )
+    grid: str = setting(
+        "",
+        "Values of losses' options to train with, each a run: LOSS.OPTION=VALUE,VALUE and so on, separated by spaces, "
+        "e.g. 'dpop.lambda_dpop=5,50 simpo.beta=2,2.5'.",
+        panel="Grid",
+    )
     seeds: int = setting(
         1, "Train every cell this many times, with --seed, --seed + 1, ...: intervals over training too.", panel="Grid"
     )
@@ -37,7 +48,7 @@ class SweepConfig(TrainingSettings):
     )
 
 
-GRID = ("lambdas", "schedules", "adaptive_rule", "losses", "seeds")
+GRID = ("lambdas", "schedules", "adaptive_rule", "losses", "grid", "seeds")
 """What may grow between two calls of one sweep: finished cells stay."""
 ONCE = ("theory",)
 """What may be added to a sweep that has none, and then stays."""

@@ -5,11 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import product
 from pathlib import Path
 
 from dpotool.errors import DpotoolError
 from dpotool.losses.adaptive import ADAPTIVE
+from dpotool.losses.registry import find_losses, get_loss
+from dpotool.losses.schedules import DEFAULT_LAMBDA
 from dpotool.runs.folder import RunFolder
 from dpotool.sweep.config import NOT_SETTINGS, SweepConfig
 from dpotool.training.config import TrainConfig, TrainingSettings
@@ -18,7 +22,7 @@ _LINEAR = ("linear_increase", "linear_decrease")
 _SCHEDULES = (*_LINEAR, ADAPTIVE)
 _USED_BY = {"lambda_min": _SCHEDULES, "lambda_max": _LINEAR, "theory": (ADAPTIVE,), "adaptive_rule": (ADAPTIVE,)}
 """Setting -> the schedules that take it; an error without one of them."""
-_OTHER_LOSSES = ("ipo", "hinge", "robust", "odpo")
+ALL = "all"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,13 +49,15 @@ def plan_cells(config: SweepConfig, folder: Path) -> list[Cell]:
     _refuse_unused(config, kinds)
     for kind in kinds:
         cells += _adaptive(config, folder) if kind == ADAPTIVE else [_linear(config, folder, kind)]
-    cells += [_other(config, folder, loss) for loss in _parse_losses(config.losses)]
+    trained = {cell.name for cell in cells}
+    others = plan_losses(config, folder)
+    cells += [cell for cell in others if cell.config.loss not in ("dpo", "shift") or cell.name not in trained]
     if config.seeds < 1:
         raise DpotoolError("must be at least 1", where="--seeds", got=str(config.seeds))
     once = list(cells)
     cells += [_reseed(cell, folder, config.seed + extra) for extra in range(1, config.seeds) for cell in once]
     if not cells:
-        raise DpotoolError("nothing to train", where="sweep", remedy="Give --lambdas or --schedules")
+        raise DpotoolError("nothing to train", where="sweep", remedy="Give --lambdas, --schedules or --losses")
     names = [cell.name for cell in cells]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -109,8 +115,37 @@ def _refuse_unused(config: SweepConfig, kinds: list[str]) -> None:
             )
 
 
-def _other(config: SweepConfig, folder: Path, loss: str) -> Cell:
-    return Cell(loss, _train_config(config, folder / loss, loss=loss))
+def plan_losses(config: SweepConfig, folder: Path) -> list[Cell]:
+    """Returns the runs of --losses and --grid: one for each loss, or for each combination of its options' values.
+
+    Raises:
+        DpotoolError: there is no such loss or option, or it does not take the value.
+    """
+    grid = parse_grid(config.grid)
+    losses = _parse_losses(config.losses)
+    cells = []
+    for loss in [*losses, *(loss for loss in grid if loss not in losses)]:
+        spans = grid.get(loss, {})
+        for values in product(*spans.values()):
+            cells.append(_with_options(config, folder, loss, dict(zip(spans, values, strict=True))))
+    return cells
+
+
+def _with_options(config: SweepConfig, folder: Path, loss: str, options: Mapping[str, float | str]) -> Cell:
+    if loss == "shift" and not options:
+        return _fixed(config, folder, DEFAULT_LAMBDA)
+    name = "-".join([loss, *(f"{option.replace('_', '-')}-{_show(value)}" for option, value in options.items())])
+    spec = get_loss(loss)
+    # --beta is the pull to the reference: a loss without one has a beta of another kind, and its own default
+    shared: dict[str, object] = {"beta": config.beta if "reference" in spec.needs else None}
+    shared |= {"sft_weight": config.sft_weight if spec.takes_rejected else None}
+    own = {option: value for option, value in options.items() if option not in shared}
+    shared |= {option: value for option, value in options.items() if option in shared}
+    return Cell(name, _train_config(config, folder / name, loss=loss, loss_options=own or None, **shared))
+
+
+def _show(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"
 
 
 def _reseed(cell: Cell, folder: Path, seed: int) -> Cell:
@@ -147,15 +182,37 @@ def _parse_schedules(text: str) -> list[str]:
 
 
 def _parse_losses(text: str) -> list[str]:
-    losses = [part.strip() for part in text.split(",") if part.strip()]
-    for loss in losses:
-        if loss not in _OTHER_LOSSES:
-            remedy = "DPO is lambda 1 of --lambdas, DPO-Shift any other" if loss in ("dpo", "shift") else None
+    if text.strip() == ALL:
+        return [name for name, spec in find_losses().items() if spec.takes_rejected]
+    return [get_loss(part).name for part in text.split(",") if part.strip()]
+
+
+def parse_grid(text: str) -> dict[str, dict[str, list[float | str]]]:
+    """Reads 'dpop.lambda_dpop=5,50 simpo.beta=2' as loss -> option -> values, each checked.
+
+    Raises:
+        DpotoolError: it cannot be read, or names a loss, option or value that there is not.
+    """
+    grid: dict[str, dict[str, list[float | str]]] = {}
+    for entry in text.split():
+        name, equals, values = entry.partition("=")
+        loss, dot, option = name.partition(".")
+        if not (equals and dot and option and values):
             raise DpotoolError(
-                f"no loss of a sweep: {loss!r}",
-                where="--losses",
-                expected=f"some of {', '.join(_OTHER_LOSSES)}",
-                got=repr(text),
-                remedy=remedy,
+                "cannot be read",
+                where="--grid",
+                expected="LOSS.OPTION=VALUE,VALUE, e.g. dpop.lambda_dpop=5,50",
+                got=entry,
             )
-    return losses
+        spec = get_loss(loss)
+        wanted = option.replace("-", "_")
+        if wanted == "lambda":
+            spec.refuse_lambda("--grid")
+            raise DpotoolError("lambda has an axis of its own", where="--grid", remedy="Use --lambdas")
+        known = {each.name: each for each in spec.all_options}
+        if wanted not in known:
+            remedy = f"It takes {', '.join(known) or 'no options'}"
+            raise DpotoolError(f"loss {spec.name!r} has no option {option!r}", where="--grid", remedy=remedy)
+        spans = grid.setdefault(spec.name, {})
+        spans[wanted] = [known[wanted].check(value) for value in values.split(",") if value.strip()]
+    return grid

@@ -6,17 +6,26 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from dpotool.cli.app import app
+from dpotool.cli.config_file import read_config
 from dpotool.cli.kinds import complete_kinds
 from dpotool.cli.reference import write_reference
-from dpotool.losses.registry import LOSSES
+from dpotool.losses import registry
+from dpotool.losses.options import NumberOption
+from dpotool.losses.page import write_table
+from dpotool.losses.registry import LOSSES, register_loss
+from dpotool.losses.spec import LossSpec
 from dpotool.settings import flag_of
-from dpotool.training.config import LOSS_KINDS
+from dpotool.sweep.config import SweepConfig
+from dpotool.sweep.plan import plan_cells
+from dpotool.training.config import LOSS_KINDS, TrainConfig
+from dpotool.training.objective import build_objective
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -152,3 +161,38 @@ def test_losses_are_completed() -> None:
     complete = complete_kinds(LOSS_KINDS)
     assert complete("sim") == [("simpo", LOSSES["simpo"].about)]
     assert [name for name, _ in complete("dpo,apo")] == ["dpo,apo-zero", "dpo,apo-down"]
+
+
+def compute_far_losses(policy_chosen_logps: Any, policy_rejected_logps: Any, *, reach: float) -> Any:
+    return reach - (policy_chosen_logps - policy_rejected_logps)
+
+
+def test_a_loss_from_outside_is_in_help_sweep_docs_and_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """One function and one entry, as another package would have them."""
+    spec = LossSpec(
+        "far",
+        compute_far_losses,
+        "Pushes answers apart without end.",
+        "reach - (log pi(chosen) - log pi(rejected))",
+        "r - (x - y)",
+        "this test",
+        needs=frozenset(),
+        options=(NumberOption("reach", 7.0, "how far", 0.0, 10.0),),
+    )
+    monkeypatch.setattr(registry, "LOSSES", dict(LOSSES))
+    register_loss(spec)
+    listing = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "120"}).output
+    assert "Pushes answers apart without end." in listing and "--reach" in listing
+    assert "How far. [default: 7]" in CliRunner().invoke(app, ["train", "--loss", "far", "--help"]).output
+    page = write_reference()
+    assert "| `far` | Pushes answers apart without end. |" in page and "| `--reach` | number |" in page
+    assert "| `far` | $r - (x - y)$ | `--reach` (7)" in write_table(registry.LOSSES.values())
+    [five, nine] = plan_cells(SweepConfig(lambdas="", grid="far.reach=5,9"), tmp_path)
+    assert (five.name, nine.config.loss_options) == ("far-reach-5", {"reach": 9.0})
+    assert "far" in [cell.name for cell in plan_cells(SweepConfig(losses="all"), tmp_path)]
+    path = tmp_path / "settings.yaml"
+    path.write_text("loss: far\nreach: 3\n")
+    assert read_config(path, TrainConfig) == {"loss": "far", "reach": 3}
+    assert build_objective(TrainConfig.read({"loss": "far", "reach": 3.0})).options["reach"] == 3.0

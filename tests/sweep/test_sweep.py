@@ -16,6 +16,7 @@ from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.scorer import Scorer
+from dpotool.losses.registry import LOSSES
 from dpotool.runs.folder import RunFolder
 from dpotool.sweep import run as sweep_run
 from dpotool.sweep.config import SweepConfig
@@ -186,11 +187,42 @@ def test_plan_has_every_cell_once_a_seed_and_other_losses() -> None:
     assert cells[3].config.output == "s/dpo-seed8" and cells[2].config.loss == "ipo"
 
 
+def test_all_losses_are_cells_and_dpo_and_shift_are_not_trained_twice() -> None:
+    cells = plan_cells(SweepConfig(lambdas="0.95,1.0", losses="all"), Path("s"))
+    pairs = [name for name, spec in LOSSES.items() if spec.takes_rejected]
+    assert [cell.name for cell in cells] == ["dpo", "shift-0.95", *(n for n in pairs if n not in ("dpo", "shift"))]
+    assert [cell.name for cell in plan_cells(SweepConfig(lambdas="", losses="simpo,shift"), Path("s"))] == [
+        "simpo",
+        "shift-0.95",
+    ]
+
+
+def test_a_grid_spans_options_and_beta_goes_to_losses_with_a_reference() -> None:
+    grid = "dpop.lambda_dpop=5,50 simpo.beta=2,3 simpo.gamma-simpo=1"
+    cells = plan_cells(SweepConfig(lambdas="", losses="dpop,orpo,cpo", grid=grid, beta=0.3), Path("s"))
+    assert {cell.name: (cell.config.beta, cell.config.loss_options) for cell in cells} == {
+        "dpop-lambda-dpop-5": (0.3, {"lambda_dpop": 5.0}),
+        "dpop-lambda-dpop-50": (0.3, {"lambda_dpop": 50.0}),
+        "orpo": (None, None),
+        "cpo": (None, None),
+        "simpo-beta-2-gamma-simpo-1": (2.0, {"gamma_simpo": 1.0}),
+        "simpo-beta-3-gamma-simpo-1": (3.0, {"gamma_simpo": 1.0}),
+    }
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"seeds": 0}, "--seeds: must be at least 1; got 0"),
-        ({"losses": "dpo"}, "--losses: no loss of a sweep: 'dpo'.* DPO is lambda 1 of --lambdas"),
+        ({"losses": "dpoo"}, "unknown loss 'dpoo'. Did you mean 'dpo'"),
+        ({"grid": "dpop"}, r"--grid: cannot be read; expected LOSS.OPTION=VALUE,VALUE"),
+        (
+            {"grid": "dpop.gamma=1"},
+            r"--grid: loss 'dpop' has no option 'gamma'. It takes beta, lambda_dpop",
+        ),
+        ({"grid": "dpop.lambda_dpop=x"}, "--lambda-dpop: not a usable lambda_dpop"),
+        ({"grid": "shift.lambda=0.5"}, "--grid: lambda has an axis of its own. Use --lambdas"),
+        ({"grid": "ipo.lambda=0.5"}, "--grid: loss 'ipo' has no lambda"),
         ({"losses": "ipo,ipo"}, "asked for twice: ipo"),
     ],
 )
