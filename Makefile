@@ -9,7 +9,7 @@ BENCH_READY := $(BENCH_VENV)/.ready
 .PHONY: help demo test test-real bench bench-theory bench-likelihood lint format docs clean
 
 help:
-	@echo "make demo       theory, a lambda sweep on the built-in model and pairs, comparison, plots, report (about 4 minutes)"
+	@echo "make demo       theory, a lambda sweep on the built-in model and pairs, comparison, answers judged, report (under 5 minutes)"
 	@echo "make test       lint, types and the whole suite"
 	@echo "make test-real  the tests on a real pretrained model (DPOTOOL_REAL_MODEL) and real pairs"
 	@echo "make bench      time gradient products, scoring and training against their rivals, into docs/performance.md;"
@@ -25,6 +25,9 @@ $(READY): pyproject.toml constraints.txt
 demo: $(READY)
 	$(BIN)/dpotool theory-gap --split train --limit 200 --output runs/demo/start
 	$(BIN)/dpotool sweep --lambdas 0.5,0.75,0.9,0.95,1.0 --output runs/demo
+	$(BIN)/dpotool generate runs/demo --limit 200
+	$(BIN)/dpotool judge runs/demo
+	$(BIN)/dpotool report runs/demo -o runs/demo/report.html
 
 lint: $(READY)
 	$(BIN)/ruff check .

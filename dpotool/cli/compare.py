@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -43,7 +43,24 @@ def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
         console.say()  # or what follows would be a row of the table
     if config.format in ("table", "markdown"):
         show_conclusions(findings, console, bullet="- " if config.format == "markdown" else "")
-    console.finish(findings.to_dict())
+    found = show_win_rates(findings, console if config.format in ("table", "markdown") else None)
+    console.finish({**findings.to_dict(), **found})
+
+
+def show_win_rates(findings: Findings, console: Console | None) -> dict[str, Any]:
+    """Prints what judges said of the runs' answers, where any did; returns it for --json."""
+    from dpotool.compare.win_rates import describe_judged, read_judged, relate_displacement
+
+    scored = findings.comparison.scored
+    judged = read_judged([run.folder for run in scored if run.path is not None])
+    changes = findings.comparison.runs.set_index("path")["chosen_displacement"].astype(float).to_dict()
+    relation = relate_displacement(judged, {str(path): value for path, value in changes.items()})
+    for line in describe_judged(judged, relation) if console else ():
+        assert console is not None
+        console.say(line)
+    if not judged:
+        return {}
+    return {"win_rates": {run.label: dict(run.summary) for run in judged}, "win_rate_and_displacement": relation}
 
 
 def write_csv(findings: Findings) -> str:

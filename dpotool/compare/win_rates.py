@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.stats import permutation_test, rankdata
 
+from dpotool.runs.folder import RunFolder, read_summary
 from dpotool.stats.bootstrap import Interval
 from dpotool.stats.length_control import control_length
 from dpotool.stats.paired import adjust_holm
 from dpotool.stats.power import count_questions_needed, find_detectable_rate
 from dpotool.stats.win_rates import estimate_order_effect, estimate_win_rate
+from dpotool.stats.wording import format_interval
 
 OUTCOMES = {"win": 1.0, "tie": 0.0, "loss": -1.0}
 RATES = {"ties_half": "ties as half", "without_ties": "without ties", "ties_as_wins": "ties as wins"}
@@ -132,6 +136,80 @@ def state_result(label: str, baseline: str, summary: Mapping[str, Any]) -> str:
     needed = summary["power"]["questions_needed"]
     more = "" if not math.isfinite(needed) else f"; a difference as small would take about {needed:,.0f} questions"
     return f"{label} and {baseline} cannot be told apart on {summary['n']} questions: {numbers}{more}."
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedRun:
+    """A run whose answers were judged."""
+
+    folder: RunFolder
+    summary: Mapping[str, Any]
+    """As `summarize_judgments` makes it, with label, baseline, judge, caveat and is_proxy."""
+
+    @property
+    def label(self) -> str:
+        return str(self.summary["label"])
+
+    @property
+    def rate(self) -> Mapping[str, float]:
+        """The win rate with ties as half: value, ci_low, ci_high."""
+        rate: Mapping[str, float] = self.summary["win_rate"]["ties_half"]
+        return rate
+
+
+def read_judged(folders: Sequence[RunFolder]) -> list[JudgedRun]:
+    """Returns the runs that were judged, in their order, all by one judge against one baseline on the same questions.
+
+    Which: those of the newest judgment among all of the runs.
+    """
+    tables = [(path, folder) for folder in folders for path in folder.list_judgments()]
+    if not tables:
+        return []
+    newest = max((path for path, _ in tables), key=lambda path: path.stat().st_mtime_ns).name
+    found = [(folder, read_summary(path)) for path, folder in tables if path.name == newest]
+    return [JudgedRun(folder, summary) for folder, summary in found if summary]
+
+
+def relate_displacement(judged: Sequence[JudgedRun], displacement: Mapping[str, float]) -> dict[str, Any] | None:
+    """Does displacement predict the win rate? Spearman's rank correlation over runs, with its permutation p-value.
+
+    Args:
+        displacement: run folder -> mean change of log pi(chosen) from the reference, nats.
+
+    Returns None for fewer than four judged runs, where no ranking could be told from chance.
+    """
+    known = [
+        (displacement[str(run.folder.path)], run.rate["value"])
+        for run in judged
+        if str(run.folder.path) in displacement
+    ]
+    known = [pair for pair in known if all(map(math.isfinite, pair))]
+    if len(known) < 4:
+        return None
+    x, y = (rankdata(column) for column in zip(*known, strict=True))
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        return None
+    test = permutation_test(
+        (x,), lambda ranks: float(np.corrcoef(ranks, y)[0, 1]), permutation_type="pairings", n_resamples=9_999, rng=0
+    )
+    return {"rank_correlation": float(test.statistic), "p_value": float(test.pvalue), "n": len(known)}
+
+
+def describe_judged(judged: Sequence[JudgedRun], relation: Mapping[str, Any] | None) -> list[str]:
+    """Returns a sentence on each judged run, and one on displacement and win rate."""
+    if not judged:
+        return []
+    first = judged[0].summary
+    proxy = " (a proxy, not a judgment of quality)" if first.get("is_proxy") else ""
+    rates = [f"{run.label} {format_interval(run.rate, '.1f', 100)}" for run in judged]
+    lines = [f"Win rate over {first['baseline']} by {first['judge']}{proxy}, ties as half, %: {'; '.join(rates)}."]
+    if relation:
+        lines.append(
+            f"Displacement and win rate over {relation['n']} runs: rank correlation "
+            f"{relation['rank_correlation']:+.2f}, p = {relation['p_value']:.2g}; "
+            "runs of one sweep are no sample of models."
+        )
+    return lines
 
 
 def _clusters(rows: pd.DataFrame) -> np.ndarray | None:

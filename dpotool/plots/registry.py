@@ -47,6 +47,9 @@ NEEDS = {
     "log": Need(lambda run: [run.metrics_path] if run.metrics_path.exists() else [], "`dpotool train`"),
     "theory": Need(lambda run: run.list_tables("theory"), "`dpotool theory-gap`"),
     "prediction": Need(lambda run: run.list_tables("prediction"), "`dpotool predict`"),
+    "theory": Need(lambda run: run.list_theory(), "`dpotool theory-gap`"),
+    "judgments": Need(lambda run: run.list_judgments(), "`dpotool generate` and `dpotool judge`"),
+    "prediction": Need(lambda run: run.list_predictions(), "`dpotool predict`"),
 }
 
 
@@ -144,6 +147,19 @@ _BUILT_IN = (
         "the same with the cost in reward margin",
         "Differences from the baseline over the same pairs: chosen log-likelihood and reward margin.",
         "dpotool.plots.tradeoff:draw_margin",
+    ),
+    PlotKind(
+        "win-rate", 27, "judgments",
+        "how often each run's answers were preferred to the baseline's: wins, ties and losses",
+        "Wins, ties and losses of each run's answers against the baseline's. The win rate on the right counts a tie as "
+        "half; its interval is over questions. A judge has a taste of its own: see what is said of it.",
+        "dpotool.plots.win_rates:draw", "Does it answer better",
+    ),
+    PlotKind(
+        "tradeoff-win-rate", 28, "judgments",
+        "win rate against the chosen log-likelihood kept",
+        "To the right: chosen answers more likely than under the baseline; above the line: answers preferred to its.",
+        "dpotool.plots.win_rates:draw_tradeoff",
     ),
     PlotKind(
         "accuracy", 30, "scores",

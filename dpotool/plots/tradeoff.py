@@ -133,7 +133,7 @@ def plot_tradeoff(
     axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
     on_front = is_on_front(x, y)
     _draw_front(axes, x[on_front], y[on_front])
-    _draw_runs(axes, points, recommended)
+    draw_runs(axes, points, recommended)
     put_legend_above(axes, 4)
     axes.grid()
     axes.set_axisbelow(True)
@@ -207,7 +207,7 @@ def _draw_floor(axes: Axes, comparison: Comparison, floor: float) -> None:
     )  # fmt: skip
 
 
-def _draw_runs(axes: Axes, points: list[Point], recommended: str | None) -> None:
+def draw_runs(axes: Axes, points: list[Point], recommended: str | None) -> None:
     """DPO as a star, constant lambdas as dots, every other run in a shape of its own."""
     position, named = 0, set()
     for each in points:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from pathlib import Path
 
@@ -115,3 +116,13 @@ def test_published_rates_and_what_length_had_to_do_with_them():
     ]
     assert rates == [56.4, 57.9, 66.2]
     assert 0.56 <= summary["length_control"]["longer_preferred"]["mean"] <= 0.61
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason="the published judgments are not here (../shared/data/judging)")
+def test_the_page_is_what_the_command_writes(monkeypatch: pytest.MonkeyPatch):
+    root = Path(__file__).parents[2]
+    monkeypatch.syspath_prepend(str(root / "benchmarks"))
+    script = importlib.import_module("published_judgments")
+    found = {title: script.summarize(REAL / "ultrafeedback", *names) for title, names in script.SETS.items()}
+    assert script.write_tables(found) in (root / "docs" / "paper-check.md").read_text(encoding="utf-8")

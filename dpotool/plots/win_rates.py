@@ -1,0 +1,165 @@
+"""Wins, ties and losses of each run's answers against the baseline's, and win rate against likelihood kept."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from dpotool.compare.win_rates import JudgedRun, describe_judged, read_judged
+from dpotool.errors import DpotoolError
+from dpotool.plots.labels import label_points
+from dpotool.plots.registry import Drawing
+from dpotool.plots.scene import Scene
+from dpotool.plots.theme import (
+    COLORS,
+    FAINT,
+    INK,
+    MUTED,
+    make_figure,
+    put_legend_above,
+    set_note,
+    set_title,
+    styled,
+    wrap,
+)
+from dpotool.plots.tradeoff import Point, draw_runs
+from dpotool.stats.wording import format_interval
+
+_PARTS = (("wins", COLORS[0], ""), ("ties", FAINT, ""), ("losses", COLORS[1], "/////"))
+_NONE = dict.fromkeys(("mean", "ci_low", "ci_high"), 0.0)
+
+
+def draw(scene: Scene) -> Drawing:
+    """Draws the judged runs; raises DpotoolError where there is none."""
+    judged = need_judged(scene)
+    figure = plot_win_rates(judged)
+    shares = [_tell_shares(run) for run in judged]
+    return Drawing(figure, f"{describe_judged(judged, None)[0]} {' '.join(shares)}")
+
+
+def draw_tradeoff(scene: Scene) -> Drawing:
+    """Draws win rate against the difference in chosen log-likelihood; raises DpotoolError where either is not known."""
+    judged, comparison = need_judged(scene), scene.comparison
+    rates = {run.folder.path.resolve(): run.rate for run in judged}
+    points = []
+    for run in comparison.runs.to_dict("records"):
+        label = str(run["label"])
+        if label == comparison.baseline:
+            points.append(Point(label, run, _NONE, _NONE))
+            continue
+        folder = next((one.folder.path.resolve() for one in comparison.scored if one.label == label), None)
+        x = comparison.differences[label]["chosen_logps"]
+        if folder in rates and x is not None:
+            rate = rates[folder]
+            ends = {"mean": rate["value"], "ci_low": rate["ci_low"], "ci_high": rate["ci_high"]}
+            y = {name: 100 * (value - 0.5) for name, value in ends.items()}
+            points.append(Point(label, run, x["difference"], y))
+    if len(points) < 2 or judged[0].summary["baseline"] != comparison.baseline:
+        raise DpotoolError(
+            "no judged run can be set beside the scored ones",
+            expected=f"judgments against {comparison.baseline}",
+            got=str(judged[0].summary["baseline"]),
+            remedy=f"Judge the answers with --baseline '{comparison.baseline}'",
+        )
+    figure = plot_win_rate_tradeoff(points, judged[0], comparison.baseline)
+    rows = [f"{each.label}: {format_interval(each.x, '+z.2f')} nats, {each.y['mean'] + 50:.1f} %" for each in points]
+    return Drawing(figure, f"Chosen log-likelihood kept, and win rate over {comparison.baseline}. {'; '.join(rows)}.")
+
+
+def need_judged(scene: Scene) -> list[JudgedRun]:
+    """Returns the judged runs of a scene. Raises DpotoolError, with the remedy, where there is none."""
+    judged = read_judged(scene.everything)
+    if not judged:
+        where = str(scene.everything[0].path)
+        raise DpotoolError(
+            "no judgments here", where=where, remedy=f"Run `dpotool generate {where}`, then `dpotool judge {where}`"
+        )
+    return judged
+
+
+@styled
+def plot_win_rates(judged: Sequence[JudgedRun]) -> Figure:
+    """Draws a bar per run, its parts the shares of wins, ties and losses, with counts; the win rate beside it."""
+    figure = make_figure(7.2, 1.9 + 0.42 * len(judged))
+    axes = figure.add_subplot()
+    places = np.arange(len(judged))[::-1]
+    left = np.zeros(len(judged))
+    for name, color, hatch in _PARTS:
+        shares = np.array([100 * run.summary[name] / max(1, run.summary["n"]) for run in judged])
+        axes.barh(
+            places,
+            shares,
+            left=left,
+            height=0.62,
+            color=color,
+            hatch=hatch,
+            edgecolor="white",
+            linewidth=0.6,
+            label=name,
+        )
+        for place, share, start, run in zip(places, shares, left, judged, strict=True):
+            if share >= 5:
+                axes.text(
+                    start + share / 2, place, str(run.summary[name]), ha="center", va="center", fontsize=8,
+                    color=INK if name == "ties" else "white",
+                    bbox={"boxstyle": "square,pad=0.15", "facecolor": color, "edgecolor": "none"},
+                )  # fmt: skip
+        left += shares
+    for place, run in zip(places, judged, strict=True):
+        axes.text(101, place, format_interval(run.rate, ".1f", 100), va="center", fontsize=8, color=INK)
+    axes.annotate(
+        "win rate, %", (101, 0), xycoords=("data", "axes fraction"), xytext=(0, -6), textcoords="offset points",
+        va="top", fontsize=8, color=MUTED,
+    )  # fmt: skip
+    axes.axvline(50, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=3)
+    axes.set_yticks(places, [wrap(run.label, 22, 2) for run in judged])
+    axes.set_xlim(0, 126)
+    axes.set_xticks(range(0, 101, 25))
+    axes.set_xlabel("share of questions, % (dashed: half)")
+    put_legend_above(axes, 3)
+    first = judged[0].summary
+    set_title(figure, f"Answers against those of {first['baseline']}", f"judge: {first['judge']}", _tell_n(judged))
+    set_note(figure, _describe(judged))
+    return figure
+
+
+@styled
+def plot_win_rate_tradeoff(points: Sequence[Point], judged: JudgedRun, baseline: str) -> Figure:
+    """Draws a point per run with intervals of both: difference in log pi(chosen), and win rate less one half."""
+    figure = make_figure(7.2, 4.6)
+    axes = figure.add_subplot()
+    axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
+    axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
+    draw_runs(axes, list(points), None)
+    put_legend_above(axes, 3)
+    axes.grid()
+    axes.set_axisbelow(True)
+    axes.margins(0.1)
+    axes.set_xlabel(f"mean log π(chosen), difference from {baseline} (nats)\nright: chosen answers more likely")
+    axes.set_ylabel("win rate above one half (points, ties as half)")
+    x, y = (np.array([getattr(each, axis)["mean"] for each in points]) for axis in "xy")
+    label_points(axes, x, y, [wrap(each.label.removeprefix("DPO-Shift "), 26, 2) for each in points])
+    summary = judged.summary
+    set_title(figure, "Likelihood kept and answers preferred", f"judge: {summary['judge']}", _tell_n([judged]))
+    set_note(figure, _describe([judged]))
+    return figure
+
+
+def _tell_n(judged: Sequence[JudgedRun]) -> str:
+    counts = sorted({run.summary["n"] for run in judged})
+    return f"n = {' to '.join(f'{n:,}' for n in dict.fromkeys((counts[0], counts[-1])))} questions"
+
+
+def _tell_shares(run: JudgedRun) -> str:
+    found = run.summary
+    return f"{run.label}: {found['wins']} wins, {found['ties']} ties, {found['losses']} losses."
+
+
+def _describe(judged: Sequence[JudgedRun]) -> str:
+    first = judged[0].summary
+    missing = sum(run.summary["without_outcome"] for run in judged)
+    proxy = "A proxy, not a judgment of quality. " if first.get("is_proxy") else ""
+    left = f" {missing} questions without a verdict are in no class." if missing else ""
+    return f"{proxy}{str(first['caveat']).capitalize()}. Ties count half; 95 % intervals over questions.{left}"
