@@ -162,7 +162,7 @@ def read_judged(folders: Sequence[RunFolder]) -> list[JudgedRun]:
 
     Which: those of the newest judgment among all of the runs.
     """
-    tables = [(path, folder) for folder in folders for path in folder.list_judgments()]
+    tables = [(path, folder) for folder in folders for path in folder.list_tables("judgment")]
     if not tables:
         return []
     newest = max((path for path, _ in tables), key=lambda path: path.stat().st_mtime_ns).name

@@ -47,9 +47,7 @@ NEEDS = {
     "log": Need(lambda run: [run.metrics_path] if run.metrics_path.exists() else [], "`dpotool train`"),
     "theory": Need(lambda run: run.list_tables("theory"), "`dpotool theory-gap`"),
     "prediction": Need(lambda run: run.list_tables("prediction"), "`dpotool predict`"),
-    "theory": Need(lambda run: run.list_theory(), "`dpotool theory-gap`"),
-    "judgments": Need(lambda run: run.list_judgments(), "`dpotool generate` and `dpotool judge`"),
-    "prediction": Need(lambda run: run.list_predictions(), "`dpotool predict`"),
+    "judgments": Need(lambda run: run.list_tables("judgment"), "`dpotool generate` and `dpotool judge`"),
 }
 
 

@@ -25,7 +25,7 @@ def judge(run: RunFolder, label: str, wins: int, ties: int, losses: int) -> None
     rows = [Judgment(str(n), 0, "apart", "judged", v, model_length=9, baseline_length=9) for n, v in enumerate(said)]
     frame = build_judgment_frame(rows)
     about = {"label": label, "baseline": "DPO", "judge": "grammar", "caveat": "exact", "is_proxy": False}
-    path = run.judgments_path("demo-test", "DPO", "grammar")
+    path = run.table_path("judgment", "demo-test", "vs", "DPO", "grammar")
     write_table(frame, path, JUDGMENT_SCHEMA, about)
     write_json(summary_path(path), about | summarize_judgments(frame))
 
