@@ -33,6 +33,9 @@ def run(config: JudgeConfig, console: Console, answers: list[str] | None) -> Non
     from dpotool.judging.run import import_results, judge_answers
 
     names = expand_models(answers or [])
+    if config.bench is not None:
+        grade(names, config, console)
+        return
     if config.dry_run:
         show_plan(names, config, console)
         return
@@ -47,6 +50,36 @@ def run(config: JudgeConfig, console: Console, answers: list[str] | None) -> Non
         console.say(line)
     for result in results:
         console.say(f"judgments: {result.path}")
+    console.finish({"results": [{"path": str(result.path), **result.summary} for result in results]})
+
+
+def grade(names: Sequence[str], config: JudgeConfig, console: Console) -> None:
+    """Grades answers one by one, and prints the means by turn and category."""
+    from dpotool.compare.ratings import state_ratings
+    from dpotool.judging.mt_bench import grade_answers, import_grades
+
+    results = import_grades(config) if config.judgments else grade_answers(names, config, progress=console)
+    console.say(state_ratings([result.label for result in results], [result.summary for result in results]))
+    keys = ["overall", *(f"turn_{turn}" for turn in (1, 2) if all(f"turn_{turn}" in r.summary for r in results))]
+    rows = []
+    for result in results:
+        difference = result.summary["difference"]
+        rows.append([result.label, *(format_interval(result.summary[key]) for key in keys)])
+        rows[-1].append("-" if difference is None else format_interval(difference["difference"]))
+    base = results[0].summary["baseline"]
+    title = f"Ratings by {results[0].summary['judge']}, 1 to 10; 95 % intervals over questions"
+    console.table(title, ["", *(key.replace("_", " ") for key in keys), f"from {base}"], rows)
+    categories = sorted({name for result in results for name in result.summary["by_category"]})
+    if categories:
+        cells = [
+            [name, *(format_interval(result.summary["by_category"].get(name), 1) for result in results)]
+            for name in categories
+        ]
+        console.table("By category", ["", *(result.label for result in results)], cells)
+    for result in results:
+        if result.summary["without_rating"]:
+            console.warn(f"{result.label}: {result.summary['without_rating']} answers have no rating")
+        console.say(f"ratings: {result.path}")
     console.finish({"results": [{"path": str(result.path), **result.summary} for result in results]})
 
 

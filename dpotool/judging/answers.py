@@ -146,7 +146,8 @@ def open_answers(name: str, data: str | None = None) -> AnswerSet:
         folder = holder if path.parent.name == "answers" and holder.manifest_path.is_file() else None
         return AnswerSet(label_folder(folder) if folder else path.name.split(".jsonl")[0], path, answers, folder)
     folder = RunFolder(path)
-    found = [file for file in folder.list_tables("answer") if data is None or file.name.split(".jsonl")[0] == data]
+    files = [file for file in folder.list_tables("answer") if not file.stem.endswith(".replies")]
+    found = [file for file in files if data is None or file.stem == data]
     if not found:
         asked = f" to {data}" if data else ""
         raise DpotoolError(

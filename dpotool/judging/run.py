@@ -125,16 +125,16 @@ class _Judging:
         return [*judged, *tie_identical(same)]
 
 
-def open_sets(names: Sequence[str], config: JudgeConfig) -> tuple[list[AnswerSet], int]:
+def open_sets(names: Sequence[str], config: JudgeConfig, fewest: int = 2) -> tuple[list[AnswerSet], int]:
     """Returns the answers, with their questions, and which of them are the baseline's.
 
     Raises:
         DpotoolError: fewer than two, or a set is named twice.
     """
     sets = [_with_questions(open_answers(name, config.data), config) for name in names]
-    if len(sets) < 2:
+    if len(sets) < fewest:
         raise DpotoolError(
-            "two sets of answers are needed, a model's and a baseline's",
+            "two sets of answers are needed, a model's and a baseline's" if fewest > 1 else "answers are needed",
             where="judge",
             got=", ".join(names) or "none",
             remedy="Name two or more run folders with answers, or files of them",

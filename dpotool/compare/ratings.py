@@ -1,0 +1,61 @@
+"""Grades of single answers (MT-Bench): means by turn and category, with intervals over questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from dpotool.stats.bootstrap import bootstrap_ratios
+from dpotool.stats.paired import adjust_holm, compare_means
+
+
+def summarize_ratings(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
+    """Returns the mean rating over all turns, by turn and by category, and how many answers have none.
+
+    Args:
+        table: of RATING_SCHEMA. A question's turns are drawn together; the mean is over rated answers, as FastChat's.
+    """
+    rated = table[table["rating"].notna()]
+    groups: dict[str, pd.Series] = {"overall": pd.Series(True, index=rated.index)}
+    groups |= {f"turn_{turn}": rated["turn"] == turn for turn in sorted(rated["turn"].unique())}
+    categories = sorted(rated["category"].dropna().unique())
+    means = {name: _mean(rated[rows], seed) for name, rows in groups.items()}
+    return {
+        "n": len(rated),
+        "n_questions": int(rated["question_id"].nunique()),
+        "without_rating": int(len(table) - len(rated)),
+        "verdicts": {str(key): int(value) for key, value in table["status"].value_counts().items()},
+        **means,
+        "by_category": {str(name): _mean(rated[rated["category"] == name], seed) for name in categories},
+    }
+
+
+def _mean(rows: pd.DataFrame, seed: int) -> dict[str, float]:
+    ratio = {"": (rows["rating"], np.ones(len(rows)))}
+    return bootstrap_ratios(ratio, clusters=rows["question_id"].to_numpy(dtype=str), seed=seed)[""].to_dict("mean")
+
+
+def compare_ratings(tables: Mapping[str, pd.DataFrame], baseline: str, *, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Returns each model's difference from the baseline over the questions and turns that both have, p by Holm."""
+    key = ["question_id", "turn"]
+    base = tables[baseline].set_index(key)["rating"]
+    found = {}
+    for label, table in tables.items():
+        if label == baseline:
+            continue
+        both = pd.concat([table.set_index(key)["rating"], base], axis=1, keys=["model", "base"]).dropna()
+        clusters = both.index.get_level_values("question_id").to_numpy(dtype=str)
+        found[label] = compare_means(both["model"], both["base"], clusters=clusters, seed=seed).to_dict()
+    adjusted = adjust_holm([each["p_value"] for each in found.values()])
+    for each, p in zip(found.values(), adjusted, strict=True):
+        each["p_adjusted"] = p
+    return found
+
+
+def state_ratings(labels: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> str:
+    """Returns one sentence: which model has the highest mean rating."""
+    best = max(range(len(labels)), key=lambda place: summaries[place]["overall"]["mean"])
+    return f"{labels[best]} has the highest mean rating, {summaries[best]['overall']['mean']:.2f} of 10."

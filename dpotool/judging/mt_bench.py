@@ -1,0 +1,149 @@
+"""MT-Bench: every answer of two turns graded by itself, 1 to 10, or FastChat's grades read; a table for each model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dpotool.compare.ratings import compare_ratings, summarize_ratings
+from dpotool.errors import DpotoolError
+from dpotool.judging.answering import choose_baseline
+from dpotool.judging.answers import Answer, AnswerSet
+from dpotool.judging.asking import ask_judge, build_judge_body, load_counter, question_of
+from dpotool.judging.config import JudgeConfig
+from dpotool.judging.endpoint import CHAT, Reply
+from dpotool.judging.imports import ImportedRating, import_ratings
+from dpotool.judging.judges import JUDGES, choose_judge, name_judge
+from dpotool.judging.judgments import JUDGED
+from dpotool.judging.prompts import SINGLE, PromptBook, fill_single, open_prompts
+from dpotool.judging.questions import Question, read_questions
+from dpotool.judging.replies import Request
+from dpotool.judging.run import JUDGED_FOLDER, open_sets
+from dpotool.judging.verdicts import RULES, Verdict
+from dpotool.progress import SILENT, Progress
+from dpotool.runs.atomic import write_json
+from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.schemas import RATING_SCHEMA
+from dpotool.runs.tables import write_table
+
+BENCHES = ("mt-bench",)
+
+
+@dataclass(frozen=True, slots=True)
+class RatingResult:
+    """One model's grades."""
+
+    label: str
+    frame: pd.DataFrame
+    summary: dict[str, Any]
+    path: Path
+
+
+def grade_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progress = SILENT) -> list[RatingResult]:
+    """Grades each answer and turn of each model, and sets the models beside the baseline.
+
+    Raises:
+        DpotoolError: there is no such bench, the judge scores in another way, or answers or questions cannot be used.
+    """
+    check_bench(config.bench)
+    sets, base = open_sets(names, config, fewest=1)
+    judge = choose_judge(config, is_demo=False)
+    if not judge.compares:
+        raise DpotoolError("grades on another scale", where=f"--judge {judge.name}", expected="endpoint")
+    prompts = open_prompts(config.prompt, SINGLE, config.verdict_rule)
+    about = {"judge": name_judge(judge, config), "judge_kind": judge.name, "caveat": judge.caveat}
+    about |= {"prompt": prompts.name, "prompt_source": prompts.plain.source}
+    frames = {}
+    paths = {}
+    for each in sets:
+        folder = RunFolder(Path(config.output)) if config.output else each.folder or RunFolder(Path(JUDGED_FOLDER))
+        data = each.name if folder is each.folder else each.label
+        paths[each.label] = folder.table_path("rating", data, str(about["judge"]))
+        frames[each.label] = _grade(each, prompts, config, paths[each.label], progress)
+    return _write(frames, paths, sets[base].label, about, config)
+
+
+def check_bench(bench: str | None) -> None:
+    """Raises a DpotoolError for a bench that there is none of."""
+    if bench not in BENCHES:
+        raise DpotoolError("unknown bench", where="--bench", expected=", ".join(BENCHES), got=repr(bench))
+
+
+def _grade(
+    answers: AnswerSet, prompts: PromptBook, config: JudgeConfig, path: Path, progress: Progress
+) -> pd.DataFrame:
+    jobs = [(answer, turn) for answer in answers.answers[: config.limit] for turn in range(len(answer.turns))]
+    requests = [_build_request(*job, prompts, config) for job in jobs]
+    replies = ask_judge(
+        requests, config, path.with_suffix(".replies.jsonl"), load_counter(config.judge_tokenizer), progress
+    )
+    return pd.DataFrame([_row(question_of(job[0]), job[1], reply) for job, reply in zip(jobs, replies, strict=True)])
+
+
+def _build_request(answer: Answer, turn: int, prompts: PromptBook, config: JudgeConfig) -> Request:
+    question = question_of(answer)
+    prompt = prompts.choose(turn + 1, bool(question.references))
+    messages = fill_single(
+        prompt,
+        question.texts[: turn + 1],
+        question.references[: turn + 1],
+        [text.strip() for text in answer.turns[: turn + 1]],
+    )
+    return Request(f"{question.question_id}/{answer.sample}/turn-{turn + 1}", CHAT, build_judge_body(messages, config))
+
+
+def _row(question: Question, turn: int, reply: Reply) -> dict[str, Any]:
+    verdict = RULES["rating"].read(str(reply.text)) if reply.status == "ok" else Verdict(None, problem=reply.status)
+    return {
+        "question_id": question.question_id,
+        "turn": turn + 1,
+        "status": JUDGED if verdict.rating is not None else verdict.problem,
+        "rating": verdict.rating,
+        "category": question.category,
+    }
+
+
+def import_grades(config: JudgeConfig) -> list[RatingResult]:
+    """Reads FastChat's single grading; categories come from --questions."""
+    check_bench(config.bench)
+    found = import_ratings(str(config.judgments))
+    known = {q.question_id: q.category for q in read_questions(config.questions)} if config.questions else {}
+    labels = list(dict.fromkeys(each.model for each in found))
+    frames = {label: _frame([each for each in found if each.model == label], known) for label in labels}
+    base = labels[choose_baseline(labels, config.baseline, last=True)]
+    folder = RunFolder(Path(config.output or JUDGED_FOLDER))
+    paths = {label: folder.table_path("rating", label, found[0].judge) for label in labels}
+    about = {"judge": found[0].judge, "judge_kind": "import", "caveat": JUDGES["endpoint"].caveat}
+    return _write(frames, paths, base, about, config)
+
+
+def _frame(ratings: Sequence[ImportedRating], categories: dict[str, str | None]) -> pd.DataFrame:
+    rows = [
+        {
+            "question_id": each.question_id,
+            "turn": each.turn,
+            "status": JUDGED if each.rating is not None else "no rating in the reply",
+            "rating": each.rating,
+            "category": categories.get(each.question_id),
+        }
+        for each in ratings
+    ]
+    return pd.DataFrame(rows)
+
+
+def _write(
+    frames: dict[str, pd.DataFrame], paths: dict[str, Path], baseline: str, about: dict[str, Any], config: JudgeConfig
+) -> list[RatingResult]:
+    differences = compare_ratings(frames, baseline, seed=config.seed)
+    results = []
+    for label, frame in frames.items():
+        told = {**about, "label": label, "baseline": baseline}
+        summary = {**told, **summarize_ratings(frame, seed=config.seed), "difference": differences.get(label)}
+        write_table(frame, paths[label], RATING_SCHEMA, told)
+        write_json(summary_path(paths[label]), summary)
+        results.append(RatingResult(label, frame, summary, paths[label]))
+    return results

@@ -1,0 +1,98 @@
+"""MT-Bench: two turns graded apart, by category; references shown where there are any; FastChat's grades read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from judge_server import serving
+
+from dpotool.compare.ratings import compare_ratings, summarize_ratings
+from dpotool.errors import DpotoolError
+from dpotool.judging.config import JudgeConfig
+from dpotool.judging.mt_bench import grade_answers, import_grades
+from dpotool.judging.prompts import SINGLE, fill_single, open_prompts
+
+
+def write(path: Path, rows: list[dict[str, object]]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def test_two_turns_by_category(tmp_path: Path):
+    """The judge gives 8 for a first turn and 4 for a second one, 2 points more where it sees a reference."""
+    ids = range(81, 85)
+    category = {81: "math", 82: "math", 83: "writing", 84: "writing"}
+    questions = write(
+        tmp_path / "question.jsonl",
+        [{"question_id": n, "category": category[n], "turns": [f"First {n}", f"Second {n}"]} for n in ids],
+    )
+    turns = {"choices": [{"index": 0, "turns": ["one", "two"]}]}
+    references = write(tmp_path / "reference.jsonl", [{"question_id": n, **turns} for n in (81, 82)])
+    answers = write(tmp_path / "m.jsonl", [{"question_id": n, "model_id": "m", **turns} for n in ids])
+
+    def judge(prompt: str) -> str:
+        if "First 84" in prompt and "Second" in prompt:
+            return "I would not grade this."
+        return f"Rating: [[{(4 if 'Second' in prompt else 8) + 2 * ('Reference' in prompt)}]]"
+
+    with serving(judge) as server:
+        config = JudgeConfig(
+            bench="mt-bench", endpoint=server.url, judge_model="j", questions=questions, references=references,
+            output=str(tmp_path / "out"),
+        )  # fmt: skip
+        (result,) = grade_answers([answers], config)
+    summary = result.summary
+    assert (summary["n"], summary["without_rating"]) == (7, 1)
+    assert summary["turn_1"]["mean"] == 9 and summary["turn_2"]["mean"] == pytest.approx((6 + 6 + 4) / 3)
+    assert summary["by_category"]["math"]["mean"] == 8
+    assert summary["by_category"]["writing"]["mean"] == pytest.approx((8 + 8 + 4) / 3)
+    assert result.path == tmp_path / "out" / "ratings" / "m-j.parquet"
+
+
+def test_fastchats_grades(tmp_path: Path):
+    rows = [
+        {"question_id": n, "model": model, "judge": ["gpt-4", "single-v1"], "score": score, "turn": turn}
+        for model, shift in (("a", 0), ("b", 1))
+        for n in range(6)
+        for turn, score in ((1, 6 + shift), (2, 5 + shift))
+    ]
+    path = write(tmp_path / "single.jsonl", rows)
+    a, b = import_grades(JudgeConfig(bench="mt-bench", judgments=path, baseline="a", output=str(tmp_path)))
+    assert (a.summary["overall"]["mean"], b.summary["overall"]["mean"]) == (5.5, 6.5)
+    assert b.summary["difference"]["difference"]["mean"] == 1 and a.summary["difference"] is None
+
+
+def test_differences_are_paired():
+    """Grades 1..4 and each one point more: the difference is one point, without any spread."""
+    base = pd.DataFrame({"question_id": list("abcd"), "turn": 1, "rating": [1.0, 2, 3, 4]})
+    found = compare_ratings({"m": base.assign(rating=base["rating"] + 1), "base": base}, "base")["m"]
+    assert (found["difference"]["ci_low"], found["difference"]["ci_high"]) == (1, 1)
+
+
+def test_turns_of_a_question_are_drawn_together():
+    """Both turns of a question have the same grade: twice the rows, the interval of the questions alone."""
+    once = pd.DataFrame({"question_id": list("abcdefgh"), "turn": 1, "rating": [1.0, 9, 2, 8, 3, 7, 4, 6]})
+    once = once.assign(status="judged", category=None)
+    twice = pd.concat([once, once.assign(turn=2)])
+    one, two = summarize_ratings(once)["overall"], summarize_ratings(twice)["overall"]
+    assert (two["ci_low"], two["ci_high"]) == pytest.approx((one["ci_low"], one["ci_high"]))
+
+
+def test_fastchats_prompts_are_taken_as_they_are(tmp_path: Path):
+    fields = "[Q] {question} [R] {ref_answer_1} [A] {answer} {{not jinja}}"
+    rows = [
+        {"name": name, "system_prompt": "judge", "prompt_template": fields if "multi" not in name else "{question_2}"}
+        for name in ("single-v1", "single-math-v1", "single-v1-multi-turn", "single-math-v1-multi-turn")
+    ]
+    book = open_prompts(write(tmp_path / "judge_prompts.jsonl", rows), SINGLE, "first-word")
+    messages = fill_single(book.choose(1, True), ["q"], ["r"], ["a"])
+    assert messages[1]["content"] == "[Q] q [R] r [A] a {{not jinja}}"
+    assert fill_single(book.choose(2, False), ["q", "q2"], [], ["a", "b"])[1]["content"] == "q2"
+
+
+def test_an_unknown_bench_is_refused():
+    with pytest.raises(DpotoolError, match="--bench: unknown bench; expected mt-bench, got 'arena'"):
+        grade_answers([], JudgeConfig(bench="arena"))
