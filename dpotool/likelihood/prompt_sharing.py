@@ -31,8 +31,10 @@ from dpotool.models.rope import find_length_switches
 logger = logging.getLogger(__name__)
 
 NO_LIMIT = sys.maxsize
-SPANS = re.compile(r"(window|window_size|chunk_size)$")
-"""Settings that say how many tokens an attention layer spans (and none like `max_window_layers`)."""
+SPANS = re.compile(r"(window|window_size|chunk_size|index_topk)$")
+"""Settings that say how many tokens an attention layer spans, or how many it picks (DeepSeek-V3.2's sparse attention),
+and none like `max_window_layers`. Beyond them a shared row is another one, which no short probe sees.
+"""
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 1e-4}
 """Relative difference of a state between the layouts; rounding alone is 1e-6 in float32 (float64: norms and soft-max in
 float32, where an architecture takes them so)."""

@@ -124,3 +124,11 @@ def test_said_once_and_left_as_it_was(caplog: pytest.LogCaptureFixture) -> None:
         "BloomForCausalLM: chosen and rejected cannot share a prompt here; each gets a row of its own"
     ]
     assert model.training
+
+
+@pytest.mark.parametrize("name", ["index_topk", "keep_window_size", "sliding_window"])
+def test_no_shared_row_is_longer_than_what_attention_picks_or_spans(name: str) -> None:
+    """The probe's short pairs cannot see what begins beyond k tokens; the configuration says where that is."""
+    model = build_family("llama")
+    setattr(model.config, name, 40)
+    assert find_row_limit(model) == 40
