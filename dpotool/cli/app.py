@@ -44,6 +44,7 @@ def _register_verbs() -> None:
     from dpotool.cli import (
         cache,
         compare,
+        diagnose,
         generate,
         import_,
         judge,
@@ -56,7 +57,9 @@ def _register_verbs() -> None:
         train,
     )
 
-    for verb in (train, score, compare, theory_gap, predict, sweep, generate, judge, plot, report, import_, cache):
+    for verb in (
+        *(train, score, diagnose, compare, theory_gap, predict, sweep, generate, judge, plot, report, import_, cache),
+    ):
         verb.register(app)
 
 

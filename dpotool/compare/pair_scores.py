@@ -12,7 +12,7 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.runs.folder import RunFolder
 from dpotool.stats.bootstrap import read_clusters
-from dpotool.theory.prediction_summary import correlate_ranks
+from dpotool.stats.correlation import correlate_ranks
 
 
 def read_pair_scores(path: Path) -> pd.DataFrame:

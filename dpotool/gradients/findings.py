@@ -11,14 +11,18 @@ import pandas as pd
 from dpotool.gradients.batch_products import BatchProducts, Values
 from dpotool.stats.bootstrap import read_clusters
 from dpotool.theory.advice import DOT_COLUMNS, GRID, advise, forecast_sgd
+from dpotool.theory.drivers import compute_pushes
 from dpotool.theory.gaps import compute_accuracy_slopes, compute_batch_gaps, compute_gap_weights, compute_self_step_gaps
 from dpotool.theory.summary import PairGaps
 from dpotool.theory.theorem import compute_paper_gaps, compute_u
 
 
 def add_batch_columns(frame: pd.DataFrame, batch: BatchProducts) -> pd.DataFrame:
-    """Returns the theory table with each pair's products with the mean gradients."""
-    return frame.assign(**dict(zip(DOT_COLUMNS, (*batch.with_mean_chosen, *batch.with_mean_rejected), strict=True)))
+    """Returns the theory table with each pair's products with the mean gradients, and its driver score from them."""
+    products = dict(zip(DOT_COLUMNS, (*batch.with_mean_chosen, *batch.with_mean_rejected), strict=True))
+    frame = frame.assign(**products)
+    pushes = compute_pushes(frame)
+    return frame.assign(driver_score=np.nan if pushes is None else pushes[0])
 
 
 def compute_gaps(

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from accelerate import PartialState
@@ -80,6 +81,15 @@ class CompletionView:
             logits = apply_head(self._model, self.states[places]) if self._logits is None else self._logits[places]
         logits = logits if logits.dtype == torch.float64 else logits.float()
         return logits.log_softmax(dim=1)
+
+    def has_plain_head(self) -> bool:
+        """Tells whether the logits are the output layer's product with the states and nothing else, seen on one."""
+        head: Any = self._model.get_output_embeddings()
+        if self._logits is not None or not len(self.states) or head is None:
+            return False
+        with self._computing():
+            got, plain = apply_head(self._model, self.states[:1]).double(), head(self.states[:1]).double()
+        return got.shape == plain.shape and bool((got - plain).abs().max() <= 1e-3 * plain.abs().max())
 
     def sum_states(self) -> Float[Tensor, "completions hidden"]:
         """Sums each completion's predicting states, in float64."""

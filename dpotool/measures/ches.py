@@ -1,4 +1,6 @@
-"""CHES: how alike the hidden states of the two answers are, which foretells displacement (arXiv:2410.08847).
+"""How alike the two answers of a pair are inside the model: CHES, and gradient products of the output layer.
+
+CHES (arXiv:2410.08847) foretells displacement from hidden states alone.
 
 With h_k the decoder's last hidden state (`hidden_states[-1]`) that predicts token k of an answer, Definition 2 is
 
@@ -12,12 +14,13 @@ both are given. The length-normalised forms divide each sum by the number of sta
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpotool.likelihood.views import CompletionView
 
 CHES_COLUMNS = ("ches", "ln_ches", "ches_all", "ln_ches_all")
+HEAD_COLUMNS = ("head_inner_product", "head_chosen_sq_norm", "head_rejected_sq_norm")
 
 
 def compute_ches(view: CompletionView) -> dict[str, Float[Tensor, " pairs"]]:
@@ -39,3 +42,47 @@ def compute_ches(view: CompletionView) -> dict[str, Float[Tensor, " pairs"]]:
 def _ches(sums: Float[Tensor, "completions hidden"]) -> Float[Tensor, " pairs"]:
     chosen, rejected = sums[0::2], sums[1::2]
     return (chosen * rejected).sum(dim=1) - chosen.square().sum(dim=1)
+
+
+def compute_head_products(view: CompletionView) -> dict[str, Float[Tensor, " pairs"]]:
+    """Products of the gradients W of log pi(chosen) and L of log pi(rejected) in the output layer's weights alone.
+
+    With e_k the indicator of token k and p_k the distribution that predicted it, the gradient of an answer is
+    sum_k (e_k - p_k) h_k^T, so <W, L> is the sum over tokens k of one answer and l of the other of
+    <h_k, h_l> <e_k - p_k, e_l - p_l>. Returns <W, L>, |W|^2 and |L|^2 (nats^2), float64; NaN for a model whose logits
+    are not just the output layer's product, such as one with soft-capping.
+    """
+    n_pairs = view.n_completions // 2
+    if not view.has_plain_head():
+        return {name: torch.full((n_pairs,), torch.nan, dtype=torch.float64) for name in HEAD_COLUMNS}
+    rows = [_multiply_heads(view, pair) for pair in range(n_pairs)]
+    return dict(zip(HEAD_COLUMNS, torch.stack(rows, dim=1), strict=True))
+
+
+def _multiply_heads(view: CompletionView, pair: int) -> Float[Tensor, " 3"]:
+    places = (view.completions // 2 == pair).nonzero().squeeze(1)
+    states = view.states[places].double()
+    kernel = _residual_products(view, places) * (states @ states.T)  # (tokens, tokens)
+    is_chosen = view.completions[places] % 2 == 0
+    chosen, rejected = is_chosen.nonzero().squeeze(1), (~is_chosen).nonzero().squeeze(1)
+    sums = [kernel[one][:, other].sum() for one, other in ((chosen, rejected), (chosen, chosen), (rejected, rejected))]
+    return torch.stack(sums)
+
+
+def _residual_products(view: CompletionView, places: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens tokens"]:
+    """Returns <e_k - p_k, e_l - p_l> of all tokens of a pair; whole distributions of two blocks alive at a time."""
+    blocks = torch.arange(len(places), device=places.device).split(view.chunk_size)
+    products = torch.zeros(len(places), len(places), dtype=torch.float64, device=places.device)
+    for number, block in enumerate(blocks):
+        one = _residuals(view, places[block])
+        for later, other in enumerate(blocks[number:]):
+            product = (one @ (one if later == 0 else _residuals(view, places[other])).T).double()
+            products[block[:, None], other] = product
+            products[other[:, None], block] = product.T
+    return products
+
+
+def _residuals(view: CompletionView, places: Int[Tensor, " n"]) -> Float[Tensor, "n vocab"]:
+    residuals = -view.compute_distributions(places).exp()
+    residuals[torch.arange(len(places), device=places.device), view.token_ids[places]] += 1
+    return residuals

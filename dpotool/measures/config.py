@@ -20,3 +20,19 @@ class ScoreConfig(SubjectSettings):
     )
     dry_run: bool = setting(False, DRY_RUN)
     tokens: bool = setting(False, "Also write per-token log-probabilities to a second table.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseConfig(SubjectSettings):
+    """Settings of one diagnosis."""
+
+    mass: bool = setting(
+        True, "Find out where the probability went at every position of the chosen answers; --no-mass leaves it out."
+    )
+    rejected_mass: bool = setting(False, "Look at every position of the rejected answers too.")
+    positions: int | None = setting(None, "Look at the first N positions of each answer only.")
+    theory: str | None = setting(
+        None,
+        "Theory table of the same pairs, whose driver scores join the risk measures; without it one that lies near.",
+    )
+    full: bool = setting(False, "Print every table instead of the first screen.")

@@ -5,6 +5,7 @@ metrics.jsonl                     a row per logged step
 scores/<data>-<split>.parquet     a row per pair, with .summary.json and .tokens.parquet beside it; what is scored
                                   otherwise than the run's own way is <data>-<split>-<how>.parquet
 theory/<data>-<split>.parquet     a row per pair, with .summary.json beside it
+diagnosis/<data>-<split>.parquet  a row per pair, with .summary.json and .tokens.parquet beside it
 predictions/<data>-<split>.parquet  likewise
 imported/<data>-<split>.csv       a row per pair of what another tool says of it
 answers/<data>.jsonl              what the model answered, a line per question and sample

@@ -105,6 +105,14 @@ THEORY_SCHEMA = _schema(
         *(_dot_column(answer, mean) for mean in ("chosen", "rejected") for answer in ("chosen", "rejected")),
         _PROMPT_ID,
         column("pair_hash", pa.string(), "", "hash of the pair's token ids, by which a table is known", optional=True),
+        column(
+            "driver_score",
+            pa.float64(),
+            "",
+            "what the pair's part in a DPO step does to the mean chosen log-likelihood of the other pairs, nats per "
+            "nat of mean margin that the step gains; below 0: it drives displacement",
+            optional=True,
+        ),
     ],
 )
 
@@ -156,6 +164,95 @@ RATING_SCHEMA = _schema(
 )
 
 
+def _span_columns(side: str) -> list[pa.Field]:
+    where = {
+        "shared_prefix": "before the first token in which the two answers differ",
+        "shared": "after it, matched with a token of the other answer",
+        "divergent": "matched with no token of the other answer",
+        "eos": "the end token",
+    }
+    return [
+        column(f"{side}_{span}", pa.float64(), "nats", f"part of {side}_displacement on tokens {text}")
+        for span, text in where.items()
+    ]
+
+
+_CHES = "<sum h+, sum h-> - |sum h+|^2 of the last hidden states of the two answers"
+
+DIAGNOSIS_SCHEMA = _schema(
+    "diagnosis",
+    "One row per pair: on which tokens its answers moved, and how risky it looked under the reference alone (under the "
+    "model itself where there is no reference). A pair that was left out has the reason in status.",
+    [
+        _PAIR_ID,
+        column("status", pa.string(), "", "'ok', or why the pair was left out", required=True),
+        _PROMPT_ID,
+        column("chosen_tokens", pa.int64(), "tokens", "tokens of the chosen completion, EOS included"),
+        column("rejected_tokens", pa.int64(), "tokens", "tokens of the rejected completion, EOS included"),
+        _displacement_column("chosen"),
+        _displacement_column("rejected"),
+        *_span_columns("chosen"),
+        *_span_columns("rejected"),
+        column("ches", pa.float64(), "", f"{_CHES}, without each answer's last state; arXiv:2410.08847, Definition 2"),
+        column("ln_ches", pa.float64(), "", "ches with each sum divided by its number of states"),
+        column("ches_all", pa.float64(), "", f"{_CHES}, with each answer's last state, as in the authors' results"),
+        column("ln_ches_all", pa.float64(), "", "ches_all with each sum divided by its number of states"),
+        column("edit_similarity", pa.float64(), "", "1 - Levenshtein distance of the token ids / longer answer"),
+        column("length_difference", pa.float64(), "tokens", "chosen_tokens - rejected_tokens"),
+        column("reference_margin", pa.float64(), "nats", "log pi_ref(chosen) - log pi_ref(rejected)"),
+        column("head_inner_product", pa.float64(), "nats^2", "<W, L> in the output layer's weights alone"),
+        column("head_chosen_sq_norm", pa.float64(), "nats^2", "|W|^2 in the output layer's weights alone"),
+        column("head_rejected_sq_norm", pa.float64(), "nats^2", "|L|^2 in the output layer's weights alone"),
+        column("driver_score", pa.float64(), "", "from the theory table of these pairs; null without one"),
+    ],
+)
+
+_MASS_PARTS = {
+    "token": "of this token",
+    "other_side": "of the other answer's next token, where the two have just diverged",
+    "ref_top": "of the reference's most likely token",
+    "top": "of the policy's most likely token",
+    "rest": "of everything else",
+}
+
+
+def _mass_columns(prefix: str, under: str) -> list[pa.Field]:
+    parts = [
+        column(
+            f"{prefix}p_{part}", pa.float64(), "probability", f"{text}, under the {under}; 0 where a part before has it"
+        )
+        for part, text in _MASS_PARTS.items()
+    ]
+    return [*parts, column(f"{prefix}p_eos", pa.float64(), "probability", f"of the end token, under the {under}")]
+
+
+DIAGNOSIS_TOKEN_SCHEMA = _schema(
+    "diagnosis_token",
+    "One row per completion token of every pair. What begins with p_ is null at positions that were not looked into.",
+    [
+        _PAIR_ID,
+        column("side", pa.string(), "", "'chosen' or 'rejected'", required=True),
+        column("position", pa.int64(), "tokens", "place in the completion, from 0", required=True),
+        column("token_id", pa.int64(), "", "token id in the model's vocabulary", required=True),
+        column("token", pa.string(), "", "the token as text"),
+        column("logp", pa.float64(), "nats", "log-probability of this token given all before it"),
+        column("ref_logp", pa.float64(), "nats", "logp under the reference"),
+        column("span", pa.string(), "", "shared_prefix, shared, divergent or eos", required=True),
+        *_mass_columns("", "policy"),
+        *_mass_columns("ref_", "reference"),
+        column("top_id", pa.int64(), "", "the policy's most likely token"),
+        column("ref_top_id", pa.int64(), "", "the reference's most likely token"),
+        column("gain_id", pa.int64(), "", "the token that gained most, policy minus reference"),
+        column("gain", pa.float64(), "probability", "how much it gained"),
+        column("loss_id", pa.int64(), "", "the token that lost most"),
+        column("loss", pa.float64(), "probability", "its change, below 0"),
+        column("entropy", pa.float64(), "nats", "of the policy's distribution"),
+        column("ref_entropy", pa.float64(), "nats", "of the reference's distribution"),
+        column("total_variation", pa.float64(), "", "half the sum of absolute differences of the two distributions"),
+    ],
+)
+
+
 @dataclass(frozen=True, slots=True)
 class TableKind:
     """One kind of table: what it holds, where in a run folder its files lie, and what makes them."""
@@ -174,6 +271,8 @@ TABLES = {
     "score": TableKind("scores", "dpotool score", SCORE_SCHEMA),
     "token": TableKind("scores", "dpotool score --tokens", TOKEN_SCHEMA, suffix="tokens"),
     "theory": TableKind("theory", "dpotool theory-gap", THEORY_SCHEMA),
+    "diagnosis": TableKind("diagnosis", "dpotool diagnose", DIAGNOSIS_SCHEMA),
+    "diagnosis_token": TableKind("diagnosis", "dpotool diagnose", DIAGNOSIS_TOKEN_SCHEMA, suffix="tokens"),
     "prediction": TableKind("predictions", "dpotool predict", PREDICTION_SCHEMA),
     "imported": TableKind("imported", "dpotool import", formats=("csv",)),
     "answer": TableKind("answers", "dpotool generate", formats=("jsonl",)),

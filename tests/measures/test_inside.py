@@ -11,7 +11,7 @@ from model_families import FAMILIES, build_family
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.views import PairView, iter_views
-from dpotool.measures.ches import CHES_COLUMNS, compute_ches
+from dpotool.measures.ches import CHES_COLUMNS, HEAD_COLUMNS, compute_ches, compute_head_products
 from dpotool.measures.mass import MODELS, PARTS, VocabularyGains, compute_mass
 from dpotool.measures.spans import align_answers, compute_edit_similarity, sum_spans
 
@@ -136,3 +136,36 @@ def test_masses_sum_to_one_and_are_those_of_the_whole_distribution(family: str, 
         np.testing.assert_allclose(columns["total_variation"], distance, rtol=1e-6)
     np.testing.assert_allclose(gains.change, total, atol=1e-9)
     assert gains.n_first.sum() == sum(len(pair.chosen_ids) for pair in PAIRS)
+
+
+def head_products_by_autograd(model: torch.nn.Module, pair: TokenizedPair) -> list[float]:
+    """Both log-probabilities by plain forward passes, their gradients in the output layer's weights by autograd."""
+    weight = model.get_output_embeddings().weight
+    gradients = []
+    for ids in (pair.chosen_ids, pair.rejected_ids):
+        row = torch.tensor([[*pair.prompt_ids, *ids]])
+        logps = model(input_ids=row).logits[0, len(pair.prompt_ids) - 1 : -1].double().log_softmax(dim=1)
+        total = logps[torch.arange(len(ids)), torch.tensor(ids)].sum()
+        gradients.append(torch.autograd.grad(total, weight)[0].double())
+    chosen, rejected = gradients
+    return [float((one * other).sum()) for one, other in ((chosen, rejected), (chosen, chosen), (rejected, rejected))]
+
+
+@pytest.mark.parametrize("layout", ["shared", "paired"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
+def test_head_products_equal_autograd(family: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = build_family(family)
+    if model.config.tie_word_embeddings:  # autograd would add the embedding's part
+        model.config.tie_word_embeddings = False
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
+    monkeypatch.setattr("dpotool.likelihood.completions.CHUNK_ELEMENTS", 5 * 97)  # several blocks a pair
+    for view in view_pairs(model, None, layout):
+        columns = compute_head_products(view.policy)
+        for row, pair in enumerate(view.pairs):
+            got = [float(columns[name][row]) for name in HEAD_COLUMNS]
+            np.testing.assert_allclose(got, head_products_by_autograd(model, pair), rtol=1e-6)
+
+
+def test_a_soft_capped_head_has_no_products() -> None:
+    for view in view_pairs(build_family("gemma2"), None, "paired"):
+        assert all(bool(values.isnan().all()) for values in compute_head_products(view.policy).values())

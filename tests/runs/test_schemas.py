@@ -18,9 +18,11 @@ def test_the_columns_are_those_of_the_design():
         "pair_id", "grad_inner_product", "chosen_grad_sq_norm", "rejected_grad_sq_norm", "grad_cosine",
         "chosen_logratios", "rejected_logratios", "u", "v", "band_low", "band_high", "entanglement",
         "chosen_dot_mean_chosen", "rejected_dot_mean_chosen", "chosen_dot_mean_rejected", "rejected_dot_mean_rejected",
-        "prompt_id", "pair_hash",
+        "prompt_id", "pair_hash", "driver_score",
     ]  # fmt: skip
-    assert [field.name for field in THEORY_SCHEMA if is_optional(field)] == [*DOT_COLUMNS, "prompt_id", "pair_hash"]
+    assert [field.name for field in THEORY_SCHEMA if is_optional(field)] == [
+        *DOT_COLUMNS, "prompt_id", "pair_hash", "driver_score",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -1,0 +1,144 @@
+"""`dpotool diagnose`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from dpotool.cli.console import Console, format_interval
+from dpotool.cli.verbs import Positional, add_verb
+from dpotool.measures.config import DiagnoseConfig
+
+if TYPE_CHECKING:
+    from dpotool.measures.diagnose import DiagnosisResult
+
+_MODELS = Positional(
+    "models", list[str] | None, "Run folders, checkpoints, adapters or hub ids; without one, the newest run."
+)
+_SPAN_TEXTS = {
+    "shared_prefix": "before they differ",
+    "shared": "later, in both",
+    "divergent": "in this one alone",
+    "eos": "end token",
+}
+_TO_TEXTS = {
+    "other_side": "the rejected answer's next token",
+    "ref_top": "the most likely token already",
+    "eos": "the end token",
+    "elsewhere": "everything else",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command."""
+    epilog = "Example: dpotool diagnose runs/my-run --limit 200"
+    add_verb(app, "diagnose", DiagnoseConfig, positionals=(_MODELS,), epilog=epilog)(run)
+
+
+def run(config: DiagnoseConfig, console: Console, models: list[str] | None) -> None:
+    """Look inside the pairs: which tokens moved, where the probability went, which pairs looked risky before."""
+    from dpotool.compare.diagnosis import say_diagnosis
+    from dpotool.measures.diagnose import diagnose_models
+    from dpotool.runs.folder import newest_run
+
+    if not models:
+        models = [str(newest_run(kind="train").path)]
+        console.note(f"diagnosing the newest run, {models[0]}")
+    results = diagnose_models(models, config, progress=console)
+    for result in results:
+        for sentence in say_diagnosis(result.summary, result.label):
+            console.say(sentence)
+        show_spans(result, console)
+        if config.full:
+            show_positions(result, console)
+            show_mass(result, console)
+            show_risks(result, console)
+        console.say(f"pairs: {result.path}")
+        console.say(f"tokens: {result.tokens_path}")
+        if not config.full:
+            console.say(
+                "--full prints positions, masses and risk measures; they stand in the summary beside the table."
+            )
+    console.finish({"results": [_to_json(result) for result in results]})
+
+
+def show_spans(result: DiagnosisResult, console: Console) -> None:
+    """Prints on which tokens the answers moved."""
+    if result.summary["chosen"] is None:
+        return
+    sides = [result.summary[side] for side in ("chosen", "rejected")]
+    rows = [
+        [text, *(cell for side in sides for cell in _span_cells(side["spans"][span]))]
+        for span, text in _SPAN_TEXTS.items()
+    ]
+    rows.append(["all tokens", *(cell for side in sides for cell in ("", format_interval(side["displacement"], 2)))])
+    columns = ["tokens", "%", "chosen, nats", "%", "rejected, nats"]
+    title = f"Change in nats by tokens (% of tokens), n = {result.summary['n']}; the parts add up; 95 % intervals"
+    console.table(title, columns, rows)
+
+
+def _span_cells(span: dict[str, Any]) -> tuple[str, str]:
+    return f"{100 * span['share_of_tokens']:.0f}", format_interval(span, 2)
+
+
+def show_positions(result: DiagnosisResult, console: Console) -> None:
+    """Prints the parts of the displacement by place in the answer."""
+    if result.summary["chosen"] is None:
+        return
+    rows = [
+        [
+            f"{row['first'] + 1}-{row['last'] + 1}",
+            str(row["n_tokens"]),
+            f"{row['part']:+.3f}",
+            f"{row['per_token']:+.4f}",
+        ]
+        for row in result.summary["chosen"]["positions"]
+    ]
+    console.table("Chosen answers by position", ["tokens", "number", "part, nats", "per token, nats"], rows)
+
+
+def show_mass(result: DiagnosisResult, console: Console) -> None:
+    """Prints where the probability went, and the vocabulary items that gained and lost most."""
+    mass, vocabulary = result.summary["mass"], result.summary["vocabulary"]
+    if mass is None:
+        return
+    shares = mass["shares"] or dict.fromkeys(_TO_TEXTS, float("nan"))
+    rows = [[text, f"{mass['to'][name]:.3f}", f"{100 * shares[name]:.1f}"] for name, text in _TO_TEXTS.items()]
+    rows.append(["lost by chosen tokens", f"{mass['lost']:.3f}", "100.0"])
+    console.table("Where the probability of chosen tokens went", ["to", "sum", "share, %"], rows)
+    for kind in ("gained", "lost"):
+        items = [
+            [repr(item["token"]), str(item["token_id"]), f"{item['change']:+.3f}", str(item["n_gained_most"])]
+            for item in vocabulary[kind][:10]
+        ]
+        console.table(
+            f"Tokens that {kind} most over all positions", ["token", "id", "change, sum", "gained most at"], items
+        )
+
+
+def show_risks(result: DiagnosisResult, console: Console) -> None:
+    """Prints how well each measure that was known before training ranks the fall, and what it costs."""
+    if not result.summary["risks"]:
+        return
+    prices = result.summary["seconds_per_pair"]
+    rows = [
+        [
+            risk["called"],
+            format_interval(risk["rank_correlation"], 2),
+            format_interval(risk["given"], 2),
+            "-" if risk["price"] is None else f"{1000 * prices.get(risk['price'], float('nan')):.2f}",
+        ]
+        for risk in result.summary["risks"].values()
+    ]
+    columns = ["known before training", "rank correlation", "given the length", "ms a pair"]
+    console.table("Risk measures against the change of chosen answers", columns, rows)
+
+
+def _to_json(result: DiagnosisResult) -> dict[str, Any]:
+    return {
+        "label": result.label,
+        "path": str(result.path),
+        "tokens_path": str(result.tokens_path),
+        "summary": result.summary,
+    }

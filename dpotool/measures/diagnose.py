@@ -1,0 +1,353 @@
+"""Looks inside pairs: which tokens moved, where the probability went, how risky each pair looked before training."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+from msgspec.structs import asdict
+
+from dpotool.compare.diagnosis import summarize_diagnosis
+from dpotool.data.pairs import TokenizedPair
+from dpotool.errors import DpotoolError
+from dpotool.likelihood.subject import OpenSubject, open_subject
+from dpotool.likelihood.views import PairView, iter_views
+from dpotool.measures.ches import compute_ches, compute_head_products
+from dpotool.measures.config import DiagnoseConfig
+from dpotool.measures.mass import VocabularyGains, compute_mass
+from dpotool.measures.spans import AlignedAnswer, align_answers, compute_edit_similarity, sum_spans
+from dpotool.models.fingerprint import fingerprint_tokenizer
+from dpotool.models.subject import Subject, describe_subject
+from dpotool.progress import SILENT, Progress
+from dpotool.runs.about import Fingerprints, TableAbout
+from dpotool.runs.atomic import write_json
+from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.locks import claiming
+from dpotool.runs.schemas import DIAGNOSIS_SCHEMA, DIAGNOSIS_TOKEN_SCHEMA, THEORY_SCHEMA
+from dpotool.runs.tables import read_metadata, read_table, write_table
+
+SIDES = ("chosen", "rejected")
+N_LISTED = 20
+"""Vocabulary items that a summary names, of those that gained and of those that lost most."""
+
+
+@dataclass(frozen=True, slots=True)
+class DiagnosisResult:
+    """One model's diagnosis."""
+
+    label: str
+    frame: pd.DataFrame
+    tokens: pd.DataFrame
+    summary: dict[str, Any]
+    path: Path
+    tokens_path: Path
+
+
+@dataclass(slots=True)
+class _PairInside:
+    """What was found in one pair."""
+
+    place: int
+    row: dict[str, float]
+    """Columns of DIAGNOSIS_SCHEMA that are numbers."""
+    tokens: dict[str, dict[str, np.ndarray]]
+    """By side: columns of DIAGNOSIS_TOKEN_SCHEMA, those of the mass only at the positions in `places`."""
+    spans: dict[str, list[str]]
+    places: dict[str, np.ndarray]
+
+
+@dataclass(slots=True)
+class _Stopwatch:
+    """Seconds by part of the work, for what each measure costs."""
+
+    seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+    @contextmanager
+    def timing(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[part] += time.perf_counter() - start
+
+
+def diagnose_models(
+    models: Sequence[str], config: DiagnoseConfig, *, progress: Progress = SILENT
+) -> list[DiagnosisResult]:
+    """Diagnoses each model against its reference and writes diagnosis/<data>-<split>.parquet with what belongs to it.
+
+    Raises:
+        DpotoolError: a model, its reference or the data cannot be used; models before it keep their diagnoses.
+    """
+    return [_diagnose(describe_subject(model, config), config, progress) for model in models]
+
+
+def _diagnose(subject: Subject, config: DiagnoseConfig, progress: Progress) -> DiagnosisResult:
+    with claiming(subject.folder.path, "diagnose", progress.note):
+        opened = open_subject(subject, progress)
+        if opened.reference_scorer is None:
+            progress.warn(
+                f"{subject.label}: there is no reference, so only what one model says of the pairs can be told. "
+                "Name a reference with --reference"
+            )
+        gains, watch = VocabularyGains(), _Stopwatch()
+        found = _look_into(opened, config, gains, watch, progress)
+        frame = _build_frame(opened, found, config)
+        tokens = _build_tokens(opened, found)
+        return _write(opened, config, frame, tokens, gains, watch)
+
+
+def _look_into(
+    opened: OpenSubject, config: DiagnoseConfig, gains: VocabularyGains, watch: _Stopwatch, progress: Progress
+) -> list[_PairInside]:
+    """Returns what was found in every pair, in their order; of several processes each has the whole."""
+    pairs, state = opened.pair_set.pairs, PartialState()
+    eos_ids = _find_eos_ids(opened)
+    found: list[_PairInside] = []
+    with progress.track(f"diagnosing {opened.subject.label}", len(pairs)) as advance:
+        views = iter_views(opened.policy_scorer, opened.reference_scorer, pairs)
+        while True:
+            with watch.timing("forward"):
+                view = next(views, None)
+            if view is None:
+                break
+            found += _read_view(view, eos_ids, config, gains, watch)
+            advance(len(view.pairs) * state.num_processes)
+    if state.num_processes > 1:
+        found = gather_object(found)
+        for other in gather_object([gains])[1:] if state.is_main_process else ():
+            gains.add(other.change, other.n_first)
+    return sorted(found, key=lambda inside: inside.place)
+
+
+def _find_eos_ids(opened: OpenSubject) -> list[int]:
+    eos_id = opened.tokenizer.eos_token_id
+    return [] if eos_id is None else [int(eos_id)]
+
+
+def _read_view(
+    view: PairView, eos_ids: Sequence[int], config: DiagnoseConfig, gains: VocabularyGains, watch: _Stopwatch
+) -> list[_PairInside]:
+    judge = view.reference or view.policy  # risk is what one model says before the other is trained from it
+    with watch.timing("ches"):
+        risks = {name: values.cpu().numpy() for name, values in compute_ches(judge).items()}
+    with watch.timing("output layer"):
+        risks |= {name: values.cpu().numpy() for name, values in compute_head_products(judge).items()}
+    with watch.timing("similarity"):
+        aligned = [align_answers(pair.chosen_ids, pair.rejected_ids, eos_ids) for pair in view.pairs]
+        similarity = [compute_edit_similarity(pair.chosen_ids, pair.rejected_ids) for pair in view.pairs]
+    with watch.timing("token log-probabilities"):
+        logps = view.policy.logps.double().cpu().numpy()
+        ref_logps = view.reference.logps.double().cpu().numpy() if view.reference else np.full_like(logps, np.nan)
+    cuts = np.cumsum([len(ids) for pair in view.pairs for ids in (pair.chosen_ids, pair.rejected_ids)])
+    starts = np.concatenate([[0], cuts])
+    with watch.timing("mass"):
+        looked, mass = _look_at_mass(view, aligned, starts, eos_ids, config, gains)
+    inside = []
+    for row, place in enumerate(view.places):
+        numbers = {name: float(values[row]) for name, values in risks.items()} | {"edit_similarity": similarity[row]}
+        found = _PairInside(place, numbers, {}, {}, {})
+        for number, side in enumerate(SIDES):
+            first, last = starts[2 * row + number], starts[2 * row + number + 1]
+            change = logps[first:last] - ref_logps[first:last]
+            spans = aligned[row][number].spans
+            numbers |= {f"{side}_{span}": value for span, value in sum_spans(change, spans).items()}
+            numbers[f"{side}_displacement"] = float(change.sum())
+            is_here = (looked >= first) & (looked < last)
+            found.tokens[side] = {"logp": logps[first:last], "ref_logp": ref_logps[first:last]}
+            found.tokens[side] |= {name: values[is_here] for name, values in mass.items()}
+            found.spans[side], found.places[side] = spans, looked[is_here] - first
+        numbers["reference_margin"] = _margin(ref_logps, starts, row) if view.reference else np.nan
+        inside.append(found)
+    return inside
+
+
+def _margin(logps: np.ndarray, starts: np.ndarray, row: int) -> float:
+    chosen, rejected = (logps[starts[2 * row + side] : starts[2 * row + side + 1]].sum() for side in (0, 1))
+    return float(chosen - rejected)
+
+
+def _look_at_mass(
+    view: PairView,
+    aligned: Sequence[tuple[AlignedAnswer, AlignedAnswer]],
+    starts: np.ndarray,
+    eos_ids: Sequence[int],
+    config: DiagnoseConfig,
+    gains: VocabularyGains,
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Returns the tokens of the view that were looked into, and the columns of `compute_mass` for them.
+
+    What the vocabulary gained is summed over the chosen answers alone.
+    """
+    if view.reference is None or not config.mass:
+        return np.zeros(0, dtype=np.int64), {}
+    columns, looked = [], []
+    for number, side in enumerate(SIDES):
+        if side == "rejected" and not config.rejected_mass:
+            continue
+        places, rivals = [], []
+        for row, both in enumerate(aligned):
+            first, last = starts[2 * row + number], starts[2 * row + number + 1]
+            n_looked = last - first if config.positions is None else min(config.positions, last - first)
+            places.append(np.arange(first, first + n_looked))
+            rivals.append(both[number].rivals[:n_looked])
+        looked.append(np.concatenate(places))
+        device = view.policy.token_ids.device
+        columns.append(
+            compute_mass(
+                view.policy,
+                view.reference,
+                torch.as_tensor(looked[-1], device=device),
+                torch.as_tensor(np.concatenate(rivals), device=device),
+                eos_ids[0] if eos_ids else None,
+                gains if side == "chosen" else VocabularyGains(),
+            )
+        )
+    return np.concatenate(looked), {name: np.concatenate([each[name] for each in columns]) for name in columns[0]}
+
+
+def _build_frame(opened: OpenSubject, found: Sequence[_PairInside], config: DiagnoseConfig) -> pd.DataFrame:
+    pairs = opened.pair_set.pairs
+    frame = pd.DataFrame(
+        {
+            "pair_id": [pair.pair_id for pair in pairs],
+            "status": "ok",
+            "prompt_id": [pair.prompt_id for pair in pairs],
+            "chosen_tokens": [len(pair.chosen_ids) for pair in pairs],
+            "rejected_tokens": [len(pair.rejected_ids) for pair in pairs],
+        }
+    )
+    frame = pd.concat([frame, pd.DataFrame([inside.row for inside in found])], axis=1)
+    frame["length_difference"] = (frame["chosen_tokens"] - frame["rejected_tokens"]).astype(float)
+    frame["driver_score"] = frame["pair_id"].map(_read_drivers(opened, config))
+    excluded = opened.pair_set.excluded
+    left_out = pd.DataFrame({"pair_id": list(excluded), "status": list(excluded.values())}).astype({"pair_id": "int64"})
+    return pd.concat([frame, left_out]).sort_values("pair_id", ignore_index=True)
+
+
+def _read_drivers(opened: OpenSubject, config: DiagnoseConfig) -> Mapping[int, float]:
+    """Returns the driver scores of a theory table of these pairs: the one named, else one beside model or reference.
+
+    Raises:
+        DpotoolError: the table that was named is of other pairs, or has no driver scores.
+    """
+    source, subject = opened.pair_set.source, opened.subject
+    places = [Path(config.theory)] if config.theory else []
+    if not places:
+        folders = [subject.folder, *(RunFolder(Path(name)) for name in (subject.model, subject.reference) if name)]
+        places = [path for folder in folders for path in folder.list_tables("theory")]
+    for path in places:
+        about = read_metadata(path)
+        if (about.get("data"), about.get("split")) == (source.name, source.split):
+            table = read_table(path, THEORY_SCHEMA)
+            if table["driver_score"].notna().any():
+                return dict(zip(table["pair_id"], table["driver_score"], strict=True))
+    if config.theory:
+        raise DpotoolError(
+            "holds no driver scores of these pairs",
+            where=config.theory,
+            expected=f"a theory table of {source.name} [{source.split}] over all of them",
+            remedy="Make one with `dpotool theory-gap` on the same --data and --split",
+        )
+    return {}
+
+
+def _build_tokens(opened: OpenSubject, found: Sequence[_PairInside]) -> pd.DataFrame:
+    """Returns the columns of DIAGNOSIS_TOKEN_SCHEMA: a row per token, pair after pair, chosen before rejected."""
+    columns: dict[str, list[np.ndarray]] = defaultdict(list)
+    texts: dict[int, str] = {}
+    names = {name for inside in found for side in SIDES for name in inside.tokens[side]} - {"logp", "ref_logp"}
+    for inside in found:
+        pair = opened.pair_set.pairs[inside.place]
+        for side in SIDES:
+            ids = np.array(_ids_of(pair, side))
+            columns["pair_id"].append(np.full(len(ids), pair.pair_id))
+            columns["side"].append(np.full(len(ids), side, dtype=object))
+            columns["position"].append(np.arange(len(ids)))
+            columns["token_id"].append(ids)
+            columns["span"].append(np.array(inside.spans[side], dtype=object))
+            for name in ("logp", "ref_logp"):
+                columns[name].append(inside.tokens[side][name])
+            for name in names:
+                spread = np.full(len(ids), np.nan)
+                spread[inside.places[side]] = inside.tokens[side].get(name, np.zeros(0))
+                columns[name].append(spread)
+    frame = pd.DataFrame({name: np.concatenate(values) for name, values in columns.items()})
+    for token_id in pd.unique(frame["token_id"]) if len(frame) else ():
+        texts[int(token_id)] = _decode(opened, int(token_id))
+    frame["token"] = frame["token_id"].map(texts) if len(frame) else []
+    for name in names & {"top_id", "ref_top_id", "gain_id", "loss_id"}:
+        frame[name] = frame[name].astype("Int64")
+    return frame
+
+
+def _ids_of(pair: TokenizedPair, side: str) -> tuple[int, ...]:
+    return pair.chosen_ids if side == "chosen" else pair.rejected_ids
+
+
+def _decode(opened: OpenSubject, token_id: int) -> str:
+    return str(opened.tokenizer.decode([token_id]))
+
+
+def _list_gains(opened: OpenSubject, gains: VocabularyGains) -> dict[str, list[dict[str, Any]]]:
+    """Names the vocabulary items that gained and lost most over all positions, as text with counts."""
+    order = np.argsort(gains.change, kind="stable")
+
+    def describe(items: np.ndarray) -> list[dict[str, Any]]:
+        return [
+            {
+                "token_id": int(item),
+                "token": _decode(opened, int(item)),
+                "change": float(gains.change[item]),
+                "n_gained_most": int(gains.n_first[item]),
+            }
+            for item in items
+            if gains.change[item] != 0
+        ]
+
+    return {"gained": describe(order[::-1][:N_LISTED]), "lost": describe(order[:N_LISTED])}
+
+
+def _write(
+    opened: OpenSubject,
+    config: DiagnoseConfig,
+    frame: pd.DataFrame,
+    tokens: pd.DataFrame,
+    gains: VocabularyGains,
+    watch: _Stopwatch,
+) -> DiagnosisResult:
+    subject, source = opened.subject, opened.pair_set.source
+    fingerprints = Fingerprints(
+        model=opened.policy_scorer.fingerprint,
+        reference=opened.reference_scorer.fingerprint if opened.reference_scorer else None,
+        tokenizer=fingerprint_tokenizer(opened.tokenizer),
+        data=source.fingerprint,
+    )
+    about = TableAbout(**opened.describe("diagnose", fingerprints)).to_dict()
+    n_pairs = max(1, len(opened.pair_set.pairs))
+    prices = {part: seconds / n_pairs for part, seconds in watch.seconds.items()}
+    summary = {
+        **about,
+        **summarize_diagnosis(frame, tokens, seed=config.seed),
+        "counts": opened.pair_set.counts.to_dict(),
+        "vocabulary": _list_gains(opened, gains) if len(gains.change) else None,
+        "seconds_per_pair": prices,
+    }
+    path, tokens_path = (
+        subject.folder.table_path(kind, source.name, source.split, format=config.format, variant=subject.variant)
+        for kind in ("diagnosis", "diagnosis_token")
+    )
+    if PartialState().is_main_process:
+        write_table(frame, path, DIAGNOSIS_SCHEMA, about, format=config.format)
+        write_table(tokens, tokens_path, DIAGNOSIS_TOKEN_SCHEMA, about, format=config.format)
+        write_json(summary_path(path), summary)
+        opened.note_run("diagnose", config, asdict(fingerprints))
+    return DiagnosisResult(subject.label, frame, tokens, summary, path, tokens_path)

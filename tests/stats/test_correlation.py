@@ -1,0 +1,58 @@
+"""Rank correlations of many measures at once: against scipy, and a partial one worked by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from dpotool.stats.correlation import correlate_many, correlate_ranks
+
+
+def test_values_are_those_of_scipy_and_the_partial_ones_follow_the_formula() -> None:
+    draw = np.random.default_rng(0)
+    length, noise = draw.normal(size=(2, 80))
+    scores = {"a": length + 0.3 * noise, "b": draw.normal(size=80)}
+    measured = length + 0.5 * draw.normal(size=80)
+    found = correlate_many(scores, measured, length, None)
+    for name, column in scores.items():
+        s_m, s_g, m_g = (
+            spearmanr(*pair).statistic for pair in ((column, measured), (column, length), (measured, length))
+        )
+        got = found[name]["rank_correlation"]
+        assert got is not None and got["value"] == pytest.approx(s_m)
+        assert got["ci_low"] < s_m < got["ci_high"]
+        partial = found[name]["given"]
+        expected = (s_m - s_g * m_g) / np.sqrt((1 - s_g**2) * (1 - m_g**2))
+        assert partial is not None and partial["value"] == pytest.approx(expected)
+    one_by_one = correlate_ranks(scores["a"], measured, None, 0)
+    assert one_by_one is not None
+    both = found["a"]["rank_correlation"]
+    assert both is not None and both["ci_low"] == pytest.approx(one_by_one["ci_low"], abs=0.03)
+
+
+def test_what_only_leans_on_length_has_nothing_left() -> None:
+    """The score is the length itself: its correlation is high, and given length there is nothing to say."""
+    length = np.arange(50.0)
+    measured = length + np.tile([3.0, -3.0], 25)
+    found = correlate_many({"length": length}, measured, length, None)["length"]
+    assert found["rank_correlation"] is not None and found["rank_correlation"]["value"] > 0.9
+    assert found["given"] is not None and found["given"]["value"] == 0.0
+
+
+def test_a_column_of_one_value_has_no_correlation() -> None:
+    found = correlate_many({"flat": np.ones(9)}, np.arange(9.0), np.arange(9.0) ** 2, None)
+    assert found == {"flat": {"rank_correlation": None, "given": None}}
+
+
+def test_pairs_of_one_prompt_are_drawn_together() -> None:
+    """Each pair repeated four times says no more than the pairs by themselves, so the interval stays as wide."""
+    draw = np.random.default_rng(1)
+    score, measured = draw.normal(size=(2, 30))
+    single = correlate_many({"s": score}, measured, np.arange(30.0), None)["s"]["rank_correlation"]
+    repeated = [np.repeat(column, 4) for column in (score, measured, np.arange(30.0))]
+    clusters = np.repeat(np.arange(30).astype(str), 4)
+    grouped = correlate_many({"s": repeated[0]}, repeated[1], repeated[2], clusters)["s"]["rank_correlation"]
+    assert single is not None and grouped is not None
+    width = single["ci_high"] - single["ci_low"]
+    assert grouped["ci_high"] - grouped["ci_low"] == pytest.approx(width, rel=0.15)
