@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,11 @@ from accelerate.utils import gather_object
 from msgspec.structs import asdict
 
 from dpotool.compare.diagnosis import summarize_diagnosis
-from dpotool.data.pairs import TokenizedPair
-from dpotool.errors import DpotoolError
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.likelihood.views import PairView, iter_views
 from dpotool.measures.ches import compute_ches, compute_head_products
 from dpotool.measures.config import DiagnoseConfig
+from dpotool.measures.diagnosis_tables import SIDES, PairInside, build_frame, build_tokens, list_gains
 from dpotool.measures.mass import VocabularyGains, compute_mass
 from dpotool.measures.spans import AlignedAnswer, align_answers, compute_edit_similarity, sum_spans
 from dpotool.models.fingerprint import fingerprint_tokenizer
@@ -31,14 +30,10 @@ from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import Fingerprints, TableAbout
 from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import summary_path
 from dpotool.runs.locks import claiming
-from dpotool.runs.schemas import DIAGNOSIS_SCHEMA, DIAGNOSIS_TOKEN_SCHEMA, THEORY_SCHEMA
-from dpotool.runs.tables import read_metadata, read_table, write_table
-
-SIDES = ("chosen", "rejected")
-N_LISTED = 20
-"""Vocabulary items that a summary names, of those that gained and of those that lost most."""
+from dpotool.runs.schemas import DIAGNOSIS_SCHEMA, DIAGNOSIS_TOKEN_SCHEMA
+from dpotool.runs.tables import write_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +46,6 @@ class DiagnosisResult:
     summary: dict[str, Any]
     path: Path
     tokens_path: Path
-
-
-@dataclass(slots=True)
-class _PairInside:
-    """What was found in one pair."""
-
-    place: int
-    row: dict[str, float]
-    """Columns of DIAGNOSIS_SCHEMA that are numbers."""
-    tokens: dict[str, dict[str, np.ndarray]]
-    """By side: columns of DIAGNOSIS_TOKEN_SCHEMA, those of the mass only at the positions in `places`."""
-    spans: dict[str, list[str]]
-    places: dict[str, np.ndarray]
 
 
 @dataclass(slots=True)
@@ -100,18 +82,18 @@ def _diagnose(subject: Subject, config: DiagnoseConfig, progress: Progress) -> D
             )
         gains, watch = VocabularyGains(), _Stopwatch()
         found = _look_into(opened, config, gains, watch, progress)
-        frame = _build_frame(opened, found, config)
-        tokens = _build_tokens(opened, found)
+        frame = build_frame(opened, found, config)
+        tokens = build_tokens(opened, found)
         return _write(opened, config, frame, tokens, gains, watch)
 
 
 def _look_into(
     opened: OpenSubject, config: DiagnoseConfig, gains: VocabularyGains, watch: _Stopwatch, progress: Progress
-) -> list[_PairInside]:
+) -> list[PairInside]:
     """Returns what was found in every pair, in their order; of several processes each has the whole."""
     pairs, state = opened.pair_set.pairs, PartialState()
     eos_ids = _find_eos_ids(opened)
-    found: list[_PairInside] = []
+    found: list[PairInside] = []
     with progress.track(f"diagnosing {opened.subject.label}", len(pairs)) as advance:
         views = iter_views(opened.policy_scorer, opened.reference_scorer, pairs)
         while True:
@@ -135,7 +117,7 @@ def _find_eos_ids(opened: OpenSubject) -> list[int]:
 
 def _read_view(
     view: PairView, eos_ids: Sequence[int], config: DiagnoseConfig, gains: VocabularyGains, watch: _Stopwatch
-) -> list[_PairInside]:
+) -> list[PairInside]:
     judge = view.reference or view.policy  # risk is what one model says before the other is trained from it
     with watch.timing("ches"):
         risks = {name: values.cpu().numpy() for name, values in compute_ches(judge).items()}
@@ -154,7 +136,7 @@ def _read_view(
     inside = []
     for row, place in enumerate(view.places):
         numbers = {name: float(values[row]) for name, values in risks.items()} | {"edit_similarity": similarity[row]}
-        found = _PairInside(place, numbers, {}, {}, {})
+        found = PairInside(place, numbers, {}, {}, {})
         for number, side in enumerate(SIDES):
             first, last = starts[2 * row + number], starts[2 * row + number + 1]
             change = logps[first:last] - ref_logps[first:last]
@@ -214,108 +196,6 @@ def _look_at_mass(
     return np.concatenate(looked), {name: np.concatenate([each[name] for each in columns]) for name in columns[0]}
 
 
-def _build_frame(opened: OpenSubject, found: Sequence[_PairInside], config: DiagnoseConfig) -> pd.DataFrame:
-    pairs = opened.pair_set.pairs
-    frame = pd.DataFrame(
-        {
-            "pair_id": [pair.pair_id for pair in pairs],
-            "status": "ok",
-            "prompt_id": [pair.prompt_id for pair in pairs],
-            "chosen_tokens": [len(pair.chosen_ids) for pair in pairs],
-            "rejected_tokens": [len(pair.rejected_ids) for pair in pairs],
-        }
-    )
-    frame = pd.concat([frame, pd.DataFrame([inside.row for inside in found])], axis=1)
-    frame["length_difference"] = (frame["chosen_tokens"] - frame["rejected_tokens"]).astype(float)
-    frame["driver_score"] = frame["pair_id"].map(_read_drivers(opened, config))
-    excluded = opened.pair_set.excluded
-    left_out = pd.DataFrame({"pair_id": list(excluded), "status": list(excluded.values())}).astype({"pair_id": "int64"})
-    return pd.concat([frame, left_out]).sort_values("pair_id", ignore_index=True)
-
-
-def _read_drivers(opened: OpenSubject, config: DiagnoseConfig) -> Mapping[int, float]:
-    """Returns the driver scores of a theory table of these pairs: the one named, else one beside model or reference.
-
-    Raises:
-        DpotoolError: the table that was named is of other pairs, or has no driver scores.
-    """
-    source, subject = opened.pair_set.source, opened.subject
-    places = [Path(config.theory)] if config.theory else []
-    if not places:
-        folders = [subject.folder, *(RunFolder(Path(name)) for name in (subject.model, subject.reference) if name)]
-        places = [path for folder in folders for path in folder.list_tables("theory")]
-    for path in places:
-        about = read_metadata(path)
-        if (about.get("data"), about.get("split")) == (source.name, source.split):
-            table = read_table(path, THEORY_SCHEMA)
-            if table["driver_score"].notna().any():
-                return dict(zip(table["pair_id"], table["driver_score"], strict=True))
-    if config.theory:
-        raise DpotoolError(
-            "holds no driver scores of these pairs",
-            where=config.theory,
-            expected=f"a theory table of {source.name} [{source.split}] over all of them",
-            remedy="Make one with `dpotool theory-gap` on the same --data and --split",
-        )
-    return {}
-
-
-def _build_tokens(opened: OpenSubject, found: Sequence[_PairInside]) -> pd.DataFrame:
-    """Returns the columns of DIAGNOSIS_TOKEN_SCHEMA: a row per token, pair after pair, chosen before rejected."""
-    columns: dict[str, list[np.ndarray]] = defaultdict(list)
-    texts: dict[int, str] = {}
-    names = {name for inside in found for side in SIDES for name in inside.tokens[side]} - {"logp", "ref_logp"}
-    for inside in found:
-        pair = opened.pair_set.pairs[inside.place]
-        for side in SIDES:
-            ids = np.array(_ids_of(pair, side))
-            columns["pair_id"].append(np.full(len(ids), pair.pair_id))
-            columns["side"].append(np.full(len(ids), side, dtype=object))
-            columns["position"].append(np.arange(len(ids)))
-            columns["token_id"].append(ids)
-            columns["span"].append(np.array(inside.spans[side], dtype=object))
-            for name in ("logp", "ref_logp"):
-                columns[name].append(inside.tokens[side][name])
-            for name in names:
-                spread = np.full(len(ids), np.nan)
-                spread[inside.places[side]] = inside.tokens[side].get(name, np.zeros(0))
-                columns[name].append(spread)
-    frame = pd.DataFrame({name: np.concatenate(values) for name, values in columns.items()})
-    for token_id in pd.unique(frame["token_id"]) if len(frame) else ():
-        texts[int(token_id)] = _decode(opened, int(token_id))
-    frame["token"] = frame["token_id"].map(texts) if len(frame) else []
-    for name in names & {"top_id", "ref_top_id", "gain_id", "loss_id"}:
-        frame[name] = frame[name].astype("Int64")
-    return frame
-
-
-def _ids_of(pair: TokenizedPair, side: str) -> tuple[int, ...]:
-    return pair.chosen_ids if side == "chosen" else pair.rejected_ids
-
-
-def _decode(opened: OpenSubject, token_id: int) -> str:
-    return str(opened.tokenizer.decode([token_id]))
-
-
-def _list_gains(opened: OpenSubject, gains: VocabularyGains) -> dict[str, list[dict[str, Any]]]:
-    """Names the vocabulary items that gained and lost most over all positions, as text with counts."""
-    order = np.argsort(gains.change, kind="stable")
-
-    def describe(items: np.ndarray) -> list[dict[str, Any]]:
-        return [
-            {
-                "token_id": int(item),
-                "token": _decode(opened, int(item)),
-                "change": float(gains.change[item]),
-                "n_gained_most": int(gains.n_first[item]),
-            }
-            for item in items
-            if gains.change[item] != 0
-        ]
-
-    return {"gained": describe(order[::-1][:N_LISTED]), "lost": describe(order[:N_LISTED])}
-
-
 def _write(
     opened: OpenSubject,
     config: DiagnoseConfig,
@@ -338,7 +218,7 @@ def _write(
         **about,
         **summarize_diagnosis(frame, tokens, seed=config.seed),
         "counts": opened.pair_set.counts.to_dict(),
-        "vocabulary": _list_gains(opened, gains) if len(gains.change) else None,
+        "vocabulary": list_gains(opened, gains) if len(gains.change) else None,
         "seconds_per_pair": prices,
     }
     path, tokens_path = (
