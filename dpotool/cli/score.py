@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +36,21 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
     if not models:
         models = [str(newest_run(kind="train").path)]
         console.note(f"scoring the newest run, {models[0]}")
+    which = config.checkpoints
+    if which is not None:
+        from dpotool.measures.checkpoints import list_checkpoints
+
+        models = [path for model in models for path in list_checkpoints(model, which)]
+        config = replace(config, checkpoints=None)  # each table is of one of them, and says so
     if config.dry_run:
         from dpotool.measures.cost import plan_scorings
 
         console.finish({"estimates": show_dry_run(partial(plan_scorings, models, config, progress=console), console)})
         return
     results = score_models(models, config, progress=console)
+    if which is not None:
+        _show_trajectory(results, console)
+        return
     for title, columns, rows in tabulate_scores(results):
         console.table(title, columns, rows)
     for result in results:
@@ -55,6 +65,27 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
             console.say(f"verdict on {result.label}: {verdict['statement']}")
             console.say(f"next: {verdict['next']}")
     console.finish({"results": [_to_json(result) for result in results]})
+
+
+def _show_trajectory(results: Sequence[ScoreResult], console: Console) -> None:
+    """Prints the answer, then a row per checkpoint."""
+    from dpotool.measures.checkpoints import describe_trajectory, name_checkpoint
+
+    answer = describe_trajectory([result.summary for result in results])
+    if answer is not None:
+        console.say(answer)
+    first = results[0].summary
+    rows = []
+    for result in results:
+        summary, verdict = result.summary, result.summary["verdict"]
+        kind = "no reference" if verdict is None else verdict["kind"]
+        values = [summary.get(name) for name in ("chosen_displacement", "rejected_displacement", "reward_accuracy")]
+        texts = [format_interval(value, digits) for value, digits in zip(values, (2, 2, 3), strict=True)]
+        rows.append([name_checkpoint(summary), *texts, kind])
+    columns = ["checkpoint", "change chosen", "change rejected", "accuracy", "displacement"]
+    console.table(f"{first['data']} [{first['split']}], n = {first['n']}, changes in nats", columns, rows)
+    console.say(f"scores: {results[0].path} and the like in every checkpoint")
+    console.finish({"trajectory": answer, "results": [_to_json(result) for result in results]})
 
 
 def _to_json(result: ScoreResult) -> dict[str, Any]:

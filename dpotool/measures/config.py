@@ -18,6 +18,11 @@ class ScoreConfig(SubjectSettings):
     measures: str = setting(
         "", "What to say of each pair beside its log-probabilities, comma-separated; docs/cli.md lists the measures."
     )
+    checkpoints: str | None = setting(
+        None,
+        "Score the checkpoints of the run that is named, oldest first, and say from which step on it is displaced: "
+        "all, or steps, comma-separated.",
+    )
     dry_run: bool = setting(False, DRY_RUN)
     tokens: bool = setting(False, "Also write per-token log-probabilities to a second table.")
 

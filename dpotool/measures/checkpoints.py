@@ -1,0 +1,72 @@
+"""A run's checkpoints, scored one after the other: how displacement grew, and from which step on it is certain.
+
+Knows nothing of who trained: TRL's and every other Trainer's folders hold `checkpoint-STEP` as dpotool's do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from dpotool.errors import DpotoolError
+from dpotool.runs.folder import is_checkpoint_name
+
+ALL = "all"
+
+
+def list_checkpoints(run: str, which: str) -> list[str]:
+    """Returns the folders of a run's checkpoints, oldest first; with all of them also the run itself, the last one.
+
+    Args:
+        which: all, or steps, comma-separated.
+
+    Raises:
+        DpotoolError: it has none, or not one of those that were asked for.
+    """
+    found = {read_step(str(path)): path for path in Path(run).glob("checkpoint-*") if is_checkpoint_name(path.name)}
+    if not found:
+        raise DpotoolError(
+            "holds no checkpoints", where=run, remedy="Train with --save-steps or --save-at, or leave --checkpoints out"
+        )
+    if which == ALL:
+        steps = sorted(step for step in found if step is not None)
+        is_model = any(Path(run).glob("*.safetensors"))
+        return [*(str(found[step]) for step in steps), *([run] if is_model else [])]
+    wanted = [part.strip() for part in which.split(",")]
+    missing = [part for part in wanted if not part.isdecimal() or int(part) not in found]
+    if missing:
+        known = ", ".join(str(step) for step in sorted(step for step in found if step is not None))
+        raise DpotoolError(f"has no checkpoint of step {missing[0]}", where=run, expected=f"all, or some of {known}")
+    return [str(found[int(part)]) for part in wanted]
+
+
+def read_step(model: str) -> int | None:
+    """Returns the optimiser step in a checkpoint's name; None for any other folder."""
+    name = Path(model).name
+    return int(name.partition("-")[2]) if is_checkpoint_name(name) else None
+
+
+def describe_trajectory(summaries: Sequence[Mapping[str, Any]]) -> str | None:
+    """Says from which checkpoint on log pi(chosen) has fallen for certain, and when that became harmful.
+
+    Args:
+        summaries: of the checkpoints, oldest first. None where they have no verdict, for want of a reference.
+    """
+    judged = [(name_checkpoint(summary), summary["verdict"]) for summary in summaries if summary.get("verdict")]
+    if not judged:
+        return None
+    fallen = next((name for name, verdict in judged if verdict["criteria"]["displaced"] == "met"), None)
+    harmful = next((name for name, verdict in judged if verdict["kind"] == "harmful"), None)
+    if fallen is None:
+        return f"At none of {len(judged)} checkpoints has the probability of chosen answers fallen for certain."
+    text = f"The probability of chosen answers has fallen for certain from {fallen} on"
+    return (
+        f"{text}; harmful from {harmful} on." if harmful else f"{text}; harmful at none of {len(judged)} checkpoints."
+    )
+
+
+def name_checkpoint(summary: Mapping[str, Any]) -> str:
+    """Returns 'step 200', or 'the end' for the run itself."""
+    step = read_step(str(summary.get("model") or ""))
+    return "the end" if step is None else f"step {step}"
