@@ -113,7 +113,7 @@ def _harmless() -> Iterator[None]:
     try:
         yield
     except DpotoolError as error:
-        logger.warning("log-probabilities are not stored: %s", error)
+        logger.warning("log-probabilities are not kept: %s", error)
 
 
 def _versions() -> Mapping[str, str]:

@@ -73,7 +73,8 @@ def train(config: TrainConfig, *, progress: Progress = SILENT) -> TrainResult:
 def _run(trainer: PreferenceTrainer, config: TrainConfig, folder: RunFolder, progress: Progress) -> TrainResult:
     """Runs the optimiser loop; every way out leaves a manifest that says what happened and weights that are good."""
     try:
-        trainer.run_id = str(folder.read_manifest()["created"])
+        if PartialState().is_main_process:  # which wrote it, and which seals the checkpoints
+            trainer.run_id = str(folder.read_manifest()["created"])
         found = _find_checkpoint(trainer, config, folder, progress) if config.resume else Found(None)
         progress.note(describe_steps(config, len(trainer.pairs)))
         if _step_through(trainer, config, found, progress):

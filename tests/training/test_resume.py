@@ -52,7 +52,11 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     return arrange
 
 
-@pytest.mark.parametrize("loss", [{}, {"loss": "shift", "lambda_schedule": "linear_decrease"}])
+@pytest.mark.parametrize(
+    "loss",
+    [{}, {"loss": "shift", "lambda_schedule": "linear_decrease"}, {"lora": True, "lora_r": 2, "lora_dropout": 0.1}],
+    ids=["dpo", "schedule", "lora with dropout"],
+)
 def test_resumed_equals_uninterrupted(
     run: Run,
     settings: dict[str, Any],
