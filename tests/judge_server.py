@@ -53,7 +53,7 @@ class JudgeServer:
         if fault == "drop":
             return 200, b"", {}, True
         if fault == "slow":
-            time.sleep(1.5)
+            time.sleep(4)
         is_chat = path.endswith("/chat/completions")
         text = "\n".join(m["content"] for m in body["messages"]) if is_chat else body["prompt"]
         said = self.answer(text)
