@@ -58,6 +58,8 @@ def holding(
     if int(os.environ.get("RANK", "0")) != 0 and not in_every_process:  # set by every launcher
         yield
         return
+    if os.path.islink(folder) and not os.path.exists(folder):  # noqa: PTH110, PTH114 (which raise for odd names)
+        raise DpotoolError("is a link that leads nowhere", where=str(folder), remedy="Choose another folder")
     path = Path(folder).resolve() / LOCK_NAME
     lock = None if _held[path] else _acquire(path, command, note if waits else None, but_not_for)
     _held[path] += 1

@@ -102,3 +102,11 @@ def test_a_failure_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError), claiming(tmp_path / "a" / "b", "score"):
         raise ValueError
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_folder_is_made_where_a_dead_link_leads(tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DpotoolError, match="is a link that leads nowhere"), holding(link, "train"):
+        pass
+    assert not (tmp_path / "nowhere").exists()
