@@ -79,10 +79,10 @@ def _show_trajectory(results: Sequence[ScoreResult], console: Console) -> None:
     for result in results:
         summary, verdict = result.summary, result.summary["verdict"]
         kind = "no reference" if verdict is None else verdict["kind"]
-        values = [summary.get(name) for name in ("chosen_displacement", "rejected_displacement", "reward_accuracy")]
-        texts = [format_interval(value, digits) for value, digits in zip(values, (2, 2, 3), strict=True)]
+        values = [summary.get(name) for name in ("chosen_displacement", "reward_accuracy")]
+        texts = [format_interval(value, digits) for value, digits in zip(values, (2, 3), strict=True)]
         rows.append([name_checkpoint(summary), *texts, kind])
-    columns = ["checkpoint", "change chosen", "change rejected", "accuracy", "displacement"]
+    columns = ["checkpoint", "change of chosen", "accuracy", "displacement"]
     console.table(f"{first['data']} [{first['split']}], n = {first['n']}, changes in nats", columns, rows)
     console.say(f"scores: {results[0].path} and the like in every checkpoint")
     console.finish({"trajectory": answer, "results": [_to_json(result) for result in results]})

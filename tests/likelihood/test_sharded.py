@@ -56,3 +56,34 @@ def test_each_process_of_a_machine_takes_the_gpu_of_its_number(monkeypatch: pyte
     ]
     monkeypatch.delenv("LOCAL_RANK")
     assert str(resolve_device("auto")) == "cuda"
+
+
+CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "accelerate").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_accelerate_reads_the_examples(path: Path) -> None:
+    """Where there is no GPU this is all that can be said of most of them."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    config = load_config_from_file(str(path))
+    assert config.num_processes > 1
+    assert path.name in path.read_text(encoding="utf-8"), "its first lines say how it is used"
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_two_cpu_processes_of_the_example_score_each_pair_once(tmp_path: Path) -> None:
+    import pandas as pd
+    from tiny_models import save_tiny_model, write_pairs
+
+    model, data = save_tiny_model(tmp_path / "tiny"), write_pairs(tmp_path / "pairs.jsonl", 10)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [str(next(path for path in CONFIGS if path.stem == "two_cpu_processes")), "--main_process_port", "0"]
+    command += ["-m", "dpotool", "score", str(model), "--data", str(data), "--device", "cpu"]
+    command += ["--output", str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DPOTOOL_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    frame = pd.read_parquet(next((tmp_path / "out" / "scores").glob("*.parquet")))
+    assert frame["pair_id"].tolist() == list(range(10)) and frame["chosen_logps"].notna().all()
