@@ -31,6 +31,10 @@ NAMES = (
     "likelihood",
     "layouts",
     "floor",
+    "device_models",
+    "device_training",
+    "device_parts",
+    "device",
 )
 
 
@@ -254,3 +258,35 @@ def test_the_newest_row_counts(bench: dict[str, ModuleType], arguments: argparse
     assert [json.loads(line)["pairs/s"] for line in arguments.rows.read_text().splitlines()] == [1.0, 2.0]
     (row,) = bench["harness"].read_newest_rows(arguments.rows, ("cell", "method"))
     assert row["pairs/s"] == 2.0
+
+
+def test_the_gpu_benchmark_trains_both_alike(bench: dict[str, ModuleType]) -> None:
+    """On a miniature: what `device.py` times are the same steps, and each leaves the model as it found it."""
+    need("TRL")
+    models, training = bench["device_models"], bench["device_training"]
+    model = models.build_model("8B", torch.device("cpu"), is_small=True, dtype=torch.float32)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    setting = training.StepSetting(2, 2, is_mixed=False, recomputes=False)
+    pairs = models.draw_pairs("HH", 4, model.config.vocab_size)
+    tokenizer = bench["workloads"].build_tokenizer(64)
+    bench["device_parts"].hash_no_weights()
+    ours, theirs = (
+        training.train_and_restore(train, model, tokenizer, pairs, setting).losses
+        for train in (training.train_dpotool, training.train_trl)
+    )
+    assert ours == pytest.approx(theirs, abs=1e-5)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name]), name
+
+
+def test_the_gpu_benchmark_begins_with_what_was_not_measured(
+    bench: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device = bench["device"]
+    monkeypatch.setattr(device, "ROWS", tmp_path / "known.jsonl")
+    assert device.list_parts()[:3] == ["tests", "rates", "scoring 8B"]
+    found = [{"part": "scoring 8B", "model": "8B"}, {"part": "attention", "left out": "no time"}]
+    (tmp_path / "new.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found))
+    assert device.merge_rows(tmp_path / "new.jsonl") == found[:1]
+    parts = device.list_parts()
+    assert parts.index("attention") < parts.index("scoring 8B") < parts.index("study")
