@@ -24,6 +24,10 @@ from dpotool.runs.about import ScoreAbout, read_about
 from dpotool.runs.folder import RunFolder, list_runs
 
 METRICS = (*MEANS, *(f"{name}_median" for name in MEDIANS), *SHARES, *PERPLEXITIES)
+COLUMNS = (
+    "label", "path", "model", "loss", "lambda_schedule", "lambda", "lambda_min", "lambda_max", "beta", "seed", "data",
+    "split", "n", "n_excluded", *(f"{name}{end}" for name in METRICS for end in ("", "_low", "_high")),
+)  # fmt: skip
 _SCHEDULE_SIGNS = {"linear_increase": "↑", "linear_decrease": "↓"}
 
 
@@ -78,8 +82,8 @@ def open_runs(
 
 
 def tabulate_runs(runs: Sequence[ScoredRun]) -> pd.DataFrame:
-    """Returns the runs table, a row per run."""
-    return pd.DataFrame([_describe_row(run) for run in runs])
+    """Returns the runs table, a row per run; without runs it has its columns all the same."""
+    return pd.DataFrame([_describe_row(run) for run in runs]) if runs else pd.DataFrame(columns=list(COLUMNS))
 
 
 def find_scores(

@@ -7,7 +7,7 @@ import warnings
 import pytest
 from synthetic_frames import make_score_frame
 
-from dpotool.compare.comparison import METRICS, describe_run, expand_sweeps, open_runs, tabulate_runs
+from dpotool.compare.comparison import COLUMNS, METRICS, describe_run, expand_sweeps, open_runs, tabulate_runs
 from dpotool.compare.differences import compare_runs
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
@@ -44,6 +44,12 @@ def test_runs_become_rows_with_what_they_were_and_what_they_scored(tmp_path):
         estimate = interval.get("mean", interval.get("value"))
         found = table.loc[1, [metric, f"{metric}_low", f"{metric}_high"]].tolist()
         assert found == pytest.approx([estimate, interval["ci_low"], interval["ci_high"]]), metric
+
+
+def test_a_table_of_no_runs_has_the_columns_of_any_other(tmp_path):
+    """As of a sweep that was interrupted before its first run was done."""
+    some = tabulate_runs(open_runs([make_scored_run(tmp_path / "a", loss="dpo")]))
+    assert list(tabulate_runs([]).columns) == list(some.columns) == list(COLUMNS)
 
 
 def test_a_summary_beside_the_table_is_used_unless_it_is_older(tmp_path):
