@@ -22,7 +22,7 @@ def one_line_errors(what: str, source: str) -> Iterator[None]:
         raise
     except Exception as error:  # files of another version: tokenizers raises a bare one, others whatever they meet
         folder = Path(source).expanduser()
-        if folder.is_dir() and not (folder / "config.json").is_file() and what == "model":
+        if folder.is_dir() and _holds_no_model(folder, what):
             raise DpotoolError(
                 "holds no model: there is no config.json in it",
                 where=source,
@@ -36,6 +36,12 @@ def one_line_errors(what: str, source: str) -> Iterator[None]:
                 remedy="Check the path, or the hub id and the connection",
             ) from None
         raise DpotoolError(f"the {what} cannot be loaded ({summarize_error(error)})", where=source) from None
+
+
+def _holds_no_model(folder: Path, what: str) -> bool:
+    """Whether a folder is plainly no checkpoint; a tokenizer that lies alone in one is a tokenizer all the same."""
+    is_tokenizer = what == "tokenizer" and any(folder.glob("*token*"))
+    return not is_tokenizer and not (folder / "config.json").is_file()
 
 
 def summarize_error(error: Exception) -> str:
