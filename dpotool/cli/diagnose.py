@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 from dpotool.cli.console import Console, format_interval
+from dpotool.cli.estimate import show_dry_run
 from dpotool.cli.verbs import Positional, add_verb
 from dpotool.measures.config import DiagnoseConfig
 
@@ -16,12 +18,6 @@ if TYPE_CHECKING:
 _MODELS = Positional(
     "models", list[str] | None, "Run folders, checkpoints, adapters or hub ids; without one, the newest run."
 )
-_SPAN_TEXTS = {
-    "shared_prefix": "before they differ",
-    "shared": "later, in both",
-    "divergent": "in this one alone",
-    "eos": "end token",
-}
 _TO_TEXTS = {
     "other_side": "the rejected answer's next token",
     "ref_top": "the most likely token already",
@@ -45,6 +41,12 @@ def run(config: DiagnoseConfig, console: Console, models: list[str] | None) -> N
     if not models:
         models = [str(newest_run(kind="train").path)]
         console.note(f"diagnosing the newest run, {models[0]}")
+    if config.dry_run:
+        from dpotool.measures.cost import plan_diagnoses
+
+        plan = partial(plan_diagnoses, models, config, progress=console)
+        console.finish({"estimates": show_dry_run(plan, console)})
+        return
     results = diagnose_models(models, config, progress=console)
     for result in results:
         for sentence in say_diagnosis(result.summary, result.label):
@@ -58,37 +60,47 @@ def run(config: DiagnoseConfig, console: Console, models: list[str] | None) -> N
         console.say(f"tokens: {result.tokens_path}")
         if not config.full:
             console.say(
-                "--full prints positions, masses and risk measures; they stand in the summary beside the table."
+                "--full prints places, masses and risk measures; `dpotool plot spans` and `plot tokens` show them."
             )
     console.finish({"results": [_to_json(result) for result in results]})
 
 
 def show_spans(result: DiagnosisResult, console: Console) -> None:
     """Prints on which tokens the answers moved."""
+    from dpotool.compare.diagnosis import SPAN_TEXTS
+
     if result.summary["chosen"] is None:
         return
     sides = [result.summary[side] for side in ("chosen", "rejected")]
     rows = [
         [text, *(cell for side in sides for cell in _span_cells(side["spans"][span]))]
-        for span, text in _SPAN_TEXTS.items()
+        for span, text in SPAN_TEXTS.items()
     ]
-    rows.append(["all tokens", *(cell for side in sides for cell in ("", format_interval(side["displacement"], 2)))])
+    rows.append(["all tokens", *(cell for side in sides for cell in ("", _format_change(side["displacement"])))])
     columns = ["tokens", "%", "chosen, nats", "%", "rejected, nats"]
-    title = f"Change in nats by tokens (% of tokens), n = {result.summary['n']}; the parts add up; 95 % intervals"
+    title = f"Change by tokens, and how many % of the tokens they are; n = {result.summary['n']}"
     console.table(title, columns, rows)
 
 
 def _span_cells(span: dict[str, Any]) -> tuple[str, str]:
-    return f"{100 * span['share_of_tokens']:.0f}", format_interval(span, 2)
+    return f"{100 * span['share_of_tokens']:.0f}", _format_change(span)
+
+
+def _format_change(change: dict[str, Any]) -> str:
+    """A change with its interval, short enough for two of them in a line of 80 columns."""
+    is_long = max(abs(change[name]) for name in ("mean", "ci_low", "ci_high")) >= 10  # NaN is not
+    return format_interval(change, 1 if is_long else 2)
 
 
 def show_positions(result: DiagnosisResult, console: Console) -> None:
     """Prints the parts of the displacement by place in the answer."""
+    from dpotool.compare.diagnosis import name_positions
+
     if result.summary["chosen"] is None:
         return
     rows = [
         [
-            f"{row['first'] + 1}-{row['last'] + 1}",
+            name_positions(row),
             str(row["n_tokens"]),
             f"{row['part']:+.3f}",
             f"{row['per_token']:+.4f}",

@@ -6,6 +6,7 @@ number, so that the parts of a displacement add up to its mean; intervals are ov
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,14 @@ import pandas as pd
 from dpotool.stats.bootstrap import bootstrap_means, read_clusters
 from dpotool.stats.correlation import correlate_many
 
-SPANS = ("shared_prefix", "shared", "divergent", "eos")
+SPAN_TEXTS = {
+    "shared_prefix": "before they differ",
+    "shared": "later, in both",
+    "divergent": "in this one alone",
+    "eos": "end token",
+}
+"""Span -> what tables and pictures call it."""
+SPANS = tuple(SPAN_TEXTS)
 SIDES = ("chosen", "rejected")
 RISKS = {
     "ches": ("CHES", "ches"),
@@ -85,7 +93,7 @@ def _summarize_side(scored: pd.DataFrame, tokens: pd.DataFrame, side: str, seed:
 
 def _cut_by_position(positions: np.ndarray, changes: np.ndarray, n_pairs: int) -> list[dict[str, Any]]:
     """Parts of the mean displacement by place in the answer; they add up to it."""
-    bins = np.digitize(positions, POSITION_BINS) - 1
+    bins = cut_positions(positions)
     rows = []
     for number, first in enumerate(POSITION_BINS):
         is_here = bins == number
@@ -101,6 +109,17 @@ def _cut_by_position(positions: np.ndarray, changes: np.ndarray, n_pairs: int) -
                 }
             )
     return rows
+
+
+def cut_positions(positions: np.ndarray) -> np.ndarray:
+    """Returns which of POSITION_BINS each place in an answer, counted from 0, falls into."""
+    return np.digitize(positions, POSITION_BINS) - 1
+
+
+def name_positions(row: Mapping[str, Any]) -> str:
+    """Returns "5" or "9-16": the first and the last place of a row of `positions`, counted from 1."""
+    first, last = row["first"] + 1, row["last"] + 1
+    return f"{first}" if first == last else f"{first}-{last}"
 
 
 def _find_worst(pair_ids: np.ndarray, changes: np.ndarray) -> dict[str, Any] | None:
@@ -190,7 +209,7 @@ def say_diagnosis(summary: dict[str, Any], label: str) -> list[str]:
             f"In the typical falling answer one token carries {100 * worst['share']:.0f} % of the fall{half}."
         )
     if summary["mass"] is not None and summary["mass"]["shares"] is not None:
-        sentences.append(_say_mass(summary["mass"], summary.get("vocabulary")))
+        sentences.append(say_mass(summary["mass"], summary.get("vocabulary")))
     best = _find_best_risk(summary["risks"])
     if best is not None:
         sentences.append(best)
@@ -205,8 +224,8 @@ def _say_spans(chosen: dict[str, Any], label: str) -> str:
     text = f"Under {label} the chosen answers {verb} {abs(mean):.2f} nats on average"
     if mean == 0 or any(part * mean < 0 for part in (both, spans["divergent"], spans["eos"])):
         return (
-            f"{text}: {both:+.2f} on tokens that the rejected answer has too, {spans['divergent']:+.2f} on tokens of "
-            f"their own, {spans['eos']:+.2f} on the end token."
+            f"{text}: {both:+.2f} on tokens that the rejected answer has too, {spans['divergent']:+.2f} on tokens "
+            f"that it does not have, {spans['eos']:+.2f} on the end token."
         )
     shares = [100 * part / mean for part in (both, spans["divergent"], spans["eos"])]
     return (
@@ -215,18 +234,23 @@ def _say_spans(chosen: dict[str, Any], label: str) -> str:
     )
 
 
-def _say_mass(mass: dict[str, Any], vocabulary: dict[str, Any] | None) -> str:
-    shares = {name: 100 * share for name, share in mass["shares"].items()}
+def say_mass(mass: dict[str, Any], vocabulary: dict[str, Any] | None) -> str:
+    """Returns in a sentence where the probability went that chosen tokens lost, and what gained most."""
+    shares = {name: f"{100 * share:z.0f} %" for name, share in mass["shares"].items()}
     text = (
-        f"Of the probability that chosen tokens lost, {shares['other_side']:.0f} % went to the rejected answer's next "
-        f"token, {shares['ref_top']:.0f} % to what was most likely already, {shares['eos']:.0f} % to the end token and "
-        f"{shares['elsewhere']:.0f} % elsewhere."
+        f"Of the probability that chosen tokens lost, {shares['other_side']} went to the rejected answer's next token, "
+        f"{shares['ref_top']} to what was most likely already, {shares['eos']} to the end token and "
+        f"{shares['elsewhere']} elsewhere."
     )
     gained = (vocabulary or {}).get("gained") or []
     if gained:
-        named = ", ".join(repr(item["token"]) for item in gained[:3])
+        named = " and ".join(repr(item["token"]) for item in gained[:2])
         text += f" Over all positions {named} gained most."
     return text
+
+
+def _is_beyond_chance(interval: Mapping[str, float]) -> bool:
+    return interval["ci_low"] > 0 or interval["ci_high"] < 0
 
 
 def _find_best_risk(risks: dict[str, Any] | None) -> str | None:
@@ -234,11 +258,16 @@ def _find_best_risk(risks: dict[str, Any] | None) -> str | None:
     known = {name: each for name, each in (risks or {}).items() if each["rank_correlation"] is not None}
     if not known:
         return None
+    known = {name: each for name, each in known.items() if _is_beyond_chance(each["rank_correlation"])}
+    if not known:
+        return "No measure that was known before training ranks the pairs by their fall beyond chance."
     name = max(known, key=lambda name: abs(known[name]["rank_correlation"]["value"]))
     risk = known[name]
     value = risk["rank_correlation"]
+    how_far = "further" if value["value"] < 0 else "less"
     text = (
-        f"Of the measures that were known before training, {risk['called']} ranks the fall best (rank correlation "
+        f"Of what was known before training, the {risk['called']} ranks the pairs best: the higher it was, the "
+        f"{how_far} the chosen answer fell (rank correlation "
         f"{value['value']:+.2f} [{value['ci_low']:+.2f}, {value['ci_high']:+.2f}]"
     )
     if risk["given"] is not None and name != LENGTH:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from dpotool.compare.diagnosed_run import find_diagnosis
+from dpotool.compare.diagnosis import say_mass
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.stats.bootstrap import N_RESAMPLES, Interval, bootstrap_means, bootstrap_ratios, bootstrap_shares
 from dpotool.stats.wording import format_interval, say_if_few
@@ -51,7 +53,8 @@ def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: 
     Returns:
         `kind` (one of KINDS), `statement` (a sentence with numbers), `criteria` (name -> met, failed or open),
         `evidence` (the numbers with intervals: nats, shares, and `chosen_probability_kept`, the geometric mean over
-        tokens of pi / pi_ref) and `next`, what to do.
+        tokens of pi / pi_ref) and `next`, what to do. Where chosen tokens are shown to lose their probability and a
+        diagnosis of the run lies beside its scores, the statement also says where that probability went.
     """
     if find_missing(run) is not None:
         return None
@@ -63,9 +66,12 @@ def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: 
     }
     displaced = _judge(evidence["chosen_displacement"], 0.0, is_above=False)
     kind = _classify(displaced, criteria)
+    statement = _state(kind, displaced, criteria, evidence, run.n, run.n_prompts)
+    if criteria["mass_near_chosen"] == FAILED:
+        statement += _say_where_it_went(run)
     return {
         "kind": kind,
-        "statement": _state(kind, displaced, criteria, evidence, run.n, run.n_prompts),
+        "statement": statement,
         "criteria": {"displaced": displaced, **criteria},
         "evidence": {
             name: interval.to_dict("value" if name in _VALUES else "mean") for name, interval in evidence.items()
@@ -73,6 +79,14 @@ def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: 
         "n": run.n,
         "next": _advise(kind),
     }
+
+
+def _say_where_it_went(run: ScoredRun) -> str:
+    """What a diagnosis of this run adds; nothing where there is none of this model on these pairs."""
+    found = None if run.path is None else find_diagnosis([run.folder], run=run)
+    if found is None or not found.is_of(run) or not (found.summary.get("mass") or {}).get("shares"):
+        return ""
+    return f" {say_mass(found.summary['mass'], found.summary.get('vocabulary'))}"
 
 
 def find_missing(run: ScoredRun) -> str | None:

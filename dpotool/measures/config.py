@@ -40,4 +40,5 @@ class DiagnoseConfig(SubjectSettings):
         None,
         "Theory table of the same pairs, whose driver scores join the risk measures; without it one that lies near.",
     )
+    dry_run: bool = setting(False, DRY_RUN)
     full: bool = setting(False, "Print every table instead of the first screen.")

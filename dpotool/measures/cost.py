@@ -1,9 +1,10 @@
-"""What a scoring would do and take, without doing it: `score --dry-run`."""
+"""What a scoring or a diagnosis would do and take, without doing it: `--dry-run`."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -12,6 +13,7 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
 from dpotool.data.pairs import PairSet, TokenizedPair
+from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.cost import (
     Estimate,
     count_tokens,
@@ -19,17 +21,22 @@ from dpotool.likelihood.cost import (
     measure_peak_bytes,
     reset_peak_bytes,
     seconds_since_start,
+    time_strata,
 )
 from dpotool.likelihood.noise import find_missing_seconds
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.subject import open_subject
-from dpotool.measures.config import ScoreConfig
+from dpotool.measures.config import DiagnoseConfig, ScoreConfig
+from dpotool.measures.diagnose import Stopwatch, look_into
 from dpotool.measures.frame import build_score_frame
 from dpotool.measures.logps import derive_rewards
+from dpotool.measures.mass import VocabularyGains
 from dpotool.models.loading import resolve_device
 from dpotool.models.subject import describe_subject
 from dpotool.progress import Progress
 from dpotool.runs.about import ScoreAbout
+
+Config = TypeVar("Config", ScoreConfig, DiagnoseConfig)
 
 
 def plan_scorings(models: Sequence[str], config: ScoreConfig, *, progress: Progress) -> Iterator[Estimate]:
@@ -40,10 +47,28 @@ def plan_scorings(models: Sequence[str], config: ScoreConfig, *, progress: Progr
     Raises:
         DpotoolError: as `score_models`.
     """
+    return _plan_each(models, config, _plan, progress)
+
+
+def plan_diagnoses(models: Sequence[str], config: DiagnoseConfig, *, progress: Progress) -> Iterator[Estimate]:
+    """Loads everything as `diagnose` would, and looks into a few batches, one model after the other.
+
+    What starting the process took is counted with the first model. Nothing is written, and nothing is read from the
+    store, as a diagnosis needs more than what is stored.
+
+    Raises:
+        DpotoolError: as `diagnose_models`.
+    """
+    return _plan_each(models, config, _plan_diagnosis, progress)
+
+
+def _plan_each(
+    models: Sequence[str], config: Config, plan: Callable[[str, Config, float, Progress], Estimate], progress: Progress
+) -> Iterator[Estimate]:
     began = 0.0
     for model in models:
         has_own_peak = began == 0 or reset_peak_bytes(resolve_device(config.device))
-        estimate = _plan(model, config, began, progress)
+        estimate = plan(model, config, began, progress)
         if not has_own_peak:
             estimate.probe.append("memory is the peak of this model and those before it")
         yield estimate
@@ -62,6 +87,27 @@ def _plan(model: str, config: ScoreConfig, began: float, progress: Progress) -> 
         is_policy = reference.fingerprint == policy.fingerprint
         _add_model(estimate, "reference", reference, pairs, config, is_stored_by_then=is_policy)
     estimate.seconds["statistics"] = _time_statistics(opened.pair_set)
+    estimate.peak_bytes = measure_peak_bytes(policy.device)
+    return estimate
+
+
+def _plan_diagnosis(model: str, config: DiagnoseConfig, began: float, progress: Progress) -> Estimate:
+    opened = open_subject(describe_subject(model, config), progress)
+    pairs, policy = opened.pair_set.pairs, opened.policy_scorer
+    estimate = Estimate(f"diagnose {model}", n_pairs={opened.pair_set.source.split: len(pairs)})
+    estimate.n_tokens = count_tokens(pairs)
+    estimate.seconds["loading"] = seconds_since_start() - began
+    estimate.batch_tokens = resolve_batch_tokens(policy.batch_tokens, policy.model, pairs)
+    batches = policy.rows.plan(pairs, estimate.batch_tokens)
+    padded = [policy.rows.collate([pairs[place] for place in batch]).input_ids.numel() for batch in batches]
+    estimate.n_padded_tokens = sum(padded)
+
+    def run(number: int) -> None:
+        members = [pairs[place] for place in batches[number]]
+        look_into(opened, members, config, VocabularyGains(), Stopwatch())
+
+    estimate.seconds["looking into pairs"], n_probed = time_strata(padded, run)
+    estimate.probe.append(f"{n_probed} of {len(batches)} batches were looked into; the statistics are not counted")
     estimate.peak_bytes = measure_peak_bytes(policy.device)
     return estimate
 

@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from msgspec.structs import asdict
 
 from dpotool.compare.diagnosis import summarize_diagnosis
+from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.likelihood.views import PairView, iter_views
 from dpotool.measures.ches import compute_ches, compute_head_products
@@ -49,10 +50,12 @@ class DiagnosisResult:
 
 
 @dataclass(slots=True)
-class _Stopwatch:
-    """Seconds by part of the work, for what each measure costs."""
+class Stopwatch:
+    """Seconds by part of the work, for what each measure costs; of several processes each has its own."""
 
     seconds: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    n_pairs: int = 0
+    """Pairs that this process looked into."""
 
     @contextmanager
     def timing(self, part: str) -> Iterator[None]:
@@ -80,18 +83,28 @@ def _diagnose(subject: Subject, config: DiagnoseConfig, progress: Progress) -> D
                 f"{subject.label}: there is no reference, so only what one model says of the pairs can be told. "
                 "Name a reference with --reference"
             )
-        gains, watch = VocabularyGains(), _Stopwatch()
-        found = _look_into(opened, config, gains, watch, progress)
+        gains, watch = VocabularyGains(), Stopwatch()
+        found = look_into(opened, opened.pair_set.pairs, config, gains, watch, progress)
         frame = build_frame(opened, found, config)
         tokens = build_tokens(opened, found)
         return _write(opened, config, frame, tokens, gains, watch)
 
 
-def _look_into(
-    opened: OpenSubject, config: DiagnoseConfig, gains: VocabularyGains, watch: _Stopwatch, progress: Progress
+def look_into(
+    opened: OpenSubject,
+    pairs: Sequence[TokenizedPair],
+    config: DiagnoseConfig,
+    gains: VocabularyGains,
+    watch: Stopwatch,
+    progress: Progress = SILENT,
 ) -> list[PairInside]:
-    """Returns what was found in every pair, in their order; of several processes each has the whole."""
-    pairs, state = opened.pair_set.pairs, PartialState()
+    """Returns what was found in every pair, in their order; of several processes each has the whole.
+
+    Args:
+        gains: added to; of several processes only the main one has the whole of it.
+        watch: told what each part of the work took.
+    """
+    state = PartialState()
     eos_ids = _find_eos_ids(opened)
     found: list[PairInside] = []
     with progress.track(f"diagnosing {opened.subject.label}", len(pairs)) as advance:
@@ -102,10 +115,12 @@ def _look_into(
             if view is None:
                 break
             found += _read_view(view, eos_ids, config, gains, watch)
+            watch.n_pairs += len(view.pairs)
             advance(len(view.pairs) * state.num_processes)
     if state.num_processes > 1:
         found = gather_object(found)
-        for other in gather_object([gains])[1:] if state.is_main_process else ():
+        everyone = gather_object([gains])  # asked of every process, or the others would wait for it for ever
+        for other in everyone[1:] if state.is_main_process else ():
             gains.add(other.change, other.n_first)
     return sorted(found, key=lambda inside: inside.place)
 
@@ -116,7 +131,7 @@ def _find_eos_ids(opened: OpenSubject) -> list[int]:
 
 
 def _read_view(
-    view: PairView, eos_ids: Sequence[int], config: DiagnoseConfig, gains: VocabularyGains, watch: _Stopwatch
+    view: PairView, eos_ids: Sequence[int], config: DiagnoseConfig, gains: VocabularyGains, watch: Stopwatch
 ) -> list[PairInside]:
     judge = view.reference or view.policy  # risk is what one model says before the other is trained from it
     with watch.timing("ches"):
@@ -202,7 +217,7 @@ def _write(
     frame: pd.DataFrame,
     tokens: pd.DataFrame,
     gains: VocabularyGains,
-    watch: _Stopwatch,
+    watch: Stopwatch,
 ) -> DiagnosisResult:
     subject, source = opened.subject, opened.pair_set.source
     fingerprints = Fingerprints(
@@ -212,8 +227,7 @@ def _write(
         data=source.fingerprint,
     )
     about = TableAbout(**opened.describe("diagnose", fingerprints)).to_dict()
-    n_pairs = max(1, len(opened.pair_set.pairs))
-    prices = {part: seconds / n_pairs for part, seconds in watch.seconds.items()}
+    prices = {part: seconds / max(1, watch.n_pairs) for part, seconds in watch.seconds.items()}
     summary = {
         **about,
         **summarize_diagnosis(frame, tokens, seed=config.seed),

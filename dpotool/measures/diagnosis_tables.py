@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,9 @@ from dpotool.runs.tables import read_metadata, read_table
 SIDES = ("chosen", "rejected")
 N_LISTED = 20
 """Vocabulary items that a summary names, of those that gained and of those that lost most."""
+
+
+_UNREADABLE = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(slots=True)
@@ -88,7 +92,7 @@ def _read_drivers(opened: OpenSubject, config: DiagnoseConfig) -> Mapping[int, f
 def build_tokens(opened: OpenSubject, found: Sequence[PairInside]) -> pd.DataFrame:
     """Returns the columns of DIAGNOSIS_TOKEN_SCHEMA: a row per token, pair after pair, chosen before rejected."""
     columns: dict[str, list[np.ndarray]] = defaultdict(list)
-    texts: dict[int, str] = {}
+    decode = cache(partial(_decode, opened))
     names = {name for inside in found for side in SIDES for name in inside.tokens[side]} - {"logp", "ref_logp"}
     for inside in found:
         pair = opened.pair_set.pairs[inside.place]
@@ -98,6 +102,7 @@ def build_tokens(opened: OpenSubject, found: Sequence[PairInside]) -> pd.DataFra
             columns["side"].append(np.full(len(ids), side, dtype=object))
             columns["position"].append(np.arange(len(ids)))
             columns["token_id"].append(ids)
+            columns["token"].append(np.array(spell_tokens(ids.tolist(), decode), dtype=object))
             columns["span"].append(np.array(inside.spans[side], dtype=object))
             for name in ("logp", "ref_logp"):
                 columns[name].append(inside.tokens[side][name])
@@ -106,9 +111,6 @@ def build_tokens(opened: OpenSubject, found: Sequence[PairInside]) -> pd.DataFra
                 spread[inside.places[side]] = inside.tokens[side].get(name, np.zeros(0))
                 columns[name].append(spread)
     frame = pd.DataFrame({name: np.concatenate(values) for name, values in columns.items()})
-    for token_id in pd.unique(frame["token_id"]) if len(frame) else ():
-        texts[int(token_id)] = _decode(opened, int(token_id))
-    frame["token"] = frame["token_id"].map(texts) if len(frame) else []
     for name in names & {"top_id", "ref_top_id", "gain_id", "loss_id"}:
         frame[name] = frame[name].astype("Int64")
     return frame
@@ -118,8 +120,32 @@ def _ids_of(pair: TokenizedPair, side: str) -> tuple[int, ...]:
     return pair.chosen_ids if side == "chosen" else pair.rejected_ids
 
 
-def _decode(opened: OpenSubject, token_id: int) -> str:
-    return str(opened.tokenizer.decode([token_id]))
+def spell_tokens(ids: Sequence[int], decode: Callable[..., str]) -> list[str]:
+    """Returns each token's text in its place: a character that several tokens make up stands with the last of them.
+
+    Tokenizers that work on bytes cut characters beyond ASCII into several tokens, which alone are no text.
+
+    Args:
+        decode: text of token ids.
+    """
+    texts = [decode(token_id) for token_id in ids]
+    start = 0
+    while start < len(texts):
+        end = start
+        while end < len(texts) and _UNREADABLE in texts[end]:
+            end += 1
+        told = ""
+        for place in range(start, end):
+            whole = decode(*ids[start : place + 1])
+            is_open = whole.endswith(_UNREADABLE) and place + 1 < end
+            texts[place] = "" if is_open else whole[len(told) :]
+            told = told if is_open else whole
+        start = end + 1
+    return texts
+
+
+def _decode(opened: OpenSubject, *token_ids: int) -> str:
+    return str(opened.tokenizer.decode(list(token_ids)))
 
 
 def list_gains(opened: OpenSubject, gains: VocabularyGains) -> dict[str, list[dict[str, Any]]]:

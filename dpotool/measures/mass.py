@@ -41,6 +41,9 @@ class VocabularyGains:
     """Positions at which no other item gained more."""
 
     def add(self, change: Float[np.ndarray, " vocab"], n_first: Int[np.ndarray, " vocab"]) -> None:
+        """Adds sums over further positions; those of a process that had none are empty."""
+        if not len(change):
+            return
         if not len(self.change):
             self.change, self.n_first = np.zeros(len(change)), np.zeros(len(change), dtype=np.int64)
         self.change += change

@@ -14,11 +14,12 @@ import pyarrow as pa
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.measures.logps import LOGPS
 from dpotool.measures.measure import Measure
+from dpotool.measures.risks import CHES, SIMILARITY
 from dpotool.runs.schemas import SCORE_SCHEMA
 
 ENTRY_POINTS = "dpotool.measures"
 
-MEASURES: dict[str, Measure] = {measure.name: measure for measure in (LOGPS,)}
+MEASURES: dict[str, Measure] = {measure.name: measure for measure in (LOGPS, CHES, SIMILARITY)}
 """Name -> measure, in the order of their columns; `find_measures` also has those of other packages."""
 
 

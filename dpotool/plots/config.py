@@ -16,5 +16,8 @@ class PlotConfig(Settings):
     )
     split: str | None = setting(None, "Which split's scores.")
     limit: int | None = setting(None, "Scores of the first N rows, where a run has such.")
+    pair: int | None = setting(
+        None, "Which pair `tokens` shows, by its pair_id; without it the one whose chosen answer fell most."
+    )
     format: str = setting("png", "png, pdf or svg, or several, comma-separated.")
     output: str | None = setting(None, "Folder for the pictures; without it plots/ in the run or sweep folder.")

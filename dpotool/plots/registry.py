@@ -40,6 +40,8 @@ class Need:
     """The files of that kind in a run folder."""
     command: str
     """What makes them."""
+    is_extra: bool = False
+    """Whether a report passes over it in silence where there is none."""
 
 
 NEEDS = {
@@ -47,6 +49,7 @@ NEEDS = {
     "log": Need(lambda run: [run.metrics_path] if run.metrics_path.exists() else [], "`dpotool train`"),
     "theory": Need(lambda run: run.list_tables("theory"), "`dpotool theory-gap`"),
     "prediction": Need(lambda run: run.list_tables("prediction"), "`dpotool predict`"),
+    "diagnosis": Need(lambda run: run.list_tables("diagnosis"), "`dpotool diagnose`", is_extra=True),
     "judgments": Need(lambda run: run.list_tables("judgment"), "`dpotool generate` and `dpotool judge`"),
 }
 
@@ -185,6 +188,34 @@ _BUILT_IN = (
         "Log-likelihoods of chosen and rejected answers, reward margins, and the change of each pair's chosen "
         "log-likelihood. The dashed outline is the reference.",
         "dpotool.plots.distributions:draw",
+    ),
+    PlotKind(
+        "spans", 62, "diagnosis",
+        "on which tokens the answers moved: before they differ, in both, in one alone, the end token; and where",
+        "The change of log-likelihood taken apart by tokens: the parts of each answer add up to its change. The bars' "
+        "lines are 95 % intervals over pairs.",
+        "dpotool.plots.spans:draw", "Where the probability went",
+    ),
+    PlotKind(
+        "mass", 64, "diagnosis",
+        "where the probability of the next token lies in chosen answers, before and after training, by position",
+        "Mean probability of the next token at every place of the chosen answers: of the chosen token itself, of the "
+        "rejected answer's next token where the two have just diverged, of what was and of what is most likely.",
+        "dpotool.plots.mass:draw", "Where the probability went",
+    ),
+    PlotKind(
+        "risk", 66, "diagnosis",
+        "which measure that was known before training ranks the pairs by how far their chosen answers fell",
+        "Left: Spearman's rank correlation of each measure with the change of chosen answers, and what is left of it "
+        "once the length of the answer is known. Right: the two that rank best, pair by pair.",
+        "dpotool.plots.risk:draw", "Where the probability went",
+    ),
+    PlotKind(
+        "tokens", 68, "diagnosis",
+        "both answers of a pair (--pair, else the worst), each token coloured by the change of its log-probability",
+        "Each token with the change of its log-probability in nats: falls orange, gains violet, the stronger the "
+        "further. The other answer does not have a token with a frame.",
+        "dpotool.plots.tokens:draw",
     ),
     PlotKind(
         "trajectory", 70, "log",

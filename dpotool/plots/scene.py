@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from dpotool.compare.comparison import expand_sweeps, make_unique, open_runs
+from dpotool.compare.diagnosed_run import DiagnosedRun, find_diagnosis, need_changes
 from dpotool.compare.differences import Comparison
 from dpotool.compare.findings import Findings, conclude
 from dpotool.compare.scored_run import ScoredRun
@@ -144,6 +145,21 @@ class Scene:
             where = str(self.everything[0].path)
             raise DpotoolError("no prediction table here", where=where, remedy=f"Run `dpotool predict {where}` first")
         return found
+
+    @cached_property
+    def diagnosis(self) -> DiagnosedRun | None:
+        """The first folder's newest diagnosis; beside findings that of the baseline, if there is one."""
+        if self._is_known:
+            base = self.findings.base
+            return find_diagnosis(self.everything, data=base.data, split=base.split, run=base)
+        return find_diagnosis(self.everything, data=self.config.data, split=self.config.split)
+
+    def need_diagnosis(self) -> DiagnosedRun:
+        """Returns the diagnosis, which knows changes; raises DpotoolError, with the remedy, without one."""
+        if self.diagnosis is None:
+            where = str(self.everything[0].path)
+            raise DpotoolError("no diagnosis here", where=where, remedy=f"Run `dpotool diagnose {where}` first")
+        return need_changes(self.diagnosis)
 
     def _read_all(self, kind: str) -> Iterator[FoundTable]:
         paths = [path for folder in self.everything for path in NEEDS[kind].find(folder)]

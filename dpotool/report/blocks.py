@@ -58,6 +58,19 @@ class Code:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenText:
+    """A token of an answer, and how far it moved."""
+
+    text: str
+    about: str
+    """Its numbers, shown where one points at it."""
+    tone: str = ""
+    """fell-1 to fell-3, rose-1 to rose-3, or nothing where it hardly moved."""
+    is_alone: bool = False
+    """Whether the other answer does not have it."""
+
+
+@dataclass(frozen=True, slots=True)
 class PairText:
     """One pair with its numbers."""
 
@@ -66,6 +79,11 @@ class PairText:
     prompt: str
     chosen: str
     rejected: str
+    chosen_tokens: Sequence[TokenText] = ()
+    """The chosen answer token by token, shown in its place; empty where nobody looked into it."""
+    rejected_tokens: Sequence[TokenText] = ()
+    moved: str = ""
+    """Which tokens fell most, in a sentence; empty likewise."""
     kind: str = "pair"
 
 

@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import numpy as np
+import pandas as pd
+
+from dpotool.compare.diagnosed_run import DiagnosedRun, make_visible, show_text
+from dpotool.compare.diagnosis import SPAN_TEXTS
 from dpotool.compare.findings import Findings
 from dpotool.compare.pair_scores import find_pair_scores, relate_to_change
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.report.blocks import Block, PairText, Paragraph, Subheading, Table
+from dpotool.report.blocks import Block, PairText, Paragraph, Subheading, Table, TokenText
 from dpotool.stats.wording import format_interval
 
 _CAPTION = (
     "Rank correlation of imported scores of the pairs with the change of log π(chosen), with 95 % bootstrap intervals "
     "over pairs. A value of -1 means that the pairs with the highest score lost most."
+)
+
+STEPS = (0.1, 0.5, 2.0)
+"""Nats from which a token is shown to have moved a little, clearly, and far."""
+_LEGEND = (
+    "Tokens are coloured by the change of their log-probability from the reference, in steps from "
+    f"{STEPS[0]:g}, {STEPS[1]:g} and {STEPS[2]:g} nats: orange with a full line below where it fell, blue with a "
+    "dashed line where it rose. A dotted frame: the other answer does not have this token. Point at a token for its "
+    "numbers; ↵ is a line break."
 )
 
 
@@ -45,8 +59,12 @@ def choose_pairs(run: ScoredRun, n: int) -> tuple[list[int], list[int]]:
     return [int(each) for each in worst], [int(each) for each in best]
 
 
-def show_pairs(findings: Findings, source: TextSource, n: int) -> list[Block]:
-    """Returns the chosen pairs with texts and with what the baseline and the recommended model make of them."""
+def show_pairs(findings: Findings, source: TextSource, n: int, diagnosis: DiagnosedRun | None = None) -> list[Block]:
+    """Returns the chosen pairs with texts and with what the baseline and the recommended model make of them.
+
+    Args:
+        diagnosis: whose tokens are shown where it is of the baseline and has looked into the pair.
+    """
     base = findings.base
     if not base.is_referenced:
         return [Paragraph(f"{base.label} was scored without a reference, so it is not known how any pair changed.")]
@@ -57,18 +75,67 @@ def show_pairs(findings: Findings, source: TextSource, n: int) -> list[Block]:
     blocks: list[Block] = [
         Paragraph(f"Pairs are ordered by how log π(chosen) changed under {base.label}.", tone="note")
     ]
+    looked = None
+    if diagnosis is not None and diagnosis.is_of(base) and not diagnosis.pairs.empty:
+        looked = diagnosis
+        blocks.append(Paragraph(_LEGEND, tone="note"))
+        n_missing = sum(pair_id not in looked.pairs.index for pair_id in (*worst, *best))
+        if n_missing:
+            text = (
+                f"{n_missing} of these pairs are shown without colours: the diagnosis is of {len(looked.pairs)} pairs."
+            )
+            blocks.append(Paragraph(text, tone="note"))
     if source.problem:
         blocks.append(Paragraph(f"The texts cannot be shown: {source.problem}", tone="warning"))
     for title, pair_ids in (("Most displaced", worst), ("Least displaced", best)):
         blocks.append(Subheading(title))
-        blocks += [_show_pair(pair_id, shown, source.texts.get(pair_id)) for pair_id in pair_ids]
+        blocks += [_show_pair(pair_id, shown, source.texts.get(pair_id), looked) for pair_id in pair_ids]
     return blocks
 
 
-def _show_pair(pair_id: int, runs: list[ScoredRun], texts: Texts | None) -> PairText:
+def _show_pair(pair_id: int, runs: list[ScoredRun], texts: Texts | None, looked: DiagnosedRun | None) -> PairText:
     numbers = "; ".join(_describe(run, pair_id) for run in runs if pair_id in run.scored.index)
     found = texts or Texts("", "", "")
-    return PairText(f"Pair {pair_id}", numbers, found.prompt, found.chosen, found.rejected)
+    prompt, chosen_text, rejected_text = map(show_text, (found.prompt, found.chosen, found.rejected))
+    pair = PairText(f"Pair {pair_id}", numbers, prompt, chosen_text, rejected_text)
+    if looked is None or pair_id not in looked.pairs.index:
+        return pair
+    chosen, rejected = (looked.get_tokens(pair_id, side) for side in ("chosen", "rejected"))
+    return replace(
+        pair,
+        chosen_tokens=show_tokens(chosen),
+        rejected_tokens=show_tokens(rejected),
+        moved=_say_falls(chosen),
+    )
+
+
+def show_tokens(tokens: pd.DataFrame) -> list[TokenText]:
+    """Returns an answer's tokens (columns of a diagnosis's `tokens`) as they are shown, with their numbers in words."""
+    return [
+        TokenText(
+            make_visible(row["token"]) + ("\n" if str(row["token"] or "").endswith("\n") else ""),
+            f"token {row['position'] + 1}, {SPAN_TEXTS[row['span']]}: {row['change']:+.3f} nats, probability "
+            f"{np.exp(row['ref_logp']):.3g} before and {np.exp(row['logp']):.3g} after",
+            _choose_tone(row["change"]),
+            row["span"] == "divergent",
+        )
+        for row in tokens.to_dict("records")
+    ]
+
+
+def _choose_tone(change: float) -> str:
+    step = int(np.searchsorted(STEPS, abs(change), side="right"))
+    return f"{'fell' if change < 0 else 'rose'}-{step}" if step else ""
+
+
+def _say_falls(tokens: pd.DataFrame) -> str:
+    falls = tokens[tokens["change"] < 0].nsmallest(3, "change")
+    if falls.empty:
+        return "No token of the chosen answer fell."
+    named = ", ".join(
+        f"{make_visible(text)!r} ({change:+.2f})" for text, change in zip(falls["token"], falls["change"], strict=True)
+    )
+    return f"In the chosen answer these tokens fell most, in nats: {named}."
 
 
 def _describe(run: ScoredRun, pair_id: int) -> str:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 
 import jinja2
 from markupsafe import Markup, escape
 
 from dpotool.errors import DpotoolError
 from dpotool.plots.registry import list_plots
-from dpotool.report.blocks import Block, Page, PairText, Paragraph, Picture
+from dpotool.report.blocks import Block, Page, PairText, Paragraph, Picture, TokenText
 
 LIMIT = 5_000_000
 """Bytes of a whole HTML page: what goes through by mail, and opens at once on a phone."""
@@ -121,7 +123,20 @@ def _cut_pair(pair: PairText) -> PairText:
         left_out = len(text) - MOST_CHARACTERS
         return f"{text[:MOST_CHARACTERS]} … [{left_out:,} characters left out]" if left_out > 0 else text
 
-    return replace(pair, prompt=cut(pair.prompt), chosen=cut(pair.chosen), rejected=cut(pair.rejected))
+    def cut_tokens(tokens: Sequence[TokenText]) -> Sequence[TokenText]:
+        ends = list(accumulate(len(token.text) for token in tokens))
+        n = bisect_right(ends, MOST_CHARACTERS)
+        rest = TokenText(f" … [{len(tokens) - n:,} tokens left out]", "left out to keep the page small")
+        return tokens if n == len(tokens) else [*tokens[:n], rest]
+
+    return replace(
+        pair,
+        prompt=cut(pair.prompt),
+        chosen=cut(pair.chosen),
+        rejected=cut(pair.rejected),
+        chosen_tokens=cut_tokens(pair.chosen_tokens),
+        rejected_tokens=cut_tokens(pair.rejected_tokens),
+    )
 
 
 def _drop(page: Page, name: str) -> Page:

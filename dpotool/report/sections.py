@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpotool.compare.compared_table import EFFECTS_TITLE, tabulate_comparison, tabulate_effects, tabulate_seeds
+from dpotool.compare.diagnosed_run import make_visible
+from dpotool.compare.diagnosis import say_diagnosis
 from dpotool.compare.findings import Findings
 from dpotool.errors import DpotoolError
-from dpotool.plots.registry import PlotKind, list_plots
+from dpotool.plots.registry import NEEDS, PlotKind, list_plots
 from dpotool.plots.scene import Scene
 from dpotool.report.blocks import Block, Bullets, Paragraph, Picture, Section, Table
 from dpotool.report.config import ReportConfig
@@ -38,7 +40,8 @@ class Material:
 
 def build_sections(material: Material) -> list[Section]:
     """Returns every section of the page, in order; one that has nothing to show says why."""
-    figures = [_show_figures(heading, kinds, material) for heading, kinds in group_plots().items()]
+    drawn = [_show_figures(heading, kinds, material) for heading, kinds in group_plots().items()]
+    figures = [section for section in drawn if section is not None]
     opening, closing = (
         [Section(id_, title, build(material)) for id_, (title, build) in part.items()] for part in (_OPENING, _CLOSING)
     )
@@ -54,15 +57,21 @@ def group_plots() -> dict[str, list[PlotKind]]:
     return groups
 
 
-def _show_figures(heading: str, kinds: Sequence[PlotKind], material: Material) -> Section:
-    """The figures under one heading, and what a table adds to them; its address is the first figure's name."""
+def _show_figures(heading: str, kinds: Sequence[PlotKind], material: Material) -> Section | None:
+    """The figures under one heading, and what words and tables add to them; its address is the first figure's name.
+
+    None where there is nothing to draw of what a report can do without.
+    """
     id_ = kinds[0].name
     blocks: list[Block] = [draw_figure(kind, material.scene, material.dpi) for kind in kinds]
     reasons = dict.fromkeys(block.text for block in blocks if isinstance(block, Paragraph))
     pictures = [block for block in blocks if isinstance(block, Picture)]
+    if not pictures and all(NEEDS[kind.needs].is_extra for kind in kinds):
+        return None
     notes = [Paragraph(reason, tone="note") for reason in reasons]
+    words = _ABOVE_FIGURES[id_](material) if id_ in _ABOVE_FIGURES else []
     more = _BESIDE_FIGURES[id_](material) if id_ in _BESIDE_FIGURES else []
-    return Section(id_, heading, [*pictures, *notes, *more])
+    return Section(id_, heading, [*words, *pictures, *notes, *more])
 
 
 def draw_figure(kind: PlotKind, scene: Scene, dpi: int = DPI) -> Picture | Paragraph:
@@ -190,8 +199,32 @@ def _lay_theory_beside(material: Material) -> list[Block]:
     return blocks
 
 
+def _tell_diagnosis(material: Material) -> list[Block]:
+    """What the diagnosis says in sentences, and which vocabulary items gained and lost most."""
+    found = material.scene.need_diagnosis()
+    blocks: list[Block] = [Bullets(say_diagnosis(found.summary, found.label))]
+    vocabulary = found.summary.get("vocabulary")
+    if vocabulary:
+        rows = [
+            [str(rank + 1), *_name_item(vocabulary["gained"], rank), *_name_item(vocabulary["lost"], rank)]
+            for rank in range(_N_ITEMS)
+        ]
+        caption = "Vocabulary items that gained and lost most probability, summed over all places of the chosen answers"
+        blocks.append(Table(caption, ["", "gained", "by", "lost", "by"], rows))
+    return blocks
+
+
+_N_ITEMS = 6
+
+
+def _name_item(items: Sequence[Mapping[str, Any]], rank: int) -> tuple[str, str]:
+    if rank >= len(items):
+        return "", ""
+    return repr(make_visible(items[rank]["token"])), f"{items[rank]['change']:+.2f}"
+
+
 def _pairs(material: Material) -> list[Block]:
-    shown = show_pairs(material.findings, material.texts, material.config.pairs)
+    shown = show_pairs(material.findings, material.texts, material.config.pairs, material.scene.diagnosis)
     return [*shown, *show_foreign_scores(material.findings, material.config.seed)]
 
 
@@ -239,6 +272,8 @@ _OPENING: dict[str, tuple[str, Build]] = {
     "models": ("Models compared", _models),
 }
 """Address -> heading, and what makes its content; before the figures."""
+_ABOVE_FIGURES: dict[str, Build] = {"spans": _tell_diagnosis}
+"""Address of a section of figures -> what stands above them."""
 _BESIDE_FIGURES: dict[str, Build] = {"forecast": _lay_theory_beside}
 """Address of a section of figures -> what stands below them."""
 _CLOSING: dict[str, tuple[str, Build]] = {

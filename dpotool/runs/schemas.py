@@ -234,7 +234,7 @@ DIAGNOSIS_TOKEN_SCHEMA = _schema(
         column("side", pa.string(), "", "'chosen' or 'rejected'", required=True),
         column("position", pa.int64(), "tokens", "place in the completion, from 0", required=True),
         column("token_id", pa.int64(), "", "token id in the model's vocabulary", required=True),
-        column("token", pa.string(), "", "the token as text"),
+        column("token", pa.string(), "", "its text; a character of several tokens stands with the last of them"),
         column("logp", pa.float64(), "nats", "log-probability of this token given all before it"),
         column("ref_logp", pa.float64(), "nats", "logp under the reference"),
         column("span", pa.string(), "", "shared_prefix, shared, divergent or eos", required=True),

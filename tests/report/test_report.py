@@ -393,9 +393,11 @@ def test_what_cannot_shrink_is_refused() -> None:
 
 
 def test_every_figure_of_a_report_may_go(report: Report) -> None:
-    """The theory table has no forecast, so that figure is not there."""
+    """The theory table has no forecast and there is no diagnosis, so those figures are not there."""
     names = {block.name for section in report.page.sections for block in section.blocks if block.kind == "picture"}
-    assert names | {"forecast"} == {kind.name for kinds in group_plots().values() for kind in kinds}
+    assert names | {"forecast", "spans", "mass", "risk"} == {
+        kind.name for kinds in group_plots().values() for kind in kinds
+    }
 
 
 def test_markdown_lies_beside_its_pictures(runs: list[str], tmp_path: Path) -> None:
