@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from synthetic_frames import make_score_frame
 
+from dpotool.compare.comparison import METRICS
+from dpotool.compare.differences import Comparison, _compare, _find_problems, adjust_family
+from dpotool.compare.scored_run import ScoredRun
+from dpotool.compare.summaries import summarize_scores
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.tables import SCORE_SCHEMA, write_table
@@ -38,3 +43,22 @@ def write_scored_run(
     metadata = {"data": data, "split": split, "beta": beta, "fingerprints": fingerprints or {"data": "rows"}}
     write_table(frame, run.table_path("score", data, split), SCORE_SCHEMA, metadata | (about or {}))
     return run
+
+
+def compare_frames(frames: dict[str, pd.DataFrame], *, seed: int = 0, n_resamples: int = 500) -> Comparison:
+    """As `compare_runs` of runs that lie nowhere, with few resamples; the first is the baseline."""
+    scored = [
+        ScoredRun(frame, label, manifest={"config": {"loss": label}, "seed": 1}) for label, frame in frames.items()
+    ]
+    base, rows = scored[0], []
+    for run in scored:
+        summary = summarize_scores(run, n_resamples=n_resamples)
+        row: dict[str, Any] = {"label": run.label, "path": run.label, "lambda": math.nan, "seed": 1}
+        for name in METRICS:
+            found = summary[name] or {}
+            row[name] = found.get("mean", found.get("value", math.nan))
+            row |= {f"{name}_{end}": found.get(f"ci_{end}", math.nan) for end in ("low", "high")}
+        rows.append(row)
+    differences = {run.label: _compare(run, base, n_resamples, seed) for run in scored[1:]}
+    adjust_family(differences.values())
+    return Comparison(pd.DataFrame(rows), scored, base.label, differences, _find_problems(scored, base, differences))

@@ -25,11 +25,18 @@ def register(app: typer.Typer) -> None:
 def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
     """Compare scored models pair by pair: differences with intervals, adjusted p-values, a verdict, the one to take."""
     from dpotool.compare.compared_table import check_format
+    from dpotool.compare.eligibility import Rule
     from dpotool.compare.findings import find_out
 
     check_format(config.format)
     findings = find_out(
-        runs, baseline=config.baseline, data=config.data, split=config.split, limit=config.limit, seed=config.seed
+        runs,
+        baseline=config.baseline,
+        data=config.data,
+        split=config.split,
+        limit=config.limit,
+        seed=config.seed,
+        rule=Rule(config.delta, config.margin_share),
     )
     for problem in findings.comparison.problems:
         console.warn(problem)
@@ -125,7 +132,7 @@ def show_conclusions(findings: Findings, console: Console, bullet: str = "") -> 
     console.say()
     console.say(f"{bullet}Verdict on {findings.comparison.baseline}: {findings.statement}")
     if findings.recommendation is not None:
-        console.say(f"{bullet}Recommendation: {findings.recommendation['statement']}")
+        console.say(f"{bullet}Recommendation: {findings.recommendation.statement}")
     if findings.theory is not None:
         console.say(f"{bullet}Theory: {findings.theory['statement']}")
     console.say(f"{bullet}Next: {findings.next_action}")

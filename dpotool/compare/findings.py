@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,8 @@ from typing import Any
 from dpotool.compare.compared_table import describe_differences
 from dpotool.compare.comparison import expand_sweeps, open_runs
 from dpotool.compare.differences import Comparison, compare_runs
-from dpotool.compare.recommendation import recommend
+from dpotool.compare.eligibility import Rule
+from dpotool.compare.recommendation import TAKE, Recommendation, recommend
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.seeds import pool_seeds
 from dpotool.compare.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
@@ -33,7 +34,7 @@ class Findings:
     verdicts: dict[str, dict[str, Any] | None]
     """label -> verdict; None where something is missing for one (`find_missing`)."""
     sentences: list[str]
-    recommendation: dict[str, Any] | None
+    recommendation: Recommendation | None
     theory: dict[str, Any] | None
     """Prediction beside measurement (`check_theory`)."""
     theory_table: Path | None
@@ -71,8 +72,8 @@ class Findings:
         """What to do now: take the model at the knee, or what the baseline's verdict asks for."""
         base = self.comparison.baseline
         verdict = self.verdicts[base]
-        if self.recommendation and self.recommendation["recommended"] != base:
-            best = self.verdicts[self.recommendation["recommended"]]
+        if self.recommendation is not None and self.recommendation.kind == TAKE:
+            best = self.verdicts[str(self.recommendation.recommended)]
             return _advise(self.recommendation, (best or {}).get("kind"), self.comparison.runs["lambda"])
         if verdict is None:
             return MISSING[self.find_missing(base)][1]
@@ -97,16 +98,16 @@ class Findings:
             "sentences": self.sentences,
             "problems": self.comparison.problems,
             "statement": self.statement,
-            "recommendation": self.recommendation,
+            "recommendation": None if self.recommendation is None else self.recommendation.to_dict(),
             "theory": self.theory,
             "seeds": self.seeds,
             "next": self.next_action,
         }
 
 
-def _advise(recommendation: Mapping[str, Any], kind: str | None, lambdas: Iterable[float]) -> str:
+def _advise(recommendation: Recommendation, kind: str | None, lambdas: Iterable[float]) -> str:
     """What to do with a run that is better than the baseline, by its own verdict."""
-    path, lambda_ = recommendation["path"], recommendation["lambda"]
+    path, lambda_ = recommendation.path, recommendation.lambda_
     if kind == "unclear":
         return f"Go on with {path}, and score more pairs: these do not tell whether its own displacement harms."
     if kind != "harmful":
@@ -137,6 +138,7 @@ def find_out(
     split: str | None = None,
     limit: int | None = None,
     seed: int = 0,
+    rule: Rule | None = None,
 ) -> Findings:
     """Compares the runs that the paths stand for, judges each and names the one to take.
 
@@ -146,16 +148,24 @@ def find_out(
     scored = [folder for folder in folders if folder.list_tables("score")]
     if not scored:
         raise _no_scores(paths[0], folders)
-    return conclude(open_runs(scored, data=data, split=split, limit=limit), folders, baseline=baseline, seed=seed)
+    return conclude(
+        open_runs(scored, data=data, split=split, limit=limit), folders, baseline=baseline, seed=seed, rule=rule
+    )
 
 
 def conclude(
-    scored: Sequence[ScoredRun], folders: Sequence[RunFolder], *, baseline: str | None = None, seed: int = 0
+    scored: Sequence[ScoredRun],
+    folders: Sequence[RunFolder],
+    *,
+    baseline: str | None = None,
+    seed: int = 0,
+    rule: Rule | None = None,
 ) -> Findings:
     """Compares runs that are open already, as `find_out` does.
 
     Args:
         folders: all run folders named, a sweep's own and unscored ones included.
+        rule: what a remedy may cost.
 
     Raises DpotoolError when the runs were scored on different data.
     """
@@ -170,7 +180,7 @@ def conclude(
         folders=list(folders),
         verdicts=verdicts,
         sentences=describe_differences(comparison),
-        recommendation=recommend(comparison, seeds),
+        recommendation=recommend(comparison, seeds, rule),
         theory=theory,
         theory_table=table,
         no_theory=no_theory,

@@ -1,153 +1,256 @@
-"""Which of the trained models to take: the knee of the trade-off.
+"""Which of the trained models to take: of those shown to be no worse, the one with the highest chosen likelihood.
 
-Of the runs whose reward accuracy lies within the baseline's own 95 % interval, the one that keeps the chosen
-log-likelihood highest, if that gain is beyond its interval and chance. A setting that was trained with several seeds is
-judged by all of them, not by its luckiest run. docs/verdict.md has the rule and its limits.
+The baseline must itself be a trained run that ranks pairs and lowers the chosen answers, or there is nothing to remedy.
+`compare.eligibility` has the conditions. A setting that was trained with several seeds is judged by all of them, not by
+its luckiest run. docs/verdict.md has the rule, its defaults and its limits, docs/comparing.md how often it is wrong.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from dpotool.compare.differences import Comparison, excludes_zero, is_beyond_chance
+from dpotool.compare.differences import Comparison, is_shown
+from dpotool.compare.eligibility import COIN, Candidate, Rule, list_candidates
+from dpotool.compare.exchange import Neighbour, find_neighbours
 from dpotool.compare.seeds import find_repetitions
+from dpotool.stats.bootstrap import Interval
 from dpotool.stats.wording import format_interval, say_if_few
 
-_ROUNDING = 1e-12
+TAKE, STAY, NOTHING_DISPLACED, NO_BASELINE = "take", "stay", "nothing displaced", "no baseline"
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A run, or a setting with all its seeds, against the baseline."""
+class Recommendation:
+    """What to take, and why."""
 
-    name: str
-    run: str
-    """Label of the run; of a setting, of the one with the baseline's seed."""
-    gain: Mapping[str, Any]
-    """Difference in chosen log-likelihood: `mean`, `ci_low`, `ci_high`, `p_adjusted`."""
-    cost: Mapping[str, Any] | None
-    """Difference in reward accuracy; None where it is not known."""
-    floor: float
-    """The baseline's accuracy at the lower end of its interval, on the pairs of `gain` (of a setting, on all)."""
-    slack: float
-    """How far that lies below the baseline's accuracy."""
-    n: int
-    n_prompts: int | None = None
-    seeds: tuple[Any, ...] = ()
-    """Of a setting that was trained with several; empty for a run."""
+    kind: str
+    """TAKE another run, STAY with the baseline, or nothing: NOTHING_DISPLACED, or NO_BASELINE that trains and ranks."""
+    statement: str
+    rule: Rule
+    recommended: str | None = None
+    """Label of a run, the baseline's own for STAY; of a setting, of its run with the baseline's seed. None: nothing."""
+    setting: str | None = None
+    """Name of the setting with several seeds that it stands for."""
+    lambda_: float | None = None
+    path: str | None = None
+    eligible: tuple[str, ...] = ()
+    failures: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Name -> the conditions that it is not shown to meet (`eligibility.Candidate.failures`)."""
+    gain: Interval | None = None
+    """Chosen log-likelihood against the baseline, nats."""
+    cost: Interval | None = None
+    """Reward accuracy against the baseline, a share."""
+    margin_kept: float | None = None
+    """Its mean margin over the baseline's."""
+    neighbours: tuple[Neighbour, ...] = ()
+    n_needed: float | None = None
+    """Where none is eligible for want of pairs: how many would rule out the loss."""
 
-    @property
-    def is_affordable(self) -> bool:
-        return self.cost is not None and self.cost["mean"] >= -self.slack - _ROUNDING
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the form of `--json`."""
+        return {
+            "kind": self.kind,
+            "recommended": self.recommended,
+            "setting": self.setting,
+            "lambda": self.lambda_,
+            "path": self.path,
+            "delta": self.rule.delta,
+            "margin_share": self.rule.margin_share,
+            "candidates": list(self.eligible),
+            "failures": {name: list(failed) for name, failed in self.failures.items()},
+            "gain": None if self.gain is None else self.gain.to_dict("mean"),
+            "cost": None if self.cost is None else self.cost.to_dict("mean"),
+            "margin_kept": self.margin_kept,
+            "neighbours": [each.to_dict() for each in self.neighbours],
+            "pairs_needed": self.n_needed,
+            "statement": self.statement,
+        }
 
-    @property
-    def is_gaining(self) -> bool:
-        return excludes_zero(self.gain) and is_beyond_chance(self.gain) and self.gain["mean"] > 0
 
+def recommend(
+    comparison: Comparison, seeds: Sequence[Mapping[str, Any]] = (), rule: Rule | None = None
+) -> Recommendation | None:
+    """Returns the run to take with its gain and cost against the baseline, or why none is recommended.
 
-def recommend(comparison: Comparison, seeds: Sequence[Mapping[str, Any]] = ()) -> dict[str, Any] | None:
-    """Returns the run at the knee with its gain and cost against the baseline.
-
-    `recommended` is the label of a run (of a setting with several seeds, named in `setting`, the one with the
-    baseline's seed), the baseline's own where nothing else gains; `candidates` are those within its interval. None
-    where the baseline has no accuracy, or no other run's log-likelihood can be compared: there is no knee then.
+    None where the baseline has no accuracy, or no other run's log-likelihood can be compared.
 
     Args:
         seeds: settings trained with several seeds (`seeds.pool_seeds`).
     """
+    rule = rule or Rule()
     table: dict[str, dict[Hashable, Any]] = {str(run["label"]): run for run in comparison.runs.to_dict("records")}
     base = table[comparison.baseline]
     is_known = [each["chosen_logps"] is not None for each in comparison.differences.values()]
     if math.isnan(base["reward_accuracy"]) or (is_known and not any(is_known)):
         return None
-    own = {"value": base["reward_accuracy"], "ci_low": base["reward_accuracy_low"]}
+    problem = _find_baseline_problem(comparison.baseline, base)
+    if problem is not None:
+        kind, text = problem
+        return Recommendation(kind, text + _say_if_dominated(comparison), rule)
     pooled = {label for row in seeds for label in row["runs"].values()}
-    candidates = _list_runs(comparison, find_repetitions(comparison, pooled | {comparison.baseline}))
-    candidates += _list_settings(seeds, own, base["seed"])
-    affordable = [each for each in candidates if each.is_affordable]
-    best = max((each for each in affordable if each.is_gaining), key=lambda each: each.gain["mean"], default=None)
-    label = comparison.baseline if best is None else best.run
-    return {
-        "recommended": label,
-        "setting": best.name if best is not None and best.seeds else None,
-        "lambda": None if math.isnan(table[label]["lambda"]) else table[label]["lambda"],
-        "path": str(table[label]["path"]),
-        "accuracy_floor": _floor(own) if best is None else best.floor,
-        "candidates": [each.name for each in affordable],
-        "gain": None if best is None else _interval(best.gain),
-        "cost": None if best is None or best.cost is None else _interval(best.cost),
-        "statement": _state_none(comparison, candidates) if best is None else _state_best(comparison, best),
-    }
+    left_out = find_repetitions(comparison, pooled | {comparison.baseline})
+    return _choose(comparison, table, list_candidates(comparison, seeds, left_out, rule), rule)
 
 
-def _list_runs(comparison: Comparison, left_out: Collection[str]) -> list[Candidate]:
-    """Every run by itself, on the pairs it shares with the baseline."""
-    found = []
-    for label, difference in comparison.differences.items():
-        chosen, accuracy = difference["chosen_logps"], difference["reward_accuracy"]
-        if label in left_out or chosen is None:
-            continue
-        own = {"value": math.nan, "ci_low": math.nan} if accuracy is None else difference["accuracies"]["baseline"]
-        gain = chosen["difference"] | {"p_adjusted": chosen["p_adjusted"]}
-        cost = None if accuracy is None else accuracy["difference"]
-        floor, n_prompts = _floor(own), difference["n_prompts"]
-        found.append(Candidate(label, label, gain, cost, floor, own["value"] - floor, difference["n"], n_prompts))
-    return found
+def _choose(
+    comparison: Comparison, table: Mapping[str, Mapping[Hashable, Any]], candidates: Sequence[Candidate], rule: Rule
+) -> Recommendation:
+    eligible = tuple(each.name for each in candidates if each.is_eligible)
+    failures = {each.name: each.failures for each in candidates}
+    gaining = [each for each in candidates if each.is_eligible and each.is_gaining]
+    label, best = comparison.baseline, max(gaining, key=_rank, default=None)
+    about: dict[str, Any] = {"rule": rule, "eligible": eligible, "failures": failures}
+    if best is None:
+        nearest = _find_nearest(candidates)
+        text = _state_none(comparison, candidates, nearest) + _say_if_dominated(comparison)
+        if nearest is not None and _is_for_want_of_pairs(nearest):
+            about["n_needed"] = nearest.n_needed
+        return Recommendation(STAY, text, recommended=label, **_locate(table[label]), **about)
+    neighbours = () if best.seeds else find_neighbours(comparison, best.run)
+    steps = [each.say(best.name) for each in neighbours if each.name != label]  # that from the baseline is said before
+    text = " ".join([_state_best(comparison, best), *steps])
+    return Recommendation(
+        TAKE,
+        text + say_if_few(best.n, best.n_prompts),
+        recommended=best.run,
+        setting=best.name if best.seeds else None,
+        gain=best.gain,
+        cost=best.accuracy_difference,
+        margin_kept=best.margin_kept,
+        neighbours=neighbours,
+        **_locate(table[best.run]),
+        **about,
+    )
 
 
-def _list_settings(seeds: Sequence[Mapping[str, Any]], own: Mapping[str, float], seed: Any) -> list[Candidate]:
-    """Every setting with several seeds, against the baseline of the same seeds."""
-    found = []
-    for row in seeds:
-        if row["chosen_logps"] is not None:
-            run = row["runs"].get(seed) or row["runs"][row["seeds"][0]]
-            values = (row["chosen_logps"], row["reward_accuracy"], _floor(own), own["value"] - _floor(own), row["n"])
-            found.append(Candidate(row["label"], run, *values, seeds=tuple(row["seeds"])))
-    return found
+def _rank(candidate: Candidate) -> tuple[float, float, float]:
+    """The higher the better: chosen likelihood; between equal ones accuracy, then margin."""
+    cost = candidate.accuracy_difference
+    return candidate.gain.value, -math.inf if cost is None else cost.value, candidate.margin_kept
 
 
-def _floor(accuracy: Mapping[str, float]) -> float:
-    """The lower end of the baseline's accuracy; the accuracy itself where that is not known."""
-    return float(accuracy["value"] if math.isnan(accuracy["ci_low"]) else accuracy["ci_low"])
+def _locate(run: Mapping[Hashable, Any]) -> dict[str, Any]:
+    return {"lambda_": None if math.isnan(run["lambda"]) else run["lambda"], "path": str(run["path"])}
 
 
-def _interval(difference: Mapping[str, Any]) -> dict[str, float]:
-    return {name: difference[name] for name in ("mean", "ci_low", "ci_high")}
+def _find_baseline_problem(label: str, base: Mapping[Hashable, Any]) -> tuple[str, str] | None:
+    """Why nothing can be recommended against a baseline: it does not rank, was not trained, or displaces nothing."""
+    accuracy = format_interval(_read_row(base, "reward_accuracy").to_dict(), "z.1f", 100, " %")
+    if base["reward_accuracy"] == 0 and base["reward_margins"] == 0:
+        text = f"Nothing is recommended: every margin of {label} is 0, so it is its own reference, not a trained run."
+        return NO_BASELINE, f"{text} Choose a trained run with --baseline."
+    if not base["reward_accuracy_low"] > COIN or not base["reward_margins_low"] > 0:
+        text = (
+            f"Nothing is recommended: {label}, the baseline, is not shown to rank pairs itself (accuracy {accuracy})."
+        )
+        return NO_BASELINE, f"{text} Choose a run that does with --baseline, or train it further."
+    if not base["chosen_displacement_high"] < 0:
+        change = format_interval(_read_row(base, "chosen_displacement").to_dict("mean"))
+        text = f"Nothing is recommended: {label} is not shown to lower the chosen answers ({change} nats on average)"
+        return NOTHING_DISPLACED, f"{text}, so there is no displacement to undo."
+    return None
 
 
-def _state_none(comparison: Comparison, candidates: Sequence[Candidate]) -> str:
-    base = comparison.baseline
-    known = [each for each in candidates if each.cost is not None]
+def _read_row(run: Mapping[Hashable, Any], name: str) -> Interval:
+    return Interval(*(float(run[f"{name}{end}"]) for end in ("", "_low", "_high")))
+
+
+def _say_if_dominated(comparison: Comparison) -> str:
+    """A sentence where another run is shown to be better than the baseline in everything."""
+    names = ("chosen_logps", "reward_accuracy", "reward_margins")
+    better = [
+        label
+        for label, each in comparison.differences.items()
+        if all(is_shown(each[name]) and each[name]["difference"]["mean"] > 0 for name in names)
+    ]
+    if not better:
+        return ""
+    return f" {comparison.baseline} is worse than {' and '.join(better)} in chosen likelihood, accuracy and margin."
+
+
+def _is_for_want_of_pairs(candidate: Candidate) -> bool:
+    """Whether it fails by a loss that may be none: more pairs could show that it is not as large as delta."""
+    cost = candidate.accuracy_difference
+    return candidate.failures == ("loss",) and cost is not None and 100 * cost.value > -candidate.rule.delta
+
+
+def _find_nearest(candidates: Sequence[Candidate]) -> Candidate | None:
+    """The gaining run with the smallest loss that cannot be ruled out: the first that more pairs would admit."""
+    gaining = [each for each in candidates if each.is_gaining and each.accuracy_difference is not None]
+    lost = [each for each in gaining if "loss" in each.failures]
+    return max(
+        lost, key=lambda each: (_is_for_want_of_pairs(each), each.accuracy_difference.ci_low), default=None  # type: ignore[union-attr]
+    )  # fmt: skip
+
+
+def _state_none(comparison: Comparison, candidates: Sequence[Candidate], nearest: Candidate | None) -> str:
+    stay = f"Stay with {comparison.baseline}:"
     if not comparison.differences:
-        return f"Only {base} here: there is nothing to choose from."
+        return f"Only {comparison.baseline} here: there is nothing to choose from."
     if not candidates:
-        return f"Stay with {base}: all other runs are of its own setting, or without log-likelihoods."
-    if not known:
-        return f"Stay with {base}: no other run's reward accuracy is known."
-    if any(each.is_affordable for each in known):
-        return f"Stay with {base}: no run that keeps its accuracy is shown to hold the chosen log-likelihood higher."
-    ends = " or ".join(f"{floor:.1f} %" for floor in sorted({round(100 * each.floor, 1) for each in known}))
-    return f"Stay with {base}: every other run's reward accuracy lies below {ends}, the lower end of its interval."
+        return f"{stay} all other runs are of its own setting, or without log-likelihoods."
+    if all(each.accuracy_difference is None for each in candidates):
+        return f"{stay} no other run's reward accuracy is known."
+    if not any(each.is_gaining for each in candidates):
+        return f"{stay} no run is shown to hold the chosen log-likelihood higher."
+    if any(each.is_eligible for each in candidates):
+        return f"{stay} no run that is shown to be no worse is shown to hold the chosen log-likelihood higher."
+    if nearest is not None:
+        return f"{stay} {_say_loss(nearest)}"
+    named = "; ".join(f"{each.name} {_say_failures(each)}" for each in candidates if each.is_gaining)
+    return f"{stay} of the runs that hold the chosen log-likelihood higher, {named}."
+
+
+def _say_loss(nearest: Candidate) -> str:
+    """What a run that was not admitted may lose, and how many pairs would tell."""
+    assert nearest.accuracy_difference is not None
+    cost, delta = nearest.accuracy_difference, nearest.rule.delta
+    change = format_interval(cost.to_dict("mean"), "+z.1f", 100)
+    if 100 * cost.value <= -delta:
+        return (
+            f"every run that holds the chosen log-likelihood higher costs too much, or cannot be told from one that "
+            f"does; the least, {nearest.name}, changes accuracy by {change} points, where {delta:g} may be lost."
+        )
+    text = (
+        f"these {nearest.n} pairs cannot rule out that {nearest.name}, which comes nearest, loses "
+        f"{max(0.0, -100 * cost.ci_low):.1f} points of reward accuracy ({change}), and at most {delta:g} may be lost."
+    )
+    others = [name for name in nearest.failures if name != "loss"]
+    if others:
+        return f"{text} It also {_say_failures(nearest, others)}."
+    if math.isnan(nearest.n_needed):
+        return text
+    return f"{text} About {nearest.n_needed:,.0f} pairs would tell, if it loses none."
+
+
+def _say_failures(candidate: Candidate, names: Sequence[str] | None = None) -> str:
+    accuracy, rule = candidate.accuracy, candidate.rule
+    kept = "an unknown share" if math.isnan(candidate.margin_kept) else f"{100 * candidate.margin_kept:.1f} %"
+    own = "-" if accuracy is None else format_interval(accuracy.to_dict(), "z.1f", 100, " %")
+    texts = {
+        "accuracy unknown": "has no known reward accuracy",
+        "pairs": f"shares only {candidate.n} of the baseline's {candidate.n_baseline} pairs",
+        "loss": f"is not shown to lose less than {rule.delta:g} points",
+        "coin": f"is not shown to rank more than half of the pairs right ({own})",
+        "margin": f"is not shown to keep {100 * rule.margin_share:g} % of the margin (it keeps {kept})",
+    }
+    return " and ".join(texts[name] for name in names or candidate.failures)
 
 
 def _state_best(comparison: Comparison, best: Candidate) -> str:
-    base = comparison.baseline
-    gain, cost = format_interval(best.gain), format_interval(best.cost, "+z.1f", 100)
-    few = say_if_few(best.n, best.n_prompts)
-    if best.seeds:
-        return (
-            f"Take {best.name}: of what loses on average at most {100 * best.slack:.1f} points of reward accuracy, how "
-            f"far {base}'s 95 % interval reaches down, it keeps the chosen log-likelihood highest, {gain} nats above "
-            f"{base} of the same seed, over seeds {', '.join(map(str, best.seeds))}; accuracy changes by {cost} points."
-            f"{few}"
-        )
-    n_own = next(run.n for run in comparison.scored if run.label == base)
-    shared = f" on the {best.n} pairs they share" if best.n < n_own else ""
+    base, rule = comparison.baseline, best.rule
+    gain = format_interval(best.gain.to_dict("mean"))
+    cost = (
+        "-"
+        if best.accuracy_difference is None
+        else format_interval(best.accuracy_difference.to_dict("mean"), "+z.1f", 100)
+    )
+    over = f" of the same seed, over seeds {', '.join(map(str, best.seeds))}" if best.seeds else ""
     return (
-        f"Take {best.name}: of the runs with a reward accuracy within {base}'s 95 % interval{shared} (at least "
-        f"{100 * best.floor:.1f} %) it keeps the chosen log-likelihood highest, {gain} nats above {base}; accuracy "
-        f"changes by {cost} points.{few}"
+        f"Take {best.name}: of the runs shown to lose less than {rule.delta:g} points of reward accuracy it holds the "
+        f"chosen log-likelihood highest, {gain} nats above {base}{over}; accuracy changes by {cost} points, and it "
+        f"keeps {100 * best.margin_kept:.0f} % of the margin."
     )

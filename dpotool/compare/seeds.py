@@ -40,7 +40,7 @@ def pool_seeds(comparison: Comparison) -> list[dict[str, Any]]:
 
     Runs are of one setting where their run.yaml records the same of all that training depends on, but for the seed.
     Each is compared with the baseline's run of the same seed; where a setting has two runs of one seed, the later is
-    left out, with a warning. A row has `label`, `seeds`, `runs` (seed -> label of the run), `n` and, per metric,
+    left out, with a warning. A row has `label`, `seeds`, `runs` and `baselines` (seed -> label), `n` and, per metric,
     `{"mean", "ci_low", "ci_high", "seed_sd", "p_value", "p_adjusted"}` (Welch's t; Holm over the rows), or None without
     a reference.
     """
@@ -116,9 +116,12 @@ def _pool(label: str, pairs: Mapping[Any, tuple[ScoredRun, ScoredRun]]) -> dict[
     clusters = both[0][0].clusters
     row: dict[str, Any] = {"label": label, "seeds": sorted(pairs), "n": len(shared)}
     row["runs"] = {seed: pairs[seed][0].label for seed in row["seeds"]}
+    row["baselines"] = {seed: pairs[seed][1].label for seed in row["seeds"]}
     for name in (*MEAN_METRICS, *SHARE_METRICS):
         is_known = all(name in side for sides in columns for side in sides)
-        row[name] = _combine([ours[name] - theirs[name] for ours, theirs in columns], clusters) if is_known else None
+        row[name] = (
+            combine_seeds([ours[name] - theirs[name] for ours, theirs in columns], clusters) if is_known else None
+        )
     return row
 
 
@@ -126,7 +129,7 @@ def _to_numbers(run: ScoredRun) -> dict[str, np.ndarray]:
     return {name: np.asarray(values, dtype=np.float64) for name, values in run.columns.items()}
 
 
-def _combine(differences: Sequence[np.ndarray], clusters: np.ndarray | None) -> dict[str, float]:
+def combine_seeds(differences: Sequence[np.ndarray], clusters: np.ndarray | None) -> dict[str, float]:
     """The mean over seeds and pairs with Welch's interval; `differences` has one array over pairs for each seed."""
     by_seed = np.array([each.mean() for each in differences])
     over_pairs = np.mean(differences, axis=0)

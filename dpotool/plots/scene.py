@@ -94,7 +94,7 @@ class Scene:
             found = self.findings.recommendation
         except DpotoolError:
             return None
-        return found["recommended"] if found and len(self.runs) > 1 else None
+        return found.recommended if found is not None and len(self.runs) > 1 else None
 
     def need_runs(self) -> list[ScoredRun]:
         """Returns the scored runs. Raises DpotoolError, with the remedy, where there is none."""

@@ -66,9 +66,9 @@ def draw_margin(scene: Scene) -> Drawing:
 def _draw(scene: Scene, against: str) -> Drawing:
     scene.need_runs()
     comparison, found = scene.comparison, scene.findings.recommendation
-    floor = found["accuracy_floor"] if found else None
+    allowed = None if found is None else found.rule.delta
     figure = plot_tradeoff(
-        comparison, **scene.title, against=against, recommended=scene.recommended, accuracy_floor=floor
+        comparison, **scene.title, against=against, recommended=scene.recommended, allowed_loss=allowed
     )
     points = read_points(comparison, against)
     name, unit, _ = AGAINST[against]
@@ -108,7 +108,7 @@ def plot_tradeoff(
     data: str,
     against: str = "reward_accuracy",
     recommended: str | None = None,
-    accuracy_floor: float | None = None,
+    allowed_loss: float | None = None,
 ) -> Figure:
     """Draws one point per run with paired 95 % intervals of both differences, and the Pareto front.
 
@@ -117,7 +117,7 @@ def plot_tradeoff(
         model, data: for the title.
         against: what stands on the y axis, `reward_accuracy` or `reward_margins`.
         recommended: label of the run to mark.
-        accuracy_floor: accuracy below which a run is not recommended, the lower end of the baseline's own interval.
+        allowed_loss: points of accuracy whose loss must be ruled out before a run is recommended.
 
     Raises DpotoolError for another `against`, or when no run differs from the baseline by known numbers.
     """
@@ -125,7 +125,7 @@ def plot_tradeoff(
         raise DpotoolError(f"cannot draw against {against!r}", remedy=suggest_nearest(against, AGAINST))
     points = read_points(comparison, against)
     need_differences(comparison, len(points) > 1, against)
-    name, unit, scale = AGAINST[against]
+    name, unit, _ = AGAINST[against]
     x, y = _centres(points)
     figure = make_figure(7.2, 5.0)
     axes = figure.add_subplot()
@@ -138,8 +138,8 @@ def plot_tradeoff(
     axes.grid()
     axes.set_axisbelow(True)
     axes.margins(0.08)
-    if accuracy_floor is not None and against == "reward_accuracy":
-        _draw_floor(axes, comparison, scale * accuracy_floor)
+    if allowed_loss is not None and against == "reward_accuracy":
+        _draw_allowed(axes, allowed_loss)
     axes.set_xlabel(
         f"mean log π(chosen), difference from {comparison.baseline} (nats)\nright: chosen answers more likely"
     )
@@ -194,15 +194,13 @@ def _front_corners(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np
     return np.column_stack([x, y])
 
 
-def _draw_floor(axes: Axes, comparison: Comparison, floor: float) -> None:
-    """A dotted line at the lower end of the baseline's own interval: what lies below it is not recommended."""
-    base = comparison.runs.loc[comparison.runs["label"] == comparison.baseline, "reward_accuracy"].iloc[0]
+def _draw_allowed(axes: Axes, points: float) -> None:
+    """A band down to the loss that is allowed: of a recommended run the whole interval lies above its end."""
     low, high = axes.get_ylim()
-    height = floor - 100 * float(base)
-    axes.set_ylim(min(low, height - 0.08 * (high - low)), high)
-    axes.axhspan(height, 0, color=COLORS[2], alpha=0.1, linewidth=0, zorder=0)
+    axes.set_ylim(min(low, -points - 0.08 * (high - low)), high)
+    axes.axhspan(-points, 0, color=COLORS[2], alpha=0.1, linewidth=0, zorder=0)
     axes.annotate(
-        f"within {comparison.baseline}'s own 95 % interval", (1, height), xycoords=("axes fraction", "data"),
+        f"a loss of up to {points:g} points is allowed", (1, -points), xycoords=("axes fraction", "data"),
         xytext=(-3, 3), textcoords="offset points", ha="right", va="bottom", fontsize=7.5, color=MUTED,
     )  # fmt: skip
 

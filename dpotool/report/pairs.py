@@ -69,7 +69,7 @@ def show_pairs(findings: Findings, source: TextSource, n: int, diagnosis: Diagno
     if not base.is_referenced:
         return [Paragraph(f"{base.label} was scored without a reference, so it is not known how any pair changed.")]
     runs = {run.label: run for run in findings.comparison.scored}
-    best_label = (findings.recommendation or {}).get("recommended", base.label)
+    best_label = (findings.recommendation and findings.recommendation.recommended) or base.label
     shown = [base] if best_label == base.label else [base, runs[best_label]]
     worst, best = choose_pairs(base, n)
     blocks: list[Block] = [

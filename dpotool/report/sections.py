@@ -97,7 +97,7 @@ def _answer(material: Material) -> list[Block]:
     findings = material.findings
     blocks: list[Block] = [Paragraph(f"{findings.comparison.baseline}: {findings.statement}", tone="lead")]
     if findings.recommendation is not None:
-        blocks.append(Paragraph(findings.recommendation["statement"]))
+        blocks.append(Paragraph(findings.recommendation.statement))
     blocks.append(Paragraph(f"What to do next: {findings.next_action}"))
     rows = []
     for label, verdict in findings.verdicts.items():

@@ -145,7 +145,8 @@ def _widen_for_few(interval: Interval, differences: Floats, clusters: ArrayLike 
     """The hull of an interval and, below FEW_DISCORDANT, the exact one given how many pairs are discordant.
 
     Of m discordant pairs the share that speaks for the model has the Clopper-Pearson interval [l, h]; the difference
-    (2 share - 1) m / n then lies within [(2 l - 1) m / n, (2 h - 1) m / n]. No discordant pair at all counts as one.
+    (2 share - 1) m / n then lies within [(2 l - 1) m / n, (2 h - 1) m / n]. Without a discordant pair in n, either kind
+    may still have a share of 1 - (alpha / 2)^(1 / n), the exact bound on what was never seen.
     Where prompts repeat, m are the prompts in which one of the two is right more often, and in the place of m / n
     stands what these would add up to if all of them spoke for one.
     """
@@ -158,7 +159,8 @@ def _widen_for_few(interval: Interval, differences: Floats, clusters: ArrayLike 
         most = float(np.abs(sums).sum()) / len(differences)
         low, high = (2 * share.low - 1) * most, (2 * share.high - 1) * most
     else:
-        low, high = -1 / len(sums), 1 / len(sums)
+        unseen = 1 - ((1 - confidence) / 2) ** (1 / len(sums))
+        low, high = -unseen, unseen
     return Interval(interval.value, min(interval.ci_low, float(low)), max(interval.ci_high, float(high)))
 
 

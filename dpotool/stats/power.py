@@ -1,4 +1,4 @@
-"""How many questions it would take to settle a win rate: the sign test's power, in the normal approximation."""
+"""How many it would take: questions to settle a win rate, pairs to rule out a loss; normal approximations."""
 
 from __future__ import annotations
 
@@ -50,3 +50,22 @@ def find_detectable_rate(n: int, tie_share: float, *, alpha: float = ALPHA, powe
             else (middle, high)
         )
     return high
+
+
+def count_pairs_needed(discordant_share: float, delta: float, *, alpha: float = ALPHA, power: float = POWER) -> float:
+    """Returns the pairs at which a loss of delta in a paired share would be ruled out if there were none.
+
+    The difference of two paired shares without true difference has variance d / n, d being the share of discordant
+    pairs, so its two-sided interval lies above -delta with the given power at n = (z_(1 - alpha / 2) + z_power)^2 d /
+    delta^2, 7.85 d / delta^2 by default (the Wald test of paired non-inferiority, at no difference).
+    Without a discordant pair it is the n at which 1 - (alpha / 2)^(1 / n), the most that could be missed, is delta.
+
+    Args:
+        discordant_share: of pairs that only one of the two models ranks right.
+        delta: the loss to be ruled out, a share between 0 and 1.
+    """
+    if math.isnan(discordant_share) or not 0 < delta < 1:
+        return math.nan
+    without = math.log(alpha / 2) / math.log1p(-delta)
+    quantiles = float(norm.ppf(1 - alpha / 2) + norm.ppf(power))
+    return math.ceil(max(without if discordant_share == 0 else 0.0, quantiles**2 * discordant_share / delta**2))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-FEW = 20
-"""Pairs, or prompts, below which a bootstrap interval is visibly too narrow."""
+FEW = 50
+"""Pairs, or prompts, below which a bootstrap interval is visibly too narrow: at 25 it covers 88 to 91 %."""
 Summary = Mapping[str, float | None]
 """{mean or value, ci_low, ci_high}."""
 

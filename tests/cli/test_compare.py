@@ -20,13 +20,22 @@ def runs(tmp_path: Path) -> None:
 
 
 def test_a_table_sentences_a_verdict_and_what_to_do(dpotool: Any) -> None:
-    outcome = dpotool("compare", "dpo", "shift")
+    outcome = dpotool("compare", "dpo", "shift", "--delta", "20")
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
     assert lines[0].startswith("demo [test], n = 120; differences from DPO over the same pairs")
     assert any(line.startswith("DPO-Shift λ=0.9 keeps the chosen log-likelihood ") for line in lines)
     assert [line.partition(":")[0] for line in lines[-3:]] == ["Verdict on DPO", "Recommendation", "Next"]
     assert lines[-1] == "Next: shift is the better one, but harmfully displaced itself: try lambdas below 0.9."
+
+
+def test_a_loss_that_may_be_is_not_recommended(dpotool: Any) -> None:
+    outcome = dpotool("compare", "dpo", "shift")
+    assert "Recommendation: Stay with DPO: these 120 pairs cannot rule out that DPO-Shift λ=0.9" in outcome.out or (
+        "Recommendation: Stay with DPO: every run that holds" in outcome.out
+    )
+    refused = dpotool("compare", "dpo", "shift", "--delta", "0")
+    assert refused.code == 1 and "delta" in refused.err
 
 
 def test_json_has_it_all_and_nothing_else(dpotool: Any) -> None:

@@ -18,6 +18,7 @@ from dpotool.compare.compared_table import (
 )
 from dpotool.compare.comparison import open_runs
 from dpotool.compare.differences import MEAN_METRICS, SHARE_METRICS, Comparison, compare_runs
+from dpotool.compare.eligibility import Rule
 from dpotool.compare.findings import find_out
 from dpotool.compare.recommendation import recommend
 from dpotool.compare.theory_check import check_theory
@@ -149,7 +150,7 @@ def test_a_model_against_itself(tmp_path):
 
     assert sentence == (
         "IPO and DPO cannot be told apart by the chosen log-likelihood (+0.00 nats [+0.00, +0.00]); reward accuracy is "
-        "the same [-0.8, +0.8]; the two rank 0 of 120 pairs differently."
+        "the same [-3.0, +3.0]; the two rank 0 of 120 pairs differently."
     )
 
 
@@ -198,7 +199,7 @@ def test_of_one_pair_no_interval_is_printed(tmp_path):
     pair = [write_scored_run(tmp_path / name, n=1, seed=seed, loss=name) for seed, name in enumerate(("dpo", "ipo"))]
     comparison = compare_runs(open_runs(pair))
     cells = [cell for table in (tabulate_comparison(comparison, {}), tabulate_effects(comparison)) for cell in table[1]]
-    said = " ".join([*describe_differences(comparison), recommend(comparison)["statement"], *map(str, cells)])
+    said = " ".join([*describe_differences(comparison), recommend(comparison).statement, *map(str, cells)])
     assert "nan" not in said
     assert "IPO and DPO cannot be told apart by the chosen log-likelihood (" in said
 
@@ -215,13 +216,14 @@ def test_csv_has_every_number(comparison):
     assert frame.loc[0, "chosen_logps_ties"] == 0
 
 
-def test_the_knee_is_the_highest_within_dpos_interval(comparison):
-    recommendation = recommend(comparison)
+def test_of_the_runs_that_lose_little_enough_the_highest_is_taken(comparison):
+    """120 pairs rule out a loss of 20 points for λ=0.9, and for λ=0.5, which ranks like a coin, they do not."""
+    recommendation = recommend(comparison, rule=Rule(delta=20))
 
-    assert recommendation["recommended"] == "DPO-Shift λ=0.9"
-    assert recommendation["lambda"] == 0.9
-    assert recommendation["candidates"] == ["DPO-Shift λ=0.9"], "λ=0.5 costs more accuracy than DPO's interval admits"
-    assert recommendation["statement"].startswith("Take DPO-Shift λ=0.9: of the runs with a reward accuracy within")
+    assert (recommendation.recommended, recommendation.lambda_) == ("DPO-Shift λ=0.9", 0.9)
+    assert recommendation.eligible == ("DPO-Shift λ=0.9",)
+    assert recommendation.statement.startswith("Take DPO-Shift λ=0.9: of the runs shown to lose less than 20 points")
+    assert recommend(comparison).recommended == "DPO", "a loss of 3 points these pairs do not rule out"
 
 
 def test_stays_with_dpo_where_nothing_is_gained(tmp_path):
@@ -231,13 +233,10 @@ def test_stays_with_dpo_where_nothing_is_gained(tmp_path):
     ]
     recommendation = recommend(compare_runs(open_runs(pair)))
 
-    assert recommendation["recommended"] == "DPO"
-    assert (
-        "no run that keeps its accuracy is shown to hold the chosen log-likelihood higher"
-        in recommendation["statement"]
-    )
+    assert recommendation.recommended == "DPO"
+    assert "no run is shown to hold the chosen log-likelihood higher" in recommendation.statement
     alone = recommend(compare_runs(open_runs(pair[:1])))
-    assert alone["statement"] == "Only DPO here: there is nothing to choose from."
+    assert alone.statement == "Only DPO here: there is nothing to choose from."
 
 
 def make_advice(changes: dict[str, float]) -> dict:
@@ -286,7 +285,7 @@ def test_findings_put_it_all_into_one_object(runs):
     write_table(make_theory_frame(5), theory, THEORY_SCHEMA, {"model": "m", "data": "demo", "at_reference": True})
     write_json(summary_path(theory), make_advice({"0.5": 0.5, "0.9": -0.5, "1": -1.0}))
 
-    found = find_out([str(run.path) for run in runs])
+    found = find_out([str(run.path) for run in runs], rule=Rule(delta=20))
 
     content = json.loads(json.dumps(found.to_dict(), default=float))
     assert [model["label"] for model in content["models"]] == ["DPO-Shift λ=0.9", "DPO", "DPO-Shift λ=0.5"]

@@ -6,7 +6,9 @@ import pytest
 from scored_runs import write_scored_run
 from synthetic_frames import make_score_frame
 
+from dpotool.compare.eligibility import Rule
 from dpotool.compare.findings import _advise, find_out
+from dpotool.compare.recommendation import TAKE, Recommendation
 
 
 @pytest.mark.parametrize(
@@ -27,7 +29,10 @@ from dpotool.compare.findings import _advise, find_out
     ],
 )
 def test_a_better_run_is_judged_by_its_own_verdict(kind, lambda_, advice):
-    assert _advise({"path": "b", "lambda": lambda_}, kind, [1.0, 0.9, 0.75, 0.5, float("nan")]) == advice
+    assert (
+        _advise(Recommendation(TAKE, "", Rule(), path="b", lambda_=lambda_), kind, [1.0, 0.9, 0.75, 0.5, float("nan")])
+        == advice
+    )
 
 
 def test_a_run_without_lengths_is_not_called_one_without_reference(tmp_path):

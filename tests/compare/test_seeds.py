@@ -10,7 +10,7 @@ from scored_runs import write_scored_run
 
 from dpotool.compare.comparison import open_runs
 from dpotool.compare.differences import compare_runs
-from dpotool.compare.seeds import _combine, pool_seeds
+from dpotool.compare.seeds import combine_seeds, pool_seeds
 
 
 def test_two_seeds_by_hand():
@@ -19,7 +19,7 @@ def test_two_seeds_by_hand():
     Over pairs the means are 1.5 and 3.5: A = 2 / 2 = 1. Over seeds the variance is 1/2: B = 1/4. Degrees of freedom
     (5/4)^2 / (1/1 + (1/16)/1) = 1.4706.
     """
-    found = _combine([np.array([1.0, 3.0]), np.array([2.0, 4.0])], None)
+    found = combine_seeds([np.array([1.0, 3.0]), np.array([2.0, 4.0])], None)
 
     half = stats.t.ppf(0.975, 25 / 17) * math.sqrt(1.25)
     assert found["mean"] == 2.5
@@ -30,7 +30,7 @@ def test_two_seeds_by_hand():
 
 def test_seeds_that_agree_leave_the_interval_of_the_pairs():
     values = np.random.default_rng(0).normal(1, 1, 50)
-    found = _combine([values, values, values], None)
+    found = combine_seeds([values, values, values], None)
 
     t_interval = stats.ttest_1samp(values, 0).confidence_interval()
     assert (found["ci_low"], found["ci_high"]) == pytest.approx(tuple(t_interval))
@@ -43,7 +43,7 @@ def test_about_95_of_100_intervals_hold_the_truth_over_pairs_and_training():
     for _ in range(600):
         pairs = 1 + rng.normal(0, 1, 80)
         runs = [pairs + rng.normal(0, 0.2) + rng.normal(0, 0.3, 80) for _ in range(3)]
-        found = _combine(runs, None)
+        found = combine_seeds(runs, None)
         hits.append(found["ci_low"] <= 1 <= found["ci_high"])
 
     assert 0.92 <= np.mean(hits) <= 0.98

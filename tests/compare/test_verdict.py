@@ -69,7 +69,7 @@ def test_the_statement_holds_its_numbers_and_says_what_to_do():
 
 def test_few_pairs_are_called_few():
     assert "12 pairs are few" in judge_displacement(ScoredRun(make_frame(12, chosen=-1, rejected=-4)))["statement"]
-    assert "few" not in judge_displacement(ScoredRun(make_frame(40, chosen=-1, rejected=-4)))["statement"]
+    assert "few" not in judge_displacement(ScoredRun(make_frame(50, chosen=-1, rejected=-4)))["statement"]
 
 
 def test_without_a_reference_or_pairs_there_is_no_verdict():

@@ -59,9 +59,9 @@ def test_a_point_and_a_label_per_run_with_paired_intervals_of_both_differences(a
 
 
 def test_the_recommended_run_is_ringed_and_the_accuracy_it_may_cost_is_shaded():
-    """DPO's accuracy is 80 %, the lower end of its interval 75 %: down to -5 points the ground is shaded."""
+    """A loss of 5 points is allowed: down to -5 points the ground is shaded."""
     runs = make_runs_table((0.9, 1.0)).assign(chosen_logps=[-60.0, -70.0], reward_accuracy=[0.78, 0.8])
-    options = {"recommended": "DPO-Shift λ=0.9", "accuracy_floor": 0.75}
+    options = {"recommended": "DPO-Shift λ=0.9", "allowed_loss": 5.0}
 
     (axes,) = plot_tradeoff(make_comparison(runs), model="m", data="d", **options).axes
 

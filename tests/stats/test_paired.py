@@ -81,7 +81,7 @@ def test_few_discordant_pairs_do_not_claim_certainty():
     assert result.p_value == 0.25
     assert result.difference.ci_low == pytest.approx((2 * 0.025 ** (1 / 3) - 1) * 3 / 44)
     same = compare_shares(ours, ours).difference
-    assert (same.ci_low, same.ci_high) == pytest.approx((-1 / 44, 1 / 44))
+    assert (same.ci_low, same.ci_high) == pytest.approx((0.025 ** (1 / 44) - 1, 1 - 0.025 ** (1 / 44)))
 
 
 def test_swapping_the_models_turns_the_sign_and_keeps_the_p_value():
@@ -207,12 +207,14 @@ def test_few_prompts_do_not_claim_certainty_however_many_pairs_they_have(n_speak
 
 
 def test_prompts_whose_pairs_cancel_count_as_none():
-    """One pair for the model and one for the baseline in each of 3 of 30 prompts: what one prompt could have moved."""
+    """One pair for the model and one for the baseline in each of 3 of 30 prompts: what 30 prompts may hide."""
     prompts = np.repeat(np.arange(30), 2)
     first = np.arange(60) % 2 == 0
     result = compare_shares(first & (prompts < 3), ~first & (prompts < 3), clusters=prompts)
 
-    assert (result.difference.ci_low, result.difference.ci_high) == pytest.approx((-1 / 30, 1 / 30))
+    assert (result.difference.ci_low, result.difference.ci_high) == pytest.approx(
+        (0.025 ** (1 / 30) - 1, 1 - 0.025 ** (1 / 30))
+    )
 
 
 def test_intervals_of_few_discordant_prompts_hold_no_difference_as_often_as_they_say():
