@@ -1,10 +1,39 @@
-"""dpotool: measure, explain and undo likelihood displacement in DPO."""
+"""dpotool: measure, explain and undo likelihood displacement in DPO. docs/python.md says what a notebook can use."""
 
 from typing import Any
 
+from dpotool.api import (
+    compare_runs,
+    diagnose,
+    gradient_products,
+    load_pairs,
+    loss,
+    open_scores,
+    plot,
+    score,
+    train,
+    verdict,
+    write_report,
+)
+from dpotool.errors import DpotoolError
 from dpotool.models.builtin import BuiltinModel, register_builtin
 
 __version__ = "0.1.0"
+__all__ = [
+    "DisplacementCallback",
+    "DpotoolError",
+    "compare_runs",
+    "diagnose",
+    "gradient_products",
+    "load_pairs",
+    "loss",
+    "open_scores",
+    "plot",
+    "score",
+    "train",
+    "verdict",
+    "write_report",
+]
 
 
 def _load_demo() -> BuiltinModel:

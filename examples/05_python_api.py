@@ -3,7 +3,7 @@
     python examples/05_python_api.py
     python examples/05_python_api.py --model MODEL --data pairs.jsonl --test-fraction 0.1
 
-A command's settings are a dataclass, and each command is one function. Nothing here prints but this script.
+`import dpotool` has a function for each verb of the command line (docs/python.md). Only this script prints.
 """
 
 from __future__ import annotations
@@ -11,11 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from dpotool.measures.config import ScoreConfig
-from dpotool.measures.run import score_models
-from dpotool.stats.bootstrap import bootstrap_interval
-from dpotool.training.config import TrainConfig
-from dpotool.training.run import train
+import dpotool
 
 
 def main() -> None:
@@ -28,19 +24,23 @@ def main() -> None:
     arguments = parser.parse_args()
 
     shared = {name: getattr(arguments, name) for name in ("model", "data", "test_fraction", "max_steps")}
-    dpo = train(TrainConfig(**shared, loss="dpo", output=str(arguments.output / "dpo")))
-    shift = train(TrainConfig(**shared, loss="shift", lambda_=0.75, output=str(arguments.output / "shift")))
-
+    dpo = dpotool.train(**shared, loss="dpo", output=str(arguments.output / "dpo"))
+    shift = dpotool.train(**shared, loss="shift", lambda_=0.75, output=str(arguments.output / "shift"))
     folders = [str(result.folder.path) for result in (dpo, shift)]
-    scores = [result.frame.set_index("pair_id") for result in score_models(folders, ScoreConfig())]
+
+    scores = dpotool.score(*folders)
+    print(scores.groupby("model")[["chosen_displacement", "reward_margins"]].mean())
 
     # Both runs answer the same pairs, so differences are taken within a pair; that makes the interval narrow.
-    for column, unit in (("chosen_logps", "nats"), ("reward_margins", "nats")):
-        difference = bootstrap_interval(scores[1][column] - scores[0][column])
-        print(
-            f"{column}, DPO-Shift minus DPO: {difference.value:+.3f} {unit} "
-            f"[{difference.ci_low:+.3f}, {difference.ci_high:+.3f}]"
-        )
+    findings = dpotool.compare_runs(*folders)
+    for metric in ("chosen_logps", "reward_margins"):
+        for label, difference in findings.comparison.differences.items():
+            found = difference[metric]["difference"]
+            print(
+                f"{metric}, {label} minus {findings.comparison.baseline}: {found['mean']:+.3f} nats "
+                f"[{found['ci_low']:+.3f}, {found['ci_high']:+.3f}]"
+            )
+    print(findings.statement)
 
 
 if __name__ == "__main__":

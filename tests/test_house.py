@@ -22,7 +22,7 @@ FLOORS = [
     {"gradients", "report"},
     {"training", "measures", "foreign", "judging"},
     {"sweep"},
-    {"cli"},
+    {"cli", "api"},
 ]
 """A room may import from its own floor's own room and from every floor below it; rooms of one floor are strangers."""
 FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

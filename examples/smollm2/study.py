@@ -1,0 +1,296 @@
+"""The study of docs/results.md: a real model on TL;DR pairs, SFT first, then every remedy, several seeds, and controls.
+
+    python examples/smollm2/study.py MODEL DATA --out runs/study --jobs 8
+
+MODEL is a folder as get_model.py writes it; DATA holds tldr_train.jsonl and tldr_test.jsonl. Every step is one
+`dpotool` command, written to `commands.log`. What is finished is passed over, so the same command goes on where it
+stopped. `--jobs` commands run at a time on one device, the most valuable ones first, and `--minutes` begins no command
+after that long. A training takes about 15 GB of a GPU's memory: four at a time fit on one of 80 GB, and ten did not. On
+two CPU cores the whole is a matter of days: `--pairs 150 --steps 19` makes it hours.
+
+The training posts are cut in two, the first part for SFT and the rest for preferences, so that the start has not
+learned the very answers that are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+
+import torch
+from safetensors.torch import load_file, save_file
+
+SFT_ROWS = 700
+LAMBDAS = (1.0, 0.75, 0.5, 0.9, 0.95)
+SEEDS = (42, 1, 2)
+OTHER_LOSSES = ("dpop", "ipo", "rpo", "cal-dpo", "simpo", "apo-zero", "nca", "orpo", "cpo", "r-dpo", "sppo")
+EARLY = (30, 60, 90)
+"""Steps of DPO's run at which a checkpoint stays: DPO stopped early."""
+SCALES = (0.8, 0.6, 0.4, 0.2)
+"""DPO scaled back: start + scale * (DPO - start)."""
+BLENDS = (0.95, 0.9, 0.75, 0.6)
+"""Lambdas on the line through the weights trained with lambda 1 and 0.5."""
+DROPPED = 95
+"""Training pairs left out, a tenth of them."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One `dpotool` command, with the file that exists when it is done."""
+
+    name: str
+    words: tuple[str, ...]
+    done: Path
+
+
+@dataclass(frozen=True)
+class Study:
+    """Where everything lies, and how long there is."""
+
+    model: str
+    data: Path
+    out: Path
+    pairs: int | None
+    steps: int | None
+    jobs: int
+    deadline: float
+    length: str
+    options: tuple[str, ...]
+
+    @property
+    def start(self) -> Path:
+        return self.out / "sft"
+
+    @property
+    def table(self) -> Path:
+        """Where `score` leaves a run's test pairs."""
+        return Path("scores") / "tldr_test-all.parquet"
+
+    def run_all(self, jobs: Iterable[Job], later: Callable[[], list[Job] | None] = lambda: None) -> None:
+        """Runs the jobs that are not done, several at a time, in their order; a failure is noted and passed over.
+
+        Args:
+            later: jobs that go before all that waits, once they can be planned; None until then.
+        """
+        waiting, lock = deque(jobs), Lock()
+        planned = False
+
+        def take() -> Job | None:
+            nonlocal planned
+            with lock:
+                if not planned and (more := later()) is not None:
+                    waiting.extendleft(reversed(more))
+                    planned = True
+                return waiting.popleft() if waiting else None
+
+        def work(_: int) -> None:
+            while (job := take()) is not None:
+                self.run(job)
+
+        with ThreadPoolExecutor(self.jobs) as pool:
+            list(pool.map(work, range(self.jobs)))
+
+    def run(self, job: Job) -> None:
+        """Runs one job, unless it is done or there is no time left."""
+        if job.done.exists() or time.monotonic() > self.deadline:
+            return
+        began = time.monotonic()
+        with (self.out / f"{job.name}.log").open("w") as log:
+            command = [sys.executable, "-m", "dpotool", *job.words]
+            limit = max(10.0, self.deadline - began + 20)
+            try:
+                code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=limit).returncode
+            except subprocess.TimeoutExpired:
+                code = -1
+        line = f"{time.monotonic() - began:7.1f} s  exit {code}  dpotool {' '.join(job.words)}"
+        with (self.out / "commands.log").open("a") as commands:
+            commands.write(line + "\n")
+        print(line, flush=True)
+
+
+def cut_data(study: Study) -> None:
+    """Writes tldr_sft.jsonl and tldr_pairs.jsonl: whole posts, in the order in which they first appear."""
+    lines = (study.data / "tldr_train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    by_post: dict[str, list[str]] = {}
+    for line in lines:
+        by_post.setdefault(json.loads(line)["prompt"], []).append(line)
+    first: list[str] = []
+    rest: list[str] = []
+    for rows in by_post.values():
+        (first if len(first) < SFT_ROWS else rest).extend(rows)
+    study.out.mkdir(parents=True, exist_ok=True)
+    (study.out / "tldr_sft.jsonl").write_text("".join(first), encoding="utf-8")
+    (study.out / "tldr_pairs.jsonl").write_text("".join(rest[: study.pairs]), encoding="utf-8")
+
+
+def plan_sft(study: Study) -> Job:
+    steps = ("--max-steps", str(study.steps)) if study.steps else ()
+    words = (
+        *("train", "--loss", "sft", "--model", study.model, "--data", str(study.out / "tldr_sft.jsonl")),
+        *("--max-length", study.length, "--batch-size", "16", "--save-steps", "1000", "--output", str(study.start)),
+        *(*steps, *study.options),
+    )
+    return Job("sft", words, study.start / "model.safetensors")
+
+
+def plan_training(study: Study, name: str, *words: str, data: str = "tldr_pairs.jsonl", seed: int = SEEDS[0]) -> Job:
+    """One preference training from the SFT model; --save-steps keeps it from writing checkpoints along the way."""
+    steps = ("--max-steps", str(study.steps)) if study.steps else ()
+    return Job(
+        name,
+        (
+            *("train", *words, "--model", str(study.start), "--data", str(study.out / data)),
+            *("--eval-data", str(study.data / "tldr_test.jsonl"), "--max-length", study.length),
+            *("--batch-size", "8", "--learning-rate", "1e-5", "--eval-steps", "1000", "--save-steps", "1000"),
+            *("--seed", str(seed), "--output", str(study.out / name), *steps, *study.options),
+        ),
+        study.out / name / "model.safetensors",
+    )
+
+
+def plan_shift(study: Study, lambda_: float, seed: int) -> Job:
+    if lambda_ == 1:
+        early = ("--save-at", ",".join(map(str, EARLY))) if seed == SEEDS[0] and not study.steps else ()
+        return plan_training(study, f"dpo-seed{seed}", "--loss", "dpo", *early, seed=seed)
+    words = ("--loss", "shift", "--lambda", f"{lambda_:g}")
+    return plan_training(study, f"shift-{lambda_:g}-seed{seed}", *words, seed=seed)
+
+
+def plan_theory(study: Study) -> Job:
+    """Gradient products of the training pairs at the SFT model, with their driver scores."""
+    words = (
+        *("theory-gap", "--model", str(study.start), "--data", str(study.out / "tldr_pairs.jsonl"), "--split", "train"),
+        *("--max-length", study.length, "--output", str(study.out / "theory"), *study.options),
+    )
+    return Job("theory", words, study.out / "theory" / "theory" / "tldr_pairs-all.parquet")
+
+
+def plan_risks(study: Study) -> Job:
+    """CHES and the other risk measures of the training pairs, under the SFT model alone."""
+    words = (
+        *("diagnose", str(study.start), "--reference", str(study.start), "--no-mass", "--max-length", study.length),
+        *("--data", str(study.out / "tldr_pairs.jsonl"), "--output", str(study.out / "risks"), *study.options),
+    )
+    return Job("risks", words, study.out / "risks" / "diagnosis" / "tldr_pairs-all.parquet")
+
+
+def plan_filtered(study: Study) -> Iterator[Job]:
+    """DPO without a tenth of the pairs: those that a measure finds the riskiest, or as many at random."""
+    import pandas as pd
+
+    risky: dict[str, list[int]] = {}
+    theory, risks = plan_theory(study).done, plan_risks(study).done
+    if theory.exists():
+        table = pd.read_parquet(theory)
+        risky["drivers"] = table.nsmallest(DROPPED, "driver_score")["pair_id"].tolist()
+    if risks.exists():
+        table = pd.read_parquet(risks)
+        risky["ln-ches"] = table.nlargest(DROPPED, "ln_ches")["pair_id"].tolist()
+        risky["similarity"] = table.nlargest(DROPPED, "edit_similarity")["pair_id"].tolist()
+    lines = (study.out / "tldr_pairs.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    steps = str(study.steps or (len(lines) - DROPPED) // 8)
+    for seed in SEEDS:
+        risky["random"] = random.Random(seed).sample(range(len(lines)), min(DROPPED, len(lines) // 2))
+        for name, dropped in risky.items():
+            file = f"tldr_without_{name}-{seed}.jsonl" if name == "random" else f"tldr_without_{name}.jsonl"
+            kept = [line for number, line in enumerate(lines) if number not in set(dropped)]
+            (study.out / file).write_text("".join(kept), encoding="utf-8")
+            words = ("--loss", "dpo", "--max-steps", steps)
+            yield plan_training(study, f"without-{name}-seed{seed}", *words, data=file, seed=seed)
+
+
+def write_line(study: Study, one: str, other: str, points: Sequence[tuple[str, float]]) -> None:
+    """Writes weights one + t (other - one) as checkpoints, for each name and t."""
+    sources = [study.out / each for each in (one, other)]
+    if not all((each / "model.safetensors").exists() for each in sources):
+        return
+    first, second = (load_file(each / "model.safetensors") for each in sources)
+    for name, t in points:
+        target = study.out / name
+        if (target / "model.safetensors").exists():
+            continue
+        target.mkdir(exist_ok=True)
+        for file in sources[1].iterdir():
+            if file.is_file() and file.name not in ("model.safetensors", "run.yaml", "metrics.jsonl"):
+                (target / file.name).write_bytes(file.read_bytes())
+        weights = {key: torch.lerp(value.float(), second[key].float(), t) for key, value in first.items()}
+        save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+
+
+def plan_scores(study: Study, n_parts: int) -> Iterator[Job]:
+    """Scores every model on the test pairs, several models a command."""
+    elsewhere = (
+        "--reference",
+        str(study.start),
+        "--data",
+        str(study.data / "tldr_test.jsonl"),
+        "--max-length",
+        study.length,
+    )
+    known = sorted(path.parent for path in study.out.glob("*/model.safetensors") if path.parent != study.start)
+    known += sorted(path.parent for path in study.out.glob("dpo-*/checkpoint-*/model.safetensors"))
+    todo = [folder for folder in known if not (folder / study.table).exists()]
+    for number in range(n_parts):
+        for folder in todo[number::n_parts]:
+            is_run = (folder / "run.yaml").exists()
+            words = ("score", str(folder), *study.options) if is_run else (
+                "score", str(folder), *elsewhere, "--output", str(folder), *study.options
+            )  # fmt: skip
+            yield Job(f"score-{folder.parent.name}-{folder.name}", words, folder / study.table)
+
+
+def plan_diagnoses(study: Study) -> Iterator[Job]:
+    for name in (f"dpo-seed{SEEDS[0]}", f"shift-0.75-seed{SEEDS[0]}"):
+        done = study.out / name / "diagnosis" / "tldr_test-all.parquet"
+        yield Job(f"diagnose-{name}", ("diagnose", str(study.out / name), *study.options), done)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("runs/study"))
+    parser.add_argument("--jobs", type=int, default=1, help="commands at a time on one device")
+    parser.add_argument("--pairs", type=int, help="preference pairs to train on; all of the second part without it")
+    parser.add_argument("--steps", type=int, help="optimiser steps of each run; one pass without it")
+    parser.add_argument("--minutes", type=float, default=1e6, help="begin no training after this long")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-tokens", default="auto")
+    parser.add_argument("--max-length", default="1024")
+    told = parser.parse_args()
+    os.environ.setdefault("OMP_NUM_THREADS", "2")
+    options = ("--device", told.device, "--batch-tokens", told.batch_tokens)
+    end = time.monotonic() + 60 * told.minutes
+    study = Study(told.model, told.data, told.out, told.pairs, told.steps, told.jobs, end, told.max_length, options)
+    cut_data(study)
+    study.run(plan_sft(study))
+    shifts = [plan_shift(study, lambda_, seed) for seed in SEEDS for lambda_ in LAMBDAS]
+    losses = [plan_training(study, f"{loss}-seed{SEEDS[0]}", "--loss", loss) for loss in OTHER_LOSSES]
+    theory, risks = plan_theory(study), plan_risks(study)
+    jobs = [theory, *shifts[:3], risks, *shifts[3:8], *losses, *shifts[8:]]
+
+    def plan_later() -> list[Job] | None:
+        return list(plan_filtered(study)) if theory.done.exists() and risks.done.exists() else None
+
+    study.run_all(jobs, plan_later)
+    study.run_all(plan_later() or [])
+    dpo, half = f"dpo-seed{SEEDS[0]}", f"shift-0.5-seed{SEEDS[0]}"
+    write_line(study, "sft", dpo, [(f"scaled-{scale:g}", scale) for scale in SCALES])
+    write_line(study, dpo, half, [(f"blend-{lambda_:g}", (1 - lambda_) / 0.5) for lambda_ in BLENDS])
+    late = replace(study, deadline=end + 60)
+    late.run_all([*plan_diagnoses(late), *plan_scores(late, told.jobs)])
+
+
+if __name__ == "__main__":
+    main()
