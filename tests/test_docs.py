@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from dpotool.curation.filtering import MEASURES
+from dpotool.data.checks.registry import write_checks
 from dpotool.losses.page import renew
 from dpotool.losses.registry import LOSSES
 from dpotool.losses.schedules import SCHEDULES, get_schedule_defaults
@@ -77,3 +79,10 @@ def test_pages_name_no_machine() -> None:
     assert len(PAGES) > 8
     for page in PAGES:
         assert not re.search(r"/(work|home|root|Users)/", page.read_text(encoding="utf-8")), page
+
+
+def test_checks_and_measures_are_those_of_the_registries() -> None:
+    page = (DOCS / "validate.md").read_text(encoding="utf-8")
+    assert write_checks() in page, write_checks()
+    for name, (called, side) in MEASURES.items():
+        assert f"| `{name}` | {called} | {side} |" in page

@@ -20,7 +20,7 @@ FLOORS = [
     {"likelihood", "compare"},
     {"losses", "plots"},
     {"gradients", "report"},
-    {"training", "measures", "foreign", "judging"},
+    {"training", "measures", "foreign", "judging", "curation"},
     {"sweep"},
     {"cli", "api"},
 ]

@@ -45,6 +45,7 @@ def _register_verbs() -> None:
         cache,
         compare,
         diagnose,
+        filter_,
         generate,
         import_,
         judge,
@@ -55,11 +56,14 @@ def _register_verbs() -> None:
         sweep,
         theory_gap,
         train,
+        validate,
     )
 
-    for verb in (
+    everything = (
         *(train, score, diagnose, compare, theory_gap, predict, sweep, generate, judge, plot, report, import_, cache),
-    ):
+        *(validate, filter_),
+    )
+    for verb in everything:
         verb.register(app)
 
 

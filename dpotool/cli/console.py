@@ -62,6 +62,13 @@ class Console(Progress):
         if self.is_main and not self.as_json:
             self._out.print(printable(text))
 
+    def say_styled(self, parts: Sequence[tuple[str, str]]) -> None:
+        """Prints a line of the result made of (text, style); the styles show on a terminal only."""
+        from rich.text import Text
+
+        if self.is_main and not self.as_json:
+            self._out.print(Text.assemble(*((printable(text), style) for text, style in parts)))
+
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table; the first column is left-aligned, the others right.
 

@@ -62,9 +62,9 @@ class PairEncoder:
         self._tokenizer: Any = tokenizer
         self._eos = str(tokenizer.eos_token)
         self._eos_id = int(tokenizer.eos_token_id)
-        self._adds_bos, self._appends_eos = self._probe()
-        self._closing_ids = set(tokenizer.all_special_ids)
-        self._closing_ids |= {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self.adds_bos, self._appends_eos = self._probe()
+        self.closing_ids = set(tokenizer.all_special_ids)
+        self.closing_ids |= {id_ for id_, token in tokenizer.added_tokens_decoder.items() if token.special}
         self._is_blank_id: dict[int, bool] = {}
         self.prints_date: bool | None = None
         """Whether the chat template prints today's date; None until a conversation was rendered."""
@@ -81,6 +81,17 @@ class PairEncoder:
             outcomes += encode_run(list(run))
         return outcomes
 
+    def write(self, pair: PreferencePair) -> tuple[str, str, str] | str:
+        """Returns the texts that are tokenized (prompt, prompt + chosen, prompt + rejected), or why there are none."""
+        return self._render(pair) if pair.is_conversational else self._join(pair)
+
+    def least_length(self, pair: EncodedPair, *, is_trimming: bool) -> int:
+        """Returns the tokens of the longer completion and of what must stay of the prompt: one token, besides BOS."""
+        n_prompt = len(pair.prompt_ids)
+        if is_trimming:
+            n_prompt = min(n_prompt, int(self.keeps_bos(pair.prompt_ids)) + 1)
+        return max(len(pair.chosen_ids), len(pair.rejected_ids)) + n_prompt
+
     def keeps_bos(self, prompt_ids: Sequence[int]) -> bool:
         """True if a prompt opens with a BOS that trimming must not take off.
 
@@ -90,7 +101,7 @@ class PairEncoder:
         bos_id = self._tokenizer.bos_token_id
         if bos_id is None or not prompt_ids or prompt_ids[0] != bos_id:
             return False
-        return self._adds_bos or list(prompt_ids).count(bos_id) == 1
+        return self.adds_bos or list(prompt_ids).count(bos_id) == 1
 
     def _probe(self) -> tuple[bool, bool]:
         """Returns whether the tokenizer puts BOS before and EOS behind a plain text."""
@@ -106,7 +117,7 @@ class PairEncoder:
         ids = self._tokenize(texts, add_special_tokens=True)
         if self._appends_eos:
             ids = [sequence[:-1] for sequence in ids]
-        if self._adds_bos:  # a text that was rendered already begins with its own
+        if self.adds_bos:  # a text that was rendered already begins with its own
             bos_id = self._tokenizer.bos_token_id
             ids = [sequence[1:] if sequence[:2] == [bos_id, bos_id] else sequence for sequence in ids]
         encoded = [split_completions(*ids[start : start + 3]) for start in range(0, len(ids), 3)]
@@ -178,12 +189,13 @@ class PairEncoder:
     def _close_turn(self, completion_ids: list[int]) -> None:
         """Appends EOS in place where the last token that is not white space is no special token."""
         end = len(completion_ids)
-        while end and self._is_blank(completion_ids[end - 1]):
+        while end and self.is_blank(completion_ids[end - 1]):
             end -= 1
-        if end and completion_ids[end - 1] not in self._closing_ids:
+        if end and completion_ids[end - 1] not in self.closing_ids:
             completion_ids.append(self._eos_id)
 
-    def _is_blank(self, token_id: int) -> bool:
+    def is_blank(self, token_id: int) -> bool:
+        """Tells whether a token is nothing but white space."""
         known = self._is_blank_id.get(token_id)
         if known is None:
             known = self._is_blank_id[token_id] = not self._tokenizer.decode([token_id]).strip()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from dpotool.data.checks.registry import describe_counts
 from dpotool.data.pairs import PairSet, PreferenceData
 from dpotool.data.sources import load_preferences
 from dpotool.data.tokenization import tokenize_preferences
@@ -58,11 +59,5 @@ def describe_pair_set(pair_set: PairSet) -> str:
     mapping = ", ".join(field if field == column else f"{field}={column}" for field, column in source.columns.items())
     parts = [f"{source.name} [{source.split}]: {counts.n_pairs} pairs, {source.format} ({mapping})"]
     parts += [f"{n} left out: {reason}" for reason, n in counts.n_excluded.items()]
-    odd = {
-        "truncated": counts.n_truncated,
-        "with a merged boundary": counts.n_boundary_merged,
-        "identical": counts.n_identical,
-        "duplicate": counts.n_duplicate,
-    }
-    parts += [f"{n} {name}" for name, n in odd.items() if n]
+    parts += describe_counts(counts)
     return "; ".join(parts)

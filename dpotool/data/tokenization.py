@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from dpotool.data.checks.labels import find_identical, find_repeats
 from dpotool.data.encoding import FROZEN_DATE, EncodedPair, PairEncoder
 from dpotool.data.pairs import PairCounts, PairSet, PreferenceData, PreferencePair, TokenizedPair, hash_prompt
 from dpotool.errors import DpotoolError, suggest_nearest
@@ -66,8 +67,10 @@ def tokenize_preferences(
         n_excluded=dict(Counter(reason.partition(": ")[0] for reason in excluded.values())),
         n_truncated=fitter.n_truncated,
         n_boundary_merged=fitter.n_merged,
-        n_identical=sum(pair.chosen_ids == pair.rejected_ids for pair in fitter.pairs),
-        n_duplicate=_count_duplicates(fitter.pairs),
+        n_identical=len(find_identical({pair.pair_id: (pair.chosen_ids, pair.rejected_ids) for pair in fitter.pairs})),
+        n_duplicate=len(
+            find_repeats({pair.pair_id: (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for pair in fitter.pairs})
+        ),
     )
     date = f"{FROZEN_DATE:%Y-%m-%d}" if encoder.prints_date else None
     return PairSet(fitter.pairs, excluded, counts, replace(data.source, template_date=date))
@@ -109,21 +112,16 @@ class _Fitter:
         longest = max(len(encoded.chosen_ids), len(encoded.rejected_ids))
         if self._max_length is None or len(prompt_ids) + longest <= self._max_length:
             return prompt_ids
-        n_bos = int(self._encoder.keeps_bos(prompt_ids))
-        minimum = min(len(prompt_ids), n_bos + 1) if self._is_trimming else len(prompt_ids)
-        room = self._max_length - longest
-        if room < minimum:
-            self.fitting_lengths.append(longest + minimum)
+        least = self._encoder.least_length(encoded, is_trimming=self._is_trimming)
+        if self._max_length < least:
+            self.fitting_lengths.append(least)
             return None
+        n_bos, room = int(self._encoder.keeps_bos(prompt_ids)), self._max_length - longest
         return prompt_ids[:n_bos] + prompt_ids[len(prompt_ids) - room + n_bos :]
 
     def _compact(self, ids: list[int]) -> tuple[int, ...]:
         """A tuple that shares one int object per token id: at 8 instead of 36 bytes a token, large sets stay small."""
         return tuple(map(self._known_ids.setdefault, ids, ids))
-
-
-def _count_duplicates(pairs: Sequence[TokenizedPair]) -> int:
-    return len(pairs) - len({(pair.prompt_ids, pair.chosen_ids, pair.rejected_ids) for pair in pairs})
 
 
 def _nothing_left(

@@ -15,11 +15,20 @@ MAX_LENGTH = 2048
 
 def resolve_max_length(max_length: int | None, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     """Returns the longest sequence to use: what was asked for, else 2048, but never more than the model's positions."""
-    config: Any = getattr(model, "config", None)
+    return choose_max_length(max_length, find_positions(getattr(model, "config", None), tokenizer))
+
+
+def find_positions(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Returns how many tokens a model has positions for, by its config or its tokenizer; None where neither says."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
-    limit = getattr(config, "max_position_embeddings", None)
+    limit: int | None = getattr(config, "max_position_embeddings", None)
     if limit is None and tokenizer.model_max_length < 10**9:  # transformers' way of saying "not known" is about 1e30
         limit = tokenizer.model_max_length
+    return limit
+
+
+def choose_max_length(max_length: int | None, limit: int | None) -> int:
+    """Returns what was asked for, else 2048, but never more than `limit`; raises DpotoolError where more is asked."""
     if max_length is not None and limit is not None and max_length > limit:
         raise DpotoolError(
             "longer than the model has positions for",

@@ -19,6 +19,7 @@ from dpotool.models.adapters import is_adapter_folder, load_adapter, read_adapte
 from dpotool.models.builtin import locate_model
 from dpotool.models.dropout import disable_dropout
 from dpotool.models.library_calls import one_line_errors, quiet_transformers
+from dpotool.models.limits import find_positions
 from dpotool.models.precision import choose_float32_products
 from dpotool.models.rope import let_rows_go_by_their_own_length
 from dpotool.models.weights import (
@@ -91,6 +92,17 @@ def load_tokenizer(
             remedy="Set eos_token in its tokenizer_config.json",
         )
     return tokenizer
+
+
+def load_positions(
+    model: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False, progress: Progress = SILENT
+) -> int | None:
+    """Returns how many tokens a model has positions for, without loading its weights; None where it does not say."""
+    model = locate_model(model, progress)
+    source = read_adapter_base(model) if is_adapter_folder(model) else model
+    with one_line_errors("model", source):
+        config = AutoConfig.from_pretrained(_expand(source), trust_remote_code=trust_remote_code)
+    return find_positions(config, tokenizer)
 
 
 def load_model(

@@ -1,0 +1,114 @@
+"""A check-up as a page, Markdown or HTML: the answer, a table of the findings, then each with its examples."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dpotool.curation.validation import Validation
+from dpotool.data.checks.check import GROUPS
+from dpotool.data.checks.registry import Finding
+from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.report.blocks import Block, Bullets, Page, Paragraph, Section, Table
+from dpotool.report.page import FORMATS, sign_page
+from dpotool.report.render import render_html, render_markdown
+from dpotool.runs.places import tell_path
+
+
+def choose_format(output: str | None, format_: str | None) -> str:
+    """Returns 'markdown' or 'html', by what was asked for or by the name of the file.
+
+    Raises:
+        DpotoolError: neither says which.
+    """
+    if format_ is None:
+        format_ = {".md": "markdown", ".markdown": "markdown", ".html": "html"}.get(Path(output or "").suffix.lower())
+        if format_ is None:
+            raise DpotoolError(
+                "cannot tell the format of the page", where="--output", expected="FILE.md or FILE.html", got=str(output)
+            )
+    if format_ not in FORMATS:
+        raise DpotoolError(f"unknown format {format_!r}", where="--format", remedy=suggest_nearest(format_, FORMATS))
+    return format_
+
+
+def write_validation(validation: Validation, format_: str) -> str:
+    """Returns the page."""
+    page = build_page(validation)
+    return render_html(page) if format_ == "html" else render_markdown(page, "")
+
+
+def build_page(validation: Validation) -> Page:
+    """Collects what the page says, in no format yet."""
+    source, checkup = validation.data.source, validation.checkup
+    lead: list[Block] = [Paragraph(say_outcome(validation), tone="lead")]
+    if checkup.findings:
+        lead.append(Table("Findings, the most severe first", *tabulate_findings(validation)))
+    lead += [Paragraph(sentence, tone="note") for sentence in say_rest(validation)]
+    sections = [Section("findings", "What was found", lead)]
+    for group, title in GROUPS.items():
+        blocks = [
+            block
+            for finding in checkup.findings
+            if finding.check.group == group
+            for block in _tell(validation, finding)
+        ]
+        if blocks:
+            sections.append(Section(group, title, blocks))
+    return Page(
+        title=f"Check-up of {source.name}",
+        subtitle=f"{tell_path(source.data)}, split {source.split}: {validation.data.n_rows} rows, {source.format}",
+        sections=sections,
+        footer=sign_page(),
+    )
+
+
+def say_outcome(validation: Validation) -> str:
+    """Returns the answer in one or two sentences."""
+    source, checkup = validation.data.source, validation.checkup
+    counts = [(checkup.count(severity), severity) for severity in ("error", "warning", "note")]
+    found = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for n, name in counts if n) or "nothing"
+    text = f"{source.name} [{source.split}]: {validation.data.n_rows} rows were checked; found: {found}."
+    if counts[0][0]:
+        return f"{text} Errors first: such pairs make the numbers of a training false or teach nothing."
+    if counts[1][0]:
+        return f"{text} Nothing makes training impossible; the warnings are worth a look."
+    return f"{text} Nothing stands in the way of training on it."
+
+
+def tabulate_findings(validation: Validation) -> tuple[list[str], list[list[str]]]:
+    """Returns columns and rows of the table of findings."""
+    rows = [
+        [
+            finding.check.severity,
+            finding.check.name,
+            str(finding.count),
+            f"{100 * finding.share:.1f}",
+            finding.check.title,
+        ]
+        for finding in validation.checkup.findings
+    ]
+    return ["severity", "finding", "rows", "%", "what is so"], rows
+
+
+def say_rest(validation: Validation) -> list[str]:
+    """Returns what was measured and is fine, what was not found, and what could not be looked for."""
+    checkup = validation.checkup
+    says = [f"Measured, and no cause for concern: {finding.found.says}." for finding in checkup.unconcerned]
+    if checkup.clean:
+        says.append(f"Looked for and not found: {', '.join(check.name for check in checkup.clean)}.")
+    missing: dict[str, list[str]] = {}
+    for check in checkup.not_run:
+        missing.setdefault(check.needs, []).append(check.name)
+    says += [f"Not looked for without {need}: {', '.join(names)}." for need, names in missing.items()]
+    return says
+
+
+def _tell(validation: Validation, finding: Finding) -> list[Block]:
+    check = finding.check
+    heading = f"{check.severity}: {check.title} ({check.name}): {finding.count} rows, {100 * finding.share:.1f} %."
+    blocks: list[Block] = [Paragraph(heading, tone="warning" if check.severity == "error" else "lead")]
+    if finding.found.says:
+        blocks.append(Paragraph(f"In figures: {finding.found.says}."))
+    blocks.append(Bullets([f"row {row}: {text}" for row, text in finding.examples(validation.material)]))
+    blocks.append(Paragraph(f"{check.why} {check.remedy}"))
+    return blocks

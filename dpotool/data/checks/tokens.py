@@ -1,0 +1,278 @@
+"""Checks of the tokens: where a template, a tokenizer or a length limit makes something else of a pair than it says."""
+
+from __future__ import annotations
+
+import re
+
+from dpotool.data.checks.check import MODEL, Check, Found, Material, show_place, write_answer
+from dpotool.data.checks.token_view import TokenView
+from dpotool.data.texts import write_out
+
+
+def _view(material: Material) -> TokenView:
+    assert material.tokens is not None
+    return material.tokens
+
+
+def _refused(material: Material) -> Found:
+    return Found(_view(material).refused)
+
+
+def _template_no_prefix(material: Material) -> Found:
+    view, rows = _view(material), {}
+    for row in view.conversational & view.renderings.keys():
+        rendering = view.renderings[row]
+        for side in ("chosen", "rejected"):
+            text = getattr(rendering, side)
+            if not text.startswith(rendering.prompt):
+                at = next(
+                    n for n, (a, b) in enumerate(zip(rendering.prompt + "\0", text + "\1", strict=False)) if a != b
+                )
+                here = show_place(rendering.prompt, at, at + 1)
+                rows[row] = f"prompt alone {here}, with {side} {show_place(text, at, at + 1)}"
+                break
+    return Found(dict(sorted(rows.items())))
+
+
+def _double_bos(material: Material) -> Found:
+    view = _view(material)
+    bos, bos_id = view.tokenizer.bos_token, view.tokenizer.bos_token_id
+    rows = {}
+    for row, pair in view.encoded.items():
+        is_double = bos_id is not None and (pair.prompt_ids + pair.chosen_ids)[:2] == [bos_id, bos_id]
+        is_written = row not in view.conversational and view.encoder.adds_bos
+        if is_double or (is_written and view.renderings[row].prompt.startswith(bos)):
+            rows[row] = f"the text begins {show_place(view.renderings[row].prompt, 0, 20)}"
+    return Found(rows)
+
+
+def _missing_bos(material: Material) -> Found:
+    view = _view(material)
+    if not view.encoder.adds_bos:
+        return Found({})
+    bos_id = view.tokenizer.bos_token_id
+    return Found(
+        {
+            row: f"begins with {view.show_tokens((pair.prompt_ids + pair.chosen_ids)[:4])}"
+            for row, pair in view.encoded.items()
+            if (pair.prompt_ids + pair.chosen_ids)[:1] != [bos_id]
+        }
+    )
+
+
+def _missing_eos(material: Material) -> Found:
+    """The template leaves the last turn open; in plain text the end token is always dpotool's to add."""
+    view, rows = _view(material), {}
+    for row in sorted(view.conversational & view.renderings.keys()):
+        text = view.renderings[row].chosen.rstrip()
+        if not text.endswith(tuple(view.list_special())):
+            rows[row] = f"the rendering ends {show_place(text, len(text) - 1, len(text))}"
+    return Found(rows)
+
+
+def _double_eos(material: Material) -> Found:
+    view, rows = _view(material), {}
+    for row, pair in view.encoded.items():
+        for side, ids in (("chosen", pair.chosen_ids), ("rejected", pair.rejected_ids)):
+            if view.count_closings(ids) > 1:
+                rows[row] = view.show_end(row, side)
+                break
+    return Found(rows)
+
+
+def _merged_boundary(material: Material) -> Found:
+    view = _view(material)
+    return Found(
+        {
+            row: f"the completion begins at ‖: {view.show_boundary(row)}"
+            for row, pair in view.encoded.items()
+            if pair.is_merged
+        }
+    )
+
+
+def _control_tokens(material: Material) -> Found:
+    """In conversations in every message; in plain text in the answers, as a prompt may have been rendered before."""
+    view, rows = _view(material), {}
+    pattern = re.compile("|".join(map(re.escape, sorted(view.list_special(), key=len, reverse=True))))
+    closing = re.compile(rf"(?:{pattern.pattern}|\s)+\Z")
+    for pair in material.data.pairs:
+        texts = {"chosen": write_answer(pair.chosen), "rejected": write_answer(pair.rejected)}
+        if pair.is_conversational:
+            texts = {"prompt": write_out(pair.prompt), **texts}
+        else:
+            texts = {name: closing.sub("", text) for name, text in texts.items()}
+        for name, text in texts.items():
+            if found := pattern.search(text):
+                rows[pair.pair_id] = f"{found.group(0)} in {name}: {show_place(text, *found.span())}"
+                break
+    return Found(rows)
+
+
+def _truncated(material: Material) -> Found:
+    view = _view(material)
+    rows, lost = {}, {"prompt": 0, "chosen": 0, "rejected": 0}
+    for row, pair in view.encoded.items():
+        n_prompt, n_chosen, n_rejected = len(pair.prompt_ids), len(pair.chosen_ids), len(pair.rejected_ids)
+        over = n_prompt + max(n_chosen, n_rejected) - view.max_length
+        if over <= 0 or not view.fits(pair):
+            continue
+        at_end = {
+            side: min(n, max(0, n_prompt + n - view.max_length))
+            for side, n in (("chosen", n_chosen), ("rejected", n_rejected))
+        }
+        lost["prompt"] += over
+        for side, n in at_end.items():
+            lost[side] += n
+        rows[row] = (
+            f"of {n_prompt} prompt tokens {over} are cut; a trainer that cuts at the end would take "
+            f"{at_end['chosen']} of {n_chosen} chosen and {at_end['rejected']} of {n_rejected} rejected tokens"
+        )
+    says = (
+        f"at {view.max_length} tokens {len(rows)} pairs lose {lost['prompt']} prompt tokens and nothing of their "
+        f"answers; a trainer that cuts at the end would take {lost['chosen']} tokens of chosen and {lost['rejected']} "
+        "of rejected answers"
+    )
+    return Found(rows, says if rows else "", {f"tokens_{name}": float(n) for name, n in lost.items()})
+
+
+def _too_long(material: Material) -> Found:
+    view = _view(material)
+    return Found(
+        {
+            row: f"{len(pair.prompt_ids)} prompt, {len(pair.chosen_ids)} chosen, {len(pair.rejected_ids)} rejected"
+            for row, pair in view.encoded.items()
+            if not view.fits(pair)
+        }
+    )
+
+
+def _beyond_positions(material: Material) -> Found:
+    view = _view(material)
+    if view.positions is None:
+        return Found({})
+    return Found(
+        {
+            row: f"{n} tokens, and the model has positions for {view.positions}"
+            for row, pair in view.encoded.items()
+            if (n := len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))) > view.positions
+        }
+    )
+
+
+CHECKS = (
+    Check(
+        "refused",
+        "tokens",
+        "error",
+        "the template or tokenizer refuses the pair",
+        "Such a pair is left out of training and scores, or the template leaves a message out that is there.",
+        "Bring the conversation into the form the template takes, or use another model's template.",
+        _refused,
+        needs=MODEL,
+    ),
+    Check(
+        "template-no-prefix",
+        "tokens",
+        "warning",
+        "the rendered prompt is no prefix with an answer",
+        "The model is trained to go on from another prompt than the one it will be asked with.",
+        "Correct the chat template: with and without an answer the prompt has to be rendered alike.",
+        _template_no_prefix,
+        needs=MODEL,
+    ),
+    Check(
+        "double-bos",
+        "tokens",
+        "warning",
+        "the begin token stands twice",
+        "The model never saw that; dpotool takes off one that the tokenizer added, other trainers may not.",
+        "Take the begin token out of the texts, as the tokenizer adds it.",
+        _double_bos,
+        needs=MODEL,
+    ),
+    Check(
+        "missing-bos",
+        "tokens",
+        "warning",
+        "the begin token is missing",
+        "The tokenizer puts it before plain text but the template does not: the model was trained otherwise.",
+        "Put the begin token into the chat template.",
+        _missing_bos,
+        needs=MODEL,
+    ),
+    Check(
+        "missing-eos",
+        "tokens",
+        "note",
+        "the template leaves the last turn open",
+        "dpotool closes such an answer with the end token; trainers that do not teach the model to never stop.",
+        "Put the end token into the chat template.",
+        _missing_eos,
+        needs=MODEL,
+    ),
+    Check(
+        "double-eos",
+        "tokens",
+        "error",
+        "the end token stands twice",
+        "The model learns to go on after its end, and the second one adds to every log-likelihood.",
+        "Take the end token out of the texts: it is added where it is missing.",
+        _double_eos,
+        needs=MODEL,
+    ),
+    Check(
+        "merged-boundary",
+        "tokens",
+        "warning",
+        "a token spans prompt and answer",
+        "The prompt alone has other tokens than the prompt with its answer; what is generated begins elsewhere.",
+        "End prompts without a space and begin answers with one, as most vocabularies have their words.",
+        _merged_boundary,
+        needs=MODEL,
+        counted_as="n_boundary_merged",
+        counted_word="with a merged boundary",
+    ),
+    Check(
+        "control-tokens",
+        "tokens",
+        "error",
+        "a control token stands inside a text",
+        "It is read as the token itself: an answer that ends in its middle, or a turn that nobody wrote.",
+        "Take it out of the text, or leave these pairs out.",
+        _control_tokens,
+        needs=MODEL,
+    ),
+    Check(
+        "truncated",
+        "tokens",
+        "warning",
+        "the prompt is cut to the maximum length",
+        "Its beginning is gone: the instruction often stands there, and the answer then follows from less.",
+        "Raise --max-length, or leave these pairs out with --truncation exclude.",
+        _truncated,
+        needs=MODEL,
+        counted_as="n_truncated",
+        counted_word="truncated",
+    ),
+    Check(
+        "too-long",
+        "tokens",
+        "error",
+        "longer than the maximum length, left out",
+        "Even with its prompt cut the pair does not fit: training and scores go without it.",
+        "Raise --max-length if the model's positions allow.",
+        _too_long,
+        needs=MODEL,
+    ),
+    Check(
+        "beyond-positions",
+        "tokens",
+        "warning",
+        "longer than the model has positions for",
+        "No setting makes the whole pair fit this model.",
+        "Use a model with more positions, or shorten these pairs.",
+        _beyond_positions,
+        needs=MODEL,
+    ),
+)
