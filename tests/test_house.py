@@ -20,8 +20,8 @@ FLOORS = [
     {"likelihood", "compare"},
     {"losses", "plots"},
     {"gradients", "report"},
-    {"training", "measures", "foreign", "judging", "curation"},
-    {"sweep"},
+    {"training", "measures", "foreign", "judging"},
+    {"sweep", "curation"},
     {"cli", "api"},
 ]
 """A room may import from its own floor's own room and from every floor below it; rooms of one floor are strangers."""
