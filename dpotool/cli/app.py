@@ -42,6 +42,7 @@ def _root(
 
 def _register_verbs() -> None:
     from dpotool.cli import (
+        blend,
         cache,
         compare,
         diagnose,
@@ -60,8 +61,8 @@ def _register_verbs() -> None:
     )
 
     everything = (
-        *(train, score, diagnose, compare, theory_gap, predict, sweep, generate, judge, plot, report, import_, cache),
-        *(validate, filter_),
+        *(train, score, diagnose, compare, theory_gap, predict, sweep, blend, generate, judge, plot, report, import_),
+        *(cache, validate, filter_),
     )
     for verb in everything:
         verb.register(app)

@@ -139,6 +139,9 @@ def _say_pairs(about: ScoreAbout) -> str:
 def describe_run(config: Mapping[str, Any]) -> str:
     """Returns a run's settings as a short label: DPO, DPO-Shift λ=0.9, DPO-Shift λ=0.75→1 ↑, IPO."""
     loss = str(config.get("loss") or "model")
+    if loss == "blend":
+        known = config.get("lambda_")
+        return f"blend λ={known:g}" if known is not None else f"blend, weight {config.get('weight')}"
     if loss != "shift":
         return loss.upper()
     if config.get("lambda_schedule") == "adaptive":

@@ -113,7 +113,7 @@ def _check_owner(subject: Subject) -> None:
         return
     manifest = folder.read_manifest()
     theirs = manifest["config"].get("model")
-    if manifest["kind"] in ("train", "sweep", "import") or theirs is None:
+    if manifest["kind"] in ("train", "sweep", "import", "blend") or theirs is None:
         return
     if theirs != subject.model and Path(theirs).resolve() != Path(subject.model).resolve():
         raise DpotoolError(

@@ -28,6 +28,23 @@ class ScoreConfig(SubjectSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class BlendConfig(SubjectSettings):
+    """Settings of one blending."""
+
+    at: str | None = setting(
+        None,
+        "Lambdas to blend for, comma-separated, where both models are DPO or DPO-Shift runs that differ in it alone.",
+    )
+    weight: str | None = setting(
+        None, "Shares of the second model, 0 to 1, comma-separated; without this and --at, 0.25,0.5,0.75."
+    )
+    write: str | None = setting(
+        None, "Save the blend as a checkpoint in this folder, and its scores there; one point only."
+    )
+    beta: float | None = setting(None, "Scale of rewards; without it the runs' own, or 0.1.")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DiagnoseConfig(SubjectSettings):
     """Settings of one diagnosis."""
 

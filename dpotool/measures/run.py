@@ -77,7 +77,18 @@ def score_models(models: Sequence[str], config: ScoreConfig, *, progress: Progre
 
 
 def _score(subject: Subject, config: ScoreConfig, measures: list[Measure], progress: Progress) -> ScoreResult:
-    opened = open_subject(subject, progress)
+    return score_opened(open_subject(subject, progress), config, measures, progress)
+
+
+def score_opened(
+    opened: OpenSubject, config: ScoreConfig, measures: list[Measure], progress: Progress, *, command: str = "score"
+) -> ScoreResult:
+    """Scores a model that is loaded, and writes its table and summary.
+
+    Args:
+        command: what the table says it was made by.
+    """
+    subject = opened.subject
     with_tokens = config.tokens or any(measure.needs == "tokens" for measure in measures)
     policy_logps = opened.compute_policy_logps(progress, with_tokens=with_tokens)
     reference_logps = opened.compute_reference_logps(progress, with_tokens=with_tokens)
@@ -99,7 +110,7 @@ def _score(subject: Subject, config: ScoreConfig, measures: list[Measure], progr
         tokenizer=fingerprint_tokenizer(opened.tokenizer),
         data=opened.pair_set.source.fingerprint,
     )
-    about = ScoreAbout(**opened.describe("score", fingerprints))
+    about = ScoreAbout(**opened.describe(command, fingerprints))
     layouts = {"policy": policy_logps.layouts, "reference": reference_logps.layouts if reference_logps else None}
     result = _write(opened, frame, measures, about, layouts, noise)
     if config.tokens:

@@ -78,7 +78,7 @@ def describe_subject(model: str, config: SubjectSettings) -> Subject:
 
 
 def read_training_run(model: str) -> dict[str, Any] | None:
-    """Returns the manifest of a folder that `dpotool train` wrote, or None for any other model.
+    """Returns the manifest of a folder that `dpotool train` or `blend` wrote, or None for any other model.
 
     A checkpoint in such a folder has its run's.
     """
@@ -87,7 +87,7 @@ def read_training_run(model: str) -> dict[str, Any] | None:
     if not folder.manifest_path.is_file():
         return None
     manifest = folder.read_manifest()
-    if manifest.get("kind") != "train":
+    if manifest.get("kind") not in ("train", "blend"):
         raise DpotoolError(
             "holds no trained model", where=model, expected="a run of kind train", got=f"kind {manifest.get('kind')}"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -80,6 +81,38 @@ def check_same_tokens(
         ids, other_ids = (one.encode(text, add_special_tokens=False) for one in (tokenizer, theirs))
         if ids != other_ids:
             raise _other_tokens(other, f"pair {pair.pair_id} has {len(ids)} tokens for the model, and other ones there")
+
+
+def check_same_tokenizer(
+    first: PreTrainedTokenizerBase, second: PreTrainedTokenizerBase, names: tuple[str, str]
+) -> None:
+    """Refuses two tokenizers that are not the same in vocabulary, merge rules, special tokens or chat template.
+
+    How far they were last told to pad and cut is not compared.
+
+    Raises:
+        DpotoolError: it names the first thing they differ in.
+    """
+    ours, theirs = (_describe_tokenizer(each) for each in (first, second))
+    for what, value in ours.items():
+        if value != theirs[what]:
+            raise DpotoolError(
+                f"have tokenizers of another {what} each, so they do not speak of the same texts",
+                where=" and ".join(names),
+                remedy="Name two models that were trained from one start with one tokenizer",
+            )
+
+
+def _describe_tokenizer(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    inside = {} if backend is None else json.loads(backend.to_str())
+    rules = {name: value for name, value in inside.items() if name not in ("padding", "truncation")}
+    return {
+        "vocabulary": tokenizer.get_vocab(),
+        "set of special tokens": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "set of rules": rules,
+        "chat template": tokenizer.chat_template,
+    }
 
 
 def _find_tokenizer(model: str, trust_remote_code: bool) -> PreTrainedTokenizerBase | None:

@@ -75,6 +75,10 @@ def _repeat_run(run: ScoredRun) -> list[str]:
     elif kind == "score":
         told = told or ["--config", str(run.folder.manifest_path)]
         commands = [["score", str(run.about.model or run.config["model"]), *told, "--output", place]]
+    elif kind == "blend":
+        ends = run.manifest["blend"]
+        told = ["--weight", str(ends["weight"]), "--output", place]
+        commands = [["blend", str(ends["first"]), str(ends["second"]), *told]]
     else:
         commands = []
     return [shlex.join(["dpotool", *command]) for command in commands]
