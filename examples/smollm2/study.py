@@ -1,6 +1,8 @@
 """The study of docs/results.md: a real model on TL;DR pairs, SFT first, then every remedy, several seeds, and controls.
 
-    python examples/smollm2/study.py MODEL DATA --out runs/study --jobs 8
+    python examples/smollm2/study.py MODEL DATA --out runs/study --jobs 4
+    python examples/smollm2/study.py --out runs/study --collect docs/data/tldr-study.csv
+    python examples/smollm2/study.py --tabulate docs/data/tldr-study.csv
 
 MODEL is a folder as get_model.py writes it; DATA holds tldr_train.jsonl and tldr_test.jsonl. Every step is one
 `dpotool` command, written to `commands.log`. What is finished is passed over, so the same command goes on where it
@@ -27,6 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -256,10 +259,86 @@ def plan_diagnoses(study: Study) -> Iterator[Job]:
         yield Job(f"diagnose-{name}", ("diagnose", str(study.out / name), *study.options), done)
 
 
+COLUMNS = ("pair_id", "prompt_id", "chosen_displacement", "rejected_displacement")
+
+
+def collect(out: Path, target: Path) -> None:
+    """Writes the test pairs of every scored model into one CSV file: run, pair, prompt and the two changes in nats."""
+    import pandas as pd
+
+    frames = []
+    for path in sorted([*out.glob("*/scores/*.parquet"), *out.glob("*/checkpoint-*/scores/*.parquet")]):
+        if "tokens" not in path.name:
+            table = pd.read_parquet(path)
+            run = path.parent.parent.relative_to(out).as_posix()
+            frames.append(table.loc[table["status"] == "ok", list(COLUMNS)].assign(run=run))
+    pd.concat(frames).to_csv(target, index=False, float_format="%.5f")
+
+
+def tabulate(source: Path) -> str:
+    """Returns what the CSV file says as a table in Markdown, with paired intervals against DPO scaled back.
+
+    The control of a run is DPO scaled back to the run's own mean margin: between the two scales around it, each pair's
+    values are taken on the line between its values there.
+    """
+    import numpy as np
+    import pandas as pd
+
+    from dpotool.stats.bootstrap import bootstrap_means, bootstrap_shares
+
+    table = pd.read_csv(source)
+    runs = {name: rows.set_index("pair_id") for name, rows in table.groupby("run")}
+    dpo = f"dpo-seed{SEEDS[0]}"
+    curve = [(scale, runs[f"scaled-{scale:g}"]) for scale in sorted(SCALES)] + [(1.0, runs[dpo])]
+
+    def margins(rows: pd.DataFrame) -> pd.Series:
+        return rows["chosen_displacement"] - rows["rejected_displacement"]
+
+    def control(rows: pd.DataFrame) -> tuple[float, pd.Series, pd.Series] | None:
+        means = [margins(each).mean() for _, each in curve]
+        wanted = margins(rows).mean()
+        if not means[0] <= wanted <= means[-1]:
+            return None
+        high = int(np.searchsorted(means, wanted))
+        low = max(0, high - 1)
+        t = 0.0 if high == low else (wanted - means[low]) / (means[high] - means[low])
+        (scale, one), (end, other) = curve[low], curve[high]
+        mixed = (1 - t) * one[list(COLUMNS[2:])] + t * other[list(COLUMNS[2:])]
+        return (1 - t) * scale + t * end, mixed["chosen_displacement"], margins(mixed)
+
+    lines = [
+        "| run | change of log pi(chosen), nats | chosen displaced, % | margin of log-ratios, nats | accuracy, % | "
+        "chosen against DPO scaled back to the same margin, nats | accuracy against it, points |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, rows in sorted(runs.items(), key=lambda item: item[1]["chosen_displacement"].mean()):
+        clusters = rows["prompt_id"].to_numpy(dtype=str)
+        changes = {"chosen": rows["chosen_displacement"], "margin": margins(rows)}
+        shares = {"displaced": rows["chosen_displacement"] < 0, "accuracy": margins(rows) > 0}
+        found = control(rows) if not name.startswith(("scaled", dpo)) or "checkpoint" in name else None
+        if found is not None:
+            _, chosen, margin = found
+            changes["against"] = rows["chosen_displacement"] - chosen
+            changes["points"] = (margins(rows) > 0).astype(float) - (margin > 0).astype(float)
+        means = bootstrap_means({key: values.to_numpy() for key, values in changes.items()}, clusters=clusters)
+        rates = bootstrap_shares({key: values.to_numpy() for key, values in shares.items()}, clusters=clusters)
+        cells = [name, _write(means["chosen"]), _write(rates["displaced"], 100, 1), _write(means["margin"])]
+        cells += [_write(rates["accuracy"], 100, 1)]
+        cells += [_write(means["against"]), _write(means["points"], 100, 1)] if found is not None else ["", ""]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _write(interval: Any, scale: float = 1.0, digits: int = 2) -> str:
+    ends = (interval.value, interval.ci_low, interval.ci_high)
+    value, low, high = (f"{scale * end:.{digits}f}" for end in ends)
+    return f"{value} [{low}, {high}]"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("data", type=Path)
+    parser.add_argument("model", nargs="?", default="")
+    parser.add_argument("data", type=Path, nargs="?", default=Path())
     parser.add_argument("--out", type=Path, default=Path("runs/study"))
     parser.add_argument("--jobs", type=int, default=1, help="commands at a time on one device")
     parser.add_argument("--pairs", type=int, help="preference pairs to train on; all of the second part without it")
@@ -268,7 +347,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-tokens", default="auto")
     parser.add_argument("--max-length", default="1024")
+    parser.add_argument("--collect", type=Path, metavar="CSV", help="only gather the scores under --out into this file")
+    parser.add_argument("--tabulate", type=Path, metavar="CSV", help="only print the table that such a file makes")
     told = parser.parse_args()
+    if told.collect:
+        collect(told.out, told.collect)
+        return
+    if told.tabulate:
+        print(tabulate(told.tabulate))
+        return
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     options = ("--device", told.device, "--batch-tokens", told.batch_tokens)
     end = time.monotonic() + 60 * told.minutes
