@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpotool.settings import DRY_RUN, SubjectSettings, setting
+from dpotool.settings import COUNT, DRY_RUN, SubjectSettings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class DiagnoseConfig(SubjectSettings):
         True, "Find out where the probability went at every position of the chosen answers; --no-mass leaves it out."
     )
     rejected_mass: bool = setting(False, "Look at every position of the rejected answers too.")
-    positions: int | None = setting(None, "Look at the first N positions of each answer only.")
+    positions: int | None = setting(None, "Look at the first N positions of each answer only.", range=COUNT)
     theory: str | None = setting(
         None,
         "Theory table of the same pairs, whose driver scores join the risk measures; without it one that lies near.",

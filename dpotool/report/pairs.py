@@ -81,9 +81,7 @@ def show_pairs(findings: Findings, source: TextSource, n: int, diagnosis: Diagno
         blocks.append(Paragraph(_LEGEND, tone="note"))
         n_missing = sum(pair_id not in looked.pairs.index for pair_id in (*worst, *best))
         if n_missing:
-            text = (
-                f"{n_missing} of these pairs are shown without colours: the diagnosis is of {len(looked.pairs)} pairs."
-            )
+            text = f"{n_missing} of these pairs have no colours: they are not among the {len(looked.pairs)} diagnosed."
             blocks.append(Paragraph(text, tone="note"))
     if source.problem:
         blocks.append(Paragraph(f"The texts cannot be shown: {source.problem}", tone="warning"))

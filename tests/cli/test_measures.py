@@ -82,7 +82,7 @@ def test_the_reference_page_lists_it(worst: Measure) -> None:
 def test_what_is_not_there_or_there_already_is_refused(worst: Measure) -> None:
     assert choose_measures("") == [LOGPS]
     assert choose_measures("worst, logps") == [LOGPS, worst]
-    with pytest.raises(DpotoolError, match=r"unknown measure 'wort'.*logps, worst.*worst"):
+    with pytest.raises(DpotoolError, match=r"unknown measure 'wort'.*logps, ches, similarity, worst.*'worst'"):
         choose_measures("wort")
     with pytest.raises(ValueError, match="there is a measure named worst already"):
         register_measure(worst)

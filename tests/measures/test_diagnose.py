@@ -16,6 +16,7 @@ from dpotool.cli.app import app
 from dpotool.compare.diagnosis import SPANS, say_diagnosis, summarize_diagnosis
 from dpotool.measures.config import DiagnoseConfig, ScoreConfig
 from dpotool.measures.diagnose import DiagnosisResult, diagnose_models
+from dpotool.measures.diagnosis_tables import spell_tokens
 from dpotool.measures.mass import PARTS
 from dpotool.measures.run import score_models
 from dpotool.runs.schemas import DIAGNOSIS_SCHEMA, DIAGNOSIS_TOKEN_SCHEMA
@@ -86,6 +87,37 @@ def test_without_a_reference_only_risks_are_told(models: dict[str, str], tmp_pat
     assert result.frame[["ches", "ln_ches", "ches_all", "ln_ches_all", "edit_similarity"]].notna().all(axis=None)
     assert result.summary["chosen"] is None and result.summary["mass"] is None
     assert "no reference" in say_diagnosis(result.summary, "m")[0]
+
+
+def test_dry_run_says_what_it_would_take_and_writes_nothing(models: dict[str, str], tmp_path: Path) -> None:
+    words = ["diagnose", models["policy"], "--reference", models["reference"], "--data", models["data"], "--dry-run"]
+    out = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "out"), "--json"])
+    assert out.exit_code == 0, out.output
+    [estimate] = json.loads(out.stdout)["estimates"]
+    assert estimate["n_pairs"] == {"all": 12} and estimate["seconds"]["looking into pairs"] > 0
+    assert estimate["peak_bytes"] > 0 and not (tmp_path / "out").exists()
+
+
+def test_score_has_the_same_ches_and_similarity(models: dict[str, str], tmp_path: Path) -> None:
+    """The `ches` of a diagnosis is the reference's, in a score table `ref_ches`."""
+    result = diagnose(models, tmp_path / "out", mass=False)
+    settings = {"data": models["data"], "reference": models["reference"], "dtype": "float64", "batch_tokens": 60}
+    config = ScoreConfig(**settings, measures="ches,similarity", output=str(tmp_path / "scores"))
+    [scored] = score_models([models["policy"]], config)
+    for name in ("ches", "ln_ches", "ches_all", "ln_ches_all"):
+        np.testing.assert_allclose(scored.frame[f"ref_{name}"], result.frame[name], rtol=1e-6)
+        assert not np.allclose(scored.frame[name], result.frame[name])
+    np.testing.assert_allclose(scored.frame["edit_similarity"], result.frame["edit_similarity"])
+
+
+def test_a_character_of_several_tokens_stands_with_the_last_of_them() -> None:
+    """Bytes as tokens: the two of a Hebrew letter, the four of an emoji, one that is never completed."""
+
+    def decode(*ids: int) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    ids = [*"aשb😀c".encode(), 0xD7]
+    assert spell_tokens(ids, decode) == ["a", "", "ש", "b", "", "", "", "😀", "c", "�"]
 
 
 def test_files_columns_and_first_screen(models: dict[str, str], tmp_path: Path) -> None:

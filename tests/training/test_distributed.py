@@ -62,6 +62,27 @@ def test_theory_holds_each_pair_once(settings: dict[str, Any], tmp_path: Path) -
         assert one[name].tolist() == pytest.approx(two[name].tolist(), rel=1e-3), name
 
 
+def test_a_diagnosis_holds_each_pair_once(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Both tables, and what the vocabulary gained over the pairs of all processes, are those of one process."""
+    import json
+
+    import pandas as pd
+    from tiny_models import save_tiny_model
+
+    reference = str(save_tiny_model(tmp_path / "reference", seed=5))
+    base = ["--data", settings["data"], "--device", "cpu", "--dtype", "float64", "--reference", reference]
+    for n in (1, 2):
+        launch(n, "diagnose", settings["model"], *base, "--batch-tokens", "60", "--output", str(tmp_path / f"out{n}"))
+    folders = [tmp_path / f"out{n}" / "diagnosis" for n in (1, 2)]
+    for pattern in ("*.tokens.parquet", "*[!s].parquet"):
+        one, two = (pd.read_parquet(next(folder.glob(pattern))) for folder in folders)
+        pd.testing.assert_frame_equal(two, one, rtol=1e-6, atol=1e-9)
+        assert one["pair_id"].nunique() == 32
+    one, two = (json.loads(next(folder.glob("*.summary.json")).read_text()) for folder in folders)
+    assert two["vocabulary"]["gained"][0] == pytest.approx(one["vocabulary"]["gained"][0], rel=1e-6)
+    assert two["mass"]["lost"] == pytest.approx(one["mass"]["lost"], rel=1e-6)
+
+
 def test_scores_hold_each_pair_once(settings: dict[str, Any], tmp_path: Path) -> None:
     import pandas as pd
 
