@@ -116,17 +116,14 @@ def show_mass(result: DiagnosisResult, console: Console) -> None:
     if mass is None:
         return
     shares = mass["shares"] or dict.fromkeys(_TO_TEXTS, float("nan"))
-    rows = [[text, f"{mass['to'][name]:.3f}", f"{100 * shares[name]:.1f}"] for name, text in _TO_TEXTS.items()]
+    rows = [[text, f"{mass['to'][name]:z.3f}", f"{100 * shares[name]:z.1f}"] for name, text in _TO_TEXTS.items()]
     rows.append(["lost by chosen tokens", f"{mass['lost']:.3f}", "100.0"])
     console.table("Where the probability of chosen tokens went", ["to", "sum", "share, %"], rows)
     for kind in ("gained", "lost"):
         items = [
-            [repr(item["token"]), str(item["token_id"]), f"{item['change']:+.3f}", str(item["n_gained_most"])]
-            for item in vocabulary[kind][:10]
+            [repr(item["token"]), str(item["token_id"]), f"{item['change']:+.3f}"] for item in vocabulary[kind][:10]
         ]
-        console.table(
-            f"Tokens that {kind} most over all positions", ["token", "id", "change, sum", "gained most at"], items
-        )
+        console.table(f"Tokens that {kind} most over all positions", ["token", "id", "change, sum"], items)
 
 
 def show_risks(result: DiagnosisResult, console: Console) -> None:
@@ -143,8 +140,8 @@ def show_risks(result: DiagnosisResult, console: Console) -> None:
         ]
         for risk in result.summary["risks"].values()
     ]
-    columns = ["known before training", "rank correlation", "given the length", "ms a pair"]
-    console.table("Risk measures against the change of chosen answers", columns, rows)
+    columns = ["known before", "rank correlation", "given the length", "ms"]
+    console.table("Risk measures against the change of chosen answers; ms: price of a pair", columns, rows)
 
 
 def _to_json(result: DiagnosisResult) -> dict[str, Any]:

@@ -26,15 +26,15 @@ SPANS = tuple(SPAN_TEXTS)
 SIDES = ("chosen", "rejected")
 RISKS = {
     "ches": ("CHES", "ches"),
-    "ln_ches": ("length-normalised CHES", "ches"),
-    "ches_all": ("CHES with the last states", "ches"),
-    "ln_ches_all": ("length-normalised CHES with the last states", "ches"),
-    "edit_similarity": ("edit similarity of the answers", "similarity"),
-    "chosen_tokens": ("length of the chosen answer", None),
+    "ln_ches": ("ln-CHES", "ches"),
+    "ches_all": ("CHES, last state kept", "ches"),
+    "ln_ches_all": ("ln-CHES, last state kept", "ches"),
+    "edit_similarity": ("edit similarity", "similarity"),
+    "chosen_tokens": ("chosen answer's length", None),
     "length_difference": ("difference in length", None),
     "reference_margin": ("reference margin", None),
-    "head_risk": ("output layer's <W, L> - |W|^2", "output layer"),
-    "driver_score": ("driver score of the gradients", None),
+    "head_risk": ("output layer's products", "output layer"),
+    "driver_score": ("driver score", None),
 }
 """Risk measures: column -> what tables call it, and the part of the work that it costs beyond a forward pass."""
 POSITION_BINS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
