@@ -287,7 +287,7 @@ def test_files_named_by_model_compare_after_what_the_error_says(
 
     found = find_out(paths, baseline="a", data="a", split="test").comparison
     assert found.runs["loss"].tolist() == ["dpo", "dpo"]
-    pd.testing.assert_frame_equal(found.scored[1].frame.reset_index(drop=True), before)
+    pd.testing.assert_frame_equal(found.scored[1].scored.reset_index(drop=True), before)
 
 
 class Evil:
