@@ -85,8 +85,16 @@ def _repeat_run(run: ScoredRun) -> list[str]:
 
 
 def _repeat_theory(table: Path) -> list[Block]:
-    """The command behind the forecast, from the settings that its table records, or its folder's run.yaml."""
+    """The command behind the forecast, from the settings that its table records, or its folder's run.yaml.
+
+    A table without settings that lies in the folder of another run (both are of an older dpotool) cannot be repeated.
+    """
     folder = RunFolder(table.parent.parent)
-    told = table if read_about(table, TheoryAbout).settings is not None else folder.manifest_path
+    told = table
+    if read_about(table, TheoryAbout).settings is None:
+        told = folder.manifest_path
+        if not told.is_file() or folder.read_manifest()["kind"] != "theory":
+            reason = f"The forecast's table in {folder.path} does not record the settings of `dpotool theory-gap`."
+            return [Paragraph(reason, tone="note")]
     words = ["--config", str(told), "--output", choose_place(folder.path)]
     return [Paragraph("This command makes the forecast again."), Code(shlex.join(["dpotool", "theory-gap", *words]))]

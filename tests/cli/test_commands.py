@@ -244,5 +244,5 @@ def test_a_log_alone_makes_a_report_that_warns(dpotool: Any) -> None:
     assert dpotool("import", "trainer_state.json", "--output", "trl").code == 0
     outcome = dpotool("report", "trl", "-o", "page.html")
     assert (outcome.code, outcome.out) == (0, "report: page.html\n")
-    assert "warning: No verdict: nothing here is scored" in outcome.err
+    assert "warning: There is no verdict, because nothing here is scored" in outcome.err
     assert ">What is missing</h2>" in Path("page.html").read_text(encoding="utf-8")

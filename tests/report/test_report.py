@@ -26,8 +26,8 @@ from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.tables import THEORY_SCHEMA, write_table
 
 SECTIONS = [
-    "verdict", "models", "quadrants", "tradeoff", "accuracy", "displacement", "trajectory", "forecast", "pairs", "data",
-    "setup", "reproduce", "effects", "checks", "words",
+    "verdict", "models", "quadrants", "tradeoff", "win-rate", "accuracy", "displacement", "trajectory", "forecast",
+    "pairs", "data", "setup", "reproduce", "effects", "checks", "words",
 ]  # fmt: skip
 EVIL = "<script>alert('x')</script> & <b>bold</b> ``` | *star*"
 
@@ -120,6 +120,7 @@ def test_the_structure_of_the_page(report: Report) -> None:
         "models": "table table bullets",
         "quadrants": "picture",
         "tradeoff": "picture",
+        "win-rate": "paragraph",
         "accuracy": "picture",
         "displacement": "picture picture",
         "trajectory": "picture",
