@@ -27,6 +27,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from dpotool.likelihood.batch import CompletionBatch
 from dpotool.likelihood.shared_rows import SharedBatch
+from dpotool.models.rope import goes_by_row_length, tell_row_lengths
 
 logger = logging.getLogger(__name__)
 
@@ -175,11 +176,21 @@ def call_model_for_states(
 
 def _inputs_of(model: PreTrainedModel, batch: CompletionBatch | SharedBatch) -> dict[str, object]:
     inputs: dict[str, object] = {"input_ids": batch.input_ids, "use_cache": False}
-    if "position_ids" in inspect.signature(type(model.get_decoder()).forward).parameters:  # Bloom and Mamba have none
+    decoder = model.get_decoder()
+    if goes_by_row_length(decoder):
+        tell_row_lengths(decoder, _find_lengths(batch))
+    if "position_ids" in inspect.signature(type(decoder).forward).parameters:  # Bloom and Mamba have none
         inputs["position_ids"] = batch.position_ids
     if isinstance(batch, SharedBatch):
         inputs["attention_mask"] = batch.build_mask(_find_attention_dtype(model, batch.input_ids.device))
     return inputs
+
+
+def _find_lengths(batch: CompletionBatch | SharedBatch) -> Int[Tensor, " rows"]:
+    """Returns how many positions the longest sequence of each row has; padding is none."""
+    ends = batch.find_ends()
+    last = batch.position_ids[ends.rows, ends.positions]
+    return last.new_zeros(len(batch.input_ids)).scatter_reduce(0, ends.rows, last, "amax") + 1
 
 
 def _find_attention_dtype(model: PreTrainedModel, device: torch.device) -> torch.dtype:

@@ -14,12 +14,13 @@ from types import MethodType
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from dpotool.data.pairs import TokenizedPair
 
 LONGROPE = "longrope"
-_OWN_LENGTHS = "dpotool_row_lengths"
+_OWN_LENGTHS, _TOLD = "dpotool_row_lengths", "dpotool_told_row_lengths"
 
 
 def find_length_switches(config: Any) -> list[int]:
@@ -42,30 +43,37 @@ def has_alike_prompts(config: Any, pairs: Sequence[TokenizedPair]) -> bool:
 def let_rows_go_by_their_own_length(model: Any) -> None:
     """Makes a model of transformers with longrope take each row's factors by that row's own length.
 
-    What is padded counts as not there: zeros on the right, as `likelihood.batch` lays rows out. A row that ends in real
-    tokens of id 0 counts as shorter by these, in any company. Other models are left as they are.
+    Padding on the right does not count where `tell_row_lengths` says how far the rows go; without being told, a row
+    goes as far as its largest position, as in generation, which pads on the left. Other models are left as they are.
     """
     if not find_length_switches(model.config.get_text_config()):
         return
     decoder = model.get_decoder()
+    setattr(decoder, _TOLD, None)
     for module in decoder.modules():
         kinds = getattr(module, "rope_type", None)
         if LONGROPE in (kinds.values() if isinstance(kinds, dict) else (kinds,)):
             setattr(module, _OWN_LENGTHS, None)
             module.forward = MethodType(_compute_by_row, module)
-    decoder.register_forward_pre_hook(_note_lengths, with_kwargs=True)
+    decoder.register_forward_pre_hook(_note_lengths)
 
 
-def _note_lengths(decoder: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Tells the rotary modules how long the rows are that come; None where only embeddings come."""
-    input_ids = kwargs.get("input_ids", args[0] if args else None)
-    lengths = None
-    if input_ids is not None:
-        places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
-        lengths = (places * (input_ids != 0)).amax(dim=1)
+def goes_by_row_length(decoder: nn.Module) -> bool:
+    """Whether a decoder wants to be told how long its rows are."""
+    return hasattr(decoder, _TOLD)
+
+
+def tell_row_lengths(decoder: nn.Module, lengths: Int[Tensor, " rows"]) -> None:
+    """Says how many positions each row of the decoder's next call has before its padding."""
+    setattr(decoder, _TOLD, lengths)
+
+
+def _note_lengths(decoder: nn.Module, _args: tuple[Any, ...]) -> None:
+    """Hands what was told to the rotary modules; it holds for this one call."""
     for module in decoder.modules():
         if hasattr(module, _OWN_LENGTHS):
-            setattr(module, _OWN_LENGTHS, lengths)
+            setattr(module, _OWN_LENGTHS, getattr(decoder, _TOLD))
+    setattr(decoder, _TOLD, None)
 
 
 def _compute_by_row(rotary: Any, x: Tensor, position_ids: Tensor, layer_type: str | None = None) -> tuple[Tensor, ...]:
@@ -73,14 +81,12 @@ def _compute_by_row(rotary: Any, x: Tensor, position_ids: Tensor, layer_type: st
     kind, parameters, options = rotary.rope_type, rotary.config.rope_parameters, {}
     if layer_type is not None:
         kind, parameters, options = kind[layer_type], parameters[layer_type], {"layer_type": layer_type}
-    lengths = getattr(rotary, _OWN_LENGTHS)
     forward = type(rotary).forward
-    if kind != LONGROPE or lengths is None:
+    if kind != LONGROPE:
         return forward(rotary, x, position_ids, **options)
     switch = parameters["original_max_position_embeddings"]
-    columns = torch.arange(position_ids.shape[1], device=position_ids.device)
-    # a shared row has several sequences, and positions tell how far the longest goes
-    reached = (position_ids * (columns < lengths[:, None])).amax(dim=1) + 1
+    told = getattr(rotary, _OWN_LENGTHS)
+    reached = position_ids.amax(dim=1) + 1 if told is None else told
     is_long = (reached > switch)[:, None, None]
     short = forward(rotary, x, position_ids.clamp(max=switch - 1), **options)
     if not bool(is_long.any()):

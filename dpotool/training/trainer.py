@@ -25,6 +25,7 @@ from dpotool.likelihood.root_forward import route_forward
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.losses.spec import PairLogps
+from dpotool.models.weights import list_non_finite
 from dpotool.progress import SILENT, Progress
 from dpotool.training.dataset import PAIR_COLUMNS, PairCollator, PairDataset, read_batch
 from dpotool.training.metrics import PairSums, summarize_pairs
@@ -78,6 +79,7 @@ class PreferenceTrainer(ResumableTrainer):
         )
         self.objective = objective
         self.policy = model
+        self._was_not_finite = frozenset(list_non_finite(model))
         self.pairs = train_dataset.pairs
         self.scorer = scorer
         self.progress = progress
@@ -186,8 +188,11 @@ class PreferenceTrainer(ResumableTrainer):
         return scorer.score(pairs, on_progress=advance)
 
     def check_policy(self) -> None:
-        """Raises NonFiniteError where a weight, or the score of one of the first pairs, is not finite."""
-        names = [name for name, weight in self.policy.named_parameters() if not bool(torch.isfinite(weight).all())]
+        """Raises NonFiniteError where a weight turned non-finite, or the score of one of the first pairs is so.
+
+        A row of an embedding that no pair uses may have been so from the start; if one did, no pair could be scored.
+        """
+        names = [name for name in list_non_finite(self.policy) if name not in self._was_not_finite]
         if names:
             what = f"{len(names)} parameters are not finite any more, {names[0]} among them"
             raise NonFiniteError(what, is_after_step=True)

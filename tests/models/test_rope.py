@@ -104,6 +104,17 @@ def test_scores_are_those_of_each_sequence_alone(
         np.testing.assert_allclose(np.stack([got.chosen, got.rejected], axis=1), expected, rtol=1e-5)
 
 
+def test_a_row_may_end_in_equal_tokens(model: nn.Module, folder: Path) -> None:
+    """Padding repeats a row's last token: the row's own repetitions count all the same, those after it do not."""
+    beyond = TokenizedPair(0, tuple(range(3, 43)), (*range(50, 56), 9, 9, 9), (7,))
+    within = TokenizedPair(1, tuple(range(3, 43)), (*range(50, 56), 9, 9), (7,))
+    plain = Phi3ForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    together = compute_pair_logps(model, [beyond, within, LONG[0]], layout="paired")
+    for place, pair in enumerate((beyond, within)):
+        slow = compute_completion_logps(plain, collate_pairs([pair], with_rejected=False))
+        assert together.chosen[place] == pytest.approx(float(slow), rel=1e-5)
+
+
 def test_layouts_and_batches_agree_to_the_last_digits(model: nn.Module) -> None:
     with EverythingInFloat64():
         one, other = (
