@@ -135,7 +135,10 @@ def test_a_report_shows_the_texts_of_the_pairs(dpotool: Any, model: Path, pairs:
     dpotool("score", model, "--data", pairs_now, "--reference", other, "--output", "moved")
     pairs_now.write_text(pairs.read_text().replace("Say ", "Tell "))
     dpotool("report", "moved", "-o", "page.html")
-    assert "Without texts: moved.jsonl: the data has changed since it was scored." in Path("page.html").read_text()
+    assert (
+        "The texts cannot be shown: moved.jsonl: the data has changed since it was scored."
+        in Path("page.html").read_text()
+    )
 
 
 def test_a_sweep_ends_with_comparison_pictures_and_report(dpotool: Any, model: Path, pairs: Path) -> None:
