@@ -65,8 +65,10 @@ def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: 
         "mass_near_chosen": _judge(evidence["chosen_probability_kept"], NEAR),
     }
     displaced = _judge(evidence["chosen_displacement"], 0.0, is_above=False)
-    kind = _classify(displaced, criteria)
+    within_noise = _is_within_noise(run, evidence["chosen_displacement"])
+    kind = "unclear" if within_noise else _classify(displaced, criteria)
     statement = _state(kind, displaced, criteria, evidence, run.n, run.n_prompts)
+    statement = _state_noise(run, evidence) if within_noise else statement + _say_ranking(kind, criteria, evidence)
     if criteria["mass_near_chosen"] == FAILED:
         statement += _say_where_it_went(run)
     return {
@@ -77,7 +79,7 @@ def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: 
             name: interval.to_dict("value" if name in _VALUES else "mean") for name, interval in evidence.items()
         },
         "n": run.n,
-        "next": _advise(kind),
+        "next": _NEXT_WITHIN_NOISE if within_noise else _advise(kind, criteria),
     }
 
 
@@ -189,7 +191,37 @@ def _kept(evidence: Mapping[str, Interval]) -> str:
     return _percent(evidence["chosen_probability_kept"])
 
 
-def _advise(kind: str) -> str:
+_NEXT_WITHIN_NOISE = "Score again with --dtype float32, where rounding is some thousand times smaller."
+
+
+def _is_within_noise(run: ScoredRun, change: Interval) -> bool:
+    """Whether the mean change is no larger than what rounding alone can do to one pair's; a change of 0 is none."""
+    found = [(run.noise or {}).get(name) for name in ("logps", "ref_logps")]
+    floor = sum(float(each["largest"]) for each in found if each is not None)
+    return 0 < abs(change.value) <= floor
+
+
+def _state_noise(run: ScoredRun, evidence: Mapping[str, Interval]) -> str:
+    change = format_change(evidence["chosen_displacement"])
+    return (
+        f"Not to be told from rounding: log pi(chosen) changed by {change} nats on average over {run.n} pairs, no more "
+        f"than what scoring the same pair twice can differ by.{say_if_few(run.n, run.n_prompts)}"
+    )
+
+
+def _say_ranking(kind: str, criteria: Mapping[str, str], evidence: Mapping[str, Interval]) -> str:
+    """What "none" must not hide: that the likelihood holds says nothing of the ranking."""
+    if kind != "none" or criteria["ranking_kept"] != FAILED:
+        return ""
+    return f" But {_with_number('ranking_kept', _DENIALS['ranking_kept'], evidence)}."
+
+
+def _advise(kind: str, criteria: Mapping[str, str]) -> str:
+    if kind == "none" and criteria["ranking_kept"] == FAILED:
+        return (
+            "Displacement is not the trouble: the ranking is. See whether chosen and rejected are swapped, or train "
+            "further, before anything else."
+        )
     return {
         "none": "Nothing to undo. If accuracy or margin is wanting, a larger lambda, up to DPO's 1, may buy some.",
         "benign": "Keep it, or see what a smaller lambda gives back and what it costs: `dpotool sweep`.",

@@ -115,3 +115,21 @@ def test_what_a_verdict_lacks_has_a_name(changes, missing):
     assert find_missing(ScoredRun(frame)) == missing
     assert (judge_displacement(ScoredRun(frame)) is None) == (missing is not None)
     assert missing is None or missing in MISSING
+
+
+def test_none_does_not_hide_a_lost_ranking():
+    verdict = judge_displacement(ScoredRun(make_frame(chosen=1.0, rejected=-2.0, right=0.1)))
+
+    assert verdict["kind"] == "none"
+    assert "But fewer than half of the pairs are ranked right (10.0 % [" in verdict["statement"]
+    assert verdict["next"].startswith("Displacement is not the trouble: the ranking is.")
+
+
+@pytest.mark.parametrize(("largest", "kind"), [(0.001, "none"), (0.3, "unclear")])
+def test_a_change_within_what_rounding_does_is_unclear(largest, kind):
+    """The mean change is about +0.26 nats; two scorings of one pair differ by up to 0.3 nats in either model."""
+    noise = {"logps": {"largest": largest, "typical": largest}, "ref_logps": None}
+    verdict = judge_displacement(ScoredRun(make_frame(chosen=0.26, rejected=-2.0), noise=noise))
+
+    assert verdict["kind"] == kind
+    assert ("Not to be told from rounding" in verdict["statement"]) == (kind == "unclear")
