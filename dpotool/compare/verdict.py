@@ -68,7 +68,11 @@ def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: 
     within_noise = _is_within_noise(run, evidence["chosen_displacement"])
     kind = "unclear" if within_noise else _classify(displaced, criteria)
     statement = _state(kind, displaced, criteria, evidence, run.n, run.n_prompts)
-    statement = _state_noise(run, evidence) if within_noise else statement + _say_ranking(kind, criteria, evidence)
+    is_lost = kind == "none" and criteria["ranking_kept"] == FAILED and bool(run.columns["reward_margins"].any())
+    if is_lost:
+        statement += f" But {_with_number('ranking_kept', _DENIALS['ranking_kept'], evidence)}."
+    if within_noise:
+        statement = _state_noise(run, evidence)
     if criteria["mass_near_chosen"] == FAILED:
         statement += _say_where_it_went(run)
     return {
@@ -79,7 +83,7 @@ def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: 
             name: interval.to_dict("value" if name in _VALUES else "mean") for name, interval in evidence.items()
         },
         "n": run.n,
-        "next": _NEXT_WITHIN_NOISE if within_noise else _advise(kind, criteria),
+        "next": _NEXT_WITHIN_NOISE if within_noise else _NEXT_WITHOUT_RANKING if is_lost else _advise(kind),
     }
 
 
@@ -193,6 +197,11 @@ def _kept(evidence: Mapping[str, Interval]) -> str:
 
 _NEXT_WITHIN_NOISE = "Score again with --dtype float32, where rounding is some thousand times smaller."
 
+_NEXT_WITHOUT_RANKING = (
+    "Displacement is not the trouble: the ranking is. See whether chosen and rejected are swapped, or train further, "
+    "before anything else."
+)
+
 
 def _is_within_noise(run: ScoredRun, change: Interval) -> bool:
     """Whether the mean change is no larger than what rounding alone can do to one pair's; a change of 0 is none."""
@@ -209,19 +218,7 @@ def _state_noise(run: ScoredRun, evidence: Mapping[str, Interval]) -> str:
     )
 
 
-def _say_ranking(kind: str, criteria: Mapping[str, str], evidence: Mapping[str, Interval]) -> str:
-    """What "none" must not hide: that the likelihood holds says nothing of the ranking."""
-    if kind != "none" or criteria["ranking_kept"] != FAILED:
-        return ""
-    return f" But {_with_number('ranking_kept', _DENIALS['ranking_kept'], evidence)}."
-
-
-def _advise(kind: str, criteria: Mapping[str, str]) -> str:
-    if kind == "none" and criteria["ranking_kept"] == FAILED:
-        return (
-            "Displacement is not the trouble: the ranking is. See whether chosen and rejected are swapped, or train "
-            "further, before anything else."
-        )
+def _advise(kind: str) -> str:
     return {
         "none": "Nothing to undo. If accuracy or margin is wanting, a larger lambda, up to DPO's 1, may buy some.",
         "benign": "Keep it, or see what a smaller lambda gives back and what it costs: `dpotool sweep`.",
