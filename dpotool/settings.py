@@ -93,6 +93,7 @@ def setting(
     near: Sequence[str] = (),
     kinds: Kinds | None = None,
     is_option: bool = True,
+    is_recorded: bool = True,
 ) -> Any:
     """Returns a dataclass field that carries its help text.
 
@@ -104,9 +105,18 @@ def setting(
         near: other tools' names for it, which a wrong option or key is answered with.
         kinds: what it chooses among.
         is_option: False for a setting without an option of its own, which kinds fill.
+        is_recorded: False for a setting that changes only what is printed, so that no file holds it.
     """
-    about = {"help": help, "flag": flag, "panel": panel, "parser": parser, "range": range, "switch": switch}
-    return field(default=default, metadata=about | {"near": tuple(near), "kinds": kinds, "is_option": is_option})
+    about: dict[str, Any] = {
+        "help": help,
+        "flag": flag,
+        "panel": panel,
+        "parser": parser,
+        "range": range,
+        "switch": switch,
+    }
+    about |= {"near": tuple(near), "kinds": kinds, "is_option": is_option, "is_recorded": is_recorded}
+    return field(default=default, metadata=about)
 
 
 def flag_of(name: str) -> str:
@@ -154,8 +164,9 @@ class Settings:
                 )
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns all settings by name; those that only some kinds have stand among them, not below a name."""
-        values = asdict(self)
+        """Returns the settings that files record, by name; those that only some kinds have stand among them."""
+        unrecorded = {about.name for about in fields(self) if not about.metadata.get("is_recorded", True)}
+        values = {name: value for name, value in asdict(self).items() if name not in unrecorded}
         for kinds in self.list_kinds().values():
             values |= values.pop(kinds.into, None) or {}
         return values
@@ -214,6 +225,13 @@ def sort_settings(settings: type[Settings], values: Mapping[str, Any]) -> dict[s
         if given:
             found[kinds.into] = {**(found.get(kinds.into) or {}), **given}
     return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenSettings(Settings):
+    """How much a command prints. Files and `--json` hold everything, whatever is chosen here."""
+
+    full: bool = setting(False, "Print every table instead of the first screen.", is_recorded=False)
 
 
 @dataclass(frozen=True, kw_only=True)

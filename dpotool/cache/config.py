@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpotool.settings import ComputeSettings, DataSettings, Settings, setting
+from dpotool.settings import ComputeSettings, DataSettings, ScreenSettings, Settings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheListConfig(Settings):
-    """Settings of a listing: there are none."""
+class CacheListConfig(ScreenSettings):
+    """Settings of a listing: only how much it prints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,13 +17,15 @@ class CacheVerifyConfig(ComputeSettings, DataSettings):
     """Settings of one check."""
 
     data: str | None = setting(  # type: ignore[assignment]  # resolved as `score` does
-        None, "With --recompute: the pairs, as they were scored; without it, what the run was evaluated on."
+        None, "With --recompute: the pairs as they were scored. The default is the pairs that the run was evaluated on."
     )
     model: str | None = setting(
-        None, "Check only the values of this model: name, path or fingerprint as `cache ls` shows them."
+        None, "Check only the values of this model. Give a name, path or fingerprint as `cache ls` shows it."
     )
     recompute: int = setting(
-        0, "Compute N pairs of --model again and print the largest difference; texts are read from --data, not stored."
+        0,
+        "Compute N pairs of --model again and print the largest difference. "
+        "Texts are not stored, so they come from --data.",
     )
 
 
@@ -31,6 +33,8 @@ class CacheVerifyConfig(ComputeSettings, DataSettings):
 class CacheClearConfig(Settings):
     """What to delete; nothing said: everything."""
 
-    model: str | None = setting(None, "Only what is of this model: name, path or fingerprint as `cache ls` shows them.")
-    older_than: float | None = setting(None, "Only what was not used for this many days.")
-    yes: bool = setting(False, "Do not ask first.")
+    model: str | None = setting(
+        None, "Delete only the values of this model. Give a name, path or fingerprint as `cache ls` shows it."
+    )
+    older_than: float | None = setting(None, "Delete only values that were not used for this many days.")
+    yes: bool = setting(False, "Delete without asking.")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    group = typer.Typer(help="List, check or delete what is kept between runs: log-probabilities, the built-in model.")
+    group = typer.Typer(help="List, check or delete stored log-probabilities and the stored built-in model.")
     add_verb(group, "cache ls", CacheListConfig, epilog="Example: dpotool cache ls --json")(list_cache)
     add_verb(group, "cache verify", CacheVerifyConfig, epilog="Example: dpotool cache verify")(verify_cache)
     add_verb(group, "cache clear", CacheClearConfig, epilog="Example: dpotool cache clear --older-than 30")(clear_cache)
@@ -29,33 +29,35 @@ def register(app: typer.Typer) -> None:
 
 
 def list_cache(config: CacheListConfig, console: Console) -> None:
-    """List each model that values are kept of: name, fingerprint, numeric types, pairs, size, last use."""
+    """List the models whose log-probabilities are stored, with the number of pairs, the size and the last use."""
     from dpotool.cache.entries import list_entries
     from dpotool.cache.root import cache_root
 
     entries = list_entries()
     n_bytes = sum(entry.n_bytes for entry in entries)
+    console.say(f"The cache in {cache_root()} holds {len(entries)} entries, {format_bytes(n_bytes)} in all.")
     if entries:
-        console.table(str(cache_root()), *_tabulate(entries))
-    console.say(f"{len(entries)} entries, {format_bytes(n_bytes)} in {cache_root()}")
+        console.table("", *_tabulate(entries, is_full=config.full))
     console.finish({"root": str(cache_root()), "entries": [entry.to_dict() for entry in entries], "n_bytes": n_bytes})
 
 
-def _tabulate(entries: Sequence[CacheEntry]) -> tuple[list[str], list[list[str]]]:
+def _tabulate(entries: Sequence[CacheEntry], *, is_full: bool = False) -> tuple[list[str], list[list[str]]]:
+    """Returns columns and rows, an entry a row; numeric types, files and kinds only with `is_full`."""
     rows = [
-        [
-            _name(entry),
-            entry.kind if entry.is_complete else f"{entry.kind}, incomplete",
-            entry.fingerprint,
-            entry.types,
-            "-" if entry.n_pairs is None else str(entry.n_pairs),
-            str(entry.n_files),
-            format_bytes(entry.n_bytes),
-            entry.last_used.astimezone().strftime("%Y-%m-%d %H:%M"),
-        ]
+        {
+            "model": _name(entry) + ("" if entry.is_complete or is_full else " (incomplete)"),
+            "what": entry.kind if entry.is_complete else f"{entry.kind}, incomplete",
+            "fingerprint": entry.fingerprint,
+            "types": entry.types,
+            "pairs": "-" if entry.n_pairs is None else str(entry.n_pairs),
+            "files": str(entry.n_files),
+            "size": format_bytes(entry.n_bytes),
+            "last used": entry.last_used.astimezone().strftime("%Y-%m-%d %H:%M"),
+        }
         for entry in entries
     ]
-    return ["model", "what", "fingerprint", "types", "pairs", "files", "size", "last used"], rows
+    columns = list(rows[0]) if is_full else ["model", "fingerprint", "pairs", "size", "last used"]
+    return columns, [[row[column] for column in columns] for row in rows]
 
 
 def _name(entry: CacheEntry) -> str:
@@ -66,7 +68,7 @@ def _name(entry: CacheEntry) -> str:
 
 
 def verify_cache(config: CacheVerifyConfig, console: Console) -> None:
-    """Read every stored value: damaged files, values that are no numbers, values of one pair that disagree."""
+    """Read every stored value and report damaged files, values that are no numbers and values that disagree."""
     from dpotool.cache.checking import check_store
     from dpotool.cache.clearing import choose_entries
     from dpotool.cache.entries import list_entries
@@ -93,7 +95,8 @@ def verify_cache(config: CacheVerifyConfig, console: Console) -> None:
     n_pairs = sum(check.n_pairs for check in checks.values())
     n_files = sum(check.n_files for check in checks.values())
     n_unsound = sum(not check.is_sound for check in checks.values())
-    console.say(f"{n_files} files of {len(checks)} models read, {n_pairs} pairs: {n_unsound} models with findings")
+    console.say(f"{n_files} files of {len(checks)} models were read, with {n_pairs} pairs in all.")
+    console.say(f"{n_unsound} of {len(checks)} models have problems." if n_unsound else "No problem was found.")
     recheck = _recompute(config, console) if config.recompute else None
     console.finish({"stores": [check.to_dict() for check in checks.values()], "recompute": recheck})
     if n_unsound or (recheck is not None and recheck["n_disagreeing"]):
@@ -108,8 +111,8 @@ def _recompute(config: CacheVerifyConfig, console: Console) -> dict[str, Any]:
     assert config.model is not None
     found = recheck_store(config.model, settings, config.recompute, progress=console)
     console.say(
-        f"{found.n_compared} of {found.n_stored} stored pairs computed again: largest difference "
-        f"{found.largest_difference:.3g} nats, typical {found.typical_difference:.3g}"
+        f"{found.n_compared} of {found.n_stored} stored pairs were computed again. The largest difference is "
+        f"{found.largest_difference:.3g} nats, a typical one {found.typical_difference:.3g}."
     )
     if found.n_disagreeing:
         console.warn(f"{found.n_disagreeing} pairs differ by more than rounding explains")
@@ -117,7 +120,7 @@ def _recompute(config: CacheVerifyConfig, console: Console) -> dict[str, Any]:
 
 
 def clear_cache(config: CacheClearConfig, console: Console) -> None:
-    """Delete what is kept, all of it or what --model and --older-than choose; it can all be computed again."""
+    """Delete stored values, all of them or those that --model and --older-than choose. All can be computed again."""
     from dpotool.cache.clearing import choose_entries, clear_entries, clear_unfinished
     from dpotool.cache.entries import list_entries
 
@@ -129,7 +132,7 @@ def clear_cache(config: CacheClearConfig, console: Console) -> None:
     clear_unfinished()
     console.say(f"freed {format_bytes(cleared.n_bytes)}: {cleared.n_files} files of {cleared.n_entries} entries")
     for path in cleared.left:
-        console.note(f"{path} stays, for files in it that are not dpotool's")
+        console.note(f"{path} stays, because it holds files that are not dpotool's")
     console.finish(asdict(cleared))
 
 

@@ -11,7 +11,7 @@ from dpotool.foreign.config import ImportConfig
 _FILE = Positional(
     "file",
     str,
-    "TRL's trainer_state.json, rewardbench's _outputs.jsonl or _all.jsonl, or a .pt dict of tensors.",
+    "TRL's trainer_state.json, reward-bench's _outputs.jsonl or _all.jsonl, or a .pt file with a dict of tensors.",
     required=True,
 )
 
@@ -23,13 +23,15 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: ImportConfig, console: Console, file: str) -> None:
-    """Read what another tool logged or scored into a run folder, for plot, compare and report."""
+    """Turn a file that another tool logged or scored into a run folder, which plot, compare and report can read."""
     from dpotool.foreign.run import import_file
 
     result = import_file(file, config)
     if result.left_out:
-        console.warn(f"{file}: left out, as no column by pair: {', '.join(result.left_out)}")
-    console.say(f"{result.kind}: {result.n_rows} rows to {result.path}")
+        console.warn(f"{file}: left out, because it has no value for each pair: {', '.join(result.left_out)}")
+    console.say(f"Read {result.n_rows} rows from {file} as {result.kind}.")
+    console.say(f"table: {result.path}")
+    console.say(f"next: dpotool report {result.folder.path}")
     console.finish(
         {
             "path": str(result.path),

@@ -9,7 +9,7 @@ from dpotool.cli.verbs import Positional, add_verb
 from dpotool.gradients.config import PredictConfig
 
 _CHECKPOINTS = Positional(
-    "checkpoints", list[str] | None, "FROM and TO, or only TO: the run is compared with the model it began with."
+    "checkpoints", list[str] | None, "FROM and TO. With TO alone, the run is compared with the model it started from."
 )
 
 
@@ -20,18 +20,20 @@ def register(app: Any) -> None:
 
 
 def run(config: PredictConfig, console: Console, checkpoints: list[str] | None) -> None:
-    """Say how much of the displacement between two checkpoints a first-order prediction explains, pair by pair."""
+    """Predict each pair's change between two checkpoints from the gradients, and say how much of it they explain."""
     from dpotool.gradients.prediction import run_prediction
 
     start, end = choose_checkpoints(checkpoints or [], console)
     result = run_prediction(end, start, config, progress=console)
     summary = result.summary
-    title = (
-        f"{summary['from']} to {summary['to']} on {summary['data']} [{summary['split']}], n = {summary['n']}, "
-        f"weights moved by {summary['distance']:.2g} of their norm, gradients at: {summary['at']}"
-    )
-    console.table(title, *tabulate_prediction(summary))
-    console.say("1 would be: all of it explained, pairs in the right order, changes of the right size")
+    for sentence in say_prediction(summary):
+        console.say(sentence)
+    console.table(f"{summary['data']} [{summary['split']}], n = {summary['n']}, 95 % intervals", *_tabulate(summary))
+    if config.full:
+        console.table("How well the prediction fits the single pairs", *_tabulate_fit(summary))
+        console.say("ratio and slope: 1 means that sizes are right. correlation: 1 means a perfect order of the pairs")
+    else:
+        console.say("predicted/measured: 1 means a perfect prediction. --full adds correlations, slopes and signs.")
     console.say(f"prediction table: {result.path}")
     console.finish({"path": str(result.path), **summary})
 
@@ -50,18 +52,54 @@ def choose_checkpoints(named: list[str], console: Console) -> tuple[str | None, 
     return None, str(run.path)
 
 
-def tabulate_prediction(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
-    """Returns columns and rows of the table: log pi(chosen), log pi(rejected) and the margin between them."""
-    rows = []
-    for name in ("chosen", "rejected", "margin"):
-        found = summary[name]
-        rows.append(
-            [
-                name,
-                *(format_interval(found[key], 2) for key in ("measured", "predicted", "explained")),
-                *(format_interval(found[key], 2) for key in ("correlation", "rank_correlation", "slope")),
-                format_interval(found["same_sign"], 1, 100),
-            ]
-        )
-    columns = ["change of", "measured, nats", "predicted", "predicted/measured"]
-    return [*columns, "correlation", "of ranks", "slope", "right direction, % of pairs"], rows
+def say_prediction(summary: dict[str, Any]) -> list[str]:
+    """Returns what was compared, how much of the chosen answers' change is explained, and how well pairs are ranked."""
+    chosen = summary["chosen"]
+    change, share = chosen["measured"]["mean"], chosen["explained"]
+    what, moved = ("fall", "fell") if change < 0 else ("rise", "rose")
+    parts = []
+    if share is not None:
+        parts.append(f"explains {100 * share['value']:.0f} % of the {what}")
+    if chosen["rank_correlation"] is not None:
+        ranks = chosen["rank_correlation"]["value"]
+        parts.append(f"ranks the pairs {_grade(ranks)} ({ranks:.2f})")
+    sentences = [
+        f"From {summary['from']} to {summary['to']} the chosen answers {moved} by {abs(change):.2f} nats on average."
+    ]
+    if parts:
+        at = {"from": "at the start", "to": "at the end", "middle": "half-way"}[summary["at"]]
+        sentences.append(f"The first order, with gradients taken {at}, {' and '.join(parts)}.")
+    if share is None:
+        sentences.append(f"On these pairs the mean {what} cannot be told from 0, so no share of it can be stated.")
+    return sentences
+
+
+def _grade(correlation: float) -> str:
+    for least, word in ((0.9, "almost perfectly"), (0.7, "well"), (0.4, "roughly")):
+        if correlation >= least:
+            return word
+    return "poorly"
+
+
+_SIDES = ("chosen", "rejected", "margin")
+
+
+def _tabulate(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Returns the first screen's table: log pi(chosen), log pi(rejected) and the margin between them."""
+    keys = ("measured", "predicted", "explained")
+    rows = [[name, *(format_interval(summary[name][key], 2) for key in keys)] for name in _SIDES]
+    return ["change of", "measured, nats", "predicted, nats", "predicted/measured"], rows
+
+
+def _tabulate_fit(summary: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Returns how well single pairs are predicted."""
+    keys = ("correlation", "rank_correlation", "slope")
+    rows = [
+        [
+            name,
+            *(format_interval(summary[name][key], 2) for key in keys),
+            format_interval(summary[name]["same_sign"], 1, 100),
+        ]
+        for name in _SIDES
+    ]
+    return ["change of", "correlation", "of ranks", "slope", "right direction, %"], rows

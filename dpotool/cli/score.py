@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from dpotool.measures.run import ScoreResult
 
 _MODELS = Positional(
-    "models", list[str] | None, "Run folders, checkpoints, adapters or hub ids; without one, the newest run."
+    "models", list[str] | None, "Run folders, checkpoints, adapters or hub ids. The default is the newest run."
 )
 
 
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None:
-    """Score test pairs: chosen and rejected log-likelihoods, rewards, margins, displacement; a row per pair."""
+    """Measure how likely each model finds the chosen and rejected answers, and whether it is displaced."""
     from dpotool.measures.run import score_models
     from dpotool.runs.folder import newest_run
 
@@ -51,20 +51,44 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
     if which is not None:
         _show_trajectory(results, console)
         return
-    for title, columns, rows in tabulate_scores(results):
+    _show_scores(results, config.full, console)
+    console.finish({"results": [_to_json(result) for result in results]})
+
+
+def _show_scores(results: Sequence[ScoreResult], is_full: bool, console: Console) -> None:
+    """Prints the verdict on each model, a table, and where the rest stands."""
+    judged = [(result.label, result.summary["verdict"]) for result in results if result.summary["verdict"] is not None]
+    for label, verdict in judged:
+        console.say(f"verdict on {label}: {verdict['statement']}")
+    is_whole = is_full or len(results) == 1
+    for title, columns, rows in tabulate_scores(results) if is_whole else summarize_models(results):
         console.table(title, columns, rows)
+    for line in (line for result in results for line in describe_noise(result) if is_full):
+        console.say(line)
     for result in results:
         console.say(f"scores: {result.path}")
         if result.tokens_path is not None:
             console.say(f"tokens: {result.tokens_path}")
+    if not is_whole:
+        console.say("--full prints every measure of each model; `dpotool compare` prints paired differences.")
+    for next_ in dict.fromkeys(verdict["next"] for _, verdict in judged):
+        console.say(f"next: {next_}")
+
+
+def summarize_models(results: Sequence[ScoreResult]) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Returns the tables of the first screen, one for each (data, split), with a row per model."""
+    columns = {
+        "change of chosen, nats": ("chosen_displacement", 2, 1),
+        "displaced, %": ("chosen_displaced_share", 1, 100),
+        "accuracy, %": ("reward_accuracy", 1, 100),
+    }
+    groups: dict[str, list[list[str]]] = {}
     for result in results:
-        for line in describe_noise(result):
-            console.say(line)
-        verdict = result.summary["verdict"]
-        if verdict is not None:
-            console.say(f"verdict on {result.label}: {verdict['statement']}")
-            console.say(f"next: {verdict['next']}")
-    console.finish({"results": [_to_json(result) for result in results]})
+        summary = result.summary
+        cells = [format_interval(summary.get(key), digits, scale) for key, digits, scale in columns.values()]
+        title = f"{summary['data']} [{summary['split']}], n = {summary['n']}; 95 % bootstrap intervals over pairs"
+        groups.setdefault(title, []).append([result.label, *cells])
+    return [(title, ["model", *columns], rows) for title, rows in groups.items()]
 
 
 def _show_trajectory(results: Sequence[ScoreResult], console: Console) -> None:
@@ -118,11 +142,11 @@ def describe_noise(result: ScoreResult) -> list[str]:
     noise = result.summary["noise_floor"]
     if noise is None or noise["logps"] is None:
         return []
-    text = f"noise floor of {result.label}: {noise['n']} pairs, scored again in other batches, moved by up to "
-    text += f"{noise['logps']['largest']:.2g} nats"
+    text = f"Rounding in {result.label}: {noise['n']} pairs, scored again in other batches, moved by up to "
+    text += f"{noise['logps']['largest']:.2g} nats."
     if noise["reward_margins"] is not None:
-        text += f", their reward margins by up to {noise['reward_margins']['largest']:.2g}; "
-        text += f"{result.summary['ties']} of {result.summary['n']} margins are no larger than that: ties"
+        text += f" Their reward margins moved by up to {noise['reward_margins']['largest']:.2g}; "
+        text += f"{result.summary['ties']} of {result.summary['n']} margins are no larger than that and count as ties."
     return [text]
 
 

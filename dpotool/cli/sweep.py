@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: SweepConfig, console: Console) -> None:
-    """Train a grid of lambdas, schedules, losses and seeds from one start; score, compare, draw and report it."""
+    """Train several lambdas, schedules, losses or seeds from one start; then score, compare, draw and report them."""
     from accelerate import PartialState
 
     from dpotool.cli.live_table import show_board
@@ -39,10 +39,14 @@ def run(config: SweepConfig, console: Console) -> None:
     if len(result.table):
         first = result.table.iloc[0]
         title = f"{first['model']} on {first['data']} [{first['split']}], n = {first['n']}; 95 % intervals over pairs"
-        console.table(title, *tabulate_sweep(result.table))
+        for sentence in say_extremes(result.table):
+            console.say(sentence)
+        console.table(title, *tabulate_sweep(result.table, is_full=config.full))
     is_whole = len(result.table) > 0 and not result.was_interrupted
     conclusion = conclude(str(result.folder), console) if is_whole and PartialState().is_main_process else {}
     console.say(f"sweep folder: {result.folder} ({result.n_trained} trained now, {len(result.table)} in all)")
+    if len(result.table) and not config.full:
+        console.say("--full adds log-likelihoods and margins to the table; runs.csv in that folder has every number.")
     console.finish(
         {
             "sweep": str(result.folder),
@@ -111,22 +115,37 @@ def conclude(folder: str, console: Console) -> dict[str, Any]:
 
 
 _COLUMNS: tuple[tuple[str, str, int, float], ...] = (
-    ("log pi(chosen)", "chosen_logps", 2, 1),
-    ("its change", "chosen_displacement", 2, 1),
+    ("change of chosen", "chosen_displacement", 2, 1),
     ("displaced, %", "chosen_displaced_share", 1, 100),
+    ("reward accuracy, %", "reward_accuracy", 1, 100),
+)
+_MORE_COLUMNS: tuple[tuple[str, str, int, float], ...] = (
+    ("log pi(chosen)", "chosen_logps", 2, 1),
     ("log pi(rejected)", "rejected_logps", 2, 1),
     ("reward margin", "reward_margins", 3, 1),
-    ("reward accuracy, %", "reward_accuracy", 1, 100),
 )
 
 
-def tabulate_sweep(table: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+def say_extremes(table: pd.DataFrame) -> list[str]:
+    """Returns under which run the chosen answers fell most and under which least; nothing for a single run."""
+    changes = table.set_index("label")["chosen_displacement"].dropna()
+    if len(changes) < 2:
+        return []
+    worst, best = changes.idxmin(), changes.idxmax()
+    return [
+        f"The chosen answers come out lowest under {worst} ({changes.min():+.2f} nats against the reference)",
+        f"and highest under {best} ({changes.max():+.2f} nats).",
+    ]
+
+
+def tabulate_sweep(table: pd.DataFrame, *, is_full: bool = False) -> tuple[list[str], list[list[str]]]:
     """Returns columns and rows of the trade-off table, a row per run."""
+    shown = (*_COLUMNS, *_MORE_COLUMNS) if is_full else _COLUMNS
     rows = [
-        [str(row["label"]), *(_cell(row, metric, digits, scale) for _, metric, digits, scale in _COLUMNS)]
+        [str(row["label"]), *(_cell(row, metric, digits, scale) for _, metric, digits, scale in shown)]
         for row in table.to_dict("records")
     ]
-    return ["run", *(title for title, *_ in _COLUMNS)], rows
+    return ["run", *(title for title, *_ in shown)], rows
 
 
 def _cell(row: Mapping[Hashable, Any], metric: str, digits: int, scale: float) -> str:

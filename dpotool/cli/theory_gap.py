@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: TheoryConfig, console: Console) -> None:
-    """Estimate Theorem 2.1's u and v per pair, exact and measured gaps beside them, and which lambda to train with."""
+    """Forecast, before training, what DPO and DPO-Shift will do to your pairs, and recommend a lambda."""
     from dpotool.gradients.run import run_theory
     from dpotool.runs.folder import summary_path
 
@@ -30,72 +30,97 @@ def run(config: TheoryConfig, console: Console) -> None:
         console.finish(estimate)
         return
     result = run_theory(config, progress=console)
-    show_summary(result.summary, console)
+    show_answer(result.summary, console)
+    if config.full:
+        show_everything(result.summary, console)
+    show_proofs(result.summary, console)
     console.say(f"theory table: {result.path}")
-    if result.summary.get("drivers"):
-        console.say(f"whole texts of these pairs: {summary_path(result.path)}")
+    console.say(f"summary, with the texts of these pairs: {summary_path(result.path)}")
+    if not config.full:
+        console.say("--full also prints u and v, bands, gaps, entanglement and the pairs that drive displacement.")
     console.finish({"path": str(result.path), "interrupted": result.was_interrupted, **result.summary})
     if result.was_interrupted:
         console.note("interrupted: what was finished so far is in the table")
         raise typer.Exit(130)
 
 
-def show_summary(summary: dict[str, Any], console: Console) -> None:
-    """Prints what a theory summary holds, in the order in which a reader asks."""
+def show_answer(summary: dict[str, Any], console: Console) -> None:
+    """Prints the first screen: the recommended lambda with its reason, and the forecast."""
+    advice = _find_advice(summary)
+    for sentence in theory_tables.say_advice(advice):
+        console.say(sentence)
+    console.say(theory_tables.say_signs(summary))
+    if advice is None:
+        console.note("There is no forecast: it needs at least 4 pairs, and is left out with --pairs-only.")
+    elif not summary["at_reference"]:
+        console.note(
+            "The forecast is for a DPO training that would start from this model and take it as its reference."
+        )
+    title = f"{summary['label']} on {summary['data']} [{summary['split']}], n = {summary['n']}, 95 % intervals"
+    if advice is None or not advice["grid"]:
+        console.table(title, ["", "here", "paper"], theory_tables.tabulate_theory(summary))
+    else:
+        console.table(title, *theory_tables.tabulate_forecast(advice))
+        console.say("chosen: change of log pi(chosen) in nats, for each nat of margin that DPO gains")
+    for sentence in theory_tables.say_drivers(summary):
+        console.say(sentence)
+
+
+def show_everything(summary: dict[str, Any], console: Console) -> None:
+    """Prints what `--full` adds: the other columns of the forecast, the theorem, and the pairs with their texts."""
+    advice = _find_advice(summary)
+    if advice is not None and advice["grid"]:
+        step = {"adamw": "AdamW", "sgd": "gradient"}[advice["optimizer"]]
+        console.table(
+            f"Forecast: one {step} step, evaluated on held-out pairs, scaled so that DPO gains 1 nat of margin; "
+            "intervals treat the step as fixed",
+            *theory_tables.tabulate_whole_forecast(advice),
+        )
     parameters = f"{summary['n_parameters']:,} parameters ({summary['parameters']})"
-    title = f"{summary['label']} on {summary['data']} [{summary['split']}], n = {summary['n']}, {parameters}"
-    console.table(title, ["", "here", "paper"], theory_tables.tabulate_theory(summary))
+    console.table(f"Theorem 2.1, over {parameters}", ["", "here", "paper"], theory_tables.tabulate_theory(summary))
     console.say("paper: Llama-3-8B after SFT, UltraFeedback test set, gamma = 1 (arXiv:2502.07599)")
-    console.table("Entanglement: what one DPO step on a pair by itself moves", *theory_tables.tabulate_cases(summary))
     console.table(
-        "Gaps between a DPO-Shift and a DPO step: g1 of log pi(chosen), g2 of smoothed reward accuracy, "
-        "over the learning rate",
+        "Entanglement: what one DPO step on a single pair does to that pair", *theory_tables.tabulate_cases(summary)
+    )
+    console.table(
+        "Gaps between a DPO-Shift and a DPO step, divided by the learning rate: g1 of log pi(chosen), g2 of smoothed "
+        "reward accuracy",
         *theory_tables.tabulate_gaps(summary),
     )
-    console.say("paper: Theorem 2.1 as printed, eta = eta1 = 1. self-step, batch: exact first order (docs/theory.md)")
+    console.say(
+        "paper: Theorem 2.1 as printed, with eta = eta1 = 1. self-step, batch: exact to first order (docs/theory.md)"
+    )
+    if summary.get("drivers"):
+        console.table(
+            "Pairs that drive displacement: how far their part of a gradient step of DPO moves the mean log "
+            "pi(chosen), in nats for each nat of margin that the step gains",
+            *theory_tables.tabulate_drivers(summary["drivers"]),
+        )
+
+
+def show_proofs(summary: dict[str, Any], console: Console) -> None:
+    """Prints what `--verify` measured and what `--check` found, where they were asked for."""
     if "verification" in summary:
         proof = summary["verification"]
         console.table(
-            f"Measured: real steps on {proof['n']} pairs in {proof['dtype']}, gaps over the learning rate; "
-            "a slope of 2 says that only second order is left over",
+            f"Real steps on {proof['n']} pairs in {proof['dtype']}: gaps divided by the learning rate. A slope of 2 "
+            "means that the prediction is right to first order.",
             *theory_tables.tabulate_verification(proof),
         )
-    _show_advice(summary, console)
     if summary["autograd_fallback"]:
         names = summary["autograd_fallback"]
         console.note(
-            f"by autograd, pair after pair: {len(names)} parameters without a rule ({', '.join(names[:4])}...)"
+            f"{len(names)} parameters have no fast rule and were differentiated by autograd, one pair at a time "
+            f"({', '.join(names[:4])}...)"
         )
     if "check" in summary:
         check = summary["check"]
         outcome = "agrees" if check["passed"] else "DISAGREES"
         console.say(
-            f"check: autograd {outcome} on {check['n']} pairs, largest relative error {check['largest_error']:.1e} "
-            f"(allowed {check['tolerance']:.0e})"
+            f"check: autograd {outcome} on {check['n']} pairs; the largest relative error is "
+            f"{check['largest_error']:.1e} ({check['tolerance']:.0e} is allowed)"
         )
 
 
-def _show_advice(summary: dict[str, Any], console: Console) -> None:
-    if "advice" not in summary:
-        console.note("no forecast: it needs --pairs-only off, and at least 4 pairs")
-        return
-    advice = summary["advice"][summary["advice_from"]]
-    if advice["grid"]:
-        step = {"adamw": "AdamW's first", "sgd": "a gradient"}[advice["optimizer"]]
-        console.table(
-            f"Forecast: {step} step, tried on pairs it was not taken from; nats per nat of margin that DPO gains; "
-            "intervals over pairs, the step held as it is",
-            *theory_tables.tabulate_forecast(advice),
-        )
-    best = advice["recommended_lambda"]
-    console.say(f"recommended lambda: {'none' if best is None else f'{best:g}'}. {advice['reason']}")
-    if not summary["at_reference"]:
-        console.note("the forecast is of a DPO training that would start from this model, itself the reference")
-    if summary.get("drivers") == []:
-        console.say("no pair pushes the mean log pi(chosen) of the others down")
-    if summary.get("drivers"):
-        console.table(
-            "Pairs that drive displacement: what their part in a gradient step on DPO's loss does to the mean "
-            "log pi(chosen), nats per nat of margin that this step gains",
-            *theory_tables.tabulate_drivers(summary["drivers"]),
-        )
+def _find_advice(summary: dict[str, Any]) -> dict[str, Any] | None:
+    return summary["advice"][summary["advice_from"]] if "advice" in summary else None

@@ -1,4 +1,4 @@
-"""Columns and rows of the tables that `dpotool theory-gap` prints."""
+"""What `dpotool theory-gap` prints: its sentences, and the columns and rows of its tables."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def tabulate_gaps(summary: dict[str, Any]) -> Table:
             rows.append(
                 [f, kind.replace("_", "-"), format_significant(gaps["g1"]), format_significant(gaps["g2"]), *wrong]
             )
-    return ["f", "gap", "g1", "g2", "pairs where the paper's g1 has another sign, %", "g2, %"], rows
+    return ["lambda", "gap", "g1", "g2", "pairs whose printed g1 has the wrong sign, %", "g2, %"], rows
 
 
 def tabulate_verification(proof: dict[str, Any]) -> Table:
@@ -63,30 +63,94 @@ def tabulate_verification(proof: dict[str, Any]) -> Table:
     return ["optimizer", "f", "gap", "predicted", "measured", "slope of what is left", "learning rates"], rows
 
 
-def tabulate_forecast(advice: dict[str, Any]) -> Table:
-    """Returns the table of what a step would do, a row per lambda; the recommended one is marked."""
-    rows = []
-    for f, cell in advice["grid"].items():
-        mark = " *" if float(f) == advice["recommended_lambda"] else ""
-        rows.append(
-            [
-                f"{f}{mark}",
-                format_interval(cell["chosen_change"], 2),
-                format_interval(cell["rejected_change"], 2),
-                format_interval(cell["margin_change"], 1, 100),
-                format_interval(cell["accuracy"], 1, 100),
-                format_interval(cell["self_step_admissible_share"], 1, 100),
-            ]
-        )
-    columns = [
-        "lambda",
-        "chosen",
-        "rejected",
-        "margin, % of DPO's",
-        "reward accuracy, %",
-        "pairs whose band holds it, %",
+def say_advice(advice: Mapping[str, Any] | None) -> list[str]:
+    """Returns the recommended lambda and why, a sentence a line; nothing without a forecast."""
+    if advice is None:
+        return []
+    if not advice["grid"]:
+        return ["No lambda can be recommended.", advice["reason"]]
+    f = advice["recommended_lambda"]
+    dpo, cell = advice["grid"]["1"], advice["grid"][f"{f:g}"]
+    dpo_effect = f"DPO is forecast to {_say_change(dpo['chosen_change']['mean'])} for each nat of margin it gains"
+    if advice["basis"] == "dpo":
+        lowest = advice["lowest_affordable_lambda"]
+        fallback = f", {lowest:g} is the smallest lambda that is forecast to cost no accuracy" if lowest < 1 else ""
+        return [
+            "Recommended lambda: 1, which is DPO itself.",
+            f"{dpo_effect}, so its first step shows no displacement to prevent.",
+            f"Longer training can still displace them: check a short DPO run. If they fall there{fallback}."
+            if fallback
+            else "Longer training can still displace them: check a short DPO run.",
+        ]
+    why = {
+        "keeps_chosen": "It is the largest lambda at which the chosen answers are not forecast to fall.",
+        "limits_cost": "It is the smallest lambda that keeps DPO's accuracy, as far as these pairs can tell.",
+    }[advice["basis"]]
+    if f == 1:
+        why = "Every smaller lambda is forecast to cost accuracy or more than half of DPO's margin."
+    else:
+        dpo_effect += f"; lambda {f:g} is forecast to {_say_change(cell['chosen_change']['mean'])}"
+    return [f"Recommended lambda: {f:g}. {why}", f"{dpo_effect}."]
+
+
+def _say_change(change: float) -> str:
+    return f"{'lower' if change < 0 else 'raise'} the chosen answers by {abs(change):.2f} nats"
+
+
+def say_signs(summary: Mapping[str, Any]) -> str:
+    """Returns what Theorem 2.1 says of these pairs, beside what it says of the paper's."""
+    share, paper = 100 * summary["u_positive_share"]["value"], 100 * summary["u_positive_share"]["paper"]
+    cost, paper_cost = 100 * summary["v_negative_share"]["value"], 100 * summary["v_negative_share"]["paper"]
+    return (
+        f"By Theorem 2.1 a smaller lambda raises the chosen answer of {share:.1f} % of the pairs\n"
+        f"(paper: {paper:.1f} %) and costs accuracy on {cost:.1f} % (paper: {paper_cost:.1f} %)."
+    )
+
+
+def say_drivers(summary: Mapping[str, Any]) -> list[str]:
+    """Returns which pairs push the others down most, where a forecast knows."""
+    drivers = summary.get("drivers")
+    if drivers is None:
+        return []
+    if not drivers:
+        return ["No pair pushes the chosen answers of the other pairs down."]
+    pairs = ", ".join(str(pair["pair_id"]) for pair in drivers)
+    return [f"Pairs that push the chosen answers of the others down most: {pairs}."]
+
+
+def tabulate_forecast(advice: Mapping[str, Any]) -> Table:
+    """Returns the forecast of the first screen, a row per lambda; the recommended one is marked."""
+    rows = [
+        [
+            _mark(f, advice),
+            format_interval(cell["chosen_change"], 2),
+            format_interval(cell["margin_change"], 0, 100),
+            format_interval(cell["accuracy"], 1, 100),
+        ]
+        for f, cell in advice["grid"].items()
     ]
-    return columns, rows
+    return ["lambda", "chosen", "margin, % of DPO's", "reward accuracy, %"], rows
+
+
+def tabulate_whole_forecast(advice: Mapping[str, Any]) -> Table:
+    """Returns every column of the forecast, a row per lambda."""
+    rows = [
+        [
+            _mark(f, advice),
+            format_interval(cell["chosen_change"], 2),
+            format_interval(cell["rejected_change"], 2),
+            format_interval(cell["margin_change"], 1, 100),
+            format_interval(cell["accuracy"], 1, 100),
+            format_interval(cell["self_step_admissible_share"], 1, 100),
+        ]
+        for f, cell in advice["grid"].items()
+    ]
+    columns = ["lambda", "chosen", "rejected", "margin, % of DPO's", "reward accuracy, %"]
+    return [*columns, "pairs whose band includes it, %"], rows
+
+
+def _mark(f: str, advice: Mapping[str, Any]) -> str:
+    return f"{f} *" if float(f) == advice["recommended_lambda"] else f
 
 
 def tabulate_drivers(drivers: list[dict[str, Any]]) -> Table:

@@ -5,46 +5,55 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.settings import DEMO, DRY_RUN, SubjectSettings, setting
+from dpotool.settings import DEMO, DRY_RUN, ScreenSettings, SubjectSettings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class TheoryConfig(SubjectSettings):
+class TheoryConfig(ScreenSettings, SubjectSettings):
     """Settings of one theory table."""
 
     model: str = setting(
         DEMO, "Model at which the gradients are taken: run folder, checkpoint, hub id or builtin:demo."
     )
-    lambdas: str = setting("0.5,0.75,0.9,0.95", "Shift factors to give gaps and forecasts for, comma-separated.")
-    beta: float | None = setting(None, "Beta of the losses whose steps are compared; without it the run's own, or 0.1.")
-    gamma: float = setting(1.0, "Slope of the smoothed reward accuracy; 1 in the paper's figures.")
+    lambdas: str = setting("0.5,0.75,0.9,0.95", "Lambdas to compute gaps and forecasts for, separated by commas.")
+    beta: float | None = setting(
+        None,
+        "Beta of the losses whose steps are compared. The default is the beta that the run was trained with, or 0.1.",
+    )
+    gamma: float = setting(1.0, "Slope of the smoothed reward accuracy. The paper's figures use 1.")
     parameters: str = setting(
-        "all", "Parameters that count: all trained ones, last-N (decoder layers), lora or head.", panel="Extent"
+        "all",
+        "Parameters whose gradients are used: all (every trained parameter), last-N (the last N decoder layers), lora "
+        "or head.",
+        panel="Extent",
     )
     pairs_only: bool = setting(
         False,
-        "Only what concerns each pair by itself: no batch gaps and no advice, a third of the time and no memory for "
-        "mean gradients.",
+        "Compute only the products of each pair with itself. This takes a third of the time and no memory for mean "
+        "gradients, but gives no batch gaps, no forecast and no recommended lambda.",
         panel="Extent",
     )
     optimizer: str = setting(
-        "adamw", "Whose first step the advice is from: adamw (a product per lambda more) or sgd.", panel="Extent"
+        "adamw",
+        "Optimizer whose first step is forecast: adamw, which costs one more product per lambda, or sgd.",
+        panel="Extent",
     )
-    top: int = setting(5, "Show the N pairs that drive displacement most, with their texts.", panel="Extent")
+    top: int = setting(5, "Show the N pairs that drive displacement most.", panel="Extent")
     dry_run: bool = setting(False, DRY_RUN)
-    check: int = setting(0, "Recompute N pairs by autograd and print the error.", panel="Proof")
+    check: int = setting(0, "Compute N pairs again by autograd and print the largest error.", panel="Proof")
     verify: int = setting(
-        0, "Take real SGD and AdamW steps on the first N pairs, and compare measured gaps with predicted ones.",
+        0, "Take real SGD and AdamW steps on the first N pairs and compare the measured gaps with the predicted ones.",
         panel="Proof",
     )  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
-class PredictConfig(SubjectSettings):
+class PredictConfig(ScreenSettings, SubjectSettings):
     """Settings of one prediction."""
 
     at: str = setting(
-        "from", "Where the gradients are taken: at the first checkpoint (from), at the second (to), or in the middle."
+        "from",
+        "Where the gradients are taken: at the first checkpoint (from), at the second (to), or half-way (middle).",
     )
 
 

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpotool.settings import COUNT, DRY_RUN, SubjectSettings, setting
+from dpotool.settings import COUNT, DRY_RUN, ScreenSettings, SubjectSettings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreConfig(SubjectSettings):
+class ScoreConfig(ScreenSettings, SubjectSettings):
     """Settings of one scoring."""
 
-    beta: float | None = setting(None, "Scale of rewards; without it the run's own, or 0.1.")
+    beta: float | None = setting(
+        None, "Scale of the rewards. The default is the beta that the run was trained with, or 0.1."
+    )
     noise_floor: bool = setting(
-        True, "Score a sample of 8 to 32 pairs twice to see what rounding does; --no-noise-floor leaves it out."
+        True, "Score a sample of 8 to 32 pairs twice to measure rounding error. --no-noise-floor skips this."
     )
     measures: str = setting(
-        "", "What to say of each pair beside its log-probabilities, comma-separated; docs/cli.md lists the measures."
+        "", "Further measures to compute for each pair, separated by commas. docs/cli.md lists them."
     )
     checkpoints: str | None = setting(
         None,
-        "Score the checkpoints of the run that is named, oldest first, and say from which step on it is displaced: "
-        "all, or steps, comma-separated.",
+        "Score the checkpoints of the named run, oldest first, and say from which step on it is displaced. Give all, "
+        "or step numbers separated by commas.",
     )
     dry_run: bool = setting(False, DRY_RUN)
-    tokens: bool = setting(False, "Also write per-token log-probabilities to a second table.")
+    tokens: bool = setting(False, "Also write the log-probability of every token to a second table.")
 
 
 @dataclass(frozen=True, kw_only=True)

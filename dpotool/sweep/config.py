@@ -4,47 +4,56 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpotool.settings import Kinds, setting
+from dpotool.settings import Kinds, ScreenSettings, setting
 from dpotool.training.config import TrainingSettings, describe_losses, explain_loss
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig(TrainingSettings):
+class SweepConfig(ScreenSettings, TrainingSettings):
     """Settings of a sweep: those of every run in it, and the grid."""
 
     output: str | None = setting(
-        None, "Sweep folder; without it one whose name follows from the settings.", near=("output_dir",)
+        None, "Folder of the sweep. The default is a name made from the settings.", near=("output_dir",)
     )
-    lambdas: str = setting("0.5,0.75,0.9,0.95,1.0", "Fixed shift factors, comma-separated; 1.0 is DPO.", panel="Grid")
+    lambdas: str = setting("0.5,0.75,0.9,0.95,1.0", "Fixed lambdas, separated by commas. 1.0 is DPO.", panel="Grid")
     schedules: str = setting(
-        "", "Schedules to train too, comma-separated: linear_increase, linear_decrease, adaptive.", panel="Grid"
+        "",
+        "Lambda schedules to train as well, separated by commas: linear_increase, linear_decrease, adaptive.",
+        panel="Grid",
     )
     adaptive_rule: str | None = setting(
         None,
-        "Rules of the adaptive schedule, comma-separated: sign, band; a cell for each, without it sign.",
+        "Rules of the adaptive schedule, separated by commas: sign, band. Each is one run. The default is sign.",
         panel="Grid",
     )
     theory: str | None = setting(
-        None, "Theory table of the training pairs (`dpotool theory-gap --split train`), for adaptive.", panel="Grid"
+        None,
+        "Theory table of the training pairs, from `dpotool theory-gap --split train`. The adaptive schedule needs it.",
+        panel="Grid",
     )
     losses: str = setting(
         "",
-        "Other losses to train too, at their defaults: some of the list below, comma-separated, or all.",
+        "Other losses to train as well, with their default options: names from the list below, separated by "
+        "commas, or all.",
         panel="Grid",
         kinds=Kinds(describe_losses, title="Losses", explain=explain_loss),
     )
     grid: str = setting(
         "",
-        "Values of losses' options to train with, each a run: LOSS.OPTION=VALUE,VALUE and so on, separated by spaces, "
-        "e.g. 'dpop.lambda_dpop=5,50 simpo.beta=2,2.5'.",
+        "Options of losses to vary; each value is one run. Write LOSS.OPTION=VALUE,VALUE, separated by spaces, for "
+        "example 'dpop.lambda_dpop=5,50 simpo.beta=2,2.5'.",
         panel="Grid",
     )
     seeds: int = setting(
-        1, "Train every cell this many times, with --seed, --seed + 1, ...: intervals over training too.", panel="Grid"
+        1,
+        "Train everything this many times, with --seed, --seed + 1 and so on, to get intervals over training as well.",
+        panel="Grid",
     )
-    dry_run: bool = setting(False, "Only show what would be trained and what it costs.", panel="Grid")
+    dry_run: bool = setting(False, "Only show what would be trained and what it would cost.", panel="Grid")
     jobs: int = setting(
-        1, "Cells trained at a time, each in a process of its own; GPUs are dealt out in turn.", panel="Grid"
+        1,
+        "Number of runs trained at the same time, each in its own process. The GPUs are shared out among them.",
+        panel="Grid",
     )
 
 

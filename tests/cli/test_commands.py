@@ -216,9 +216,11 @@ def test_a_flag_of_a_file_can_be_switched_off(
 def test_two_models_side_by_side(dpotool: Any, model: Path, pairs: Path, trained: Path) -> None:
     flags = ("--model", model, "--data", pairs, "--test-fraction", "0.25", "--max-steps", 2)
     dpotool("train", *flags, "--output", "runs/second")
-    outcome = dpotool("score", "runs/first", "runs/second")
+    outcome = dpotool("score", "runs/first", "runs/second", "--full")
     [header] = [line for line in outcome.out.splitlines() if "first" in line and "second" in line]
     assert header.split() == ["first", "second"]
+    brief = dpotool("score", "runs/first", "runs/second").out
+    assert all(len(line) <= 80 for line in brief.splitlines() if line.startswith("  "))
 
 
 def test_plot_takes_the_newest_and_names_its_pictures(dpotool: Any, trained: Path) -> None:

@@ -106,13 +106,13 @@ def test_a_folder_that_is_no_run(dpotool: Any) -> None:
     assert "not a run folder" in outcome.err
 
 
-def test_score_ends_with_its_verdict(dpotool: Any, model: Path, pairs: Path) -> None:
+def test_score_begins_with_its_verdict(dpotool: Any, model: Path, pairs: Path) -> None:
     from tiny_models import save_tiny_model
 
     other = save_tiny_model(Path("other"), seed=3)
     outcome = dpotool("score", model, "--data", pairs, "--reference", other, "--output", "out")
     assert outcome.code == 0, outcome.err
-    verdict, next_ = outcome.out.splitlines()[-2:]
+    verdict, *_, next_ = outcome.out.splitlines()
     assert verdict.startswith("verdict on tiny: ") and "log pi(chosen) changed by" in verdict
     assert next_.startswith("next: ")
     summary = json.loads(Path("out/scores/pairs-all.summary.json").read_text())
