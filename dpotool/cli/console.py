@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +15,8 @@ from dpotool.stats import wording
 
 PIPED_WIDTH = 200
 """Columns of a table that goes into a pipe or file, where nothing says how wide it may be."""
+ANSWER_WIDTH = 80
+"""Columns of the first screen."""
 SECONDS_BETWEEN_LINES = 30.0
 """Between two lines of progress where there is no terminal to show a bar."""
 _INSTANT = 0.05
@@ -68,6 +71,11 @@ class Console(Progress):
 
         if self.is_main and not self.as_json:
             self._out.print(Text.assemble(*((printable(text), style) for text, style in parts)))
+
+    def answer(self, *sentences: str) -> None:
+        """Prints sentences of the first screen as one paragraph that fits a narrow terminal."""
+        if sentences:
+            self.say(textwrap.fill(" ".join(sentences), ANSWER_WIDTH, break_long_words=False, break_on_hyphens=False))
 
     def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Prints a table; the first column is left-aligned, the others right.

@@ -26,9 +26,7 @@ def run(config: PredictConfig, console: Console, checkpoints: list[str] | None) 
     start, end = choose_checkpoints(checkpoints or [], console)
     result = run_prediction(end, start, config, progress=console)
     summary = result.summary
-    for sentence in say_prediction(summary):
-        console.say(sentence)
-    console.table(f"{summary['data']} [{summary['split']}], n = {summary['n']}, 95 % intervals", *_tabulate(summary))
+    show_answer(summary, console)
     if config.full:
         console.table("How well the prediction fits the single pairs", *_tabulate_fit(summary))
         console.say("ratio and slope: 1 means that sizes are right. correlation: 1 means a perfect order of the pairs")
@@ -52,6 +50,12 @@ def choose_checkpoints(named: list[str], console: Console) -> tuple[str | None, 
     return None, str(run.path)
 
 
+def show_answer(summary: dict[str, Any], console: Console) -> None:
+    """Prints the first screen: what is explained, and a table."""
+    console.answer(*say_prediction(summary))
+    console.table(f"{summary['data']} [{summary['split']}], n = {summary['n']}, 95 % intervals", *_tabulate(summary))
+
+
 def say_prediction(summary: dict[str, Any]) -> list[str]:
     """Returns what was compared, how much of the chosen answers' change is explained, and how well pairs are ranked."""
     chosen = summary["chosen"]
@@ -59,16 +63,15 @@ def say_prediction(summary: dict[str, Any]) -> list[str]:
     what, moved = ("fall", "fell") if change < 0 else ("rise", "rose")
     parts = []
     if share is not None:
-        parts.append(f"explains {100 * share['value']:.0f} % of the {what}")
+        parts.append(f"explain {100 * share['value']:.0f} % of the {what}")
     if chosen["rank_correlation"] is not None:
         ranks = chosen["rank_correlation"]["value"]
-        parts.append(f"ranks the pairs {_grade(ranks)} ({ranks:.2f})")
-    sentences = [
-        f"From {summary['from']} to {summary['to']} the chosen answers {moved} by {abs(change):.2f} nats on average."
-    ]
+        parts.append(f"rank the pairs {_grade(ranks)} ({ranks:.2f})")
+    way = f"From {summary['from']} to {summary['to']}"
+    sentences = [f"{way} the chosen answers {moved} by {abs(change):.2f} nats."]
     if parts:
         at = {"from": "at the start", "to": "at the end", "middle": "half-way"}[summary["at"]]
-        sentences.append(f"The first order, with gradients taken {at}, {' and '.join(parts)}.")
+        sentences.append(f"Gradients taken {at} {' and '.join(parts)}.")
     if share is None:
         sentences.append(f"On these pairs the mean {what} cannot be told from 0, so no share of it can be stated.")
     return sentences

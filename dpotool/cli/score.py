@@ -59,7 +59,7 @@ def _show_scores(results: Sequence[ScoreResult], is_full: bool, console: Console
     """Prints the verdict on each model, a table, and where the rest stands."""
     judged = [(result.label, result.summary["verdict"]) for result in results if result.summary["verdict"] is not None]
     for label, verdict in judged:
-        console.say(f"verdict on {label}: {verdict['statement']}")
+        console.answer(f"verdict on {label}: {verdict['statement']}")
     is_whole = is_full or len(results) == 1
     for title, columns, rows in tabulate_scores(results) if is_whole else summarize_models(results):
         console.table(title, columns, rows)

@@ -37,11 +37,7 @@ def run(config: SweepConfig, console: Console) -> None:
         watch=lambda board: show_board(board, console, config.jobs),
     )
     if len(result.table):
-        first = result.table.iloc[0]
-        title = f"{first['model']} on {first['data']} [{first['split']}], n = {first['n']}; 95 % intervals over pairs"
-        for sentence in say_extremes(result.table):
-            console.say(sentence)
-        console.table(title, *tabulate_sweep(result.table, is_full=config.full))
+        show_table(result.table, console, is_full=config.full)
     is_whole = len(result.table) > 0 and not result.was_interrupted
     conclusion = conclude(str(result.folder), console) if is_whole and PartialState().is_main_process else {}
     console.say(f"sweep folder: {result.folder} ({result.n_trained} trained now, {len(result.table)} in all)")
@@ -67,6 +63,14 @@ def run(config: SweepConfig, console: Console) -> None:
             where=str(result.folder),
             remedy="See the warnings above; running the same command again tries only these",
         )
+
+
+def show_table(table: pd.DataFrame, console: Console, *, is_full: bool) -> None:
+    """Prints under which runs the chosen answers end lowest and highest, and a row per run."""
+    first = table.iloc[0]
+    console.answer(*say_extremes(table))
+    title = f"{first['model']} on {first['data']} [{first['split']}], n = {first['n']}; 95 % intervals over pairs"
+    console.table(title, *tabulate_sweep(table, is_full=is_full))
 
 
 def show_plan(config: SweepConfig, console: Console) -> None:
@@ -116,8 +120,8 @@ def conclude(folder: str, console: Console) -> dict[str, Any]:
 
 _COLUMNS: tuple[tuple[str, str, int, float], ...] = (
     ("change of chosen", "chosen_displacement", 2, 1),
-    ("displaced, %", "chosen_displaced_share", 1, 100),
-    ("reward accuracy, %", "reward_accuracy", 1, 100),
+    ("displaced, %", "chosen_displaced_share", 0, 100),
+    ("accuracy, %", "reward_accuracy", 1, 100),
 )
 _MORE_COLUMNS: tuple[tuple[str, str, int, float], ...] = (
     ("log pi(chosen)", "chosen_logps", 2, 1),
@@ -127,14 +131,14 @@ _MORE_COLUMNS: tuple[tuple[str, str, int, float], ...] = (
 
 
 def say_extremes(table: pd.DataFrame) -> list[str]:
-    """Returns under which run the chosen answers fell most and under which least; nothing for a single run."""
+    """Returns under which run the chosen answers end lowest and under which highest; nothing for a single run."""
     changes = table.set_index("label")["chosen_displacement"].dropna()
     if len(changes) < 2:
         return []
     worst, best = changes.idxmin(), changes.idxmax()
     return [
-        f"The chosen answers come out lowest under {worst} ({changes.min():+.2f} nats against the reference)",
-        f"and highest under {best} ({changes.max():+.2f} nats).",
+        f"The chosen answers moved by {changes.min():+.2f} nats under {worst}, the lowest of the runs,",
+        f"and by {changes.max():+.2f} nats under {best}, the highest.",
     ]
 
 

@@ -47,9 +47,8 @@ def run(config: TheoryConfig, console: Console) -> None:
 def show_answer(summary: dict[str, Any], console: Console) -> None:
     """Prints the first screen: the recommended lambda with its reason, and the forecast."""
     advice = _find_advice(summary)
-    for sentence in theory_tables.say_advice(advice):
-        console.say(sentence)
-    console.say(theory_tables.say_signs(summary))
+    console.answer(*theory_tables.say_advice(advice))
+    console.answer(theory_tables.say_signs(summary))
     if advice is None:
         console.note("There is no forecast: it needs at least 4 pairs, and is left out with --pairs-only.")
     elif not summary["at_reference"]:
@@ -62,8 +61,7 @@ def show_answer(summary: dict[str, Any], console: Console) -> None:
     else:
         console.table(title, *theory_tables.tabulate_forecast(advice))
         console.say("chosen: change of log pi(chosen) in nats, for each nat of margin that DPO gains")
-    for sentence in theory_tables.say_drivers(summary):
-        console.say(sentence)
+    console.answer(*theory_tables.say_drivers(summary))
 
 
 def show_everything(summary: dict[str, Any], console: Console) -> None:

@@ -89,7 +89,8 @@ def say_advice(advice: Mapping[str, Any] | None) -> list[str]:
     if f == 1:
         why = "Every smaller lambda is forecast to cost accuracy or more than half of DPO's margin."
     else:
-        dpo_effect += f"; lambda {f:g} is forecast to {_say_change(cell['chosen_change']['mean'])}"
+        change = cell["chosen_change"]["mean"]
+        dpo_effect += f", and lambda {f:g} to {'lower' if change < 0 else 'raise'} them by {abs(change):.2f}"
     return [f"Recommended lambda: {f:g}. {why}", f"{dpo_effect}."]
 
 
@@ -102,7 +103,7 @@ def say_signs(summary: Mapping[str, Any]) -> str:
     share, paper = 100 * summary["u_positive_share"]["value"], 100 * summary["u_positive_share"]["paper"]
     cost, paper_cost = 100 * summary["v_negative_share"]["value"], 100 * summary["v_negative_share"]["paper"]
     return (
-        f"By Theorem 2.1 a smaller lambda raises the chosen answer of {share:.1f} % of the pairs\n"
+        f"By Theorem 2.1 a smaller lambda raises the chosen answer of {share:.1f} % of the pairs "
         f"(paper: {paper:.1f} %) and costs accuracy on {cost:.1f} % (paper: {paper_cost:.1f} %)."
     )
 
