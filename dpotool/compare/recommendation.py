@@ -2,7 +2,7 @@
 
 The baseline must itself be a trained run that ranks pairs and lowers the chosen answers, or there is nothing to remedy.
 `compare.eligibility` has the conditions. A setting that was trained with several seeds is judged by all of them, not by
-its luckiest run. docs/verdict.md has the rule, its defaults and its limits, docs/comparing.md how often it is wrong.
+its luckiest run. docs/verdict.md has the rule, its defaults and its limits.
 """
 
 from __future__ import annotations
