@@ -56,7 +56,7 @@ def test_the_list_holds_models_and_the_built_in_one_newest_first(own_cache: Path
     assert (entries[A].n_pairs, entries[A].types, entries[A].models) == (3, "float32", ("/models/first",))
     assert (entries[B].n_pairs, entries[B].types) == (2, "bfloat16-bfloat16")
     assert entries[B].models == ("org/second", "org/again")
-    assert entries["0123456789ab"].n_bytes == 30 and not entries["0123456789ab"].is_complete
+    assert entries["0123456789ab"].n_bytes == 40 and not entries["0123456789ab"].is_complete
     assert list_entries()[-1].fingerprint == A
 
 
@@ -116,7 +116,7 @@ def test_clearing_deletes_what_is_ours_and_nothing_else(own_cache: Path, tmp_pat
     entries: list[CacheEntry] = list_entries()
     n_bytes = sum(entry.n_bytes for entry in entries)
     cleared = clear_entries(entries)
-    assert (cleared.n_entries, cleared.n_files, cleared.n_bytes) == (3, 8, n_bytes)
+    assert (cleared.n_entries, cleared.n_files, cleared.n_bytes) == (3, 9, n_bytes)
     assert not folder.exists() and not demo.exists()
     assert cleared.left == (other,)
     kept = {path.name for path in own_cache.rglob("*") if path.is_file()}

@@ -130,7 +130,11 @@ def test_a_band_needs_no_summary_but_gap_and_forecast_do(tmp_path):
 
 @pytest.mark.parametrize("kind", [kind.name for kind in list_plots() if kind.needs != "prediction"])
 def test_missing_tables_are_one_line_with_the_command_that_makes_them(tmp_path, kind):
-    with pytest.raises(DpotoolError, match=r"no (scores|theory table) here. Run `dpotool (score .*|theory-gap)` first"):
+    needed = (
+        r"no (scores|theory table|diagnosis) here. Run `dpotool (score|theory-gap|diagnose).*` first|"
+        r"no judgments here. Run `dpotool generate .*`, then `dpotool judge .*`"
+    )
+    with pytest.raises(DpotoolError, match=needed):
         draw_names(kind, make_folder(tmp_path / "run"))
 
 
@@ -164,7 +168,8 @@ def test_all_leaves_out_the_gaps_and_begins_with_the_most_telling(tmp_path):
         "quadrants", "tradeoff", "tradeoff-margin", "accuracy", "displacement", "margin", "distributions", "forecast",
         "theory", "band", "gap-ladder",
     ]  # fmt: skip
-    assert set(gallery.skipped) == {"trajectory", "prediction"}
+    lacking = ("log", "prediction", "diagnosis", "judgments")
+    assert set(gallery.skipped) == {kind.name for kind in list_plots() if kind.needs in lacking} >= {"trajectory"}
 
 
 def draw_counts(scene) -> Drawing:
