@@ -26,7 +26,7 @@ from typing import Any
 from harness import DOCS, Row, describe_machine, name_of
 from page import format_table, replace_section
 
-from dpotool.cache.root import reference_root
+from dpotool.cache.root import store_root
 from dpotool.settings import DEMO
 
 _MIB = 2**20
@@ -93,7 +93,7 @@ def measure(cases: Sequence[Case]) -> Iterator[Row]:
             with tempfile.TemporaryDirectory() as folder:
                 run(["score", model, "--limit", "8", *(f"--data={path}" for path in data)], Path(folder))
             warmed.add(model)
-        shutil.rmtree(reference_root(), ignore_errors=True)
+        shutil.rmtree(store_root(), ignore_errors=True)
         with tempfile.TemporaryDirectory() as folder:
             planned = run([*case.words, "--dry-run"], Path(folder)).printed
             estimate = planned.get("estimates", [planned])[0]

@@ -43,7 +43,7 @@ def prepare_dpotool(workload: Workload, folder: str, *, batch_size: int, n_steps
     )
     config, run = name_folder(config)
     claim(run, config)
-    return prepare_trainer(config, build_objective(config), run, SILENT, str)
+    return prepare_trainer(config, build_objective(config), run, SILENT)
 
 
 def prepare_trl(workload: Workload, folder: str, *, batch_size: int, n_steps: int) -> Trainer:

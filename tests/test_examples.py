@@ -118,8 +118,8 @@ def test_the_small_file_suits_every_loss() -> None:
 def test_the_papers_recipe_is_the_papers() -> None:
     """Batch 128 as 4 pairs x 32 micro-batches; 61,135 pairs of UltraFeedback then make 478 steps an epoch."""
     given = read_config(EXAMPLES / "paper_recipe.yaml", TrainConfig)
+    check_config(TrainConfig(**given))
     config = fill_in(TrainConfig(**given))
-    check_config(config)
     objective = build_objective(config)
     assert (objective.loss.name, objective.beta, objective.shift_at(0, 478)) == ("shift", 0.01, 0.95)
     assert config.batch_size is not None and config.batch_size * config.gradient_accumulation == 128
