@@ -13,7 +13,6 @@ from dpotool.runs.tables import read_table
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.run import sweep
 from dpotool.training.demo import ensure_demo_model
-from dpotool.training.run import TrainResult
 
 pytestmark = pytest.mark.slow
 
@@ -53,18 +52,16 @@ def test_and_costs_margin_and_accuracy(runs: pd.DataFrame) -> None:
     assert runs.loc[0.5, "reward_accuracy"] < runs.loc[1.0, "reward_accuracy"]
 
 
-def test_the_model_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_model_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from dpotool.training import demo
 
     calls: list[str] = []
 
-    def pretend(config: object, **_kwargs: object) -> TrainResult:
+    def pretend(place: Path, _progress: object) -> None:
         calls.append("trained")
-        folder = Path(config.output)  # type: ignore[attr-defined]
-        folder.mkdir()
-        (folder / "config.json").write_text("{}")
-        return TrainResult(RunFolder(folder))
+        (place / "trained").mkdir()
+        (place / "trained" / "config.json").write_text("{}")
 
-    monkeypatch.setattr(demo, "train", pretend)
+    monkeypatch.setattr(demo, "_train_apart", pretend)
     assert ensure_demo_model() == ensure_demo_model()
     assert calls == ["trained"]
