@@ -247,4 +247,4 @@ def test_a_log_alone_makes_a_report_that_warns(dpotool: Any) -> None:
     outcome = dpotool("report", "trl", "-o", "page.html")
     assert (outcome.code, outcome.out) == (0, "report: page.html\n")
     assert "warning: There is no verdict, because nothing here is scored" in outcome.err
-    assert ">What is missing</h2>" in Path("page.html").read_text(encoding="utf-8")
+    assert ">What is missing, and what to do next</h2>" in Path("page.html").read_text(encoding="utf-8")
