@@ -18,7 +18,7 @@ from dpotool.measures.config import ScoreConfig
 from dpotool.measures.run import score_models
 from dpotool.runs.folder import RunFolder
 from dpotool.training import preparation
-from dpotool.training.trainer import PreferenceTrainer
+from dpotool.training.trainer import N_CHECKED, PreferenceTrainer
 
 Run = Callable[..., RunFolder]
 
@@ -51,13 +51,14 @@ def test_the_same_numbers_as_without_the_store(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """24 training and 8 test pairs, 4 evaluations. The reference, three evaluations and the 8 pairs of
-    `check_step_zero` are computed, the score is not. An SFT run has neither reference nor check: four evaluations."""
+    `check_step_zero` are computed, the score is not. An SFT run has neither reference nor check: four evaluations.
+    And a few pairs are looked at before weights are saved, lest they be no numbers."""
     folder = run(eval_steps=1, **changes)
     trained, n_computed[:] = sum(n_computed), []
     table = score(folder)
     scored = sum(n_computed)
     is_sft = changes.get("loss") == "sft"
-    assert (trained, scored) == ((4 * 8, 0) if is_sft else (24 + 8 + 8 + 3 * 8, 0))
+    assert (trained, scored) == ((4 * 8 + N_CHECKED, 0) if is_sft else (24 + 8 + 8 + 3 * 8 + N_CHECKED, 0))
 
     monkeypatch.setenv("DPOTOOL_CACHE", str(tmp_path / "other cache"))
     build = preparation._build_trainer
@@ -75,7 +76,7 @@ def test_an_adapter_is_evaluated_each_time(run: Run, n_computed: list[int]) -> N
     """Its weights are saved apart from the model's, and another fingerprint is that of the two together."""
     pytest.importorskip("peft")
     run(lora=True)
-    assert sum(n_computed) == 24 + 8 + 8 + 4 * 8
+    assert sum(n_computed) == 24 + 8 + 8 + 4 * 8 + N_CHECKED
 
 
 def test_sharded_weights_are_evaluated_each_time(
@@ -96,6 +97,6 @@ def test_sharded_weights_are_evaluated_each_time(
     monkeypatch.setattr(PreferenceTrainer, "__init__", build_and_take_it_back)
     monkeypatch.setattr(Scorer, "renewed", lambda *_args, **_options: pytest.fail("hashed"))
     folder = run(eval_steps=1)
-    assert sum(n_computed) == 24 + 8 + 8 + 4 * 8
+    assert sum(n_computed) == 24 + 8 + 8 + 4 * 8 + N_CHECKED
     with pytest.raises(DpotoolError, match="sharded weights cannot be watched"):
         run(output=str(folder.path) + "-watched", monitor_theory=True)
