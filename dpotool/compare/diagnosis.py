@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dpotool.compare.scored_run import SIDES
 from dpotool.stats.bootstrap import bootstrap_means, read_clusters
 from dpotool.stats.correlation import correlate_many
 
@@ -23,7 +24,6 @@ SPAN_TEXTS = {
 }
 """Span -> what tables and pictures call it."""
 SPANS = tuple(SPAN_TEXTS)
-SIDES = ("chosen", "rejected")
 RISKS = {
     "ches": ("CHES", "ches"),
     "ln_ches": ("ln-CHES", "ches"),

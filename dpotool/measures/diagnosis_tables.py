@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dpotool.compare.scored_run import SIDES
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.subject import OpenSubject
@@ -21,7 +22,6 @@ from dpotool.runs.folder import RunFolder
 from dpotool.runs.schemas import THEORY_SCHEMA
 from dpotool.runs.tables import read_metadata, read_table
 
-SIDES = ("chosen", "rejected")
 N_LISTED = 20
 """Vocabulary items that a summary names, of those that gained and of those that lost most."""
 
