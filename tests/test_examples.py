@@ -55,7 +55,8 @@ TRAINING = ("--model", "tiny", "--data", "pairs.jsonl", "--test-fraction", "0.25
 
 def test_01_scores_two_runs_side_by_side(start: Any, folder: Path) -> None:
     out = start("01_train_and_score.sh", *TRAINING)
-    assert re.search(r"^ +dpo +shift *$", out, re.MULTILINE)
+    assert re.search(r"^ +mean over pairs .*", out, re.MULTILINE)
+    assert re.search(r"^ +dpo\b", out, re.MULTILINE) and re.search(r"^ +shift\b", out, re.MULTILINE)
     runs = folder / "runs" / "example-01"
     assert (runs / "plots" / "displacement.png").stat().st_size > 5000
     assert all((runs / run / "scores" / "pairs-test.parquet").is_file() for run in ("dpo", "shift"))
@@ -88,14 +89,14 @@ def test_05_compares_two_runs_pair_by_pair(
     monkeypatch.setattr(sys, "argv", ["05_python_api.py", *TRAINING])
     _import("05_python_api.py").main()
     out = capsys.readouterr().out
-    lines = out.splitlines()
-    assert [line.partition(",")[0] for line in lines] == ["chosen_logps", "reward_margins"]
+    differences = dict(line.split(",", 1) for line in out.splitlines() if " minus " in line)
+    assert list(differences) == ["chosen_logps", "reward_margins"]
     dpo, shift = (
         pd.read_parquet(folder / "runs" / "example-05" / run / "scores" / "pairs-test.parquet")
         for run in ("dpo", "shift")
     )
     difference = (shift["reward_margins"] - dpo["reward_margins"]).mean()
-    assert f"{difference:+.3f} nats" in lines[1]
+    assert f"{difference:+.3f} nats" in differences["reward_margins"]
 
 
 def test_06_follows_a_forecast_to_its_outcome(start: Any, folder: Path) -> None:

@@ -55,7 +55,7 @@ def test_an_adapter_is_watched_too(run: Run) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"loss": "sft"}, "--monitor-theory: loss 'sft' has no rejected completion"),
+        ({"loss": "sft"}, "--monitor-theory: loss 'sft' does not weigh two whole completions"),
         ({"gradient_checkpointing": True}, "--monitor-theory: a backward pass that recomputes activations"),
     ],
 )
