@@ -188,10 +188,7 @@ class PairEncoder:
 
     def _close_turn(self, completion_ids: list[int]) -> None:
         """Appends EOS in place where the last token that is not white space is no special token."""
-        end = len(completion_ids)
-        while end and self.is_blank(completion_ids[end - 1]):
-            end -= 1
-        if end and completion_ids[end - 1] not in self.closing_ids:
+        if not self.count_end(completion_ids) and any(not self.is_blank(token_id) for token_id in completion_ids):
             completion_ids.append(self._eos_id)
 
     def is_blank(self, token_id: int) -> bool:
@@ -200,6 +197,13 @@ class PairEncoder:
         if known is None:
             known = self._is_blank_id[token_id] = not self._tokenizer.decode([token_id]).strip()
         return known
+
+    def count_end(self, ids: Sequence[int]) -> int:
+        """Returns how many tokens close an answer: a control token, and the white space that a template puts behind."""
+        end = len(ids)
+        while end and self.is_blank(ids[end - 1]):
+            end -= 1
+        return len(ids) - end + 1 if end and ids[end - 1] in self.closing_ids else 0
 
     def _check_content(self, pair: EncodedPair, minimum: list[int]) -> EncodedPair | str:
         if pair.chosen_ids == minimum:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +18,7 @@ from accelerate.utils import gather_object
 from msgspec.structs import asdict
 
 from dpotool.compare.diagnosis import summarize_diagnosis
+from dpotool.data.encoding import PairEncoder
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.likelihood.views import PairView, iter_views
@@ -105,7 +106,8 @@ def look_into(
         watch: told what each part of the work took.
     """
     state = PartialState()
-    eos_ids = _find_eos_ids(opened)
+    encoder = PairEncoder(opened.tokenizer)
+    end_id = _find_end(pairs, encoder)
     found: list[PairInside] = []
     with progress.track(f"diagnosing {opened.subject.label}", len(pairs)) as advance:
         views = iter_views(opened.policy_scorer, opened.reference_scorer, pairs)
@@ -114,7 +116,7 @@ def look_into(
                 view = next(views, None)
             if view is None:
                 break
-            found += _read_view(view, eos_ids, config, gains, watch)
+            found += _read_view(view, encoder, end_id, config, gains, watch)
             watch.n_pairs += len(view.pairs)
             advance(len(view.pairs) * state.num_processes)
     if state.num_processes > 1:
@@ -125,13 +127,20 @@ def look_into(
     return sorted(found, key=lambda inside: inside.place)
 
 
-def _find_eos_ids(opened: OpenSubject) -> list[int]:
-    eos_id = opened.tokenizer.eos_token_id
-    return [] if eos_id is None else [int(eos_id)]
+def _find_end(pairs: Sequence[TokenizedPair], encoder: PairEncoder) -> int | None:
+    """Returns the token that closes most answers: with a chat template it need not be the tokenizer's end token."""
+    answers = [ids for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    ends = Counter(ids[-n] for ids in answers if (n := encoder.count_end(ids)))
+    return ends.most_common(1)[0][0] if ends else None
 
 
 def _read_view(
-    view: PairView, eos_ids: Sequence[int], config: DiagnoseConfig, gains: VocabularyGains, watch: Stopwatch
+    view: PairView,
+    encoder: PairEncoder,
+    end_id: int | None,
+    config: DiagnoseConfig,
+    gains: VocabularyGains,
+    watch: Stopwatch,
 ) -> list[PairInside]:
     judge = view.reference or view.policy  # risk is what one model says before the other is trained from it
     with watch.timing("ches"):
@@ -139,15 +148,16 @@ def _read_view(
     with watch.timing("output layer"):
         risks |= {name: values.cpu().numpy() for name, values in compute_head_products(judge).items()}
     with watch.timing("similarity"):
-        aligned = [align_answers(pair.chosen_ids, pair.rejected_ids, eos_ids) for pair in view.pairs]
-        similarity = [compute_edit_similarity(pair.chosen_ids, pair.rejected_ids) for pair in view.pairs]
+        answers = [(pair.chosen_ids, pair.rejected_ids) for pair in view.pairs]
+        aligned = [align_answers(*both, (encoder.count_end(both[0]), encoder.count_end(both[1]))) for both in answers]
+        similarity = [compute_edit_similarity(*both) for both in answers]
     with watch.timing("token log-probabilities"):
         logps = view.policy.logps.double().cpu().numpy()
         ref_logps = view.reference.logps.double().cpu().numpy() if view.reference else np.full_like(logps, np.nan)
     cuts = np.cumsum([len(ids) for pair in view.pairs for ids in (pair.chosen_ids, pair.rejected_ids)])
     starts = np.concatenate([[0], cuts])
     with watch.timing("mass"):
-        looked, mass = _look_at_mass(view, aligned, starts, eos_ids, config, gains)
+        looked, mass = _look_at_mass(view, aligned, starts, end_id, config, gains)
     inside = []
     for row, place in enumerate(view.places):
         numbers = {name: float(values[row]) for name, values in risks.items()} | {"edit_similarity": similarity[row]}
@@ -176,7 +186,7 @@ def _look_at_mass(
     view: PairView,
     aligned: Sequence[tuple[AlignedAnswer, AlignedAnswer]],
     starts: np.ndarray,
-    eos_ids: Sequence[int],
+    end_id: int | None,
     config: DiagnoseConfig,
     gains: VocabularyGains,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -204,7 +214,7 @@ def _look_at_mass(
                 view.reference,
                 torch.as_tensor(looked[-1], device=device),
                 torch.as_tensor(np.concatenate(rivals), device=device),
-                eos_ids[0] if eos_ids else None,
+                end_id,
                 gains if side == "chosen" else VocabularyGains(),
             )
         )

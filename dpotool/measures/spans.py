@@ -4,7 +4,7 @@ The two answers of a pair often agree for long stretches, and displacement on wh
 displacement on what sets them apart. So their tokens are aligned by a longest common subsequence of token ids, and
 every token is in exactly one span:
 
-- `eos`: the end token that closes the answer;
+- `eos`: what closes the answer, the end token and the white space that a chat template puts behind it;
 - `shared_prefix`: before the first difference;
 - `shared`: after it, and matched with a token of the other answer;
 - `divergent`: matched with none.
@@ -22,7 +22,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from rapidfuzz.distance import LCSseq, Levenshtein
 
-SPANS = ("shared_prefix", "shared", "divergent", "eos")
+from dpotool.compare.diagnosis import SPANS
+
 NONE = -1
 
 
@@ -41,14 +42,14 @@ class AlignedAnswer:
 
 
 def align_answers(
-    chosen: Sequence[int], rejected: Sequence[int], eos_ids: Sequence[int]
+    chosen: Sequence[int], rejected: Sequence[int], n_ends: tuple[int, int]
 ) -> tuple[AlignedAnswer, AlignedAnswer]:
     """Aligns the token ids of the two answers of a pair; returns the chosen one, then the rejected one.
 
     Args:
-        eos_ids: tokens that close an answer.
+        n_ends: how many tokens close either answer (`PairEncoder.count_end`).
     """
-    bodies = [_cut_end(ids, eos_ids) for ids in (chosen, rejected)]
+    bodies = [list(ids[: len(ids) - n]) for ids, n in zip((chosen, rejected), n_ends, strict=True)]
     prefix = _count_shared_prefix(*bodies)
     matches = [(place, place) for place in range(prefix)]
     blocks = LCSseq.opcodes(bodies[0][prefix:], bodies[1][prefix:])
@@ -75,10 +76,6 @@ def sum_spans(changes: Float[np.ndarray, " tokens"], spans: Sequence[str]) -> di
     """Sums a value per token over each span, in float64; the sums add up to the sum over all tokens."""
     names = np.asarray(spans)
     return {span: float(np.sum(changes[names == span], dtype=np.float64)) for span in SPANS}
-
-
-def _cut_end(ids: Sequence[int], eos_ids: Sequence[int]) -> list[int]:
-    return list(ids[:-1]) if ids and ids[-1] in eos_ids else list(ids)
 
 
 def _count_shared_prefix(chosen: Sequence[int], rejected: Sequence[int]) -> int:

@@ -169,7 +169,7 @@ def _span_columns(side: str) -> list[pa.Field]:
         "shared_prefix": "before the first token in which the two answers differ",
         "shared": "after it, matched with a token of the other answer",
         "divergent": "matched with no token of the other answer",
-        "eos": "the end token",
+        "eos": "that close the answer",
     }
     return [
         column(f"{side}_{span}", pa.float64(), "nats", f"part of {side}_displacement on tokens {text}")

@@ -81,8 +81,11 @@ def test_an_eos_of_the_tokenizers_own_is_not_a_second_one(tokenizer: PreTrainedT
 )
 def test_a_turn_is_closed_by_the_template_or_by_eos(tokenizer: PreTrainedTokenizerBase, end: str) -> None:
     encoded = encode(tokenizer, [USER], _answer("It is blue."), _answer("No."))
+    encoder = PairEncoder(tokenizer)
     for ids, content in ((encoded.chosen_ids, "It is blue."), (encoded.rejected_ids, "No.")):
         assert tokenizer.decode(ids).lstrip(" ").replace("</s> ", "</s>") == content + end
+        body = tokenizer.decode(ids[: len(ids) - encoder.count_end(ids)])
+        assert body.strip() == content, "what closes the answer is the control token and all behind it"
 
 
 def test_a_merged_boundary_is_said() -> None:

@@ -30,16 +30,23 @@ ALIGNED = [
 
 @pytest.mark.parametrize(("chosen", "rejected", "of_chosen", "of_rejected", "rivals"), ALIGNED)
 def test_alignment_by_hand(chosen, rejected, of_chosen, of_rejected, rivals) -> None:
-    one, other = align_answers(chosen, rejected, [EOS])
+    one, other = align_answers(chosen, rejected, (chosen[-1:] == [EOS], rejected[-1:] == [EOS]))
     letters = {"shared_prefix": "p", "shared": "s", "divergent": "d", "eos": "e"}
     assert "".join(letters[span] for span in one.spans) == of_chosen
     assert "".join(letters[span] for span in other.spans) == of_rejected
     assert one.rivals.tolist() == rivals
 
 
+def test_white_space_behind_the_end_token_belongs_to_the_end() -> None:
+    """As ChatML templates close a turn: two tokens close it, and neither is of what the two answers share."""
+    one, other = align_answers([5, 7, EOS, 9], [5, 8, EOS], (2, 1))
+    assert one.spans == ["shared_prefix", "divergent", "eos", "eos"]
+    assert other.spans == ["shared_prefix", "divergent", "eos"]
+
+
 def test_swapping_the_answers_swaps_the_alignment() -> None:
     for pair in PAIRS:
-        one, other = align_answers(pair.chosen_ids, pair.rejected_ids, [EOS])
+        one, other = align_answers(pair.chosen_ids, pair.rejected_ids, (1, 1))
         assert sum(span.startswith("shared") for span in one.spans) == sum(
             span.startswith("shared") for span in other.spans
         )
@@ -111,7 +118,7 @@ def test_masses_sum_to_one_and_are_those_of_the_whole_distribution(family: str, 
         is_chosen = view.policy.completions % 2 == 0
         places = is_chosen.nonzero().squeeze(1)
         rivals = torch.cat(
-            [torch.tensor(align_answers(p.chosen_ids, p.rejected_ids, [EOS])[0].rivals) for p in view.pairs]
+            [torch.tensor(align_answers(p.chosen_ids, p.rejected_ids, (0, 0))[0].rivals) for p in view.pairs]
         )
         columns = compute_mass(view.policy, view.reference, places, rivals, EOS, gains)
         expected = [
