@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,10 +19,10 @@ from dpotool.plots.theme import (
     CHOSEN,
     FAINT,
     INK,
-    MANY,
     MUTED,
     REJECTED,
     describe_n,
+    draw_points,
     make_figure,
     set_note,
     set_title,
@@ -34,8 +33,6 @@ from dpotool.theory.prediction_summary import summarize_prediction
 _SIDES = {"chosen": (CHOSEN, "o"), "rejected": (REJECTED, "s")}
 _COLUMNS = ("chosen_change", "rejected_change", "predicted_chosen_change", "predicted_rejected_change")
 _PLACES = {"from": "at the first", "middle": "halfway between them", "to": "at the second"}
-_LOOKS = {500: (20, 0.6, 0.3), MANY: (8, 0.3, 0.0), math.inf: (6, 0.22, 0.0)}
-"""Number of points up to which they are drawn so -> size, opacity, width of the edge."""
 _LOPSIDED = 3.0  # ratio of the axes' lengths from which a square would waste most of itself
 
 Values = NDArray[np.float64]
@@ -75,7 +72,7 @@ def plot_prediction(table: pd.DataFrame, *, model: str, data: str, about: Mappin
     panels = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, (side, (color, marker)) in zip(panels, _SIDES.items(), strict=True):
         predicted, measured = (usable[f"{p}{side}_change"].to_numpy(dtype=np.float64) for p in ("predicted_", ""))
-        _draw_points(axes, predicted, measured, color, marker)
+        draw_points(axes, predicted, measured, color, marker)
         axes.set_title(f"{side}\n{_describe_fit(found[side])}", fontsize=9, color=INK)
         axes.set_xlabel("predicted change of log-likelihood (nats)")
     _set_scale(panels[0], usable)
@@ -88,15 +85,6 @@ def plot_prediction(table: pd.DataFrame, *, model: str, data: str, about: Mappin
     set_title(figure, "Measured against predicted displacement", model, data, describe_n(len(usable), n_excluded))
     set_note(figure, _describe(about, found))
     return figure
-
-
-def _draw_points(axes: Axes, predicted: Values, measured: Values, color: str, marker: str) -> None:
-    n = len(predicted)
-    size, alpha, edge = next(look for most, look in _LOOKS.items() if n <= most)
-    axes.scatter(
-        predicted, measured, s=size, marker=marker, color=color, alpha=alpha, linewidths=edge, edgecolors="white",
-        rasterized=n > MANY, zorder=2,
-    )  # fmt: skip
 
 
 def _set_scale(axes: Axes, usable: pd.DataFrame) -> None:

@@ -17,10 +17,10 @@ from dpotool.plots.scene import Scene
 from dpotool.plots.theme import (
     CHOSEN,
     INK,
-    MANY,
     MUTED,
     REJECTED,
     describe_n,
+    draw_points,
     make_figure,
     set_note,
     set_title,
@@ -101,10 +101,7 @@ def _draw_correlations(axes: Axes, risks: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_pairs(axes: Axes, measure: pd.Series, change: pd.Series, called: str) -> None:
-    is_many = len(change) > MANY
     axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
-    axes.scatter(
-        measure, change, s=4 if is_many else 14, color=MUTED, alpha=0.6, linewidths=0, rasterized=is_many, zorder=2
-    )
+    draw_points(axes, measure.to_numpy(), change.to_numpy(), MUTED)
     axes.set_xlabel(wrap(called, 34, 2))
     axes.ticklabel_format(axis="x", scilimits=(-3, 4), useMathText=True)

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any, ParamSpec
 
 import matplotlib as mpl
+import numpy as np
 import seaborn
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError, suggest_nearest
@@ -35,6 +37,8 @@ _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 HATCHES = {"chosen": "", "rejected": "/////", "margin": "....."}
 MANY = 3000
 """Points from which they are drawn small, and as one image in vector formats."""
+_POINTS = {500: (20, 0.6, 0.3), MANY: (8, 0.3, 0.0), math.inf: (6, 0.22, 0.0)}
+"""Number of points up to which they are drawn so -> size, opacity, width of the edge."""
 
 _STYLE = {
     **seaborn.axes_style("ticks"),
@@ -119,6 +123,15 @@ def set_note(figure: Figure, text: str) -> None:
     kept = text.replace(" %", "\N{NO-BREAK SPACE}%")
     wrapped = textwrap.fill(kept, _characters_across(figure, size=7.5)).replace("\N{NO-BREAK SPACE}", " ")
     figure.supxlabel(wrapped, fontsize=7.5, color=MUTED, x=0.01, ha="left")
+
+
+def draw_points(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], color: str, marker: str = "o") -> None:
+    """A point per pair; the more there are, the smaller and paler."""
+    size, alpha, edge = next(look for most, look in _POINTS.items() if len(x) <= most)
+    axes.scatter(
+        x, y, s=size, marker=marker, color=color, alpha=alpha, linewidths=edge, edgecolors="white",
+        rasterized=len(x) > MANY, zorder=2,
+    )  # fmt: skip
 
 
 def describe_n(n: int, n_excluded: int = 0) -> str:
