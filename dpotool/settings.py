@@ -291,7 +291,7 @@ class SubjectSettings(ComputeSettings, DataSettings):
     """What is examined and on what; None means: as its run was trained, or the default for a model from elsewhere."""
 
     data: str | None = setting(  # type: ignore[assignment]  # resolved by `describe_subject`
-        None, "Preference pairs; without it, what the run was evaluated on, or builtin:demo."
+        None, "Preference pairs; without it, what the run was evaluated on. A model that is no run needs it."
     )
     reference: str | None = setting(None, "Reference model; without it the run's own, or an adapter's base model.")
     format: str = setting("parquet", "Format of the tables: parquet, csv or jsonl.")

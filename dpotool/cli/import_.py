@@ -11,7 +11,8 @@ from dpotool.foreign.config import ImportConfig
 _FILE = Positional(
     "file",
     str,
-    "TRL's trainer_state.json, reward-bench's _outputs.jsonl or _all.jsonl, or a .pt file with a dict of tensors.",
+    "TRL's trainer_state.json or its run's folder, reward-bench's _outputs.jsonl or _all.jsonl, or a .pt file with a "
+    "dict of tensors.",
     required=True,
 )
 

@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None:
     """Measure how likely each model finds the chosen and rejected answers, and whether it is displaced."""
+    from dpotool.measures.checkpoints import ALL, has_only_checkpoints, list_checkpoints
     from dpotool.measures.run import score_models
     from dpotool.runs.folder import newest_run
 
@@ -37,9 +38,10 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
         models = [str(newest_run(kind="train").path)]
         console.note(f"scoring the newest run, {models[0]}")
     which = config.checkpoints
+    if which is None and all(has_only_checkpoints(model) for model in models):
+        console.note(f"{', '.join(models)}: no model but its checkpoints are there, so each of them is scored")
+        which = ALL
     if which is not None:
-        from dpotool.measures.checkpoints import list_checkpoints
-
         models = [path for model in models for path in list_checkpoints(model, which)]
         config = replace(config, checkpoints=None)  # each table is of one of them, and says so
     if config.dry_run:

@@ -168,6 +168,9 @@ def _cells(sweep: RunFolder) -> list[RunFolder]:
 
 
 def _label_run(run: ScoredRun) -> str:
+    told = (run.about.settings or {}).get("label")
+    if told:
+        return str(told)
     config = run.config
     is_trained = run.manifest.get("kind") == "train" or bool(config.get("loss"))
     return describe_run(config) if is_trained else run.folder.name

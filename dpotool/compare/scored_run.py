@@ -75,8 +75,10 @@ class ScoredRun:
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The settings in run.yaml: of a trained run, those of its training."""
-        return self.manifest.get("config") or {}
+        """The settings of its training: in run.yaml, or what the scoring of a model from elsewhere was told of them."""
+        settings = self.about.settings or {}
+        told = {name: settings[name] for name in ("loss", "lambda_") if settings.get(name) is not None}
+        return {**(self.manifest.get("config") or {}), **told}
 
     @property
     def beta(self) -> float | None:

@@ -5,27 +5,63 @@ Nothing is ever unpickled: tensors are loaded with `weights_only=True`, which re
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import torch
 
 from dpotool.data.pairs import hash_prompt
 from dpotool.errors import DpotoolError
+from dpotool.runs.checked import check_value, parse_json
+from dpotool.runs.folder import is_checkpoint_name
+from dpotool.runs.manifest import Count
 
 KINDS = ("trl", "reward-bench", "tensors")
 _INDEX = "sample_indices"
+_STATE = "trainer_state.json"
+_REMEDY = "Copy the file again from where it was written"
+
+
+class _TrainerState(msgspec.Struct):
+    """What is read of a trainer_state.json beside its log."""
+
+    global_step: Count | None = None
+    max_steps: int | None = None
+
+
+class _Logged(msgspec.Struct):
+    """What every row of the log has."""
+
+    step: Count
+
+
+def find_file(path: Path) -> Path:
+    """Returns what to read: a file as it is; of a training's folder, the log of its newest checkpoint.
+
+    Raises:
+        DpotoolError: there is nothing, or nothing of the kind in the folder.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise DpotoolError("no such file", where=str(path))
+    states = [each / _STATE for each in path.glob("checkpoint-*") if is_checkpoint_name(each.name)]
+    states = sorted(states, key=lambda state: int(state.parent.name.partition("-")[2]), reverse=True)
+    found = [state for state in (path / _STATE, *states) if state.is_file()]
+    if not found:
+        raise DpotoolError(
+            f"holds no {_STATE}, nor does a checkpoint in it", where=str(path), remedy="Name the file to import"
+        )
+    return found[0]
 
 
 def recognise(path: Path) -> str:
-    """Returns which of KINDS a file looks like. Raises DpotoolError when it is missing or looks like none."""
-    if not path.is_file():
-        raise DpotoolError("no such file", where=str(path))
+    """Returns which of KINDS a file looks like. Raises DpotoolError when it looks like none."""
     if path.suffix in (".pt", ".pth"):
         return "tensors"
     if path.suffix == ".jsonl":
@@ -55,7 +91,17 @@ def read_trainer_state(path: Path, beta: float | None) -> list[dict[str, Any]]:
     rows = [_read_log(row, beta) for row in history if isinstance(row, dict) and not _is_closing(row)]
     if not rows:
         raise DpotoolError("has logged nothing", where=str(path), remedy="Train with logging_steps above 0")
-    return sorted(rows, key=lambda row: row["step"])
+    for number, row in enumerate(rows):
+        row["step"] = check_value(row, _Logged, where=f"{path}: log_history.{number}", remedy=_REMEDY).step
+    rows.sort(key=lambda row: row["step"])
+    state = check_value(content, _TrainerState, where=str(path), remedy=_REMEDY)
+    reached = max(rows[-1]["step"], state.global_step or 0)
+    if state.max_steps is not None and 0 < state.max_steps < reached:
+        raise DpotoolError(
+            "goes beyond its own end", where=str(path), expected=f"at most max_steps, {state.max_steps}",
+            got=f"step {reached}", remedy=_REMEDY,
+        )  # fmt: skip
+    return rows
 
 
 def read_reward_bench(path: Path, beta: float | None) -> pd.DataFrame:
@@ -95,6 +141,9 @@ def read_tensors(path: Path) -> tuple[pd.DataFrame, list[str]]:
     columns = {
         str(name): value for name, value in content.items() if isinstance(value, torch.Tensor) and value.ndim == 1
     }
+    for name, value in columns.items():
+        if value.is_complex():
+            raise DpotoolError("holds complex numbers", where=f"{path}: {name}", expected="real ones")
     left_out = [f"{name} ({_describe(value)})" for name, value in content.items() if str(name) not in columns]
     lengths = {len(value) for value in columns.values()}
     if len(lengths) != 1:
@@ -105,8 +154,25 @@ def read_tensors(path: Path) -> tuple[pd.DataFrame, list[str]]:
         )  # fmt: skip
     # float64 holds every float and every row number exactly, and numpy has no bfloat16
     frame = pd.DataFrame({name: value.detach().to(torch.float64).numpy() for name, value in columns.items()})
+    for column in frame:
+        _check_range(frame[column], str(column), path)
     pair_ids = _check_index(frame.pop(_INDEX), path) if _INDEX in frame else pd.Series(range(len(frame)))
     return frame.assign(pair_id=pair_ids).sort_values("pair_id", ignore_index=True), left_out
+
+
+def _check_range(values: pd.Series, name: str, path: Path) -> None:
+    """Refuses what no log-probability and no number of tokens can be; what is not finite is left out later."""
+    finite = values[np.isfinite(values)]
+    if name.endswith("_logps"):
+        odd, expected = finite[finite > 0], "log-probabilities, at most 0"
+    elif name.endswith("_tokens"):
+        odd, expected = values[~np.isfinite(values) | (values < 1) | (values % 1 != 0)], "whole numbers, at least 1"
+    else:
+        return
+    if len(odd):
+        raise DpotoolError(
+            "is no such number", where=f"{path}: {name}[{odd.index[0]}]", expected=expected, got=f"{odd.iloc[0]:g}"
+        )
 
 
 def _check_index(index: pd.Series, path: Path) -> pd.Series:
@@ -134,7 +200,7 @@ def _read_text(path: Path) -> str:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(_read_text(path))
+        return parse_json(_read_text(path))
     except ValueError as error:
         raise DpotoolError(f"cannot be read as JSON ({error})", where=str(path)) from None
 
@@ -154,17 +220,20 @@ def _read_log(row: dict[str, Any], beta: float | None) -> dict[str, Any]:
 
 def _read_rewards(line: str, where: str) -> tuple[float, float, str | None]:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
         prefix = "scores_" if "scores_chosen" in row else ""
         chosen, rejected = (_read_number(row[f"{prefix}{side}"]) for side in ("chosen", "rejected"))
-    except (ValueError, KeyError, TypeError, IndexError):
+        prompt = row.get("prompt")
+        if not isinstance(prompt, str | list | None):
+            raise TypeError(prompt)
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError):
         raise DpotoolError(
             "not a line that rewardbench writes for pairs",
             where=where,
             expected='{"chosen": number, "rejected": number} or "scores_chosen" and "scores_rejected"',
             got=line[:60],
         ) from None
-    return chosen, rejected, hash_prompt(row["prompt"]) if row.get("prompt") else None
+    return chosen, rejected, hash_prompt(prompt) if prompt else None
 
 
 def _read_number(value: Any) -> float:

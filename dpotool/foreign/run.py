@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from dpotool.compare.scored_run import ScoredRun
+from dpotool.compare.scored_run import NOT_FINITE, ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.foreign.config import ImportConfig
-from dpotool.foreign.readers import KINDS, read_reward_bench, read_tensors, read_trainer_state, recognise
+from dpotool.foreign.readers import KINDS, find_file, read_reward_bench, read_tensors, read_trainer_state, recognise
+from dpotool.losses.options import check_told_lambda
+from dpotool.losses.registry import get_loss
 from dpotool.runs.about import ScoreAbout
 from dpotool.runs.atomic import atomic_path, ensure_writable, write_json, write_text
 from dpotool.runs.folder import RunFolder, summary_path
@@ -42,29 +45,24 @@ def import_file(file: str, config: ImportConfig) -> ImportResult:
 
     Raises DpotoolError when the file is none of the known kinds or cannot be read, or the folder is another run's.
     """
-    path = Path(file)
+    path = find_file(Path(file))
     if config.kind is not None and config.kind not in KINDS:
         raise DpotoolError(f"unknown kind {config.kind!r}", where="--kind", remedy=suggest_nearest(config.kind, KINDS))
     if config.beta is not None and not config.beta > 0:
         raise DpotoolError("must be above 0", where="--beta", got=str(config.beta))
-    _check_lambda(config)
+    if config.loss is not None:
+        config = replace(config, loss=get_loss(config.loss).name)
+    check_told_lambda(config.loss, config.lambda_)
     kind = recognise(path) if config.kind is None else config.kind
-    if not path.is_file():
-        raise DpotoolError("no such file", where=file)
     content, left_out = _READERS[kind](path, config)
-    folder = RunFolder(Path(config.output) if config.output else Path("runs") / _name(path))
+    folder = RunFolder(
+        Path(config.output)
+        if config.output
+        else Path("runs") / _name(path if Path(file).is_file() else Path(file) / path.name)
+    )
     _claim(folder, path, config)
     target = _write(folder, path, config, content)
     return ImportResult(folder, kind, target, len(content), left_out)
-
-
-def _check_lambda(config: ImportConfig) -> None:
-    """A lambda that no label and no axis would show is refused."""
-    if config.lambda_ is not None and config.loss != "shift":
-        raise DpotoolError(
-            "is shown for DPO-Shift only", where="--lambda", expected="--loss shift",
-            got=f"--loss {config.loss}" if config.loss else "no --loss", remedy="Leave it out, or name that loss too",
-        )  # fmt: skip
 
 
 def _name(path: Path) -> str:
@@ -81,6 +79,8 @@ def _claim(folder: RunFolder, path: Path, config: ImportConfig) -> None:
             raise DpotoolError(
                 "holds another run", where=str(folder.path), got=f"kind {manifest['kind']}", remedy="Choose --output"
             )
+    elif any((folder.path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        raise DpotoolError("holds a model, and no run", where=str(folder.path), remedy="Choose another with --output")
     ensure_writable(folder.path)
     settings = {**config.to_dict(), "file": str(path)}
     fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
@@ -123,7 +123,8 @@ def _read_pairs(path: Path, config: ImportConfig) -> tuple[pd.DataFrame, list[st
     frame, left_out = read_tensors(path)
     if not {"chosen_logps", "rejected_logps"} <= set(frame):
         return frame, left_out
-    frame["status"] = "ok"
+    known = [name for name in _LOGPS if name in frame]
+    frame["status"] = np.where(np.isfinite(frame[known]).all(axis=1), "ok", NOT_FINITE)
     if {"ref_chosen_logps", "ref_rejected_logps"} <= set(frame):
         beta = 1.0 if config.beta is None else config.beta
         for side in ("chosen", "rejected"):
@@ -132,6 +133,8 @@ def _read_pairs(path: Path, config: ImportConfig) -> tuple[pd.DataFrame, list[st
     left_out += [f"{name} (no column of a score table)" for name in frame if name not in SCORE_SCHEMA.names]
     return frame[[name for name in SCORE_SCHEMA.names if name in frame]], left_out
 
+
+_LOGPS = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 
 _READERS: dict[str, Callable[[Path, ImportConfig], tuple[Any, list[str]]]] = {
     "trl": lambda path, config: (read_trainer_state(path, config.beta), []),

@@ -47,5 +47,5 @@ def write_theory(
         return path
     write_table(frame, path, THEORY_SCHEMA, about.to_dict(), format=config.format)
     write_json(summary_path(path), summary)
-    opened.note_run("theory", config)
+    opened.note_run("theory")
     return path

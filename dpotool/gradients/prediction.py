@@ -132,7 +132,7 @@ def _write(
     if PartialState().is_main_process:
         write_table(frame, path, PREDICTION_SCHEMA, about.to_dict(), format=config.format)
         write_json(summary_path(path), summary)
-        opened.note_run("prediction", config)
+        opened.note_run("prediction")
     return PredictionResult(frame, summary, path)
 
 

@@ -57,7 +57,8 @@ def generate_answers(
     if config.endpoint is not None:
         results = [_ask_server(config, progress)]
     else:
-        subjects = [describe_subject(model, config.to_subject_settings()) for model in models]
+        settings, needs_pairs = config.to_subject_settings(), config.questions is None
+        subjects = [describe_subject(model, settings, needs_pairs=needs_pairs) for model in models]
         if len({subject.folder.path.resolve() for subject in subjects}) < len(subjects):
             raise DpotoolError(
                 "two models would write the same answers",
@@ -120,7 +121,8 @@ def _answer(subject: Subject, config: GenerateConfig, progress: Progress) -> Gen
     logps = _score(answerer, subject, answers, config, progress) if config.logps else {}
     settings = {**decoding.to_dict(), "model": subject.model, "fingerprint": answerer.fingerprint}
     settings["reference"] = subject.reference
-    _write(path, answers, subject.folder, config, asked)
+    resolved = replace(config, dtype=str(model.dtype).removeprefix("torch."))
+    _write(path, answers, subject.folder, resolved, asked)
     return GenerateResult(label, answers, path, left_out, logps, settings, {})
 
 

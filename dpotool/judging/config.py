@@ -28,7 +28,7 @@ class GenerateConfig(ServerSettings, ComputeSettings, DataSettings):
     """Settings of a generation."""
 
     data: str | None = setting(  # type: ignore[assignment]  # resolved as `score` does
-        None, "Preference pairs whose prompts are answered; without it what the run was evaluated on, or builtin:demo."
+        None, "Preference pairs whose prompts are answered; without it, what the run was evaluated on."
     )
     questions: str | None = setting(None, QUESTIONS)
     references: str | None = setting(None, REFERENCES)

@@ -23,7 +23,6 @@ from dpotool.models.vocabulary import check_same_tokens, check_token_ids
 from dpotool.progress import Progress
 from dpotool.runs.about import Fingerprints
 from dpotool.runs.manifest import collect_manifest
-from dpotool.settings import Settings
 
 _OF_THIS_CALL = ("output", "format", "device", "dry_run", "trust_remote_code")
 """Settings that say where and how a table is written, not what is in it."""
@@ -43,6 +42,11 @@ class OpenSubject:
     @property
     def policy(self) -> nn.Module:
         return self.policy_scorer.model
+
+    @property
+    def dtype(self) -> str:
+        """Numeric type of the policy's weights."""
+        return str(next(self.policy.parameters()).dtype).removeprefix("torch.")
 
     @property
     def reference(self) -> nn.Module | None:
@@ -70,12 +74,12 @@ class OpenSubject:
             "variant": subject.variant,
             "beta": subject.beta,
             "max_length": self.max_length,
-            "dtype": str(next(self.policy.parameters()).dtype).removeprefix("torch."),
+            "dtype": self.dtype,
             "autocast": "bfloat16" if subject.bf16 else None,
             "fingerprints": fingerprints,
         }
 
-    def note_run(self, kind: str, config: Settings, fingerprints: Mapping[str, str | None] | None = None) -> None:
+    def note_run(self, kind: str, fingerprints: Mapping[str, str | None] | None = None) -> None:
         """Writes the manifest of finished work into the subject's folder, unless that is a run already.
 
         run.yaml stays that of a folder's first work; each table says for itself with which settings it was made.
@@ -83,7 +87,10 @@ class OpenSubject:
         folder = self.subject.folder
         if folder.manifest_path.exists():
             return
-        settings = {**config.to_dict(), "model": self.subject.model, "max_length": self.max_length}
+        subject = self.subject
+        settings = {**subject.config.to_dict(), "model": subject.model, "max_length": self.max_length}
+        if not subject.bf16:  # a run's own mixed precision holds only where no type is named
+            settings["dtype"] = self.dtype
         manifest = collect_manifest(kind, settings, fingerprints=fingerprints, data=asdict(self.pair_set.source))
         folder.write_manifest(manifest | {"status": "finished"})
 

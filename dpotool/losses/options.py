@@ -86,3 +86,13 @@ class ChoiceOption:
 
 
 LossOption = NumberOption | ChoiceOption
+
+
+def check_told_lambda(loss: str | None, lambda_: float | None) -> None:
+    """Refuses a lambda that a user tells of a training elsewhere, and that no label and no axis would show."""
+    if lambda_ is not None and loss != "shift":
+        got = f"--loss {loss}" if loss else "no --loss"
+        remedy = "Leave it out, or name that loss too"
+        raise DpotoolError(
+            "is shown for DPO-Shift only", where="--lambda", expected="--loss shift", got=got, remedy=remedy
+        )

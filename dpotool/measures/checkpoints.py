@@ -15,6 +15,13 @@ from dpotool.runs.folder import is_checkpoint_name
 ALL = "all"
 
 
+def has_only_checkpoints(folder: str) -> bool:
+    """Tells whether a folder holds checkpoints and is no model itself, as many a training leaves it."""
+    path = Path(folder).expanduser()
+    is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
+    return not is_model and any(is_checkpoint_name(each.name) for each in path.glob("checkpoint-*"))
+
+
 def list_checkpoints(run: str, which: str) -> list[str]:
     """Returns the folders of a run's checkpoints, oldest first; with all of them also the run itself, the last one.
 

@@ -20,6 +20,11 @@ class ScoreConfig(ScreenSettings, SubjectSettings):
     measures: str = setting(
         "", "Further measures to compute for each pair, separated by commas. docs/cli.md lists them."
     )
+    label: str | None = setting(None, "What tables and pictures call the model; without it its folder's name.")
+    loss: str | None = setting(
+        None, "Loss that a model from elsewhere was trained with, for labels; a run knows its own."
+    )
+    lambda_: float | None = setting(None, "Its lambda, for labels and axes; with --loss shift.")
     checkpoints: str | None = setting(
         None,
         "Score the checkpoints of the named run, oldest first, and say from which step on it is displaced. Give all, "

@@ -253,5 +253,5 @@ def _write(
         write_table(frame, path, DIAGNOSIS_SCHEMA, about, format=config.format)
         write_table(tokens, tokens_path, DIAGNOSIS_TOKEN_SCHEMA, about, format=config.format)
         write_json(summary_path(path), summary)
-        opened.note_run("diagnose", config, asdict(fingerprints))
+        opened.note_run("diagnose", asdict(fingerprints))
     return DiagnosisResult(subject.label, frame, tokens, summary, path, tokens_path)

@@ -20,6 +20,8 @@ from dpotool.likelihood.finite import leave_out_non_finite
 from dpotool.likelihood.noise import choose_sample, score_in_twos
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.subject import OpenSubject, open_subject
+from dpotool.losses.options import check_told_lambda
+from dpotool.losses.registry import get_loss
 from dpotool.measures.config import ScoreConfig
 from dpotool.measures.frame import build_score_frame, build_token_frame
 from dpotool.measures.measure import Measure, ModelView, measure_pairs
@@ -29,7 +31,7 @@ from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import Fingerprints, ScoreAbout
 from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import summary_path
+from dpotool.runs.folder import is_checkpoint_name, summary_path
 from dpotool.runs.locks import claiming
 from dpotool.runs.schemas import TOKEN_SCHEMA
 from dpotool.runs.tables import write_table
@@ -59,7 +61,7 @@ def score_models(models: Sequence[str], config: ScoreConfig, *, progress: Progre
     if config.beta is not None and not config.beta > 0:
         raise DpotoolError("must be above 0", where="--beta", got=str(config.beta))
     measures = choose_measures(config.measures)
-    subjects = [describe_subject(model, config) for model in models]
+    subjects = _name_subjects([describe_subject(model, config) for model in models], config)
     if len({subject.folder.path.resolve() for subject in subjects}) < len(subjects):
         raise DpotoolError(
             "two models would write the same scores",
@@ -74,6 +76,41 @@ def score_models(models: Sequence[str], config: ScoreConfig, *, progress: Progre
             _score(replace(subject, beta=config.beta or subject.beta), config, measures, progress)
             for subject in subjects
         ]
+
+
+def _name_subjects(subjects: Sequence[Subject], config: ScoreConfig) -> list[Subject]:
+    """Gives models the label, loss and lambda that the user says they have; checkpoints of one run share a label.
+
+    Raises:
+        DpotoolError: one label for several models, or something else said of a run than it knows of itself.
+    """
+    loss = None if config.loss is None else get_loss(config.loss).name
+    check_told_lambda(loss, config.lambda_)
+    places = [Path(subject.model).resolve() for subject in subjects]
+    if config.label is not None and len({_find_holder(place) for place in places}) > 1:
+        raise DpotoolError("one label for several models", where="--label", remedy="Score them apart")
+    return [_name_subject(subject, config.label, loss, is_alone=len(subjects) == 1) for subject in subjects]
+
+
+def _find_holder(place: Path) -> Path:
+    """The run that a checkpoint belongs to; any other model itself."""
+    return place.parent if is_checkpoint_name(place.name) else place
+
+
+def _name_subject(subject: Subject, label: str | None, loss: str | None, *, is_alone: bool) -> Subject:
+    told: dict[str, Any] = {"loss": loss}
+    if subject.loss is not None and loss is not None:
+        if loss != subject.loss:
+            raise DpotoolError(
+                "a run knows its own loss", where="--loss", expected=subject.loss, got=loss, remedy="Leave it out"
+            )
+        told = {"loss": None, "lambda_": None}  # as a run's own run.yaml gives them to --config
+    name = Path(subject.model).name
+    if label is not None:
+        label = f"{label}/{name}" if is_checkpoint_name(name) and not is_alone else label
+        told["label"] = label
+    settings: Any = replace(subject.config, **told)
+    return replace(subject, config=settings, label=label or subject.label)
 
 
 def _score(subject: Subject, config: ScoreConfig, measures: list[Measure], progress: Progress) -> ScoreResult:
@@ -165,7 +202,7 @@ def _write(
     if PartialState().is_main_process:
         write_table(run.table, path, build_schema(measures), about.to_dict(), format=config.format)
         write_json(summary_path(path), summary)
-        opened.note_run("score", config, asdict(about.fingerprints))
+        opened.note_run("score", asdict(about.fingerprints))
     return ScoreResult(subject.label, run.table, summary, path, tuple(measures))
 
 

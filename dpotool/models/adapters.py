@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -57,6 +58,16 @@ def read_adapter_base(model: str) -> str:
             remedy="Set base_model_name_or_path there to where the base model is, a folder or a hub id",
         )
     return base
+
+
+def is_in_float32(model: str) -> bool:
+    """Tells whether every weight of an adapter folder was saved in float32."""
+    path = Path(model).expanduser() / WEIGHTS
+    if not path.is_file():
+        return False  # told when it is loaded
+    refuse_pointer(path)
+    with one_line_errors("adapter", model), safe_open(path, framework="pt") as file:
+        return {file.get_slice(name).get_dtype() for name in file.keys()} == {"F32"}  # noqa: SIM118
 
 
 def load_adapter(base: nn.Module, folder: str, *, is_trainable: bool = False) -> nn.Module:

@@ -13,6 +13,17 @@ from dpotool.errors import DpotoolError
 from dpotool.hub import reach_hub
 
 
+def refuse_without_model(source: str, what: str = "model") -> None:
+    """Raises DpotoolError for a folder that holds none of what makes it a model, or an adapter."""
+    folder = Path(source).expanduser()
+    if folder.is_dir() and _holds_no_model(folder, what):
+        raise DpotoolError(
+            "holds no model: there is no config.json in it",
+            where=source,
+            remedy="Give the folder of a Hugging Face checkpoint (a run folder of `dpotool train` is one)",
+        ) from None
+
+
 @contextmanager
 def one_line_errors(what: str, source: str) -> Iterator[None]:
     """Turns the loaders' long explanations into one line that says which model or tokenizer could not be had."""
@@ -22,12 +33,7 @@ def one_line_errors(what: str, source: str) -> Iterator[None]:
         raise
     except Exception as error:  # files of another version: tokenizers raises a bare one, others whatever they meet
         folder = Path(source).expanduser()
-        if folder.is_dir() and _holds_no_model(folder, what):
-            raise DpotoolError(
-                "holds no model: there is no config.json in it",
-                where=source,
-                remedy="Give the folder of a Hugging Face checkpoint (a run folder of `dpotool train` is one)",
-            ) from None
+        refuse_without_model(source, what)
         if not folder.exists():
             unreachable = "" if reach_hub() else ", which cannot be reached"
             raise DpotoolError(

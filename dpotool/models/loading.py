@@ -15,7 +15,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name, refuse_pointer
-from dpotool.models.adapters import is_adapter_folder, load_adapter, read_adapter_base
+from dpotool.models.adapters import is_adapter_folder, is_in_float32, load_adapter, read_adapter_base
 from dpotool.models.builtin import locate_model
 from dpotool.models.dropout import disable_dropout
 from dpotool.models.library_calls import one_line_errors, quiet_transformers
@@ -118,7 +118,7 @@ def load_model(
 
     Args:
         model: name of a built-in model, folder or hub id of a model, or folder of a PEFT adapter.
-        dtype: 'auto' is the checkpoint's own type.
+        dtype: 'auto' is the checkpoint's own type; under an adapter in float32, in which it was trained, float32.
         needs_gradients: the weights will be trained or differentiated; an adapter's are never quantised.
 
     Raises:
@@ -133,6 +133,8 @@ def load_model(
     if needs_gradients and not is_adapter:
         _refuse_quantised(config, model)
     progress.note(f"loading {model}")
+    if is_adapter and dtype == "auto":
+        dtype = _choose_dtype(model, config, progress)
     loaded = _load_whole(source, config, dtype, trust_remote_code, progress)
     let_rows_go_by_their_own_length(loaded)
     if is_adapter:
@@ -141,6 +143,21 @@ def load_model(
     target = resolve_device(device)
     choose_float32_products(target, next(loaded.parameters()).dtype)
     return loaded.to(target).eval()
+
+
+def _choose_dtype(adapter: str, config: Any, progress: Progress) -> str:
+    """Returns float32 for a 16-bit base model whose adapter was trained and saved in float32, else 'auto'.
+
+    What such an adapter changes is often less than a 16-bit base model rounds away.
+    """
+    base = getattr(config, "dtype", None)
+    is_quantised = getattr(config, "quantization_config", None) is not None
+    if is_quantised or base in (torch.float32, torch.float64) or not is_in_float32(adapter):
+        return "auto"
+    if base is not None:
+        found = str(base).removeprefix("torch.")
+        progress.note(f"{adapter}: in float32, as the adapter was trained; --dtype {found} takes the base model's type")
+    return "float32"
 
 
 def _read_config(source: str, trust_remote_code: bool) -> Any:

@@ -11,6 +11,7 @@ from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.hub import check_name
 from dpotool.models.adapters import is_adapter_folder, read_adapter_base
 from dpotool.models.builtin import is_builtin
+from dpotool.models.library_calls import refuse_without_model
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
 from dpotool.runs.tables import FORMATS
 from dpotool.settings import DEFAULT_BETA, DEMO, SubjectSettings
@@ -41,12 +42,15 @@ class Subject:
     """The run was evaluated on nothing, so what is left to look at is what it was trained on."""
 
 
-def describe_subject(model: str, config: SubjectSettings) -> Subject:
+def describe_subject(model: str, config: SubjectSettings, *, needs_pairs: bool = True) -> Subject:
     """Works out what a model is compared with and on which pairs, from its run folder if it has one.
 
+    Args:
+        needs_pairs: False where questions of another kind stand in the place of pairs.
+
     Raises:
-        DpotoolError: it is a run folder that holds no trained model, or a path where nothing is;
-            or the tables' format is none.
+        DpotoolError: it is a run folder that holds no trained model, or a path where nothing is; nothing says which
+            pairs are meant; or the tables' format is none.
     """
     if config.format not in FORMATS:
         raise DpotoolError(
@@ -56,7 +60,7 @@ def describe_subject(model: str, config: SubjectSettings) -> Subject:
         check_name(model)
     run = read_training_run(model)
     if run is None:
-        return _from_elsewhere(model, config)
+        return _from_elsewhere(model, config, needs_pairs)
     trained: Mapping[str, Any] = run["config"]
     own_reference = trained.get("reference") or trained["model"]
     fingerprint = (run.get("fingerprints") or {}).get("reference")
@@ -170,7 +174,19 @@ def _refuse_other_scores(folder: RunFolder, model: str) -> None:
         )
 
 
-def _from_elsewhere(model: str, config: SubjectSettings) -> Subject:
+def _name_data(model: str, config: SubjectSettings, needs_pairs: bool) -> str:
+    """Returns the pairs that were asked for; only the built-in model goes with the built-in pairs unasked."""
+    if config.data is None and needs_pairs and not is_builtin(model):
+        refuse_without_model(model)
+        raise DpotoolError(
+            "no pairs are named, and this model is no run of dpotool train, which would know its own",
+            where=model,
+            remedy=f"Name them with --data FILE (the built-in ones, which are toys, are --data {DEMO})",
+        )
+    return DEMO if config.data is None else config.data
+
+
+def _from_elsewhere(model: str, config: SubjectSettings, needs_pairs: bool) -> Subject:
     base = read_adapter_base(model) if is_adapter_folder(model) else None
     path = Path(model)
     local = RunFolder(path).name if is_checkpoint_name(path.name) else path.name
@@ -183,7 +199,7 @@ def _from_elsewhere(model: str, config: SubjectSettings) -> Subject:
         reference=config.reference or base,
         reference_fingerprint=None,
         folder=folder,
-        config=replace(config, data=config.data or DEMO),
+        config=replace(config, data=_name_data(model, config, needs_pairs)),
         beta=DEFAULT_BETA,
         dtype=config.dtype,
         bf16=False,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,20 @@ def test_every_checkpoint_is_scored_oldest_first(dpotool: Any, model: Path, pair
     assert one.code == 0 and one.out.index("step 3") < one.out.index("step 1"), "as asked for"
     none = dpotool("score", "run", "--checkpoints", "2,7", "--device", "cpu")
     assert none.code == 1 and "has no checkpoint of step 7" in none.err and "all, or some of 1, 2, 3" in none.err
+
+
+def test_a_folder_of_checkpoints_alone_is_scored_one_by_one(dpotool: Any, model: Path, pairs: Path) -> None:
+    """As a training that was not saved at its end leaves it; a label is that of all of them."""
+    for step in (20, 100):
+        shutil.copytree(model, f"sft/checkpoint-{step}")
+    told = ["--data", pairs, "--reference", model, "--label", "mine", "--device", "cpu", "--no-noise-floor", "--json"]
+    scored = dpotool("score", "sft", *told)
+    assert scored.code == 0, scored.err
+    assert "no model but its checkpoints" in scored.err
+    found = json.loads(scored.out)["results"]
+    assert [result["model"] for result in found] == ["sft/checkpoint-20", "sft/checkpoint-100"]
+    assert [result["label"] for result in found] == ["mine/checkpoint-20", "mine/checkpoint-100"]
+    assert len({result["path"] for result in found}) == 2
 
 
 def test_the_sentence_names_the_first_certain_step() -> None:

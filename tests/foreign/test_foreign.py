@@ -20,7 +20,6 @@ from dpotool.cli.app import main
 from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
 from dpotool.foreign.config import ImportConfig
-from dpotool.foreign.readers import recognise
 from dpotool.foreign.run import import_file
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.gallery import draw
@@ -295,6 +294,84 @@ class Evil:
         return os.system, ("touch pwned",)
 
 
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"max_steps": 4, "global_step": 100}, "goes beyond its own end; expected at most max_steps, 4, got step 100"),
+        (
+            {"log_history": [{"loss": 1.0, "step": "7"}]},
+            r"log_history\.0\.step: is not what it has to be; expected a whole",
+        ),
+        ({"log_history": [{"loss": 1.0, "step": -7}]}, r"log_history\.0\.step: is not what it has to be; .*got -7"),
+        ({"global_step": [1]}, r"global_step: is not what it has to be"),
+    ],
+)
+def test_a_trainer_state_that_no_training_wrote_is_one_line(changed: dict[str, Any], said: str, tmp_path: Path) -> None:
+    state = {"global_step": 4, "max_steps": 4, "log_history": [{"loss": 0.7, "step": 4}], **changed}
+    (tmp_path / "trainer_state.json").write_text(json.dumps(state))
+    with pytest.raises(DpotoolError, match=said):
+        import_file(str(tmp_path), ImportConfig(output=str(tmp_path / "run")))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"log_history": ' + "9" * 5000 + "}"], ids=["deep", "5000 digits"])
+def test_json_that_no_tool_wrote_is_one_line(text: str, tmp_path: Path) -> None:
+    for name in ("state.json", "scores.jsonl"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(DpotoolError, match=r"cannot be read as JSON|not a line that rewardbench writes"):
+            import_file(str(tmp_path / name), ImportConfig(output=str(tmp_path / "run")))
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "said"),
+    [
+        (
+            "chosen_tokens",
+            [3, -2],
+            r"chosen_tokens\[1\]: is no such number; expected whole numbers, at least 1, got -2",
+        ),
+        ("chosen_logps", [-3.0, 2.0], r"chosen_logps\[1\]: is no such number; expected log-probabilities, at most 0"),
+        ("chosen_logps", [-3.0 + 1j, -2.0], "chosen_logps: holds complex numbers"),
+    ],
+)
+def test_numbers_that_no_model_gives_are_refused(column: str, value: list[Any], said: str, tmp_path: Path) -> None:
+    tensors = {"chosen_logps": [-1.0, -2.0], "rejected_logps": [-1.0, -2.0], "chosen_tokens": [3, 3], column: value}
+    torch.save({name: torch.tensor(values) for name, values in tensors.items()}, tmp_path / "x.pt")
+    with pytest.raises(DpotoolError, match=said):
+        import_file(str(tmp_path / "x.pt"), ImportConfig(output=str(tmp_path / "run")))
+
+
+def test_what_is_not_finite_is_left_out_and_never_ok(tmp_path: Path) -> None:
+    tensors = {"chosen_logps": [-1.0, float("nan"), -3.0], "rejected_logps": [-1.0, -2.0, float("-inf")]}
+    torch.save({name: torch.tensor(values) for name, values in tensors.items()}, tmp_path / "x.pt")
+    result = import_file(str(tmp_path / "x.pt"), ImportConfig(output=str(tmp_path / "run")))
+    assert read_table(result.path)["status"].tolist() == ["ok", *["log-likelihood is not finite"] * 2]
+    summary = json.loads(result.path.with_suffix(".summary.json").read_text())
+    assert (summary["n"], summary["n_excluded"]) == (1, {"log-likelihood is not finite": 2})
+
+
+def test_a_training_folder_is_read_by_its_newest_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for step in (20, 100):
+        (tmp_path / f"sft/checkpoint-{step}").mkdir(parents=True)
+        log = [{"loss": 1.0, "step": done} for done in range(20, step + 1, 20)]
+        Path(f"sft/checkpoint-{step}/trainer_state.json").write_text(json.dumps({"log_history": log}))
+    result = import_file("sft", ImportConfig())
+    assert (result.folder.path, result.n_rows) == (Path("runs/sft"), 5)
+    (tmp_path / "runs/sft/run.yaml").unlink()
+    (tmp_path / "runs/sft/config.json").write_text("{}")
+    with pytest.raises(DpotoolError, match="runs/sft: holds a model, and no run"):
+        import_file("sft", ImportConfig())
+    with pytest.raises(DpotoolError, match=r"holds no trainer_state\.json, nor does a checkpoint in it"):
+        import_file("runs", ImportConfig())
+
+
+def test_an_unknown_loss_is_refused(tmp_path: Path) -> None:
+    file = str(write_reward_bench(tmp_path / "a.jsonl", [(1.0, 0.5)]))
+    with pytest.raises(DpotoolError, match=r"unknown loss 'dop'\. Did you mean 'dpop'"):
+        import_file(file, ImportConfig(output=str(tmp_path / "run"), loss="dop"))
+
+
 @pytest.mark.parametrize("save", [torch.save, lambda value, path: Path(path).write_bytes(pickle.dumps(value))])
 def test_a_pickle_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, save: Any) -> None:
     monkeypatch.chdir(tmp_path)
@@ -333,7 +410,7 @@ def test_another_runs_folder_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(DpotoolError, match="holds another run; got kind train"):
         import_file(str(file), ImportConfig(output=str(tmp_path / "dpo")))
     with pytest.raises(DpotoolError, match="no such file"):
-        recognise(tmp_path / "nothing.pt")
+        import_file(str(tmp_path / "nothing.pt"), ImportConfig())
 
 
 def test_files_that_reward_bench_wrote(tmp_path: Path) -> None:

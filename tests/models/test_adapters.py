@@ -13,6 +13,7 @@ from adapter_kinds import IDS, KINDS, save_adapter
 from model_families import build_family
 from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_model
+from transformers import AutoModelForCausalLM
 
 from dpotool.errors import DpotoolError
 from dpotool.models.adapters import load_adapter, mark_trained_parameters, merge_adapter, read_adapter_base
@@ -131,3 +132,19 @@ def test_an_adapter_on_another_base_is_refused(base: Path, tmp_path: Path) -> No
     folder, _ = save_adapter(tmp_path / "a", base, KINDS["lora"]())
     with pytest.raises(DpotoolError, match="where the model has"):
         load_adapter(build_family("llama"), str(folder))
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, torch.float32), (torch.bfloat16, torch.bfloat16)])
+def test_an_adapter_trained_in_float32_is_scored_in_it(
+    dtype: torch.dtype, expected: torch.dtype, tmp_path: Path
+) -> None:
+    """What it changes is less than a bfloat16 base model rounds away; --dtype still decides."""
+    base = save_tiny_model(tmp_path / "base")
+    AutoModelForCausalLM.from_pretrained(base, dtype=torch.bfloat16).save_pretrained(base)
+    folder, _ = save_adapter(tmp_path / "a", base, KINDS["lora"]())
+    path = folder / "adapter_model.safetensors"
+    save_file({name: value.to(dtype) for name, value in load_file(path).items()}, path, metadata={"format": "pt"})
+    weights = {parameter.dtype for name, parameter in load_model(str(folder)).named_parameters() if "lora" not in name}
+    assert weights == {expected}
+    forced = load_model(str(folder), dtype="bfloat16")
+    assert forced.get_parameter("base_model.model.lm_head.weight").dtype == torch.bfloat16

@@ -6,14 +6,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_models import save_tiny_model, write_pairs
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
+from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
 from dpotool.measures.config import ScoreConfig
 from dpotool.measures.run import score_models
 from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import load_model, load_tokenizer
+from dpotool.runs.folder import RunFolder
 from dpotool.settings import DataSettings
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
@@ -36,6 +39,40 @@ def test_a_second_model_of_the_same_last_name_is_refused(
         score_models(["b/final"], config)
     score_models([str(tmp_path / "a" / "final")], config)  # the same one, by another path
     score_models(["b/final"], ScoreConfig(data=data, noise_floor=False, output="runs/b-final"))
+
+
+def test_a_model_from_elsewhere_is_called_as_the_user_says(data: str, tmp_path: Path) -> None:
+    model, other = (str(save_tiny_model(tmp_path / name, seed=seed)) for seed, name in enumerate(("m", "n")))
+    told = {"data": data, "noise_floor": False, "reference": other}
+    score_models([model], ScoreConfig(output=str(tmp_path / "a"), loss="shift", lambda_=0.9, **told))
+    score_models([model], ScoreConfig(output=str(tmp_path / "b"), label="run 7", loss="sigmoid", **told))
+    runs = find_out([str(tmp_path / "a"), str(tmp_path / "b")]).comparison.runs
+    assert runs[["label", "loss", "lambda"]].values.tolist() == [["DPO-Shift λ=0.9", "shift", 0.9], ["run 7", "dpo", 1]]
+    with pytest.raises(DpotoolError, match="--label: one label for several models"):
+        score_models([model, other], ScoreConfig(label="x", data=data))
+    with pytest.raises(DpotoolError, match=r"unknown loss 'shfit'\. Did you mean 'shift'"):
+        score_models([model], ScoreConfig(loss="shfit", data=data))
+    with pytest.raises(DpotoolError, match="--lambda: is shown for DPO-Shift only"):
+        score_models([model], ScoreConfig(lambda_=0.9, data=data))
+
+
+def test_a_run_knows_its_own_loss(data: str, tmp_path: Path) -> None:
+    model = str(save_tiny_model(tmp_path / "m"))
+    run = str(tmp_path / "run")
+    train(TrainConfig(model=model, data=data, max_steps=1, output=run))
+    [scored] = score_models([run], ScoreConfig(loss="dpo", lambda_=None, noise_floor=False))  # --config run.yaml
+    assert scored.summary["settings"]["loss"] is None
+    with pytest.raises(DpotoolError, match="--loss: a run knows its own loss; expected dpo, got ipo"):
+        score_models([run], ScoreConfig(loss="ipo"))
+
+
+def test_run_yaml_says_the_type_that_was_scored_in(data: str, tmp_path: Path) -> None:
+    folder = save_tiny_model(tmp_path / "m")
+    AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).save_pretrained(folder)
+    for dtype, expected in (("auto", "bfloat16"), ("float64", "float64")):
+        out = tmp_path / dtype
+        score_models([str(folder)], ScoreConfig(data=data, noise_floor=False, dtype=dtype, output=str(out)))
+        assert RunFolder(out).read_manifest()["config"]["dtype"] == expected
 
 
 def test_tilde_is_home_in_every_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -64,10 +64,18 @@ def test_a_run_trained_in_mixed_precision_is_scored_in_it(tmp_path: Path) -> Non
 
 
 def test_a_model_from_elsewhere_has_no_reference_and_writes_under_runs(tmp_path: Path) -> None:
-    subject = describe_subject("org/model", ScoreConfig())
+    subject = describe_subject("org/model", ScoreConfig(data="p.jsonl"))
     assert subject.reference is None
-    assert subject.config.data == "builtin:demo"
+    assert subject.config.data == "p.jsonl"
     assert subject.folder.path == Path("runs/org--model")
+
+
+def test_only_the_built_in_model_goes_with_the_built_in_pairs_unasked() -> None:
+    with pytest.raises(DpotoolError, match=r"org/model: no pairs are named.*--data builtin:demo"):
+        describe_subject("org/model", ScoreConfig())
+    assert describe_subject("builtin:demo", ScoreConfig()).config.data == "builtin:demo"
+    assert describe_subject("org/model", ScoreConfig(data="builtin:demo")).config.data == "builtin:demo"
+    describe_subject("org/model", ScoreConfig(), needs_pairs=False)
 
 
 def test_a_sweep_is_no_model(tmp_path: Path) -> None:
@@ -105,7 +113,7 @@ def test_checkpoints_from_elsewhere_do_not_share_a_folder(tmp_path: Path) -> Non
     folders = [tmp_path / trainer / "checkpoint-100" for trainer in ("trl-a", "trl-b")]
     for folder in folders:
         folder.mkdir(parents=True)
-    subjects = [describe_subject(str(folder), ScoreConfig()) for folder in folders]
+    subjects = [describe_subject(str(folder), ScoreConfig(data="p.jsonl")) for folder in folders]
     assert [str(subject.folder.path) for subject in subjects] == [
         "runs/trl-a--checkpoint-100",
         "runs/trl-b--checkpoint-100",
@@ -156,4 +164,4 @@ def test_a_seed_is_honoured_and_the_cut_stays_the_runs_own(tmp_path: Path) -> No
 
 
 def test_part_of_the_data_of_a_model_from_elsewhere_is_kept_apart() -> None:
-    assert describe_subject("org/model", ScoreConfig(limit=5)).variant == "limit-5"
+    assert describe_subject("org/model", ScoreConfig(data="p.jsonl", limit=5)).variant == "limit-5"
