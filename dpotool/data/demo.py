@@ -17,12 +17,12 @@ from dpotool.data.demo_grammar import (
     Topic,
     draw_answer,
     draw_facts,
+    load_topics,
     pick,
     rate_answer,
     redraw_answer,
     render_answer,
 )
-from dpotool.data.demo_topics import TOPICS
 from dpotool.errors import DpotoolError
 
 SPLITS = {"test": 400, "train": 2000, "sft": 2000}
@@ -52,14 +52,14 @@ def generate_demo_rows(split: str) -> list[dict[str, Any]]:
 
 @cache
 def _generate() -> dict[str, list[dict[str, Any]]]:
-    rng = random.Random(SEED)
+    rng, topics = random.Random(SEED), load_topics()
     seen: set[str] = set()
     splits: dict[str, list[dict[str, Any]]] = {}
     for split, n_rows in SPLITS.items():
         shares = DEMONSTRATION_SHARES if split == "sft" else DRAFT_SHARES
         rows: list[dict[str, Any]] = []
         while len(rows) < n_rows:
-            row = _draw_row(rng, TOPICS[len(rows) % len(TOPICS)], shares)
+            row = _draw_row(rng, topics[len(rows) % len(topics)], shares)
             if row["prompt"] not in seen:
                 seen.add(row["prompt"])
                 rows.append(row)

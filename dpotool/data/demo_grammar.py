@@ -10,7 +10,12 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from importlib import resources
 from typing import TypeVar
+
+import msgspec
+import yaml
 
 Choice = TypeVar("Choice")
 LevelShares = tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -46,10 +51,15 @@ class Topic:
     """Two facts that are numbers, whose total is the fact `sum`."""
 
 
-def read_table(names: str, *rows: str) -> tuple[dict[str, str], ...]:
-    """Reads rows such as 'rice | boil | 15' into one dict of facts each."""
-    keys = names.split()
-    return tuple(dict(zip(keys, (cell.strip() for cell in row.split("|")), strict=True)) for row in rows)
+@cache
+def load_topics() -> tuple[Topic, ...]:
+    """Reads the kinds of request from `demo_topics.yaml`; a table of subjects there has a header and cells cut by |."""
+    topics = yaml.safe_load(resources.files("dpotool.data").joinpath("demo_topics.yaml").read_text(encoding="utf-8"))
+    for topic in topics:
+        if "subjects" in topic:
+            names, *rows = ([cell.strip() for cell in row.split("|")] for row in topic["subjects"].splitlines())
+            topic["subjects"] = [dict(zip(names, row, strict=True)) for row in rows]
+    return msgspec.convert(topics, tuple[Topic, ...])
 
 
 def pick(rng: random.Random, options: Sequence[Choice]) -> Choice:

@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from dpotool.data.demo_grammar import Slot, Topic, rate_answer
-from dpotool.data.demo_topics import TOPICS
+from dpotool.data.demo_grammar import Slot, Topic, load_topics, rate_answer
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _LEVELS = ("good", "fair", "poor")
@@ -39,7 +38,7 @@ class Reading:
 def read_request(prompt: str) -> Request | None:
     """Returns the request in a prompt of the built-in pairs, or None where it is none."""
     text = prompt.removeprefix("User: ").removesuffix("Assistant:").strip()
-    for topic in TOPICS:
+    for topic in load_topics():
         for request in topic.requests:
             found = re.fullmatch(_capture(request, topic), text)
             if found is not None:

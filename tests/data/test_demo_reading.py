@@ -7,9 +7,8 @@ import random
 import pytest
 
 from dpotool.data.demo import DRAFT_SHARES, generate_demo_rows
-from dpotool.data.demo_grammar import draw_answer, draw_facts, pick, rate_answer, render_answer
+from dpotool.data.demo_grammar import draw_answer, draw_facts, load_topics, pick, rate_answer, render_answer
 from dpotool.data.demo_reading import rate_text, read_request
-from dpotool.data.demo_topics import TOPICS
 
 
 def test_every_prompt_is_read():
@@ -25,7 +24,7 @@ def test_quality_is_what_was_drawn():
     rng = random.Random(7)
     n_same = 0
     for number in range(450):
-        topic = TOPICS[number % len(TOPICS)]
+        topic = load_topics()[number % len(load_topics())]
         facts, answer = draw_facts(rng, topic), draw_answer(rng, topic, DRAFT_SHARES)
         request = read_request(f"User: {pick(rng, topic.requests).format(**facts)}\nAssistant:")
         assert request is not None and request.topic is topic
