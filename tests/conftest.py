@@ -18,6 +18,7 @@ import torch
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.models.precision import use_fast_float32_on_cpu
+from dpotool.training.demo import ensure_demo_model
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # A shell starts what runs in its background deaf to Ctrl-C, and the commands that tests start and interrupt would
@@ -31,6 +32,15 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("DPOTOOL_CACHE", str(cache))
     return cache
+
+
+@pytest.fixture(scope="session")
+def demo_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in model, made once however many processes share the tests out."""
+    own = tmp_path_factory.getbasetemp()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPOTOOL_CACHE", str((own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "demo-model"))
+        return ensure_demo_model()
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Reads every stored log-probability: can the file be read, is it finite, do values of one pair agree?"""
+"""Reads every stored value: can the file be read, is it finite, do values of one pair agree?"""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def is_disagreement(first: float, second: float, tolerance: float) -> bool:
     return abs(first - second) > tolerance * max(abs(first), abs(second), _SMALLEST_SCALE)
 
 
-def _read_rows(check: StoreCheck, parts: Sequence[Path]) -> list[tuple[str, float, float]]:
+def _read_rows(check: StoreCheck, parts: Sequence[Path]) -> list[tuple[Any, ...]]:
     rows = []
     for path in parts:
         try:
@@ -78,14 +78,14 @@ def _read_rows(check: StoreCheck, parts: Sequence[Path]) -> list[tuple[str, floa
     return rows
 
 
-def _check_rows(check: StoreCheck, rows: Sequence[tuple[str, float, float]], tolerance: float) -> None:
-    known: dict[str, tuple[float, float]] = {}
+def _check_rows(check: StoreCheck, rows: Sequence[tuple[Any, ...]], tolerance: float) -> None:
+    known: dict[str, list[float]] = {}
     for key, *values in rows:
         if not all(value is not None and math.isfinite(value) for value in values):
             check.n_not_finite += 1
             continue
         if key not in known:
-            known[key] = (values[0], values[1])
+            known[key] = values
             continue
         check.n_duplicate += 1
         check.n_disagreeing += any(is_disagreement(*both, tolerance) for both in zip(known[key], values, strict=True))

@@ -1,18 +1,19 @@
-"""What the cache holds: log-probabilities by model and numeric types, and built-in models."""
+"""What the cache holds: log-probabilities and gradient products by model and numeric types, and built-in models."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from dpotool.cache.parts import list_parts, read_parts
+from dpotool.cache.parts import PRODUCTS, list_parts, read_parts
 from dpotool.cache.root import DEMO_PREFIX, MADE, cache_root, store_root
 from dpotool.runs.atomic import write_json
 from dpotool.settings import DEMO
@@ -21,7 +22,9 @@ ABOUT = "about.json"
 """Beside a model's parts: which model it was. Its time of change is when the values were last used."""
 SECOND = "-again"
 """Behind the key of a pair that was scored a second time, in other company: what the noise floor is made of."""
-_STORE_NAME = re.compile(r"(?P<fingerprint>[0-9a-f]{16})-(?P<types>\w+-\w+)")
+_STORE_NAME = re.compile(
+    rf"(?P<fingerprint>[0-9a-f]{{16}})-(?P<types>\w+-\w+?)(?P<products>-{PRODUCTS}-[0-9a-f]{{8}})?"
+)
 _DEMO_NAME = re.compile(rf"{DEMO_PREFIX}(?P<fingerprint>[0-9a-f]{{12}})")
 
 
@@ -30,7 +33,7 @@ class CacheEntry:
     """One folder of the cache."""
 
     kind: str
-    """'log-probabilities' or 'built-in model'."""
+    """'log-probabilities', 'gradient products' or 'built-in model'."""
     models: tuple[str, ...]
     """Names or paths the model went by when values were written; the last one is the newest. Empty: not recorded."""
     fingerprint: str
@@ -48,9 +51,16 @@ class CacheEntry:
         return asdict(self) | {"last_used": self.last_used.isoformat(timespec="seconds"), "path": str(self.path)}
 
 
-def name_store(fingerprint: str, types: str) -> str:
-    """Returns the folder name of one model's values, under `store_root()`."""
-    return f"{fingerprint}-{types}"
+def name_store(fingerprint: str, types: str, parameters: Collection[str] | None = None) -> str:
+    """Returns the folder name of one model's values, under `store_root()`.
+
+    Args:
+        parameters: names of those whose gradient products the values are; without it they are log-probabilities.
+    """
+    name = f"{fingerprint}-{types}"
+    if parameters is None:
+        return name
+    return f"{name}-{PRODUCTS}-{hashlib.sha256('|'.join(sorted(parameters)).encode()).hexdigest()[:8]}"
 
 
 def record_use(folder: Path, model: str, versions: Mapping[str, str], *, is_written: bool) -> None:
@@ -87,7 +97,7 @@ def _list_stores() -> Iterator[CacheEntry]:
     for folder, match in _matching_folders(store_root(), _STORE_NAME):
         files = list_own_files(folder)
         yield CacheEntry(
-            kind="log-probabilities",
+            kind="gradient products" if match["products"] else "log-probabilities",
             models=tuple(str(name) for name in read_about(folder).get("models", [])),
             fingerprint=match["fingerprint"],
             types=match["types"].removesuffix("-None"),

@@ -1,4 +1,4 @@
-"""The files of one model's log-probabilities: written in parts, read together, merged when they grow many.
+"""The files of one model's values of pairs: written in parts, read together, merged when they grow many.
 
 A part is a Parquet file with a row per pair and is never changed once it has its name, so any number of processes may
 read and write at the same time without locks. Merging writes the merged file first and only then removes what it holds;
@@ -14,16 +14,19 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpotool.runs.atomic import atomic_path
 
-Values = dict[str, tuple[float, float]]
-"""Key of a pair -> log-probabilities of its chosen and rejected completion (nats)."""
+Values = dict[str, tuple[float, ...]]
+"""Key of a pair -> its values, in the order of `columns_of` the folder."""
 
-SCHEMA = pa.schema([("key", pa.string()), ("chosen_logps", pa.float64()), ("rejected_logps", pa.float64())])
+PRODUCTS = "products"
+"""What stands in the name of a folder of gradient products; other folders hold log-probabilities."""
+_LOGPS = ("chosen_logps", "rejected_logps")
 MERGE_FROM = 16
 """Parts from which on they are merged. Each merge rewrites all of them: rarely enough to cost nothing."""
 _PART_NAME = re.compile(r"[0-9a-f]{16}\.parquet")
@@ -34,16 +37,27 @@ class UnreadablePartError(Exception):
     """A part is damaged, or holds something else than its name says."""
 
 
+def columns_of(folder: Path) -> tuple[str, ...]:
+    """Returns what the parts in a folder say of each pair: log-probabilities (nats), or gradient products (nats²)."""
+    if PRODUCTS in folder.name.split("-"):
+        return ("grad_inner_product", "chosen_grad_sq_norm", "rejected_grad_sq_norm", *_LOGPS)
+    return _LOGPS
+
+
+def _make_schema(folder: Path) -> pa.Schema:
+    return pa.schema([("key", pa.string()), *((name, pa.float64()) for name in columns_of(folder))])
+
+
 def list_parts(folder: Path) -> list[Path]:
     """Returns the parts in a folder by name; other files there are none of dpotool's."""
     return sorted(path for path in folder.glob("*.parquet") if _PART_NAME.fullmatch(path.name))
 
 
-def read_part(path: Path) -> list[tuple[str, float, float]]:
-    """Returns the rows of a part.
+def read_part(path: Path) -> list[tuple[Any, ...]]:
+    """Returns the rows of a part: the key, then the values, each of which may be None.
 
     Raises:
-        UnreadablePartError: it cannot be read, or its columns are not SCHEMA's.
+        UnreadablePartError: it cannot be read, or has other columns than its folder's parts have.
         FileNotFoundError: it is gone.
     """
     try:
@@ -52,9 +66,10 @@ def read_part(path: Path) -> list[tuple[str, float, float]]:
         raise
     except (OSError, pa.ArrowException) as error:
         raise UnreadablePartError(str(error).strip().partition("\n")[0] or type(error).__name__) from None
-    if [_plain(field) for field in table.schema] != [_plain(field) for field in SCHEMA]:
+    schema = _make_schema(path.parent)
+    if [_plain(field) for field in table.schema] != [_plain(field) for field in schema]:
         raise UnreadablePartError(f"it holds {', '.join(f'{field.name}: {field.type}' for field in table.schema)}")
-    return list(zip(*(table.column(name).to_pylist() for name in SCHEMA.names), strict=True))
+    return list(zip(*(table.column(name).to_pylist() for name in schema.names), strict=True))
 
 
 def _plain(field: pa.Field) -> tuple[str, pa.DataType]:
@@ -90,25 +105,25 @@ def _read_listed(parts: Sequence[Path]) -> Parts:
         except UnreadablePartError as error:
             unreadable[path] = str(error)
             continue
-        values |= {key: (chosen, rejected) for key, chosen, rejected in rows if _is_finite(chosen, rejected)}
+        values |= {key: tuple(numbers) for key, *numbers in rows if _are_finite(numbers)}
     return Parts(values, tuple(path for path in parts if path not in unreadable), unreadable)
 
 
-def write_part(folder: Path, values: Mapping[str, tuple[float, float]]) -> None:
+def write_part(folder: Path, values: Mapping[str, tuple[float, ...]]) -> None:
     """Adds values to a folder; those that are not finite are left out, and will be computed again.
 
     Raises:
         DpotoolError: the folder cannot be written.
     """
-    kept = {key: pair for key, pair in values.items() if _is_finite(*pair)}
+    kept = {key: numbers for key, numbers in values.items() if _are_finite(numbers)}
     if not kept:
         return
-    columns = [list(kept), [chosen for chosen, _ in kept.values()], [rejected for _, rejected in kept.values()]]
+    columns = [list(kept), *map(list, zip(*kept.values(), strict=True))]
     with atomic_path(folder / name_part(kept)) as path:
-        pq.write_table(pa.table(columns, schema=SCHEMA), path)
+        pq.write_table(pa.table(columns, schema=_make_schema(folder)), path)
 
 
-def name_part(values: Mapping[str, tuple[float, float]]) -> str:
+def name_part(values: Mapping[str, tuple[float, ...]]) -> str:
     """Returns the file name of a part, which follows from its keys: the same pairs never make two files."""
     return hashlib.sha256("".join(sorted(values)).encode()).hexdigest()[:16] + ".parquet"
 
@@ -129,5 +144,5 @@ def merge_parts(folder: Path, at_least: int = MERGE_FROM) -> None:
                 path.unlink(missing_ok=True)
 
 
-def _is_finite(chosen: float | None, rejected: float | None) -> bool:
-    return chosen is not None and rejected is not None and math.isfinite(chosen) and math.isfinite(rejected)
+def _are_finite(numbers: Sequence[float | None]) -> bool:
+    return all(number is not None and math.isfinite(number) for number in numbers)

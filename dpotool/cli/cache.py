@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
-    group = typer.Typer(help="List, check or delete stored log-probabilities and the stored built-in model.")
+    group = typer.Typer(help="List, check or delete stored values of pairs and the stored built-in model.")
     add_verb(group, "cache ls", CacheListConfig, epilog="Example: dpotool cache ls --json")(list_cache)
     add_verb(group, "cache verify", CacheVerifyConfig, epilog="Example: dpotool cache verify")(verify_cache)
     add_verb(group, "cache clear", CacheClearConfig, epilog="Example: dpotool cache clear --older-than 30")(clear_cache)
@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def list_cache(config: CacheListConfig, console: Console) -> None:
-    """List the models whose log-probabilities are stored, with the number of pairs, the size and the last use."""
+    """List the models whose values are stored, with the number of pairs, the size and the last use."""
     from dpotool.cache.entries import list_entries
     from dpotool.cache.root import cache_root
 

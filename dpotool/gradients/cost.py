@@ -22,6 +22,7 @@ from dpotool.likelihood.cost import (
     seconds_since_start,
     time_strata,
 )
+from dpotool.likelihood.store import look_up
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.models.adapters import mark_trained_parameters
 from dpotool.progress import Progress
@@ -60,7 +61,8 @@ def plan_theory(config: TheoryConfig, *, progress: Progress) -> Estimate:
 
 
 def _add_products(estimate: Estimate, config: TheoryConfig, opened: OpenSubject, engine: GradientEngine) -> None:
-    pairs = opened.pair_set.pairs
+    folder = opened.policy_scorer.folder_of_products(engine.selection.parameters)
+    pairs = list(look_up(folder, opened.pair_set.pairs)[2].values())  # the others are in the store
     estimate.batch_tokens = resolve_batch_tokens(config.batch_tokens, opened.policy, with_gradients=True)
     batches = plan_batches([2 * pair.longest for pair in pairs], estimate.batch_tokens)
     padded = [2 * len(batch) * pairs[batch[0]].longest for batch in batches]
@@ -71,7 +73,9 @@ def _add_products(estimate: Estimate, config: TheoryConfig, opened: OpenSubject,
 
     estimate.n_padded_tokens = sum(padded)
     estimate.seconds["products of each pair"], n_probed = time_strata(padded, run)
-    estimate.probe.append(f"products: {n_probed} of {len(batches)} batches were run")
+    n_stored = len(opened.pair_set.pairs) - len(pairs)
+    stored = f", and {n_stored} pairs are in the store" if n_stored else ""
+    estimate.probe.append(f"products: {n_probed} of {len(batches)} batches were run{stored}")
 
 
 def _add_batch_products(

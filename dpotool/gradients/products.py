@@ -48,6 +48,11 @@ class PairProducts:
     rejected_logps: float
     """Nats, from the same forward pass as L."""
 
+    @property
+    def values(self) -> tuple[float, ...]:
+        """All but the pair's id, in this order."""
+        return astuple(self)[1:]
+
 
 @dataclass(frozen=True, slots=True)
 class GradientProducts:
@@ -82,9 +87,9 @@ def compute_gradient_products(
 
 def collect_products(products: Iterable[PairProducts]) -> GradientProducts:
     """Turns products of single pairs into columns; also of as many as were finished before an interruption."""
-    rows = [astuple(pair) for pair in products]
-    pair_ids = np.array([row[0] for row in rows], dtype=np.int64)
-    values = np.array([row[1:] for row in rows], dtype=np.float64).reshape(len(rows), 5)
+    rows = list(products)
+    pair_ids = np.array([row.pair_id for row in rows], dtype=np.int64)
+    values = np.array([row.values for row in rows], dtype=np.float64).reshape(len(rows), 5)
     return GradientProducts(pair_ids, *values.T.copy())
 
 

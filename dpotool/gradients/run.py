@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import pandas as pd
 from accelerate import PartialState
 from msgspec.structs import replace as replace_struct
 
+from dpotool.cache.parts import Values
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.gradients.analysis import build_theory_frame
@@ -27,8 +28,8 @@ from dpotool.gradients.real_steps import StepLab
 from dpotool.gradients.spot_check import check_products
 from dpotool.gradients.verification import verify_gaps
 from dpotool.likelihood.budget import resolve_batch_tokens
-from dpotool.likelihood.pair_logps import ScoredPairs, compute_pair_logps
-from dpotool.likelihood.store import hash_pair
+from dpotool.likelihood.pair_logps import Advance, ScoredPairs, compute_pair_logps
+from dpotool.likelihood.store import hash_pair, look_up
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.adapters import mark_trained_parameters
 from dpotool.models.subject import Subject, describe_subject
@@ -141,20 +142,42 @@ class _Study:
         return self._finish(frame, batch)
 
     def _collect(self) -> tuple[np.ndarray, list[PairProducts]]:
-        """Returns the places of the finished pairs and their products."""
-        pairs, n_processes = self.opened.pair_set.pairs, PartialState().num_processes
-        finished: dict[int, PairProducts] = {}
+        """Returns the places of the finished pairs and their products, from the store where it has them.
+
+        The rest is computed and stored while the work goes on, so that a kill costs a minute of it.
+        """
+        pairs, scorer = self.opened.pair_set.pairs, self.opened.policy_scorer
+        folder = scorer.folder_of_products(self.engine.selection.parameters)
+        keys, known, missing = look_up(folder, pairs)
+        self.progress.note(f"gradient products: {sum(key in known for key in keys)} of {len(pairs)} pairs were stored")
         try:
-            with self.progress.track("gradient products", len(pairs)) as advance:
-                for batch in self.engine.iter_products(pairs, batch_tokens=self.batch_tokens):
-                    finished |= batch
-                    advance(len(batch) * n_processes)
+            with scorer.keeping(folder) as keeper, self.progress.track("gradient products", len(missing)) as advance:
+                for key, values in self._iter_products(missing, advance):
+                    keeper.take({key: values})
+                    known[key] = values
         except KeyboardInterrupt:
-            if not finished or n_processes > 1:
+            if not known or PartialState().num_processes > 1:
                 raise
             self.was_interrupted = True
-        finished = gather_shares(finished, None if self.was_interrupted else len(pairs))
-        return np.array(list(finished), dtype=int), list(finished.values())
+        if not self.was_interrupted:
+            known |= self._gather(list(missing), known)
+        places = [place for place, key in enumerate(keys) if key in known]
+        products = [PairProducts(pairs[place].pair_id, *known[keys[place]]) for place in places]
+        return np.array(places, dtype=int), products
+
+    def _iter_products(
+        self, missing: Mapping[str, TokenizedPair], advance: Advance
+    ) -> Iterator[tuple[str, tuple[float, ...]]]:
+        """Yields the products of pairs with their keys; of several processes each computes its share."""
+        keys = list(missing)
+        for batch in self.engine.iter_products(list(missing.values()), batch_tokens=self.batch_tokens):
+            yield from ((keys[place], products.values) for place, products in batch.items())
+            advance(len(batch) * PartialState().num_processes)
+
+    def _gather(self, keys: Sequence[str], known: Values) -> Values:
+        """Returns what all processes computed of these keys."""
+        finished = {place: known[key] for place, key in enumerate(keys) if key in known}
+        return {keys[place]: values for place, values in gather_shares(finished, len(keys)).items()}
 
     def _look_at_batch(
         self, frame: pd.DataFrame, pairs: Sequence[TokenizedPair]

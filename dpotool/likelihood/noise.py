@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dpotool.cache.entries import SECOND
+from dpotool.cache.parts import Values
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.scorer import Scorer
@@ -49,7 +50,9 @@ def score_in_twos(scorer: Scorer, pairs: Sequence[TokenizedPair], progress: Prog
     with scorer.keeping() as keeper, progress.track("measuring noise", len(missing)) as advance:
         for two in _make_twos(missing, pairs, scorer.rows):
             logps = scorer.compute([pairs[place] for place in two], batch_tokens=_NO_LIMIT)
-            new = dict(zip((keys[place] for place in two), zip(logps.chosen, logps.rejected, strict=True), strict=True))
+            new: Values = dict(
+                zip((keys[place] for place in two), zip(logps.chosen, logps.rejected, strict=True), strict=True)
+            )
             keeper.take(new)
             known |= new
             advance(len(new))

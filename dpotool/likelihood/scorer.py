@@ -211,10 +211,18 @@ class Scorer:
         """
         return look_up(self.folder, pairs, suffix)
 
+    def folder_of_products(self, parameters: Collection[str]) -> Path:
+        """Where the store keeps the gradient products over the parameters of these names."""
+        return self.folder.with_name(name_store(self.fingerprint, self.types, parameters))
+
     @contextmanager
-    def keeping(self) -> Iterator[StoreKeeper]:
-        """Yields what takes values into the store; they are written at the latest when the block is left."""
-        keeper = StoreKeeper(self.folder, name_model(self.model, self.label))
+    def keeping(self, folder: Path | None = None) -> Iterator[StoreKeeper]:
+        """Yields what takes values into the store; they are written at the latest when the block is left.
+
+        Args:
+            folder: of the store, where it is not that of the log-probabilities.
+        """
+        keeper = StoreKeeper(folder or self.folder, name_model(self.model, self.label))
         try:
             yield keeper
         finally:

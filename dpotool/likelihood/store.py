@@ -1,4 +1,4 @@
-"""The store of log-probabilities: what was computed for a pair once, for a policy or a reference, is found by content.
+"""The store of log-probabilities and gradient products: what was computed once for a pair is found by content.
 
 The key of a pair is a hash of what its values depend on: the model's weights and settings, the numeric types, and the
 pair's token ids with the boundary, which hold all that tokenizer and chat template do. So a second run, a sweep, a
@@ -113,7 +113,7 @@ def _harmless() -> Iterator[None]:
     try:
         yield
     except DpotoolError as error:
-        logger.warning("log-probabilities are not kept: %s", error)
+        logger.warning("values are not stored: %s", error)
 
 
 def _versions() -> Mapping[str, str]:

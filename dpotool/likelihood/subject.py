@@ -24,7 +24,7 @@ from dpotool.progress import Progress
 from dpotool.runs.about import Fingerprints
 from dpotool.runs.manifest import collect_manifest
 
-_OF_THIS_CALL = ("output", "format", "device", "dry_run", "trust_remote_code")
+_OF_THIS_CALL = ("output", "format", "device", "device_map", "dry_run", "trust_remote_code")
 """Settings that say where and how a table is written, not what is in it."""
 
 
@@ -129,11 +129,14 @@ def _check_owner(subject: Subject) -> None:
         )  # fmt: skip
 
 
-def open_subject(subject: Subject, progress: Progress, *, dtype: str | None = None) -> OpenSubject:
+def open_subject(
+    subject: Subject, progress: Progress, *, dtype: str | None = None, device_map: str | None = None
+) -> OpenSubject:
     """Loads tokenizer, policy and pairs, and the reference in the policy's numeric type.
 
     Args:
         dtype: type to take gradients in, for which 'auto' may be too coarse; without it the policy is only scored.
+        device_map: spreads both models over several devices (`load_model`).
     """
     _check_owner(subject)
     config = subject.config
@@ -148,6 +151,7 @@ def open_subject(subject: Subject, progress: Progress, *, dtype: str | None = No
         subject.model,
         dtype=dtype or subject.dtype,
         device=config.device,
+        device_map=device_map,
         trust_remote_code=trust,
         needs_gradients=dtype is not None,
         progress=progress,
@@ -160,7 +164,12 @@ def open_subject(subject: Subject, progress: Progress, *, dtype: str | None = No
         check_same_tokens(tokenizer, subject.reference, pair_set.pairs, trust_remote_code=trust)
         policy_dtype = str(next(policy.parameters()).dtype).removeprefix("torch.")
         reference = load_model(
-            subject.reference, dtype=policy_dtype, device=config.device, trust_remote_code=trust, progress=progress
+            subject.reference,
+            dtype=policy_dtype,
+            device=config.device,
+            device_map=device_map,
+            trust_remote_code=trust,
+            progress=progress,
         )
         reference.requires_grad_(False)
         check_token_ids(reference, pair_set.pairs, tokenizer, where=subject.reference)

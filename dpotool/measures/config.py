@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from dpotool.settings import COUNT, DRY_RUN, ScreenSettings, SubjectSettings, setting
 
+_DEVICE_MAP = "Spread a model that one device does not hold over all GPUs, then memory, then disk: auto. Disk is slow."
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreConfig(ScreenSettings, SubjectSettings):
@@ -31,6 +33,7 @@ class ScoreConfig(ScreenSettings, SubjectSettings):
         "or step numbers separated by commas.",
     )
     dry_run: bool = setting(False, DRY_RUN)
+    device_map: str | None = setting(None, _DEVICE_MAP)
     tokens: bool = setting(False, "Also write the log-probability of every token to a second table.")
 
 
@@ -64,5 +67,6 @@ class DiagnoseConfig(SubjectSettings):
         None,
         "Theory table of the same pairs, whose driver scores join the risk measures; without it one that lies near.",
     )
+    device_map: str | None = setting(None, _DEVICE_MAP)
     dry_run: bool = setting(False, DRY_RUN)
     full: bool = setting(False, "Print every table instead of the first screen.")

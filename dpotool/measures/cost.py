@@ -76,7 +76,7 @@ def _plan_each(
 
 
 def _plan(model: str, config: ScoreConfig, began: float, progress: Progress) -> Estimate:
-    opened = open_subject(describe_subject(model, config), progress)
+    opened = open_subject(describe_subject(model, config), progress, device_map=config.device_map)
     pairs = opened.pair_set.pairs
     estimate = Estimate(f"score {model}", n_pairs={opened.pair_set.source.split: len(pairs)})
     estimate.n_tokens = count_tokens(pairs)
@@ -92,7 +92,7 @@ def _plan(model: str, config: ScoreConfig, began: float, progress: Progress) -> 
 
 
 def _plan_diagnosis(model: str, config: DiagnoseConfig, began: float, progress: Progress) -> Estimate:
-    opened = open_subject(describe_subject(model, config), progress)
+    opened = open_subject(describe_subject(model, config), progress, device_map=config.device_map)
     pairs, policy = opened.pair_set.pairs, opened.policy_scorer
     estimate = Estimate(f"diagnose {model}", n_pairs={opened.pair_set.source.split: len(pairs)})
     estimate.n_tokens = count_tokens(pairs)

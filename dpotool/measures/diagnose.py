@@ -78,7 +78,7 @@ def diagnose_models(
 
 def _diagnose(subject: Subject, config: DiagnoseConfig, progress: Progress) -> DiagnosisResult:
     with claiming(subject.folder.path, "diagnose", progress.note):
-        opened = open_subject(subject, progress)
+        opened = open_subject(subject, progress, device_map=config.device_map)
         if opened.reference_scorer is None:
             progress.warn(
                 f"{subject.label}: there is no reference, so only what one model says of the pairs can be told. "

@@ -114,7 +114,7 @@ def _name_subject(subject: Subject, label: str | None, loss: str | None, *, is_a
 
 
 def _score(subject: Subject, config: ScoreConfig, measures: list[Measure], progress: Progress) -> ScoreResult:
-    return score_opened(open_subject(subject, progress), config, measures, progress)
+    return score_opened(open_subject(subject, progress, device_map=config.device_map), config, measures, progress)
 
 
 def score_opened(

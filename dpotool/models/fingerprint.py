@@ -7,7 +7,8 @@ import json
 from typing import Any
 
 import torch
-from torch import nn
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 
@@ -20,9 +21,19 @@ def fingerprint_model(model: nn.Module) -> str:
     digest = hashlib.sha256(_settings_that_count(model).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        data = tensor.detach().contiguous().cpu().flatten().view(torch.uint8)
+        data: Any = _fetch(model, name, tensor).contiguous().flatten().view(torch.uint8)
         digest.update(memoryview(data.numpy()))
     return digest.hexdigest()[:16]
+
+
+def _fetch(model: nn.Module, name: str, tensor: Tensor) -> Tensor:
+    """Returns a weight on the CPU, also one that lies in memory or on disk until its layer runs (`--device-map`)."""
+    if not tensor.is_meta:
+        return tensor.detach().cpu()
+    owner, _, leaf = name.rpartition(".")
+    with align_module_device(model.get_submodule(owner), "cpu"):
+        fetched: Tensor = getattr(model.get_submodule(owner), leaf)
+        return fetched.detach().clone()
 
 
 def fingerprint_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:

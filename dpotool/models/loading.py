@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
@@ -30,6 +31,7 @@ from dpotool.models.weights import (
     naming_broken_parts,
 )
 from dpotool.progress import SILENT, Progress
+from dpotool.settings import AUTO
 
 LOCAL_RANK = "LOCAL_RANK"
 """What torchrun and accelerate call a process's number on its machine; set before anything is loaded."""
@@ -110,6 +112,7 @@ def load_model(
     *,
     dtype: str = "auto",
     device: str = "auto",
+    device_map: str | None = None,
     trust_remote_code: bool = False,
     needs_gradients: bool = False,
     progress: Progress = SILENT,
@@ -119,6 +122,8 @@ def load_model(
     Args:
         model: name of a built-in model, folder or hub id of a model, or folder of a PEFT adapter.
         dtype: 'auto' is the checkpoint's own type; under an adapter in float32, in which it was trained, float32.
+        device_map: 'auto' spreads the weights over all GPUs, then memory, then disk, instead of onto one device. What
+            lies in memory or on disk is on PyTorch's `meta` device between a layer's passes, so it can only be scored.
         needs_gradients: the weights will be trained or differentiated; an adapter's are never quantised.
 
     Raises:
@@ -135,14 +140,41 @@ def load_model(
     progress.note(f"loading {model}")
     if is_adapter and dtype == "auto":
         dtype = _choose_dtype(model, config, progress)
-    loaded = _load_whole(source, config, dtype, trust_remote_code, progress)
+    placement = {} if device_map is None else _place(device_map, model, device, is_adapter=is_adapter)
+    loaded = _load_whole(source, config, dtype, trust_remote_code, progress, placement)
     let_rows_go_by_their_own_length(loaded)
     if is_adapter:
         loaded = load_adapter(loaded, model, is_trainable=needs_gradients)
     disable_dropout(loaded)
-    target = resolve_device(device)
+    target = next(loaded.parameters()).device if placement else resolve_device(device)
     choose_float32_products(target, next(loaded.parameters()).dtype)
-    return loaded.to(target).eval()
+    return (loaded if placement else loaded.to(target)).eval()
+
+
+def _place(device_map: str, model: str, device: str, *, is_adapter: bool) -> dict[str, Any]:
+    """Returns what transformers is told about where weights go.
+
+    Raises:
+        DpotoolError: the model cannot be spread, or is told to be in one place as well.
+    """
+    if device_map != AUTO:
+        raise DpotoolError("no such placement", where="--device-map", expected=AUTO, got=repr(device_map))
+    if device != AUTO:
+        raise DpotoolError(
+            "one device and a placement over several do not go together", where=f"--device {device}",
+            remedy="Leave out --device or --device-map",
+        )  # fmt: skip
+    if is_adapter:
+        raise DpotoolError(
+            "an adapter's weights cannot be put on a model that is spread out", where=model,
+            remedy="Merge it into its base model with peft's merge_and_unload, save that, and name it",
+        )  # fmt: skip
+    if PartialState().num_processes > 1:
+        raise DpotoolError(
+            "several processes cannot each spread a model over all devices", where="--device-map",
+            remedy="Run it without a launcher",
+        )  # fmt: skip
+    return {"device_map": device_map}
 
 
 def _choose_dtype(adapter: str, config: Any, progress: Progress) -> str:
@@ -168,7 +200,9 @@ def _read_config(source: str, trust_remote_code: bool) -> Any:
     return config
 
 
-def _load_whole(source: str, config: Any, dtype: str, trust_remote_code: bool, progress: Progress) -> nn.Module:
+def _load_whole(
+    source: str, config: Any, dtype: str, trust_remote_code: bool, progress: Progress, placement: dict[str, Any]
+) -> nn.Module:
     """Loads a whole model, every weight of which is the checkpoint's."""
     is_quantised = getattr(config, "quantization_config", None) is not None
     check_number_types(source, is_quantised)
@@ -184,6 +218,7 @@ def _load_whole(source: str, config: Any, dtype: str, trust_remote_code: bool, p
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are listed, and refused with both shapes
+            **placement,
         )
     whole, info = loaded
     check_loaded(info, source)

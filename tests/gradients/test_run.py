@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ import pytest
 from tiny_models import save_tiny_model, write_pairs
 from training_helpers import read_weights
 
+from dpotool.cache.checking import check_store
+from dpotool.cache.clearing import clear_entries
+from dpotool.cache.entries import list_entries
 from dpotool.errors import DpotoolError
 from dpotool.gradients import run as theory_run
 from dpotool.gradients.config import TheoryConfig, parse_lambdas
@@ -69,9 +74,12 @@ def test_an_adapters_gradients_are_its_own_weights(settings: dict[str, Any], tmp
     assert result.summary["n_parameters"] == sum(weight.numel() for weight in read_weights(run.path).values())
 
 
-def test_an_interruption_keeps_what_was_finished(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_keeps_what_was_finished_and_the_next_run_computes_the_rest(
+    settings: dict[str, Any], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings["batch_tokens"] = 1  # a batch a pair, the longest first
     whole = run_theory(TheoryConfig(**{**settings, "output": settings["output"] + "-whole"}, pairs_only=True))
+    shutil.rmtree(own_cache)
     real = GradientEngine.iter_products
 
     def interrupted(engine: GradientEngine, pairs: Any, **options: Any) -> Iterator[Any]:
@@ -87,6 +95,44 @@ def test_an_interruption_keeps_what_was_finished(settings: dict[str, Any], monke
     pd.testing.assert_frame_equal(pd.read_parquet(result.path), expected)
     assert result.summary["n"] == 2
     assert result.summary["n_excluded"] == {NOT_REACHED: 4}
+    monkeypatch.setattr(GradientEngine, "iter_products", counting := _Counting(real))
+    again = run_theory(TheoryConfig(**settings, pairs_only=True))
+    assert counting.n_pairs == 4 and not again.was_interrupted
+    pd.testing.assert_frame_equal(pd.read_parquet(again.path), pd.read_parquet(whole.path))
+
+
+class _Counting:
+    """`GradientEngine.iter_products`, with a count of the pairs that it was asked for."""
+
+    def __init__(self, real: Any) -> None:
+        self.real = real
+        self.n_pairs = 0
+
+    def __get__(self, engine: GradientEngine, _: Any) -> Any:
+        return partial(self, engine)
+
+    def __call__(self, engine: GradientEngine, pairs: Any, **options: Any) -> Any:
+        self.n_pairs += len(pairs)
+        return self.real(engine, pairs, **options)
+
+
+def test_products_are_stored_by_weights_and_parameters(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other parameters and another model find nothing; a subset and a second run find everything."""
+    monkeypatch.setattr(GradientEngine, "iter_products", counting := _Counting(GradientEngine.iter_products))
+    other = str(save_tiny_model(tmp_path / "other", seed=1))
+    counts = []
+    for changes in ({}, {"parameters": "head"}, {"model": other, "output": str(tmp_path / "o")}, {"limit": 3}, {}):
+        before = counting.n_pairs
+        run_theory(TheoryConfig(**{**settings, **changes}, pairs_only=True))
+        counts.append(counting.n_pairs - before)
+    assert counts == [6, 6, 6, 0, 0]
+    entries = [entry for entry in list_entries() if entry.kind == "gradient products"]
+    assert [entry.n_pairs for entry in entries] == [6, 6, 6]
+    assert all(check_store(entry).is_sound for entry in entries)
+    clear_entries(entries)
+    assert not any(entry.path.exists() for entry in entries)
 
 
 def test_an_interruption_of_a_later_stage_keeps_the_table(

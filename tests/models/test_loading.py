@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import make_pairs
+from safetensors.torch import load_file, save_file
 from tiny_models import build_byte_tokenizer, save_tiny_model
 
 from dpotool.errors import DpotoolError
+from dpotool.likelihood.scorer import Scorer
+from dpotool.models import loading
 from dpotool.models.fingerprint import fingerprint_model, fingerprint_tokenizer
 from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import load_model, load_tokenizer
@@ -98,3 +104,45 @@ def test_max_length_respects_the_models_positions(folder: Path) -> None:
         DpotoolError, match=r"--max-length: longer than the model has positions for; expected at most 256, got 300"
     ):
         resolve_max_length(300, model, tokenizer)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_of_which_a_part_lies_on_disk_gives_the_same_numbers_and_fingerprint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tied: bool
+) -> None:
+    """What `--device-map auto` does where memory is short: here a layer and the output layer stay on disk."""
+    folder = save_tiny_model(tmp_path / "m")
+    if tied:
+        settings = json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": True}
+        (folder / "config.json").write_text(json.dumps(settings))
+        weights = load_file(folder / "model.safetensors")
+        save_file(
+            {name: part for name, part in weights.items() if name != "lm_head.weight"}, folder / "model.safetensors"
+        )
+    whole = load_model(str(folder))
+    head = "cpu" if tied else "disk"
+    places = dict.fromkeys(("model.embed_tokens", "model.layers.0", "model.norm", "model.rotary_emb"), "cpu")
+    places |= {"model.layers.1": "disk", "lm_head": head}
+    monkeypatch.setattr(loading, "_place", lambda *_, **__: {"device_map": places})
+    spread = load_model(str(folder), device_map="auto")
+    assert any(weight.is_meta for weight in spread.parameters())
+    assert fingerprint_model(spread) == fingerprint_model(whole)
+    pairs = make_pairs(5)
+    expected, found = (
+        Scorer(model, store=tmp_path / name).score(pairs) for name, model in (("a", whole), ("b", spread))
+    )
+    assert found.n_stored == 0
+    np.testing.assert_array_equal(found.stack(), expected.stack())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"device_map": "balanced"}, "--device-map: no such placement; expected auto, got 'balanced'"),
+        ({"device_map": "auto", "device": "cpu"}, "--device cpu: one device and a placement over several"),
+    ],
+)
+def test_a_placement_that_cannot_be_is_refused(folder: Path, settings: dict[str, str], message: str) -> None:
+    with pytest.raises(DpotoolError) as error:
+        load_model(str(folder), **settings)
+    assert str(error.value).startswith(message)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,10 +19,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pd.DataFrame]:
-    """The runs table of a sweep with the default settings; the built-in model is trained on the way."""
+def runs(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pd.DataFrame]:
+    """The runs table of a sweep with the default settings."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPOTOOL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("DPOTOOL_CACHE", str(cache := tmp_path_factory.mktemp("cache")))
+        shutil.copytree(demo_model, cache / demo_model.name)
         output = tmp_path_factory.mktemp("demo") / "sweep"
         config = SweepConfig(lambdas="0.5,0.75,1.0", output=str(output), device="cpu")
         yield sweep(config).table.set_index("lambda")

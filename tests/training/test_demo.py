@@ -25,14 +25,6 @@ from dpotool.models.subject import describe_subject
 from dpotool.training import demo
 
 
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built-in model, made as nobody disturbs it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("DPOTOOL_CACHE", str(tmp_path_factory.mktemp("made")))
-        return demo.ensure_demo_model()
-
-
 def start_making(cache: Path, **environment: str) -> subprocess.Popen[str]:
     """Starts a command that makes the built-in model, and returns when that is being trained."""
     process = subprocess.Popen(
@@ -65,7 +57,7 @@ def test_an_interrupted_first_use_keeps_nothing(own_cache: Path, end: signal.Sig
 
 
 @pytest.mark.slow
-def test_whoever_asks_gets_the_same_bits(made: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_whoever_asks_gets_the_same_bits(demo_model: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As under a launcher with two processes, with two threads and settings of torch's that change numbers."""
     monkeypatch.setenv("DPOTOOL_CACHE", str(own_cache))
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "2"}.items():
@@ -74,21 +66,21 @@ def test_whoever_asks_gets_the_same_bits(made: Path, own_cache: Path, monkeypatc
     torch.set_float32_matmul_precision("medium")
     again = demo.ensure_demo_model()
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert (again / name).read_bytes() == (made / name).read_bytes()
+        assert (again / name).read_bytes() == (demo_model / name).read_bytes()
     assert {path.name for path in own_cache.iterdir()} <= {again.name, "reference"}
 
 
 @pytest.mark.slow
-def test_it_is_a_checkpoint_like_any_other_and_no_run(made: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_it_is_a_checkpoint_like_any_other_and_no_run(demo_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    subject = describe_subject(str(made), ScoreConfig(data="builtin:demo"))
-    assert subject.reference is None and subject.folder.path == Path("runs") / made.name
+    subject = describe_subject(str(demo_model), ScoreConfig(data="builtin:demo"))
+    assert subject.reference is None and subject.folder.path == Path("runs") / demo_model.name
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "made.json"])
-def test_one_that_was_changed_is_not_taken_for_it(made: Path, own_cache: Path, name: str) -> None:
-    folder = shutil.copytree(made, own_cache / made.name)
+def test_one_that_was_changed_is_not_taken_for_it(demo_model: Path, own_cache: Path, name: str) -> None:
+    folder = shutil.copytree(demo_model, own_cache / demo_model.name)
     assert demo.find_demo_model() == folder
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
