@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -50,24 +50,7 @@ def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
         console.say()  # or what follows would be a row of the table
     if config.format in ("table", "markdown"):
         show_conclusions(findings, console, bullet="- " if config.format == "markdown" else "")
-    found = show_win_rates(findings, console if config.format in ("table", "markdown") else None)
-    console.finish({**findings.to_dict(), **found})
-
-
-def show_win_rates(findings: Findings, console: Console | None) -> dict[str, Any]:
-    """Prints what judges said of the runs' answers, where any did; returns it for --json."""
-    from dpotool.compare.win_rates import describe_judged, read_judged, relate_displacement
-
-    scored = findings.comparison.scored
-    judged = read_judged([run.folder for run in scored if run.path is not None])
-    changes = findings.comparison.runs.set_index("path")["chosen_displacement"].astype(float).to_dict()
-    relation = relate_displacement(judged, {str(path): value for path, value in changes.items()})
-    for line in describe_judged(judged, relation) if console else ():
-        assert console is not None
-        console.say(line)
-    if not judged:
-        return {}
-    return {"win_rates": {run.label: dict(run.summary) for run in judged}, "win_rate_and_displacement": relation}
+    console.finish(findings.to_dict())
 
 
 def write_csv(findings: Findings) -> str:
@@ -77,7 +60,7 @@ def write_csv(findings: Findings) -> str:
     from dpotool.compare.compared_table import build_comparison_frame
     from dpotool.compare.seeds import build_seeds_frame
 
-    frame = build_comparison_frame(findings.comparison, findings.verdicts)
+    frame = build_comparison_frame(findings.comparison, findings.verdicts, findings.win_rates)
     if findings.seeds:  # as objects, or counts would become 120.0 where a row has none
         frame = pd.concat([frame.astype(object), build_seeds_frame(findings.seeds).astype(object)])
     return frame.to_csv(index=False, lineterminator="\n").rstrip("\n")
@@ -93,7 +76,7 @@ def show_tables(findings: Findings, format_: str, console: Console) -> None:
         write_rows,
     )
 
-    differences = tabulate_comparison(findings.comparison, findings.verdicts)
+    differences = tabulate_comparison(findings.comparison, findings.verdicts, findings.win_rates)
     effects = tabulate_effects(findings.comparison)
     if format_ == "table":
         console.table(describe_setting(findings), *differences)
@@ -127,7 +110,7 @@ def show_seeds(findings: Findings, console: Console) -> None:
 
 def show_conclusions(findings: Findings, console: Console, bullet: str = "") -> None:
     """Prints the sentences, the verdict on the baseline, the recommendation and what to do next."""
-    for sentence in findings.sentences:
+    for sentence in (*findings.sentences, *findings.judged_sentences):
         console.say(bullet + sentence)
     console.say()
     console.say(f"{bullet}Verdict on {findings.comparison.baseline}: {findings.statement}")

@@ -33,11 +33,11 @@ def run(config: JudgeConfig, console: Console, answers: list[str] | None) -> Non
     from dpotool.judging.run import import_results, judge_answers
 
     names = expand_models(answers or [])
-    if config.bench is not None:
-        grade(names, config, console)
-        return
     if config.dry_run:
         show_plan(names, config, console)
+        return
+    if config.bench is not None:
+        grade(names, config, console)
         return
     if config.judgments is not None:
         results = import_results(names, config)
@@ -59,7 +59,8 @@ def grade(names: Sequence[str], config: JudgeConfig, console: Console) -> None:
     from dpotool.judging.mt_bench import grade_answers, import_grades
 
     results = import_grades(config) if config.judgments else grade_answers(names, config, progress=console)
-    console.say(state_ratings([result.label for result in results], [result.summary for result in results]))
+    for sentence in state_ratings([result.summary for result in results]):
+        console.say(sentence)
     keys = ["overall", *(f"turn_{turn}" for turn in (1, 2) if all(f"turn_{turn}" in r.summary for r in results))]
     rows = []
     for result in results:
@@ -87,15 +88,18 @@ def show_plan(names: Sequence[str], config: JudgeConfig, console: Console) -> No
     """Prints how much would be asked."""
     from dataclasses import asdict
 
+    from dpotool.judging.mt_bench import plan_grading
     from dpotool.judging.run import plan_asking
 
-    plans = plan_asking(names, config)
+    plans = plan_asking(names, config) if config.bench is None else plan_grading(names, config)
+    n, characters = sum(plan.n_requests for plan in plans), sum(plan.characters for plan in plans)
+    console.say(f"The judge would be asked {n:,} times, to read about {characters // 4:,} tokens in all.")
     rows = [
-        [p.label, str(p.n_pairs), str(p.n_identical), str(p.n_requests), f"{p.characters:,}", f"{p.characters // 4:,}"]
+        [p.label, f"{p.n_answers:,}", f"{p.n_identical:,}", f"{p.n_there:,}", f"{p.n_requests:,}", f"{p.characters:,}"]
         for p in plans
     ]
-    columns = ["", "questions", "identical", "requests", "characters", "tokens, about"]
-    console.table("What the judge would be asked; four characters taken as a token", columns, rows)
+    columns = ["", "answers", "identical", "replies there", "requests", "characters"]
+    console.table("What would be asked; four characters taken as a token", columns, rows)
     console.finish({"plans": [asdict(plan) for plan in plans]})
 
 

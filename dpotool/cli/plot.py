@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 
 def run(config: PlotConfig, console: Console, kind: str, runs: list[str] | None) -> None:
     """Draw pictures of what was scored, estimated or predicted: differences, trade-offs, theory, forecasts."""
-    kinds = choose_plots(kind)
+    kinds = choose_plots(kind, config.y)
     if not runs:
         runs = [find_newest(kinds[0].needs)]
         console.note(f"drawing the newest: {runs[0]}")

@@ -29,13 +29,20 @@ _LATEX_SIGNS = {
 }  # fmt: skip
 
 
+Rates = Mapping[str, Mapping[str, float]]
+"""Label -> win rate over the baseline, ties as half: value, ci_low, ci_high; of runs whose answers were judged."""
+
+
 def tabulate_comparison(
-    comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None]
+    comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None], win_rates: Rates | None = None
 ) -> tuple[list[str], list[list[str]]]:
-    """Returns columns and rows for a reader: each model's numbers, its differences with intervals, adjusted p."""
+    """Returns columns and rows for a reader: each model's numbers, its differences with intervals, adjusted p.
+
+    Where answers were judged, the last column is their win rate.
+    """
     columns = ["model", "log pi(chosen)", "chosen, difference", "p (chosen)", "accuracy, %"]
     columns += ["accuracy, difference in points", "p (accuracy)", "displacement", "rejected, difference"]
-    columns += ["margin, difference"]
+    columns += ["margin, difference", *(["win rate, %"] if win_rates else [])]
     rows = []
     for run in comparison.runs.to_dict("records"):
         label = str(run["label"])
@@ -43,13 +50,15 @@ def tabulate_comparison(
         verdict = verdicts.get(label)
         kind = verdict["kind"] if verdict else "-"
         chosen, accuracy = _number(run["chosen_logps"], 2), _number(run["reward_accuracy"], 1, 100)
+        judged = [format_interval((win_rates or {}).get(label), ".1f", 100)] if win_rates else []
         if difference is None:
-            rows.append([label, chosen, "baseline", "", accuracy, "baseline", "", kind, "", ""])
+            rows.append([label, chosen, "baseline", "", accuracy, "baseline", "", kind, "", "", *judged])
             continue
         kept, ranked = difference["chosen_logps"], difference["reward_accuracy"]
         cells = [label, chosen, _interval(kept, 2), format_p(kept)]
         cells += [accuracy, _interval(ranked, 1, 100), format_p(ranked), kind]
-        rows.append([*cells, _interval(difference["rejected_logps"], 2), _interval(difference["reward_margins"], 3)])
+        cells += [_interval(difference["rejected_logps"], 2), _interval(difference["reward_margins"], 3)]
+        rows.append([*cells, *judged])
     return columns, rows
 
 
@@ -161,12 +170,14 @@ def _describe_accuracy(accuracy: Mapping[str, Any]) -> str:
     return f"reward accuracy is {abs(points):.1f} points {'higher' if points > 0 else 'lower'}{tail}"
 
 
-def build_comparison_frame(comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None]) -> pd.DataFrame:
+def build_comparison_frame(
+    comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None], win_rates: Rates | None = None
+) -> pd.DataFrame:
     """Returns a row per model and a column per number, for other programs; nothing rounded.
 
     `<metric>_difference` with `_low`, `_high`, `<metric>_p_value`, `_p_adjusted`, `_effect_size` with its ends (Cohen's
     d_z, of a share the odds ratio; inf where unbounded), `_ties`, and of a share `_only_model` and `_only_baseline`,
-    the pairs it is true of in one of the two alone; empty for the baseline.
+    the pairs it is true of in one of the two alone; empty for the baseline. `win_rate` of judged answers, as a share.
     """
     kept = ["label", "path", "loss", "lambda_schedule", "lambda", "beta", "seed", "data", "split", "n", "n_excluded"]
     rows = []
@@ -183,8 +194,13 @@ def build_comparison_frame(comparison: Comparison, verdicts: Mapping[str, Mappin
             if name in SHARE_METRICS:
                 found = differences.get(name) or {}
                 row |= {f"{name}_{who}": found.get(who) for who in ("only_model", "only_baseline")}
+        rate = (win_rates or {}).get(label, {})
+        row |= {f"win_rate{end}": rate.get(name) for end, name in _RATE_ENDS.items()}
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+_RATE_ENDS = {"": "value", "_low": "ci_low", "_high": "ci_high"}
 
 
 def _flatten(name: str, difference: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.seeds import pool_seeds
 from dpotool.compare.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
 from dpotool.compare.verdict import MISSING, find_missing, judge_displacement
+from dpotool.compare.win_rates import JudgedRun, describe_judged, read_judged, relate_displacement
 from dpotool.errors import DpotoolError
 from dpotool.runs.folder import RunFolder, read_summary
 from dpotool.runs.tables import read_metadata
@@ -43,6 +44,21 @@ class Findings:
     """Why `theory` is None, as a clause."""
     seeds: list[dict[str, Any]]
     """Settings trained with several seeds, pooled (`pool_seeds`)."""
+    judged: list[JudgedRun]
+    """The scored runs whose answers were judged."""
+    win_rate_and_displacement: dict[str, Any] | None
+    """Whether the one goes with the other over the runs (`relate_displacement`)."""
+
+    @property
+    def win_rates(self) -> dict[str, Mapping[str, float]]:
+        """Label of a judged run among those compared -> its win rate, ties as half: value, ci_low, ci_high."""
+        rates = {run.folder.path: run.rate for run in self.judged}
+        return {run.label: rates[run.folder.path] for run in self.comparison.scored if run.folder.path in rates}
+
+    @property
+    def judged_sentences(self) -> list[str]:
+        """What the judge said of each run's answers, and whether displacement goes with it."""
+        return describe_judged(self.judged, self.win_rate_and_displacement)
 
     @property
     def base(self) -> ScoredRun:
@@ -102,6 +118,8 @@ class Findings:
             "theory": self.theory,
             "seeds": self.seeds,
             "next": self.next_action,
+            "win_rates": {run.label: dict(run.summary) for run in self.judged},
+            "win_rate_and_displacement": self.win_rate_and_displacement,
         }
 
 
@@ -175,6 +193,7 @@ def conclude(
     seeds = pool_seeds(comparison)
     table = find_theory(folders, comparison.runs)
     theory, no_theory = _check_theory(comparison, table)
+    judged = read_judged([run.folder for run in comparison.scored if run.path is not None])
     return Findings(
         comparison=comparison,
         folders=list(folders),
@@ -185,6 +204,8 @@ def conclude(
         theory_table=table,
         no_theory=no_theory,
         seeds=seeds,
+        judged=judged,
+        win_rate_and_displacement=relate_displacement(judged, comparison.runs),
     )
 
 

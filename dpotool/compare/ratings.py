@@ -8,8 +8,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dpotool.compare.win_rates import find_alike
+from dpotool.errors import DpotoolError
+from dpotool.runs.folder import RunFolder
 from dpotool.stats.bootstrap import bootstrap_ratios
 from dpotool.stats.paired import adjust_holm, compare_means
+from dpotool.stats.wording import format_interval
 
 
 def summarize_ratings(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:
@@ -38,6 +42,19 @@ def _mean(rows: pd.DataFrame, seed: int) -> dict[str, float]:
     return bootstrap_ratios(ratio, clusters=rows["question_id"].to_numpy(dtype=str), seed=seed)[""].to_dict("mean")
 
 
+def read_rated(folders: Sequence[RunFolder]) -> list[dict[str, Any]]:
+    """Returns the summaries of the runs whose answers were graded, all as the newest of them was.
+
+    Raises:
+        DpotoolError: there is none, with the remedy.
+    """
+    rated = [summary for _, summary in find_alike(folders, "rating")]
+    if not rated:
+        where = str(folders[0].path)
+        raise DpotoolError("no ratings here", where=where, remedy=f"Run `dpotool judge {where} --bench mt-bench` first")
+    return rated
+
+
 def compare_ratings(tables: Mapping[str, pd.DataFrame], baseline: str, *, seed: int = 0) -> dict[str, dict[str, Any]]:
     """Returns each model's difference from the baseline over the questions and turns that both have, p by Holm."""
     key = ["question_id", "turn"]
@@ -55,7 +72,17 @@ def compare_ratings(tables: Mapping[str, pd.DataFrame], baseline: str, *, seed: 
     return found
 
 
-def state_ratings(labels: Sequence[str], summaries: Sequence[Mapping[str, Any]]) -> str:
-    """Returns one sentence: which model has the highest mean rating."""
-    best = max(range(len(labels)), key=lambda place: summaries[place]["overall"]["mean"])
-    return f"{labels[best]} has the highest mean rating, {summaries[best]['overall']['mean']:.2f} of 10."
+def state_ratings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Returns a sentence for each model: whether its grades differ from the baseline's; of one alone, its mean."""
+    if len(summaries) == 1:
+        return [f"{summaries[0]['label']} has a mean grade of {format_interval(summaries[0]['overall'], '.2f')} of 10."]
+    return [_state_difference(each) for each in summaries if each["difference"] is not None]
+
+
+def _state_difference(summary: Mapping[str, Any]) -> str:
+    label, baseline, found = summary["label"], summary["baseline"], summary["difference"]
+    points = format_interval(found["difference"], "+.2f")
+    if found["p_adjusted"] < 0.05:
+        way = "higher" if found["difference"]["mean"] > 0 else "lower"
+        return f"{label} is graded {way} than {baseline} by this judge: {points} points of 10."
+    return f"{label} and {baseline} cannot be told apart by their grades: {points} points of 10."

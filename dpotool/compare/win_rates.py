@@ -162,27 +162,40 @@ def read_judged(folders: Sequence[RunFolder]) -> list[JudgedRun]:
 
     Which: those of the newest judgment among all of the runs.
     """
-    tables = [(path, folder) for folder in folders for path in folder.list_tables("judgment")]
-    if not tables:
+    return [JudgedRun(folder, summary) for folder, summary in find_alike(folders, "judgment")]
+
+
+def find_alike(folders: Sequence[RunFolder], kind: str) -> list[tuple[RunFolder, dict[str, Any]]]:
+    """Returns the summaries of judgments or ratings that can stand beside the newest of them, in the folders' order.
+
+    They are by the same judge with the same prompt, against the same baseline, on the same questions; of a model that
+    occurs twice in a folder the newest.
+    """
+    tables = [(path.stat().st_mtime_ns, folder, path) for folder in folders for path in folder.list_tables(kind)]
+    read = [(time, folder, summary) for time, folder, path in tables if (summary := read_summary(path))]
+    if not read:
         return []
-    newest = max((path for path, _ in tables), key=lambda path: path.stat().st_mtime_ns).name
-    found = [(folder, read_summary(path)) for path, folder in tables if path.name == newest]
-    return [JudgedRun(folder, summary) for folder, summary in found if summary]
+    read.sort(key=lambda each: each[0])
+    alike = ("judge", "prompt", "baseline", "questions")
+    wanted = [read[-1][2].get(name) for name in alike]
+    newest = {
+        (folders.index(folder), str(summary["label"])): (folder, summary)
+        for _, folder, summary in read
+        if [summary.get(name) for name in alike] == wanted
+    }
+    return [newest[place] for place in sorted(newest, key=lambda place: place[0])]
 
 
-def relate_displacement(judged: Sequence[JudgedRun], displacement: Mapping[str, float]) -> dict[str, Any] | None:
+def relate_displacement(judged: Sequence[JudgedRun], runs: pd.DataFrame) -> dict[str, Any] | None:
     """Does displacement predict the win rate? Spearman's rank correlation over runs, with its permutation p-value.
 
     Args:
-        displacement: run folder -> mean change of log pi(chosen) from the reference, nats.
+        runs: a row per scored run with `path` and `chosen_displacement`, the mean change of log pi(chosen), nats.
 
     Returns None for fewer than four judged runs, where no ranking could be told from chance.
     """
-    known = [
-        (displacement[str(run.folder.path)], run.rate["value"])
-        for run in judged
-        if str(run.folder.path) in displacement
-    ]
+    displacement = dict(zip(runs["path"].map(str), runs["chosen_displacement"].astype(float), strict=True))
+    known = [(displacement.get(str(run.folder.path), math.nan), run.rate["value"]) for run in judged]
     known = [pair for pair in known if all(map(math.isfinite, pair))]
     if len(known) < 4:
         return None
@@ -217,9 +230,3 @@ def _clusters(rows: pd.DataFrame) -> np.ndarray | None:
     if rows["prompt_id"].notna().all() and len(rows):
         return rows["prompt_id"].to_numpy(dtype=str)
     return rows["question_id"].to_numpy(dtype=str)
-
-
-def summary_to_row(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns what a table of runs holds of a summary: the win rate, ties as half, with its ends."""
-    rate = summary["win_rate"]["ties_half"]
-    return {"win_rate": rate["value"], "win_rate_low": rate["ci_low"], "win_rate_high": rate["ci_high"]}

@@ -22,13 +22,20 @@ from dpotool.judging.judgments import JUDGED
 from dpotool.judging.prompts import SINGLE, PromptBook, fill_single, open_prompts
 from dpotool.judging.questions import Question, read_questions
 from dpotool.judging.replies import Request
-from dpotool.judging.run import JUDGED_FOLDER, open_sets
+from dpotool.judging.run import (
+    JUDGED_FOLDER,
+    REPLIES,
+    AskingPlan,
+    name_questions,
+    open_sets,
+    place_table,
+    plan_requests,
+    write_result,
+)
 from dpotool.judging.verdicts import RULES, Verdict
 from dpotool.progress import SILENT, Progress
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.schemas import RATING_SCHEMA
-from dpotool.runs.tables import write_table
 
 BENCHES = ("mt-bench",)
 
@@ -49,6 +56,30 @@ def grade_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progre
     Raises:
         DpotoolError: there is no such bench, the judge scores in another way, or answers or questions cannot be used.
     """
+    sets, base, prompts, about = _open(names, config)
+    frames, paths = {}, {}
+    for each in sets:
+        path = paths[each.label] = place_table("rating", each, config, about["judge"])
+        jobs, requests = _build_requests(each, prompts, config)
+        replies = ask_judge(requests, config, path.with_suffix(REPLIES), load_counter(config.judge_tokenizer), progress)
+        rows = [_row(question_of(job[0]), job[1], reply) for job, reply in zip(jobs, replies, strict=True)]
+        frames[each.label] = pd.DataFrame(rows)
+    return _write(frames, paths, sets[base].label, about, config)
+
+
+def plan_grading(names: Sequence[str], config: JudgeConfig) -> list[AskingPlan]:
+    """Returns what a server would be asked about each model, without asking."""
+    sets, _, prompts, about = _open(names, config)
+    plans = []
+    for each in sets:
+        jobs, requests = _build_requests(each, prompts, config)
+        path = place_table("rating", each, config, about["judge"])
+        plans.append(plan_requests(each.label, len(jobs), 0, requests, path))
+    return plans
+
+
+def _open(names: Sequence[str], config: JudgeConfig) -> tuple[list[AnswerSet], int, PromptBook, dict[str, Any]]:
+    """The answers, the place of the baseline's, the prompts, and what a summary says of the judge."""
     check_bench(config.bench)
     sets, base = open_sets(names, config, fewest=1)
     judge = choose_judge(config, is_demo=False)
@@ -57,14 +88,7 @@ def grade_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progre
     prompts = open_prompts(config.prompt, SINGLE, config.verdict_rule)
     about = {"judge": name_judge(judge, config), "judge_kind": judge.name, "caveat": judge.caveat}
     about |= {"prompt": prompts.name, "prompt_source": prompts.plain.source}
-    frames = {}
-    paths = {}
-    for each in sets:
-        folder = RunFolder(Path(config.output)) if config.output else each.folder or RunFolder(Path(JUDGED_FOLDER))
-        data = each.name if folder is each.folder else each.label
-        paths[each.label] = folder.table_path("rating", data, str(about["judge"]))
-        frames[each.label] = _grade(each, prompts, config, paths[each.label], progress)
-    return _write(frames, paths, sets[base].label, about, config)
+    return sets, base, prompts, {**about, "questions": name_questions(sets[base], config)}
 
 
 def check_bench(bench: str | None) -> None:
@@ -73,15 +97,12 @@ def check_bench(bench: str | None) -> None:
         raise DpotoolError("unknown bench", where="--bench", expected=", ".join(BENCHES), got=repr(bench))
 
 
-def _grade(
-    answers: AnswerSet, prompts: PromptBook, config: JudgeConfig, path: Path, progress: Progress
-) -> pd.DataFrame:
+def _build_requests(
+    answers: AnswerSet, prompts: PromptBook, config: JudgeConfig
+) -> tuple[list[tuple[Answer, int]], list[Request]]:
+    """Every answer and turn, and what is asked about each."""
     jobs = [(answer, turn) for answer in answers.answers[: config.limit] for turn in range(len(answer.turns))]
-    requests = [_build_request(*job, prompts, config) for job in jobs]
-    replies = ask_judge(
-        requests, config, path.with_suffix(".replies.jsonl"), load_counter(config.judge_tokenizer), progress
-    )
-    return pd.DataFrame([_row(question_of(job[0]), job[1], reply) for job, reply in zip(jobs, replies, strict=True)])
+    return jobs, [_build_request(*job, prompts, config) for job in jobs]
 
 
 def _build_request(answer: Answer, turn: int, prompts: PromptBook, config: JudgeConfig) -> Request:
@@ -143,7 +164,6 @@ def _write(
     for label, frame in frames.items():
         told = {**about, "label": label, "baseline": baseline}
         summary = {**told, **summarize_ratings(frame, seed=config.seed), "difference": differences.get(label)}
-        write_table(frame, paths[label], RATING_SCHEMA, told)
-        write_json(summary_path(paths[label]), summary)
+        write_result(frame, paths[label], RATING_SCHEMA, told, summary, config)
         results.append(RatingResult(label, frame, summary, paths[label]))
     return results

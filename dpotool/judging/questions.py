@@ -102,6 +102,9 @@ def show_messages(messages: Sequence[Mapping[str, Any]]) -> str:
 def read_questions(path: str, references: str | None = None) -> list[Question]:
     """Reads a question file in FastChat's layout, with reference answers where a file of them is given.
 
+    Then those of that file alone, as FastChat does: its question file notes answers to ten further questions, which its
+    judge is not shown.
+
     Raises:
         DpotoolError: a row has no id or no turns, an id occurs twice, or a reference belongs to no question.
     """
@@ -114,7 +117,7 @@ def read_questions(path: str, references: str | None = None) -> list[Question]:
             )
         if str(id_) in questions:
             raise DpotoolError(f"question {id_} occurs twice", where=f"{path}: row {number}")
-        given = row.get("reference") or ()
+        given = () if references else row.get("reference") or ()
         questions[str(id_)] = Question(str(id_), tuple(turns), tuple(map(str, given)), row.get("category"))
     if not questions:
         raise DpotoolError("holds no question", where=path)

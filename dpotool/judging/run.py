@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from dpotool.compare.win_rates import adjust_family, summarize_judgments
 from dpotool.data.demo_reading import read_prompt
@@ -21,12 +22,16 @@ from dpotool.judging.judges import JudgeKind, choose_judge, name_judge
 from dpotool.judging.judgments import Judgment, are_identical, build_judgment_frame, tie_identical
 from dpotool.judging.prompts import PAIRWISE, open_prompts
 from dpotool.judging.questions import read_questions
+from dpotool.judging.replies import ReplyBook, Request
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import JUDGMENT_SCHEMA
 from dpotool.runs.tables import write_table
 
+REPLIES = ".replies.jsonl"
+"""Ending of the file with all replies, beside the table made of them."""
 JUDGED_FOLDER = "runs/judged"
 """Where judgments on answers lie that belong to no run folder."""
 
@@ -47,11 +52,14 @@ class AskingPlan:
     """What judging would ask."""
 
     label: str
-    n_pairs: int
+    n_answers: int
     n_identical: int
+    """Answers that are the baseline's word for word: a tie without asking."""
+    n_there: int
+    """Replies on file already."""
     n_requests: int
     characters: int
-    """Of all prompts together."""
+    """Of all prompts that would be sent."""
 
 
 def judge_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progress = SILENT) -> list[JudgeResult]:
@@ -74,29 +82,39 @@ def judge_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progre
         pairs, n_unmatched = _pair(ours, sets[base], config)
         if n_unmatched:
             progress.warn(f"{ours.label}: {n_unmatched} answers have no counterpart in {sets[base].label}'s")
-        path = _path(ours, sets[base].label, judging.name, config)
+        path = place_table("judgment", ours, config, "vs", sets[base].label, judging.name)
         rows = judging.judge(pairs, path)
         about = {**judging.about, "baseline": sets[base].label, "label": ours.label, "unmatched": n_unmatched}
+        about["questions"] = name_questions(ours, config)
         results.append(_summarize(ours.label, sets[base].label, rows, path, about, config))
-    return _write(results)
+    return _write(results, config)
 
 
 def plan_asking(names: Sequence[str], config: JudgeConfig) -> list[AskingPlan]:
     """Returns what a server would be asked about each model, without asking."""
+    if config.judgments is not None:
+        raise DpotoolError("reading judgments asks nobody", where="--judgments", remedy="Leave --dry-run out")
     sets, base = open_sets(names, config)
     judge = choose_judge(config, _is_demo(sets))
+    prompts = open_prompts(config.prompt, PAIRWISE, config.verdict_rule)
     plans = []
     for place, ours in enumerate(sets):
         if place == base:
             continue
         pairs, _ = _pair(ours, sets[base], config)
         different, same = _split(pairs)
-        requests = []
-        if judge.compares:
-            requests = build_requests(different, open_prompts(config.prompt, PAIRWISE, config.verdict_rule), config)
-        characters = sum(len(request.text) for request in requests)
-        plans.append(AskingPlan(ours.label, len(pairs), len(same), len(requests), characters))
+        requests = build_requests(different, prompts, config) if judge.compares else []
+        path = place_table("judgment", ours, config, "vs", sets[base].label, name_judge(judge, config))
+        plans.append(plan_requests(ours.label, len(pairs), len(same), requests, path))
     return plans
+
+
+def plan_requests(label: str, n_answers: int, n_identical: int, requests: Sequence[Request], path: Path) -> AskingPlan:
+    """Returns the plan for requests of which some may be answered in the replies beside `path`."""
+    book = ReplyBook(path.with_suffix(REPLIES))
+    missing = [request for request in requests if book.find(request) is None]
+    characters = sum(len(request.text) for request in missing)
+    return AskingPlan(label, n_answers, n_identical, len(requests) - len(missing), len(missing), characters)
 
 
 class _Judging:
@@ -120,7 +138,7 @@ class _Judging:
         different, same = _split(pairs)
         if self.kind.open is not None:
             return [*judge_by_score(self._score, different), *tie_identical(same)]
-        replies = path.with_suffix(".replies.jsonl")
+        replies = path.with_suffix(REPLIES)
         judged = judge_by_server(different, self._prompts, self.config, replies, self._count, self.progress)
         return [*judged, *tie_identical(same)]
 
@@ -197,10 +215,17 @@ def _warn_of_one_order(config: JudgeConfig, progress: Progress) -> None:
         progress.warn("--one-order: the model's answer stands first throughout, and what its place does is in the rate")
 
 
-def _path(ours: AnswerSet, baseline: str, judge: str, config: JudgeConfig) -> Path:
-    folder = RunFolder(Path(config.output)) if config.output else ours.folder or RunFolder(Path(JUDGED_FOLDER))
-    data = ours.name if folder is ours.folder else ours.label
-    return folder.table_path("judgment", data, "vs", baseline, judge)
+def place_table(kind: str, answers: AnswerSet, config: JudgeConfig, *parts: str) -> Path:
+    """Returns where what was made of a model's answers is written: in its run folder, or by its label elsewhere."""
+    folder = RunFolder(Path(config.output)) if config.output else answers.folder or RunFolder(Path(JUDGED_FOLDER))
+    return folder.table_path(kind, answers.name if folder is answers.folder else answers.label, *parts)
+
+
+def name_questions(answers: AnswerSet, config: JudgeConfig) -> str | None:
+    """Returns what the questions are called; None where a file of answers does not say."""
+    if config.questions is not None:
+        return Path(config.questions).name.split(".jsonl")[0]
+    return answers.name if answers.folder is not None else None
 
 
 def _summarize(
@@ -210,17 +235,33 @@ def _summarize(
     return JudgeResult(label, baseline, frame, {**about, **summarize_judgments(frame, seed=config.seed)}, path)
 
 
-def _write(results: list[JudgeResult]) -> list[JudgeResult]:
+def _write(results: list[JudgeResult], config: JudgeConfig) -> list[JudgeResult]:
     """Corrects the p-values over all models, and writes table and summary of each."""
     adjust_family([result.summary for result in results])
     paths = [result.path for result in results]
     if len(set(paths)) < len(paths):
         raise DpotoolError("two models would write the same judgments", where=str(paths[0]), remedy="Judge them apart")
     for result in results:
-        about = {key: result.summary[key] for key in ("label", "baseline", "judge", "judge_kind", "caveat", "is_proxy")}
-        write_table(result.frame, result.path, JUDGMENT_SCHEMA, about)
-        write_json(summary_path(result.path), result.summary)
+        names = ("label", "baseline", "judge", "judge_kind", "caveat", "is_proxy", "questions")
+        about = {key: result.summary[key] for key in names}
+        write_result(result.frame, result.path, JUDGMENT_SCHEMA, about, result.summary, config)
     return results
+
+
+def write_result(
+    frame: pd.DataFrame,
+    path: Path,
+    schema: pa.Schema,
+    about: dict[str, Any],
+    summary: dict[str, Any],
+    config: JudgeConfig,
+) -> None:
+    """Writes a table with its summary; a folder that is no run yet becomes one, which `plot` and `report` read."""
+    write_table(frame, path, schema, about)
+    write_json(summary_path(path), summary)
+    folder = RunFolder(path.parent.parent)
+    if not folder.manifest_path.exists():
+        folder.write_manifest(collect_manifest("judge", config.to_dict()) | {"status": "finished"})
 
 
 def import_results(names: Sequence[str], config: JudgeConfig) -> list[JudgeResult]:
@@ -234,8 +275,9 @@ def import_results(names: Sequence[str], config: JudgeConfig) -> list[JudgeResul
         raise DpotoolError("takes the model's answers and the baseline's", where="--judgments", got=f"{len(sets)} sets")
     answers = [{answer.question_id: answer for answer in each.answers} for each in sets] + [{}, {}]
     format_, found = import_judgments(str(config.judgments), answers[0], answers[1])
-    labels = [each.label for each in sets] + ["model", "baseline"][len(sets) :]
     stem = Path(str(config.judgments)).name.split(".json")[0]
+    told = stem.split("-vs-") if stem.count("-vs-") == 1 else ["model", "baseline"]
+    labels = [each.label for each in sets] + told[len(sets) :]
     results = []
     for imported in found:
         model, baseline = imported.model or labels[0], imported.baseline or labels[1]
@@ -248,9 +290,9 @@ def import_results(names: Sequence[str], config: JudgeConfig) -> list[JudgeResul
                 model, baseline, imported.judgments, path, _describe(imported, model, baseline, format_.name), config
             )
         )
-    return _write(results)
+    return _write(results, config)
 
 
 def _describe(imported: Imported, model: str, baseline: str, format_name: str) -> dict[str, Any]:
     about = {"label": model, "baseline": baseline, "judge": imported.judge, "judge_kind": "import"}
-    return {**about, "caveat": f"read from {format_name}", "is_proxy": False, "unmatched": 0}
+    return {**about, "caveat": f"read from {format_name}", "is_proxy": False, "unmatched": 0, "questions": None}

@@ -16,6 +16,9 @@ class PlotConfig(Settings):
     )
     split: str | None = setting(None, "Which split's scores.")
     limit: int | None = setting(None, "Scores of the first N rows, where a run has such.")
+    y: str | None = setting(
+        None, "What `tradeoff` sets against the likelihood: accuracy, margin or win-rate; without it accuracy."
+    )
     pair: int | None = setting(
         None, "Which pair `tokens` shows, by its pair_id; without it the one whose chosen answer fell most."
     )

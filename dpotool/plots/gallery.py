@@ -34,7 +34,7 @@ def draw(kind: str, paths: Sequence[str], config: PlotConfig, findings: Findings
     Raises:
         DpotoolError: unknown kind, a folder that is no run, or nothing to draw that kind from.
     """
-    kinds = choose_plots(kind)
+    kinds = choose_plots(kind, config.y)
     scene = read_scene(paths, config) if findings is None else Scene(findings.folders, config, findings=findings)
     folder = Path(config.output) if config.output else RunFolder(Path(paths[0])).plots_folder
     formats = [name.strip() for name in config.format.split(",") if name.strip()]

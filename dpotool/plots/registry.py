@@ -51,6 +51,7 @@ NEEDS = {
     "prediction": Need(lambda run: run.list_tables("prediction"), "`dpotool predict`"),
     "diagnosis": Need(lambda run: run.list_tables("diagnosis"), "`dpotool diagnose`", is_extra=True),
     "judgments": Need(lambda run: run.list_tables("judgment"), "`dpotool generate` and `dpotool judge`"),
+    "ratings": Need(lambda run: run.list_tables("rating"), "`dpotool judge --bench mt-bench`", is_extra=True),
 }
 
 
@@ -123,8 +124,22 @@ def list_plots() -> list[PlotKind]:
     return sorted(_KINDS.values(), key=lambda kind: kind.rank)
 
 
-def choose_plots(name: str) -> list[PlotKind]:
-    """Returns the kinds that a word on the command line stands for: the one of that name, or those of `all`."""
+_TRADEOFFS = {"accuracy": "tradeoff", "margin": "tradeoff-margin", "win-rate": "tradeoff-win-rate"}
+"""What `--y` sets against the likelihood -> the picture."""
+
+
+def choose_plots(name: str, y: str | None = None) -> list[PlotKind]:
+    """Returns the kinds that a word on the command line stands for: the one of that name, or those of `all`.
+
+    Raises DpotoolError for an unknown name or y, and for y beside another picture than `tradeoff`.
+    """
+    if y is not None:
+        if name != "tradeoff" or y not in _TRADEOFFS:
+            raise DpotoolError(
+                f"{y!r} cannot stand on the y axis of {name}", where="--y",
+                expected=f"{', '.join(_TRADEOFFS)}, with the picture tradeoff",
+            )  # fmt: skip
+        name = _TRADEOFFS[y]
     return [kind for kind in list_plots() if kind.is_in_all] if name == ALL else [find_plot(name)]
 
 
@@ -161,6 +176,13 @@ _BUILT_IN = (
         "win rate against the chosen log-likelihood kept",
         "To the right: chosen answers more likely than under the baseline; above the line: answers preferred to its.",
         "dpotool.plots.win_rates:draw_tradeoff",
+    ),
+    PlotKind(
+        "mt-bench", 29, "ratings",
+        "the judge's grades of each run's answers, a spoke for each category of questions",
+        "Mean grade of each run's answers by category, from 1 to 10, with 95 % intervals over questions. A category "
+        "has few questions. Read the spokes; the area depends on the order of the categories.",
+        "dpotool.plots.ratings:draw", "Does it answer better",
     ),
     PlotKind(
         "accuracy", 30, "scores",

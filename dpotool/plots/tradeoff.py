@@ -86,6 +86,12 @@ def _draw(scene: Scene, against: str) -> Drawing:
 def read_points(comparison: Comparison, against: str) -> list[Point]:
     """Returns a point per run whose two differences are known, the baseline at the origin."""
     _, _, scale = AGAINST[against]
+    found = {label: each[against] for label, each in comparison.differences.items()}
+    return place_points(comparison, {label: y and y["difference"] for label, y in found.items()}, scale)
+
+
+def place_points(comparison: Comparison, y: Mapping[str, Mapping[str, float] | None], scale: float) -> list[Point]:
+    """Returns the points of the runs whose y is given, and the baseline's; those without a likelihood have none."""
     points = []
     for run in comparison.runs.to_dict("records"):
         label = str(run["label"])
@@ -93,10 +99,9 @@ def read_points(comparison: Comparison, against: str) -> list[Point]:
             none = dict.fromkeys(("mean", "ci_low", "ci_high"), 0.0)
             points.append(Point(label, run, none, none))
             continue
-        x, y = (comparison.differences[label][name] for name in (_X, against))
-        if x is not None and y is not None:
-            scaled = {end: scale * value for end, value in y["difference"].items()}
-            points.append(Point(label, run, x["difference"], scaled))
+        x, found = comparison.differences[label][_X], y.get(label)
+        if x is not None and found is not None:
+            points.append(Point(label, run, x["difference"], {end: scale * value for end, value in found.items()}))
     return points
 
 
@@ -126,6 +131,18 @@ def plot_tradeoff(
     points = read_points(comparison, against)
     need_differences(comparison, len(points) > 1, against)
     name, unit, _ = AGAINST[against]
+    base = comparison.baseline
+    allowed = allowed_loss if against == "reward_accuracy" else None
+    figure = draw_points(points, base, f"{name}, difference from {base} ({unit})", recommended, allowed)
+    set_title(figure, "Gain and cost against the baseline", model, data, describe_ns(comparison.scored))
+    set_note(figure, _describe(comparison, len(points), int(is_on_front(*_centres(points)).sum())))
+    return figure
+
+
+def draw_points(
+    points: list[Point], baseline: str, y_label: str, recommended: str | None = None, allowed_loss: float | None = None
+) -> Figure:
+    """Returns the figure without title and note: a point per run with its intervals, and the Pareto front."""
     x, y = _centres(points)
     figure = make_figure(7.2, 5.0)
     axes = figure.add_subplot()
@@ -138,14 +155,10 @@ def plot_tradeoff(
     axes.grid()
     axes.set_axisbelow(True)
     axes.margins(0.08)
-    if allowed_loss is not None and against == "reward_accuracy":
+    if allowed_loss is not None:
         _draw_allowed(axes, allowed_loss)
-    axes.set_xlabel(
-        f"mean log π(chosen), difference from {comparison.baseline} (nats)\nright: chosen answers more likely"
-    )
-    axes.set_ylabel(f"{name}, difference from {comparison.baseline} ({unit})")
-    set_title(figure, "Gain and cost against the baseline", model, data, describe_ns(comparison.scored))
-    set_note(figure, _describe(comparison, len(points), int(on_front.sum())))
+    axes.set_xlabel(f"mean log π(chosen), difference from {baseline} (nats)\nright: chosen answers more likely")
+    axes.set_ylabel(y_label)
     # the legend says that dots are DPO-Shift
     labels = [wrap(each.label.removeprefix("DPO-Shift "), 26, 2) for each in points]
     label_points(axes, x, y, labels, avoid=_front_corners(x[on_front], y[on_front]))

@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from dpotool.compare.win_rates import JudgedRun, describe_judged, read_judged
 from dpotool.errors import DpotoolError
-from dpotool.plots.labels import label_points
 from dpotool.plots.registry import Drawing
 from dpotool.plots.scene import Scene
 from dpotool.plots.theme import (
@@ -24,11 +23,10 @@ from dpotool.plots.theme import (
     styled,
     wrap,
 )
-from dpotool.plots.tradeoff import Point, draw_runs
-from dpotool.stats.wording import format_interval
+from dpotool.plots.tradeoff import Point, draw_points, place_points
+from dpotool.stats.wording import capitalize, format_interval
 
 _PARTS = (("wins", COLORS[0], ""), ("ties", FAINT, ""), ("losses", COLORS[1], "/////"))
-_NONE = dict.fromkeys(("mean", "ci_low", "ci_high"), 0.0)
 
 
 def draw(scene: Scene) -> Drawing:
@@ -39,23 +37,24 @@ def draw(scene: Scene) -> Drawing:
     return Drawing(figure, f"{describe_judged(judged, None)[0]} {' '.join(shares)}")
 
 
+@styled
+def plot_tradeoff(points: list[Point], judged: Sequence[JudgedRun]) -> Figure:
+    """Draws a point per run with intervals of both: difference in log pi(chosen), and win rate less one half."""
+    first = judged[0].summary
+    figure = draw_points(points, first["baseline"], f"win rate over {first['baseline']} less one half (points)")
+    set_title(figure, "Likelihood kept and answers preferred", f"judge: {first['judge']}", _tell_n(judged))
+    set_note(figure, _describe(judged))
+    return figure
+
+
 def draw_tradeoff(scene: Scene) -> Drawing:
     """Draws win rate against the difference in chosen log-likelihood; raises DpotoolError where either is not known."""
     judged, comparison = need_judged(scene), scene.comparison
-    rates = {run.folder.path.resolve(): run.rate for run in judged}
-    points = []
-    for run in comparison.runs.to_dict("records"):
-        label = str(run["label"])
-        if label == comparison.baseline:
-            points.append(Point(label, run, _NONE, _NONE))
-            continue
-        folder = next((one.folder.path.resolve() for one in comparison.scored if one.label == label), None)
-        x = comparison.differences[label]["chosen_logps"]
-        if folder in rates and x is not None:
-            rate = rates[folder]
-            ends = {"mean": rate["value"], "ci_low": rate["ci_low"], "ci_high": rate["ci_high"]}
-            y = {name: 100 * (value - 0.5) for name, value in ends.items()}
-            points.append(Point(label, run, x["difference"], y))
+    above_half = {
+        label: {"mean": rate["value"] - 0.5, "ci_low": rate["ci_low"] - 0.5, "ci_high": rate["ci_high"] - 0.5}
+        for label, rate in scene.findings.win_rates.items()
+    }
+    points = place_points(comparison, above_half, 100)
     if len(points) < 2 or judged[0].summary["baseline"] != comparison.baseline:
         raise DpotoolError(
             "no judged run can be set beside the scored ones",
@@ -63,9 +62,9 @@ def draw_tradeoff(scene: Scene) -> Drawing:
             got=str(judged[0].summary["baseline"]),
             remedy=f"Judge the answers with --baseline '{comparison.baseline}'",
         )
-    figure = plot_win_rate_tradeoff(points, judged[0], comparison.baseline)
     rows = [f"{each.label}: {format_interval(each.x, '+z.2f')} nats, {each.y['mean'] + 50:.1f} %" for each in points]
-    return Drawing(figure, f"Chosen log-likelihood kept, and win rate over {comparison.baseline}. {'; '.join(rows)}.")
+    alt = f"Chosen log-likelihood kept, and win rate over {comparison.baseline}. {'; '.join(rows)}."
+    return Drawing(plot_tradeoff(points, judged), alt)
 
 
 def need_judged(scene: Scene) -> list[JudgedRun]:
@@ -110,7 +109,7 @@ def plot_win_rates(judged: Sequence[JudgedRun]) -> Figure:
     for place, run in zip(places, judged, strict=True):
         axes.text(101, place, format_interval(run.rate, ".1f", 100), va="center", fontsize=8, color=INK)
     axes.annotate(
-        "win rate, %", (101, 0), xycoords=("data", "axes fraction"), xytext=(0, -6), textcoords="offset points",
+        "win rate, %", (106, 0), xycoords=("data", "axes fraction"), xytext=(0, -6), textcoords="offset points",
         va="top", fontsize=8, color=MUTED,
     )  # fmt: skip
     axes.axvline(50, color=INK, linewidth=0.8, linestyle=(0, (4, 2)), zorder=3)
@@ -122,28 +121,6 @@ def plot_win_rates(judged: Sequence[JudgedRun]) -> Figure:
     first = judged[0].summary
     set_title(figure, f"Answers against those of {first['baseline']}", f"judge: {first['judge']}", _tell_n(judged))
     set_note(figure, _describe(judged))
-    return figure
-
-
-@styled
-def plot_win_rate_tradeoff(points: Sequence[Point], judged: JudgedRun, baseline: str) -> Figure:
-    """Draws a point per run with intervals of both: difference in log pi(chosen), and win rate less one half."""
-    figure = make_figure(7.2, 4.6)
-    axes = figure.add_subplot()
-    axes.axhline(0, color=INK, linewidth=0.8, zorder=1)
-    axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
-    draw_runs(axes, list(points), None)
-    put_legend_above(axes, 3)
-    axes.grid()
-    axes.set_axisbelow(True)
-    axes.margins(0.1)
-    axes.set_xlabel(f"mean log π(chosen), difference from {baseline} (nats)\nright: chosen answers more likely")
-    axes.set_ylabel("win rate above one half (points, ties as half)")
-    x, y = (np.array([getattr(each, axis)["mean"] for each in points]) for axis in "xy")
-    label_points(axes, x, y, [wrap(each.label.removeprefix("DPO-Shift "), 26, 2) for each in points])
-    summary = judged.summary
-    set_title(figure, "Likelihood kept and answers preferred", f"judge: {summary['judge']}", _tell_n([judged]))
-    set_note(figure, _describe([judged]))
     return figure
 
 
@@ -162,4 +139,4 @@ def _describe(judged: Sequence[JudgedRun]) -> str:
     missing = sum(run.summary["without_outcome"] for run in judged)
     proxy = "A proxy, not a judgment of quality. " if first.get("is_proxy") else ""
     left = f" {missing} questions without a verdict are in no class." if missing else ""
-    return f"{proxy}{str(first['caveat']).capitalize()}. Ties count half; 95 % intervals over questions.{left}"
+    return f"{proxy}{capitalize(first['caveat'])}. Ties count half; 95 % intervals over questions.{left}"

@@ -11,6 +11,7 @@ from dpotool.compare.compared_table import EFFECTS_TITLE, tabulate_comparison, t
 from dpotool.compare.diagnosed_run import make_visible
 from dpotool.compare.diagnosis import say_diagnosis
 from dpotool.compare.findings import Findings
+from dpotool.compare.win_rates import describe_judged, state_result
 from dpotool.errors import DpotoolError
 from dpotool.plots.registry import NEEDS, PlotKind, list_plots
 from dpotool.plots.scene import Scene
@@ -63,6 +64,9 @@ def _show_figures(heading: str, kinds: Sequence[PlotKind], material: Material) -
     None where there is nothing to draw of what a report can do without.
     """
     id_ = kinds[0].name
+    extra = [kind for kind in kinds if NEEDS[kind.needs].is_extra]
+    found = [kind for kind in extra if any(NEEDS[kind.needs].find(run) for run in material.scene.everything)]
+    kinds = [kind for kind in kinds if kind not in extra or kind in found]
     blocks: list[Block] = [draw_figure(kind, material.scene, material.dpi) for kind in kinds]
     reasons = dict.fromkeys(block.text for block in blocks if isinstance(block, Paragraph))
     pictures = [block for block in blocks if isinstance(block, Picture)]
@@ -135,7 +139,7 @@ def _models(material: Material) -> list[Block]:
     caption = "Each model by itself: means over pairs with 95 % bootstrap intervals"
     blocks: list[Block] = [Table(caption, ["model", *(title for title, *_ in _ALONE)], rows)]
     if findings.comparison.differences:
-        columns, cells = tabulate_comparison(findings.comparison, findings.verdicts)
+        columns, cells = tabulate_comparison(findings.comparison, findings.verdicts, findings.win_rates)
         left_out = {columns.index(name) for name in ("log pi(chosen)", "accuracy, %", "displacement")}  # shown above
         columns, *cells = ([cell for i, cell in enumerate(row) if i not in left_out] for row in (columns, *cells))
         caption = (
@@ -272,7 +276,18 @@ _OPENING: dict[str, tuple[str, Build]] = {
     "models": ("Models compared", _models),
 }
 """Address -> heading, and what makes its content; before the figures."""
-_ABOVE_FIGURES: dict[str, Build] = {"spans": _tell_diagnosis}
+
+
+def _tell_win_rates(material: Material) -> list[Block]:
+    """Which run answers better than the baseline, with interval, and what is to be known of the judge."""
+    judged = material.findings.judged
+    if not judged:
+        return []
+    told = [state_result(run.label, str(run.summary["baseline"]), run.summary) for run in judged]
+    return [Bullets([*told, *describe_judged(judged, material.findings.win_rate_and_displacement)[1:]])]
+
+
+_ABOVE_FIGURES: dict[str, Build] = {"spans": _tell_diagnosis, "win-rate": _tell_win_rates}
 """Address of a section of figures -> what stands above them."""
 _BESIDE_FIGURES: dict[str, Build] = {"forecast": _lay_theory_beside}
 """Address of a section of figures -> what stands below them."""

@@ -19,7 +19,7 @@ from dpotool.runs.checked import check_value, find_not_finite, parse_yaml
 COMMANDS = {
     "train": "train", "score": "score", "theory": "theory-gap", "prediction": "predict", "sweep": "sweep",
     "import": "import", "generate": "generate", "diagnose": "diagnose",
-    "blend": "blend",
+    "blend": "blend", "judge": "judge",
 }  # fmt: skip
 """Kind of run -> the command that makes it."""
 KINDS = tuple(COMMANDS)

@@ -28,6 +28,11 @@ def format_ends(interval: Summary, form: str = "+z.2f", scale: float = 1.0) -> s
     return "" if low is None or high is None else f" [{_format(low, form)}, {_format(high, form)}]"
 
 
+def capitalize(text: str) -> str:
+    """Returns the text with a capital at its beginning, all else as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def say_if_few(n_pairs: int, n_prompts: int | None = None) -> str:
     """Returns " 12 pairs are few: ...", or nothing from FEW on; where pairs share prompts, prompts are what counts."""
     n, what = (n_pairs, "pair") if n_prompts is None or n_prompts == n_pairs else (n_prompts, "prompt")

@@ -230,8 +230,19 @@ def test_a_refused_request_is_counted(sets: list[str], server: JudgeServer, tmp_
 def test_dry_run_counts(sets: list[str], server: JudgeServer):
     config = JudgeConfig(endpoint=server.url, judge_model="judge-1")
     (plan,) = plan_asking(sets, config)
-    assert (plan.n_pairs, plan.n_identical, plan.n_requests) == (12, 1, 22)
+    assert (plan.n_answers, plan.n_identical, plan.n_there, plan.n_requests) == (12, 1, 0, 22)
     assert plan.characters > 22 * 500 and server.n_requests == 0
+
+
+def test_dry_run_leaves_out_what_was_answered(sets: list[str], server: JudgeServer, tmp_path: Path):
+    server.stop_after = 9
+    run(sets, server, tmp_path, attempts=1, concurrency=1)
+    n_answered, n_requests = sum(server.asked.values()), server.n_requests
+    config = JudgeConfig(endpoint=server.url, judge_model="judge-1", output=str(tmp_path / "out"))
+    (plan,) = plan_asking(sets, config)
+    assert (plan.n_there, plan.n_requests) == (n_answered, 22 - n_answered) and server.n_requests == n_requests
+    with pytest.raises(DpotoolError, match="reading judgments asks nobody"):
+        plan_asking(sets, JudgeConfig(judgments="x", dry_run=True))
 
 
 def test_chrf_is_a_proxy(tmp_path: Path):

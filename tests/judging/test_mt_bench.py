@@ -9,11 +9,14 @@ import pandas as pd
 import pytest
 from judge_server import serving
 
-from dpotool.compare.ratings import compare_ratings, summarize_ratings
+from dpotool.compare.ratings import compare_ratings, state_ratings, summarize_ratings
 from dpotool.errors import DpotoolError
 from dpotool.judging.config import JudgeConfig
-from dpotool.judging.mt_bench import grade_answers, import_grades
+from dpotool.judging.mt_bench import grade_answers, import_grades, plan_grading
 from dpotool.judging.prompts import SINGLE, fill_single, open_prompts
+from dpotool.judging.questions import read_questions
+
+REAL = Path(__file__).parents[3] / "shared" / "data" / "judging" / "mt_bench"
 
 
 def write(path: Path, rows: list[dict[str, object]]) -> str:
@@ -43,7 +46,10 @@ def test_two_turns_by_category(tmp_path: Path):
             bench="mt-bench", endpoint=server.url, judge_model="j", questions=questions, references=references,
             output=str(tmp_path / "out"),
         )  # fmt: skip
+        (plan,) = plan_grading([answers], config)
+        assert (plan.n_answers, plan.n_requests, server.n_requests) == (8, 8, 0), "nothing is sent by a dry run"
         (result,) = grade_answers([answers], config)
+        assert plan_grading([answers], config)[0].n_there == 8
     summary = result.summary
     assert (summary["n"], summary["without_rating"]) == (7, 1)
     assert summary["turn_1"]["mean"] == 9 and summary["turn_2"]["mean"] == pytest.approx((6 + 6 + 4) / 3)
@@ -63,6 +69,8 @@ def test_fastchats_grades(tmp_path: Path):
     a, b = import_grades(JudgeConfig(bench="mt-bench", judgments=path, baseline="a", output=str(tmp_path)))
     assert (a.summary["overall"]["mean"], b.summary["overall"]["mean"]) == (5.5, 6.5)
     assert b.summary["difference"]["difference"]["mean"] == 1 and a.summary["difference"] is None
+    (said,) = state_ratings([a.summary, b.summary])
+    assert said == "b is graded higher than a by this judge: +1.00 [+1.00, +1.00] points of 10."
 
 
 def test_differences_are_paired():
@@ -91,6 +99,19 @@ def test_fastchats_prompts_are_taken_as_they_are(tmp_path: Path):
     messages = fill_single(book.choose(1, True), ["q"], ["r"], ["a"])
     assert messages[1]["content"] == "[Q] q [R] r [A] a {{not jinja}}"
     assert fill_single(book.choose(2, False), ["q", "q2"], [], ["a", "b"])[1]["content"] == "q2"
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason="MT-Bench's files are not here (../shared/data/judging)")
+def test_mt_bench_itself():
+    """Its 80 questions of two turns, with its references: 160 requests a model, eight categories."""
+    answers = [str(path) for path in sorted((REAL / "answers").glob("*.jsonl"))]
+    questions = {name: str(REAL / f"{name[:-1]}.jsonl") for name in ("questions", "references")}
+    config = JudgeConfig(bench="mt-bench", endpoint="http://localhost:1/v1", judge_model="j", **questions)
+    plans = plan_grading(answers, config)
+    assert [(plan.label, plan.n_requests) for plan in plans] == [(n, 160) for n in ("dpo", "sft", "shift-0.95")]
+    asked = read_questions(questions["questions"], questions["references"])
+    assert len({each.category for each in asked}) == 8 and sum(bool(each.references) for each in asked) == 30
 
 
 def test_an_unknown_bench_is_refused():

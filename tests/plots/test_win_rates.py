@@ -5,27 +5,34 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from scored_runs import write_scored_run
 
+from dpotool.compare.compared_table import build_comparison_frame, tabulate_comparison
+from dpotool.compare.findings import find_out
+from dpotool.compare.ratings import read_rated, summarize_ratings
 from dpotool.compare.win_rates import JudgedRun, describe_judged, read_judged, relate_displacement, summarize_judgments
 from dpotool.errors import DpotoolError
 from dpotool.judging.judgments import Judgment, build_judgment_frame
 from dpotool.plots.config import PlotConfig
+from dpotool.plots.gallery import draw as draw_kind
+from dpotool.plots.ratings import plot_ratings
+from dpotool.plots.registry import choose_plots
 from dpotool.plots.scene import read_scene
 from dpotool.plots.win_rates import draw, draw_tradeoff, plot_win_rates
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
-from dpotool.runs.schemas import JUDGMENT_SCHEMA
+from dpotool.runs.schemas import JUDGMENT_SCHEMA, RATING_SCHEMA
 from dpotool.runs.tables import write_table
 
 
-def judge(run: RunFolder, label: str, wins: int, ties: int, losses: int) -> None:
+def judge(run: RunFolder, label: str, wins: int, ties: int, losses: int, judge: str = "grammar") -> None:
     said = ["win"] * wins + ["tie"] * ties + ["loss"] * losses
     rows = [Judgment(str(n), 0, "apart", "judged", v, model_length=9, baseline_length=9) for n, v in enumerate(said)]
     frame = build_judgment_frame(rows)
-    about = {"label": label, "baseline": "DPO", "judge": "grammar", "caveat": "exact", "is_proxy": False}
-    path = run.table_path("judgment", "demo-test", "vs", "DPO", "grammar")
+    about = {"label": label, "baseline": "DPO", "judge": judge, "caveat": "exact", "is_proxy": False}
+    path = run.table_path("judgment", f"{label}-test", "vs", "DPO", judge)
     write_table(frame, path, JUDGMENT_SCHEMA, about)
     write_json(summary_path(path), about | summarize_judgments(frame))
 
@@ -80,8 +87,71 @@ def make_judged(rates: list[float]) -> list[JudgedRun]:
 def test_displacement_and_win_rate_by_hand():
     """Ranks 1 2 3 4 against 1 2 4 3: 1 - 6 (1 + 1) / (4 (16 - 1)) = 0.8; a third of all orders lie as far out."""
     judged = make_judged([0.4, 0.5, 0.7, 0.6])
-    relation = relate_displacement(judged, {f"r{n}": float(n) for n in range(4)})
+    runs = pd.DataFrame({"path": [f"r{n}" for n in range(4)], "chosen_displacement": [0.0, 1.0, 2.0, 3.0]})
+    relation = relate_displacement(judged, runs)
     assert relation is not None and relation["rank_correlation"] == pytest.approx(0.8)
     assert relation["p_value"] == pytest.approx(8 / 24)
     assert "proxy" in describe_judged(judged, relation)[0] and "+0.80" in describe_judged(judged, relation)[1]
-    assert relate_displacement(judged[:3], {f"r{n}": float(n) for n in range(4)}) is None
+    assert relate_displacement(judged[:3], runs) is None
+
+
+def test_several_models_in_one_folder_stand_together(tmp_path: Path):
+    """As `judge --judgments` writes them; what another judge said of one of them, before, does not."""
+    folder = RunFolder(tmp_path)
+    judge(folder, "a", 3, 4, 5, judge="chrf")
+    judge(folder, "a", 10, 0, 5)
+    judge(folder, "b", 1, 4, 5)
+    assert [(run.label, run.summary["wins"]) for run in read_judged([folder])] == [("a", 10), ("b", 1)]
+
+
+def test_y_names_the_picture(runs: list[str], tmp_path: Path):
+    gallery = draw_kind("tradeoff", runs, PlotConfig(y="win-rate", output=str(tmp_path / "out")))
+    assert [path.name for path in gallery.paths] == ["tradeoff-win-rate.png"]
+    assert [kind.name for kind in choose_plots("tradeoff", "margin")] == ["tradeoff-margin"]
+    for kind, y in (("tradeoff", "wins"), ("margin", "win-rate")):
+        with pytest.raises(
+            DpotoolError, match=r"--y: .* expected accuracy, margin, win-rate, with the picture tradeoff"
+        ):
+            choose_plots(kind, y)
+
+
+def test_compare_has_a_column(runs: list[str]):
+    """30 wins and 50 ties of 100 are 55 %, 10 and 60 are 40 %; the baseline has no win rate over itself."""
+    findings = find_out(runs)
+    frame = build_comparison_frame(findings.comparison, findings.verdicts, findings.win_rates)
+    assert frame["win_rate"].fillna(0).tolist() == pytest.approx([0, 0.55, 0.4])
+    assert (frame["win_rate_low"].iloc[1:] < frame["win_rate"].iloc[1:]).all()
+    columns, rows = tabulate_comparison(findings.comparison, findings.verdicts, findings.win_rates)
+    assert columns[-1] == "win rate, %" and [row[-1][:4] for row in rows] == ["-", "55.0", "40.0"]
+    assert findings.to_dict()["win_rates"]["DPO-Shift λ=0.9"]["wins"] == 30
+    assert "win rate, %" not in tabulate_comparison(findings.comparison, findings.verdicts)[0]
+
+
+def rate(folder: RunFolder, label: str, points: dict[str, float]) -> None:
+    rows = [
+        {"question_id": f"{name}{n}", "turn": 1, "status": "judged", "rating": mean + n, "category": name}
+        for name, mean in points.items()
+        for n in (-1, 0, 1)
+    ]
+    table = pd.DataFrame(rows)
+    about = {"label": label, "baseline": "DPO", "judge": "gpt-4", "caveat": "a taste", "difference": None}
+    path = folder.table_path("rating", label, "gpt-4")
+    write_table(table, path, RATING_SCHEMA, about)
+    write_json(summary_path(path), about | summarize_ratings(table))
+
+
+def test_the_radar_has_a_spoke_per_category(tmp_path: Path):
+    """Two models on four categories; the lines are closed, and a category that one lacks has no spoke."""
+    folder = RunFolder(tmp_path)
+    rate(folder, "DPO", {"math": 3, "coding": 4, "stem": 6, "writing": 7, "other": 2})
+    rate(folder, "Shift", {"math": 4, "coding": 4, "stem": 7, "writing": 7})
+    (axes,) = plot_ratings(read_rated([folder])).axes
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["coding", "math", "stem", "writing"]
+    lines = {line.get_label(): line.get_ydata().tolist() for line in axes.lines if line.get_marker() in ("o", "s")}
+    assert lines == {"DPO": [4, 3, 6, 7, 4], "Shift": [4, 4, 7, 7, 4]}
+    angles = axes.lines[0].get_xdata()
+    assert np.diff(angles[:4]) == pytest.approx(np.pi / 2)
+    with pytest.raises(DpotoolError, match="too few categories for a picture; expected at least 3, got 1"):
+        plot_ratings([{"by_category": {"math": {}}}])
+    with pytest.raises(DpotoolError, match="no ratings here"):
+        read_rated([RunFolder(tmp_path / "none")])

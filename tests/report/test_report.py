@@ -394,9 +394,9 @@ def test_what_cannot_shrink_is_refused() -> None:
 
 
 def test_every_figure_of_a_report_may_go(report: Report) -> None:
-    """The theory table has no forecast, nothing was judged and there is no diagnosis: those figures are not there."""
+    """The theory table has no forecast, nothing was judged or graded and there is no diagnosis: no figures of these."""
     names = {block.name for section in report.page.sections for block in section.blocks if block.kind == "picture"}
-    assert names | {"forecast", "win-rate", "spans", "mass", "risk"} == {
+    assert names | {"forecast", "win-rate", "mt-bench", "spans", "mass", "risk"} == {
         kind.name for kinds in group_plots().values() for kind in kinds
     }
 
