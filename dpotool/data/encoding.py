@@ -14,25 +14,21 @@ Where the template closes the turn with its own token (`<|eot_id|>`, `<|im_end|>
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from itertools import groupby
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from dpotool.data.pairs import PreferencePair, Text
+from dpotool.data.templates import FROZEN_DATE, render_chat
 from dpotool.errors import DpotoolError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _PROBE = "a"
-FROZEN_DATE = datetime(2024, 7, 26, 12)  # a clock on a template's wall
-"""The day that chat templates print; Llama 3.1's own where it is told none. The same for every run, so that scores do
-not change from day to day, nor between policy and reference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +151,14 @@ class PairEncoder:
     def _render(self, pair: PreferencePair) -> tuple[str, str, str] | str:
         """Returns the prompt with its generation prompt and the two conversations, or why the template refuses them."""
         prompt, chosen, rejected = list(pair.prompt), list(pair.chosen), list(pair.rejected)
-        render = partial(self._render_at, FROZEN_DATE, template_kwargs=pair.template_kwargs)
+        render = partial(render_chat, self._tokenizer, template_kwargs=pair.template_kwargs)
         try:
             texts = (render(prompt, add_generation_prompt=True), render(prompt + chosen), render(prompt + rejected))
             if self.prints_date is None:
                 other_day = FROZEN_DATE + timedelta(days=400, hours=5)
-                again = self._render_at(other_day, prompt, pair.template_kwargs, add_generation_prompt=True)
-                self.prints_date = again != texts[0]
+                self.prints_date = render(prompt, add_generation_prompt=True, now=other_day) != texts[0]
+        except DpotoolError:
+            raise
         except Exception as error:  # whatever code in a template can raise
             return f"refused by the chat template: {error}"
         return (
@@ -170,21 +167,6 @@ class PairEncoder:
             or _find_left_out(rejected, texts[2])
             or texts
         )
-
-    def _render_at(
-        self,
-        now: datetime,
-        messages: list[Any],
-        template_kwargs: dict[str, Any] | None = None,
-        *,
-        add_generation_prompt: bool = False,
-    ) -> str:
-        """Renders with a clock that stands still: some templates (Llama 3.1, Granite) print the day."""
-        with _clock_at(now):
-            rendered: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=add_generation_prompt, **(template_kwargs or {})
-            )
-        return rendered
 
     def _close_turn(self, completion_ids: list[int]) -> None:
         """Appends EOS in place where the last token that is not white space is no special token."""
@@ -226,20 +208,6 @@ class PairEncoder:
         )
         ids: list[list[int]] = encoded["input_ids"]
         return ids
-
-
-@contextmanager
-def _clock_at(now: datetime) -> Iterator[None]:
-    """Lets the clock that transformers gives to chat templates stand still; it takes no other one in place of it."""
-    from transformers.utils import chat_template_utils
-
-    clock: Any = chat_template_utils
-    kept = clock.datetime
-    clock.datetime = SimpleNamespace(now=lambda: now)
-    try:
-        yield
-    finally:
-        clock.datetime = kept
 
 
 _TOOL_ROLES = ("tool", "function", "ipython", "observation")

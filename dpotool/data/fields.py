@@ -80,9 +80,13 @@ def read_score(row: Row, column: str | None) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidRowError(f"{column!r} is {describe_type(value)}, expected a number")
-    if math.isinf(value):
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if math.isinf(number):
         raise InvalidRowError(f"{column!r} is infinite")
-    return float(value)
+    return number
 
 
 def read_template_kwargs(row: Row) -> dict[str, Any] | None:
@@ -91,7 +95,7 @@ def read_template_kwargs(row: Row) -> dict[str, Any] | None:
     if isinstance(tools, str):
         try:
             tools = json.loads(tools)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             raise InvalidRowError("'tools' is no JSON list") from None
     if tools is not None and not isinstance(tools, list):
         raise InvalidRowError(f"'tools' is {describe_type(tools)}, expected a list")

@@ -259,7 +259,7 @@ def _read_cell(name: str, cell: str | None) -> Any:
     if cell.startswith("[{") and cell.endswith("}]"):
         try:
             return json.loads(cell)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return cell
     return cell
 
@@ -269,7 +269,7 @@ def _parse_scalar(cell: str) -> Any:
         return None
     try:
         return json.loads(cell)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return cell
 
 

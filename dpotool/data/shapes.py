@@ -27,15 +27,19 @@ _PRINTED = re.compile(r"""^\s*"?\s*(array\()?\s*\[?\s*\{\s*\\?['"](role|content|
 _BETWEEN = re.compile(r"\}\s*\n\s*\{")
 _ARRAY = re.compile(r"^\s*array\((.*?)(,\s*dtype=\w+)?\)\s*$", re.DOTALL)
 _FIELDS = ("prompt", "chosen", "rejected")
+_DEEPEST = 64
 
 
 def normalize_row(row: Row) -> Row:
     """Returns a row whose prompt and completions are strings or lists of messages.
 
     Raises:
-        InvalidRowError: a field is the text of a list of messages, and cannot be read as one.
+        InvalidRowError: a field is the text of a list of messages, and cannot be read as one; or the row is nested
+            deeper than any tool call.
     """
     row = dict(row)
+    if _is_deeper_than(_DEEPEST, row):
+        raise InvalidRowError("nested too deeply")
     for name in _FIELDS:
         if row.get(name) is not None:
             row[name] = _read_field(name, row[name])
@@ -50,6 +54,21 @@ def normalize_row(row: Row) -> Row:
             if isinstance(row.get(name), str) and row[name].strip():
                 row[name] = [{"role": "assistant", "content": row[name]}]
     return row
+
+
+def _is_deeper_than(depth: int, value: Any) -> bool:
+    """Goes level by level, as what is nested too deeply cannot be walked by recursion."""
+    level = [value]
+    for _ in range(depth):
+        level = [
+            item
+            for each in level
+            for item in (each.values() if isinstance(each, dict) else each)
+            if isinstance(item, dict | list)
+        ]
+        if not level:
+            return False
+    return True
 
 
 def _opens_conversation(completion: Any) -> bool:

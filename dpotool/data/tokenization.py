@@ -15,8 +15,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from dpotool.data.checks.labels import find_identical, find_repeats
-from dpotool.data.encoding import FROZEN_DATE, EncodedPair, PairEncoder
+from dpotool.data.encoding import EncodedPair, PairEncoder
 from dpotool.data.pairs import PairCounts, PairSet, PreferenceData, PreferencePair, TokenizedPair, hash_prompt
+from dpotool.data.templates import FROZEN_DATE
 from dpotool.errors import DpotoolError, suggest_nearest
 
 if TYPE_CHECKING:

@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpotool.data.batches import plan_batches
+from dpotool.data.templates import render_chat
 from dpotool.errors import DpotoolError
 from dpotool.judging.answers import CUT_OFF, ENDED
 from dpotool.judging.sampling import build_sampling, draw_uniforms
@@ -139,7 +140,9 @@ def _ids_behind_turn(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     words = "zq"
     messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": words}]
     try:
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False))
+        text = render_chat(tokenizer, messages)
+    except DpotoolError:
+        raise
     except Exception:  # whatever code in a template can raise: then it closes nothing that is known
         return set()
     behind = tokenizer(text.rpartition(words)[2], add_special_tokens=False)["input_ids"]

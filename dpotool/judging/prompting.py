@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpotool.data.encoding import PairEncoder
 from dpotool.data.pairs import Message, PreferencePair
+from dpotool.data.templates import render_chat
 from dpotool.errors import DpotoolError
 from dpotool.judging.endpoint import CHAT, PLAIN
 from dpotool.judging.questions import Question
@@ -58,7 +59,7 @@ class PromptEncoder:
                 remedy="Put a chat_template.jinja beside the model, or give prompts as strings with --data",
             )
         try:
-            text = self._tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+            text = render_chat(self._tokenizer, asked, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError, AttributeError) as error:
             raise DpotoolError(
                 f"refused by the chat template: {error}", where=f"question {question.question_id}"

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from dpotool.data.batches import plan_batches
+from dpotool.data.templates import render_chat
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name
 from dpotool.judging.answers import Answer
@@ -71,7 +72,7 @@ def _encode(tokenizer: Any, question: Question, answer: Answer) -> list[int]:
     messages = [{"role": "user", "content": asked}] if isinstance(asked, str) else list(asked)
     messages.append({"role": "assistant", "content": answer.text})
     if tokenizer.chat_template is not None:
-        text = tokenizer.apply_chat_template(messages, tokenize=False)
+        text = render_chat(tokenizer, messages)
         return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     text = "\n\n".join(message["content"] for message in messages)
     return list(tokenizer(text, verbose=False)["input_ids"])

@@ -16,10 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from tiny_models import build_byte_tokenizer
 
-from dpotool.data.encoding import FROZEN_DATE, PairEncoder
+from dpotool.data.encoding import PairEncoder
 from dpotool.data.pair_sets import load_pair_set
 from dpotool.data.pairs import PreferencePair
 from dpotool.data.sources import load_preferences
+from dpotool.data.templates import FROZEN_DATE
 from dpotool.errors import DpotoolError
 from dpotool.settings import DataSettings
 
@@ -206,6 +207,9 @@ def test_a_folder_of_shards_is_read_by_split(tmp_path: Path) -> None:
         (json.dumps({"a": TEXTS, "b": TEXTS}), "holds rows under several names: a, b"),
         ('{"prompt": ' + "9" * 5000 + "}", "a number of too many digits"),
         ("[" * 100_000, "nested too deeply"),
+        (json.dumps(TEXTS[0] | {"tools": json.loads("[" * 200 + "]" * 200)}), "nested too deeply"),
+        (json.dumps(TEXTS[0] | {"tools": "[" * 100_000}), "'tools' is no JSON list"),
+        (json.dumps(TEXTS[0] | {"score_chosen": 10**400, "score_rejected": 1}), "'score_chosen' is infinite"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(text: str, said: str, tmp_path: Path) -> None:
