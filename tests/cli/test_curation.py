@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import yaml
+
 
 def test_validate_prints_the_answer_and_a_narrow_table(dpotool: Any, pairs: Path) -> None:
     outcome = dpotool("validate", pairs)
@@ -58,3 +61,32 @@ def test_filter_says_what_it_wrote(dpotool: Any, pairs: Path, tmp_path: Path) ->
     folder = tmp_path / "filtered" / "pairs-all-random"
     names = {"pairs-all-kept.jsonl", "pairs-all-dropped.jsonl", "filter.json"}
     assert {path.name for path in folder.iterdir()} == names
+
+
+def test_pairs_that_drive_displacement_are_left_out_of_a_training_and_of_a_sweep(
+    dpotool: Any, model: Path, tmp_path: Path
+) -> None:
+    """The table of `theory-gap`, and that of `diagnose`, which has its driver scores, name the same rows."""
+    pairs = tmp_path / "pairs.jsonl"  # a step on them gains margin, as all of them want the same
+    rows = [{"prompt": f"Is it {n}?", "chosen": f" yes, {n * n}", "rejected": f" no, {n}"} for n in range(24)]
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    common = ("--data", pairs, "--output", "start")
+    assert dpotool("theory-gap", "--model", model, *common).code == 0
+    assert dpotool("diagnose", model, "--reference", model, "--no-mass", *common).code == 0
+    theory = pd.read_parquet(tmp_path / "start" / "theory" / "pairs-all.parquet").set_index("pair_id")
+    drivers = sorted(theory["driver_score"].nsmallest(6).index)
+    for kind in ("theory", "diagnosis"):
+        table = tmp_path / "start" / kind / "pairs-all.parquet"
+        words = ("--by", "driver_score", "--drop-top", 6, "--table", table, "--output", f"by-{kind}", "--json")
+        outcome = dpotool("filter", pairs, *words)
+        assert outcome.code == 0, outcome.err
+        assert json.loads(outcome.out)["dropped"]["rows"] == drivers
+    kept = next((tmp_path / "by-theory").glob("*-kept.jsonl"))
+    assert kept.read_bytes() == next((tmp_path / "by-diagnosis").glob("*-kept.jsonl")).read_bytes()
+    words = ("--model", model, "--data", kept, "--eval-data", pairs, "--max-steps", 1, "--batch-size", 18)
+    trained = dpotool("train", *words, "--output", "run", "--json")
+    swept = dpotool("sweep", *words, "--lambdas", "1", "--output", "swept", "--json")
+    assert (trained.code, swept.code) == (0, 0), trained.err + swept.err
+    for run in (tmp_path / "run", next((tmp_path / "swept").glob("*/run.yaml")).parent):
+        config = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))
+        assert config["data"]["train"]["n_pairs"] == 18, config
