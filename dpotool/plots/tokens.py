@@ -146,11 +146,13 @@ def _tell(change: float) -> str:
 
 def _draw_text(text: str | None) -> str:
     """A token as this font can show it: signs for what is not seen, codes for what the font lacks."""
-    shown = make_visible(text.strip(" ") or "␣" if text else text)
+    if not text:
+        return make_visible(text)
     known = _list_known_signs()
-    shown = "".join(sign if ord(sign) in known else f"⟨U+{ord(sign):04X}⟩" for sign in shown)
-    is_leftwards = any(unicodedata.bidirectional(sign) in ("R", "AL") for sign in shown)
-    return shown[::-1] if is_leftwards else shown  # matplotlib sets letters from left to right
+    seen = [make_visible(sign) for sign in text.strip(" ") or "␣"]
+    signs = [each if set(map(ord, each)) <= known else f"⟨U+{ord(each):04X}⟩" for each in seen]
+    is_leftwards = any(unicodedata.bidirectional(sign) in ("R", "AL") for sign in text)
+    return "".join(reversed(signs) if is_leftwards else signs)  # matplotlib sets letters from left to right
 
 
 @cache

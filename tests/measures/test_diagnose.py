@@ -95,6 +95,7 @@ def test_dry_run_says_what_it_would_take_and_writes_nothing(models: dict[str, st
     assert out.exit_code == 0, out.output
     [estimate] = json.loads(out.stdout)["estimates"]
     assert estimate["n_pairs"] == {"all": 12} and estimate["seconds"]["looking into pairs"] > 0
+    assert estimate["seconds"]["statistics"] > 0
     assert estimate["peak_bytes"] > 0 and not (tmp_path / "out").exists()
 
 

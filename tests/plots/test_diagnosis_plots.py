@@ -96,7 +96,7 @@ def test_tokens_stand_with_their_changes_whatever_they_hold() -> None:
     figure.canvas.draw()
     drawn = [text.get_text() for text in figure.axes[0].texts]
     assert "<script>alert(1)</script>$\\frac{1}{0}$" in drawn
-    assert any("םולש" in text and "⟨U+202E⟩"[::-1] in text for text in drawn)  # Hebrew reads from the right
+    assert any("םולש" in text and "⟨U+202E⟩" in text for text in drawn)  # Hebrew reads from the right
     assert "⟨U+4E2D⟩⟨U+6587⟩" in drawn and "plain" in drawn and "↵" in drawn and "▫" in drawn
     assert "−2.00" in drawn and "+2.00" in drawn
     assert len(list(figure.axes[0].patches)) == len(texts)
