@@ -61,6 +61,10 @@ class CompletionBatch:
         places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
         return Ends(rows, (self.completion_mask * places).argmax(dim=1))
 
+    def select(self, rows: Int[Tensor, " some"], length: int) -> CompletionBatch:
+        """Returns some rows, cut behind their last real token."""
+        return CompletionBatch(*(getattr(self, field.name)[rows, :length] for field in fields(self)))
+
     def to(self, device: torch.device) -> CompletionBatch:
         return CompletionBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import re
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,6 +47,8 @@ class _HiddenStates(BaseModelOutputWithPast):
             raise AttributeError(name)
 
 
+_PICKS = re.compile(r"^(index_topk(_blocks)?|keep_window_size)$")
+"""How many tokens (or blocks of them, which is fewer) sparse attention picks: DeepSeek-V3.2's indexer, Doge's."""
 _splits: weakref.WeakKeyDictionary[nn.Module, bool] = weakref.WeakKeyDictionary()
 
 
@@ -158,12 +161,45 @@ def gather_logps(logits: Float[Tensor, "tokens vocab"], token_ids: Int[Tensor, "
 
 def call_decoder(model: PreTrainedModel, batch: CompletionBatch | SharedBatch) -> Float[Tensor, "rows seq hidden"]:
     """Returns the decoder's last hidden states."""
-    return model.get_decoder()(**_inputs_of(model, batch))[0]
+    return _run(model, batch, model.get_decoder())
 
 
 def call_model(model: PreTrainedModel, batch: CompletionBatch | SharedBatch) -> Float[Tensor, "rows seq vocab"]:
     """Returns the logits of every position."""
-    return _forward_of(model)(**_inputs_of(model, batch))[0]
+    return _run(model, batch, _forward_of(model))
+
+
+def _run(
+    model: PreTrainedModel, batch: CompletionBatch | SharedBatch, forward: Callable[..., Any]
+) -> Float[Tensor, "rows seq size"]:
+    """Runs all rows at once; where attention picks the best tokens of a longer row, rows of one length at a time.
+
+    Which of several equally good tokens are picked depends on how many stand behind them, padding too. Only without
+    gradients, whose passes are looked into; and not where weights are sharded, as processes run equally many passes.
+    """
+    picks = find_picks(model)
+    is_sharded = hasattr(next(model.parameters()), "device_mesh")
+    is_short = batch.input_ids.shape[1] <= min(picks, default=batch.input_ids.shape[1])
+    if is_short or is_sharded or torch.is_grad_enabled() or isinstance(batch, SharedBatch):
+        states: Tensor = forward(**_inputs_of(model, batch))[0]
+        return states
+    lengths = _find_lengths(batch)
+    found: Tensor | None = None
+    for length in lengths.unique().tolist():
+        places = (lengths == length).nonzero().squeeze(1)
+        part = forward(**_inputs_of(model, batch.select(places, length)))[0]
+        if found is None:
+            found = part.new_zeros(*batch.input_ids.shape, part.shape[2])
+        found[places, :length] = part
+    assert found is not None
+    return found
+
+
+def find_picks(model: PreTrainedModel) -> list[int]:
+    """Returns of how many tokens attention picks the best, by its configuration; nothing for all others."""
+    config = model.config.get_text_config()
+    values = [getattr(config, name, None) for name in vars(config) if _PICKS.search(name)]
+    return [value for value in values if isinstance(value, int) and value > 0]
 
 
 def call_model_for_states(

@@ -31,7 +31,7 @@ from dpotool.models.rope import find_length_switches
 logger = logging.getLogger(__name__)
 
 NO_LIMIT = sys.maxsize
-SPANS = re.compile(r"(window|window_size|chunk_size|index_topk)$")
+SPANS = re.compile(r"(window|window_size|chunk_size|index_topk|index_topk_blocks)$")
 """Settings that say how many tokens an attention layer spans, or how many it picks (DeepSeek-V3.2's sparse attention),
 and none like `max_window_layers`. Beyond them a shared row is another one, which no short probe sees.
 """

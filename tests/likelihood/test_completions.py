@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from model_families import FAMILIES, VOCAB_SIZE, build_family
+from conftest import make_pairs
+from model_families import FAMILIES, VOCAB_SIZE, build_family, build_small
 from torch import Tensor, nn
 
 from dpotool.likelihood import completions
 from dpotool.likelihood.batch import CompletionBatch, collate_rows
 from dpotool.likelihood.completions import can_split_head, compute_completion_logps, compute_token_logps
+from dpotool.likelihood.pair_logps import compute_pair_logps
 
 ROWS = [((1, 5, 6, 7), (8, 9, 2)), ((1, 3), (4, 5, 6, 7, 8, 9, 10, 11, 2)), ((1, 20, 21, 22, 23, 24, 25), (30, 2))]
 
@@ -119,3 +121,28 @@ def test_softmax_of_a_bfloat16_model_is_float32() -> None:
 def test_empty_prompt_is_refused() -> None:
     with pytest.raises(ValueError, match="empty prompt"):
         collate_rows([((), (5, 2))])
+
+
+_DSA = {
+    "head_dim": None, "num_key_value_heads": 4, "q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1,
+    "moe_intermediate_size": 16, "topk_group": 1, "n_shared_experts": 1, "first_k_dense_replace": 1,
+    "index_topk": 8, "index_n_heads": 4, "index_head_dim": 16,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("deepseek_v32", _DSA), ("glm_moe_dsa", _DSA), ("doge", {"keep_window_size": 8})]
+)
+@pytest.mark.parametrize("layout", ["auto", "paired", "shared"])
+def test_attention_that_picks_the_best_tokens_does_not_see_padding(
+    kind: str, settings: dict[str, object], layout: str
+) -> None:
+    """Of equally good tokens it picks others where more stand behind them; Doge starts with all equal."""
+    model = build_small(kind, settings, dtype=torch.float32)
+    pairs = make_pairs(6, longest=30)
+    assert max(pair.longest for pair in pairs) > 2 * 8
+    got = compute_pair_logps(model, pairs, batch_tokens=10_000, layout=layout)
+    for place, pair in enumerate(pairs):
+        expected = [brute_force(model, pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)]
+        assert (got.chosen[place], got.rejected[place]) == pytest.approx(expected, abs=1e-4)
