@@ -42,15 +42,35 @@ def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
         console.warn(problem)
     if config.format == "csv":
         console.say(write_csv(findings))
-    else:
-        show_tables(findings, config.format, console)
     if config.format == "table":
-        show_seeds(findings, console)
-    if config.format == "markdown":
+        show_first_screen(findings, console)
+    is_whole = config.full or config.format == "markdown"
+    if config.format == "latex" or (is_whole and config.format != "csv"):
+        show_tables(findings, config.format, console)
+    if is_whole and config.format in ("table", "markdown"):
         console.say()  # or what follows would be a row of the table
-    if config.format in ("table", "markdown"):
         show_conclusions(findings, console, bullet="- " if config.format == "markdown" else "")
     console.finish(findings.to_dict())
+
+
+def show_first_screen(findings: Findings, console: Console) -> None:
+    """Prints what the comparison comes to, a table that fits 80 columns, and what to do next."""
+    from dpotool.compare.compared_table import tabulate_differences
+
+    base = findings.comparison.baseline
+    console.answer(f"Verdict on {base}: {findings.statement}")
+    if findings.recommendation is not None:
+        console.answer(f"Recommendation: {findings.recommendation.statement}")
+    console.table(describe_setting(findings), *tabulate_differences(findings.comparison, findings.verdicts))
+    console.answer(
+        f"Differences from {base} over the same pairs. chosen: mean log pi(chosen); kept: share of {base}'s mean "
+        "reward margin that is left."
+    )
+    for sentence in findings.judged_sentences:
+        console.answer(sentence)
+    if findings.theory is not None:
+        console.answer(f"Theory: {findings.theory['statement']}")
+    console.answer(f"Next: {findings.next_action}")
 
 
 def write_csv(findings: Findings) -> str:
@@ -79,7 +99,9 @@ def show_tables(findings: Findings, format_: str, console: Console) -> None:
     differences = tabulate_comparison(findings.comparison, findings.verdicts, findings.win_rates)
     effects = tabulate_effects(findings.comparison)
     if format_ == "table":
-        console.table(describe_setting(findings), *differences)
+        title = f"Differences from {findings.comparison.baseline}, nats unless it says otherwise, p-values by Holm"
+        console.table(title, *differences)
+        show_seeds(findings, console)
         if findings.comparison.differences:
             console.table(EFFECTS_TITLE.format(baseline=findings.comparison.baseline), *effects)
     else:
@@ -92,10 +114,7 @@ def describe_setting(findings: Findings) -> str:
     base = findings.comparison.runs.set_index("label").loc[findings.comparison.baseline]
     prompts = {each["n_prompts"] for each in findings.comparison.differences.values() if each["prompts_repeat"]}
     drawn = f", drawn by prompt ({', '.join(map(str, sorted(prompts)))} prompts)" if prompts else ""
-    return (
-        f"{base['data']} [{base['split']}], n = {base['n']}; differences from {findings.comparison.baseline} over the "
-        f"same pairs{drawn}, nats unless it says otherwise, 95 % bootstrap intervals, p by Holm"
-    )
+    return f"{base['data']} [{base['split']}], n = {base['n']}, 95 % bootstrap intervals over pairs{drawn}"
 
 
 def show_seeds(findings: Findings, console: Console) -> None:
@@ -109,9 +128,11 @@ def show_seeds(findings: Findings, console: Console) -> None:
 
 
 def show_conclusions(findings: Findings, console: Console, bullet: str = "") -> None:
-    """Prints the sentences, the verdict on the baseline, the recommendation and what to do next."""
-    for sentence in (*findings.sentences, *findings.judged_sentences):
+    """Prints a sentence for each model and, as a page, the verdict on the baseline, the recommendation, what to do."""
+    for sentence in (*findings.sentences, *(findings.judged_sentences if bullet else ())):
         console.say(bullet + sentence)
+    if not bullet:
+        return
     console.say()
     console.say(f"{bullet}Verdict on {findings.comparison.baseline}: {findings.statement}")
     if findings.recommendation is not None:

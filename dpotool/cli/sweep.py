@@ -101,7 +101,7 @@ def show_plan(config: SweepConfig, console: Console) -> None:
 
 def conclude(folder: str, console: Console) -> dict[str, Any]:
     """Compares the finished runs, draws what can be drawn and writes the report; returns what was found and written."""
-    from dpotool.cli.compare import show_conclusions, show_seeds
+    from dpotool.cli.compare import show_first_screen
     from dpotool.cli.report import find_texts
     from dpotool.plots.config import PlotConfig
     from dpotool.plots.gallery import draw
@@ -110,8 +110,7 @@ def conclude(folder: str, console: Console) -> dict[str, Any]:
     from dpotool.report.page import write_report
 
     report = write_report([folder], ReportConfig(), find_texts=find_texts)
-    show_seeds(report.findings, console)
-    show_conclusions(report.findings, console)
+    show_first_screen(report.findings, console)
     gallery = draw(ALL, [folder], PlotConfig(), report.findings)
     console.say(f"pictures: {len(gallery.paths)} in {gallery.paths[0].parent}")
     console.say(f"report: {report.path}")

@@ -33,6 +33,25 @@ Rates = Mapping[str, Mapping[str, float]]
 """Label -> win rate over the baseline, ties as half: value, ci_low, ci_high; of runs whose answers were judged."""
 
 
+def tabulate_differences(
+    comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None]
+) -> tuple[list[str], list[list[str]]]:
+    """Returns columns and rows within 80 columns: what each model gains in likelihood and costs, and its verdict."""
+    columns = ["model", "chosen, nats", "accuracy, points", "kept", "verdict"]
+    runs = comparison.runs.set_index("label")
+    margins = runs["reward_margins"].astype(float) / runs["beta"].astype(float)
+    base = margins[comparison.baseline]
+    rows = []
+    for label, margin in margins.items():
+        kept = f"{100 * margin / base:.0f} %" if base > 0 and math.isfinite(margin) else "-"
+        found = comparison.differences.get(str(label))
+        cells = ["baseline", "baseline"]
+        if found is not None:
+            cells = [_brief(found["chosen_logps"], 2), _brief(found["reward_accuracy"], 1, 100)]
+        rows.append([str(label), *cells, kept, (verdicts.get(str(label)) or {}).get("kind", "-")])
+    return columns, rows
+
+
 def tabulate_comparison(
     comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None], win_rates: Rates | None = None
 ) -> tuple[list[str], list[list[str]]]:
@@ -40,7 +59,7 @@ def tabulate_comparison(
 
     Where answers were judged, the last column is their win rate.
     """
-    columns = ["model", "log pi(chosen)", "chosen, difference", "p (chosen)", "accuracy, %"]
+    columns = ["model", "log pi(chosen)", "perplexity (chosen)", "chosen, difference", "p (chosen)", "accuracy, %"]
     columns += ["accuracy, difference in points", "p (accuracy)", "displacement", "rejected, difference"]
     columns += ["margin, difference", *(["win rate, %"] if win_rates else [])]
     rows = []
@@ -50,12 +69,13 @@ def tabulate_comparison(
         verdict = verdicts.get(label)
         kind = verdict["kind"] if verdict else "-"
         chosen, accuracy = _number(run["chosen_logps"], 2), _number(run["reward_accuracy"], 1, 100)
+        perplexity = _number(run["chosen_perplexity"], 3)
         judged = [format_interval((win_rates or {}).get(label), ".1f", 100)] if win_rates else []
         if difference is None:
-            rows.append([label, chosen, "baseline", "", accuracy, "baseline", "", kind, "", "", *judged])
+            rows.append([label, chosen, perplexity, "baseline", "", accuracy, "baseline", "", kind, "", "", *judged])
             continue
         kept, ranked = difference["chosen_logps"], difference["reward_accuracy"]
-        cells = [label, chosen, _interval(kept, 2), format_p(kept)]
+        cells = [label, chosen, perplexity, _interval(kept, 2), format_p(kept)]
         cells += [accuracy, _interval(ranked, 1, 100), format_p(ranked), kind]
         cells += [_interval(difference["rejected_logps"], 2), _interval(difference["reward_margins"], 3)]
         rows.append([*cells, *judged])
@@ -188,6 +208,7 @@ def build_comparison_frame(
         row["verdict"] = (verdicts.get(label) or {}).get("kind")
         differences = comparison.differences.get(label, {})
         row["n_shared"] = differences.get("n")
+        row |= {f"chosen_perplexity{end}": run.get(f"chosen_perplexity{end}") for end in ("", "_low", "_high")}
         for name in (*MEAN_METRICS, *SHARE_METRICS):
             row |= {name: run.get(name), f"{name}_low": run.get(f"{name}_low"), f"{name}_high": run.get(f"{name}_high")}
             row |= _flatten(name, differences.get(name))
@@ -245,6 +266,14 @@ def _escape_latex(text: str) -> str:
 
 def _interval(difference: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> str:
     return "-" if difference is None else format_interval(difference["difference"], f"+z.{digits}f", scale)
+
+
+def _brief(difference: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> str:
+    """Returns "+1.23 [1.10, 1.36]": only the difference itself has a sign where it is above 0."""
+    if difference is None:
+        return "-"
+    found = difference["difference"]
+    return f"{scale * found['mean']:+z.{digits}f}{format_ends(found, f'z.{digits}f', scale)}"
 
 
 def _number(value: float, digits: int, scale: float = 1.0) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpotool.settings import Range, Settings, setting
+from dpotool.settings import Range, ScreenSettings, setting
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareConfig(Settings):
+class CompareConfig(ScreenSettings):
     """Settings of a comparison."""
 
     baseline: str | None = setting(

@@ -118,6 +118,7 @@ def _say_state(state: str) -> str:
     return {"met": "yes", "failed": "no"}.get(state, state)
 
 
+_SHOWN_ABOVE = ("log pi(chosen)", "perplexity (chosen)", "accuracy, %", "displacement")
 _ALONE: tuple[tuple[str, str, str, float], ...] = (
     ("log π(chosen), nats", "chosen_logps", "z.2f", 1),
     ("its change from the reference", "chosen_displacement", "+z.2f", 1),
@@ -140,7 +141,7 @@ def _models(material: Material) -> list[Block]:
     blocks: list[Block] = [Table(caption, ["model", *(title for title, *_ in _ALONE)], rows)]
     if findings.comparison.differences:
         columns, cells = tabulate_comparison(findings.comparison, findings.verdicts, findings.win_rates)
-        left_out = {columns.index(name) for name in ("log pi(chosen)", "accuracy, %", "displacement")}  # shown above
+        left_out = {columns.index(name) for name in _SHOWN_ABOVE}
         columns, *cells = ([cell for i, cell in enumerate(row) if i not in left_out] for row in (columns, *cells))
         caption = (
             f"Differences from {findings.comparison.baseline} over the same pairs, in nats unless it says otherwise, "

@@ -19,20 +19,38 @@ def runs(tmp_path: Path) -> None:
     write_scored_run(tmp_path / "shift", seed=2, displacement=-8, loss="shift", lambda_=0.9)
 
 
-def test_a_table_sentences_a_verdict_and_what_to_do(dpotool: Any) -> None:
+def test_a_verdict_a_recommendation_a_table_and_what_to_do_fit_a_narrow_terminal(dpotool: Any) -> None:
     outcome = dpotool("compare", "dpo", "shift", "--delta", "20")
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
-    assert lines[0].startswith("demo [test], n = 120; differences from DPO over the same pairs")
-    assert any(line.startswith("DPO-Shift λ=0.9 keeps the chosen log-likelihood ") for line in lines)
-    assert [line.partition(":")[0] for line in lines[-3:]] == ["Verdict on DPO", "Recommendation", "Next"]
-    assert lines[-1] == "Next: shift is the better one, but harmfully displaced itself: try lambdas below 0.9."
+    assert max(map(len, lines)) <= 80
+    begins = [
+        "Verdict on DPO: Harmful",
+        "Recommendation: Take DPO-Shift λ=0.9",
+        "demo [test], n = 120",
+        "Next: shift is",
+    ]
+    assert [line for line in lines if line.startswith(tuple(begins))] == [
+        line for begin in begins for line in lines if line.startswith(begin)
+    ]
+    assert sum(line.startswith(tuple(begins)) for line in lines) == 4
+    [row] = [line.split() for line in lines if line.startswith("  DPO-Shift λ=0.9")]
+    assert row[-1] == "harmful" and row[-2] == "%"
+    assert not any(line.startswith("DPO-Shift λ=0.9 keeps") for line in lines)
+
+
+def test_full_adds_every_number_and_a_sentence_for_each_model(dpotool: Any) -> None:
+    full = dpotool("compare", "dpo", "shift", "--full").out
+    assert full.startswith(dpotool("compare", "dpo", "shift").out)
+    assert "\nDPO-Shift λ=0.9 keeps the chosen log-likelihood " in full
+    assert "perplexity (chosen)" in full and "only it right : only DPO right" in full
 
 
 def test_a_loss_that_may_be_is_not_recommended(dpotool: Any) -> None:
     outcome = dpotool("compare", "dpo", "shift")
-    assert "Recommendation: Stay with DPO: these 120 pairs cannot rule out that DPO-Shift λ=0.9" in outcome.out or (
-        "Recommendation: Stay with DPO: every run that holds" in outcome.out
+    said = " ".join(outcome.out.split())
+    assert "Recommendation: Stay with DPO: these 120 pairs cannot rule out that DPO-Shift λ=0.9" in said or (
+        "Recommendation: Stay with DPO: every run that holds" in said
     )
     refused = dpotool("compare", "dpo", "shift", "--delta", "0")
     assert refused.code == 1 and "delta" in refused.err

@@ -139,7 +139,7 @@ def test_beyond_chance_is_said_of_the_adjusted_p_value(comparison):
         for p in (0.12, 0.04)
     )
 
-    assert tabulate_comparison(doubtful, {})[1][2][6] == "0.120"
+    assert tabulate_comparison(doubtful, {})[1][2][7] == "0.120"
     assert "], not beyond chance; the two rank" in describe_differences(doubtful)[0]
     assert "]; the two rank" in describe_differences(sure)[0]
 
@@ -162,7 +162,7 @@ def test_tables_for_papers(comparison):
     assert markdown.count("\n") == 2 + len(rows)
     assert r"DPO-Shift $\lambda$=0.9 & " in latex
     assert r"accuracy, \% &" in latex
-    assert latex.startswith(r"\begin{tabular}{lrrrrrrrrr}" + "\n" + r"\toprule")
+    assert latex.startswith(r"\begin{tabular}{lrrrrrrrrrr}" + "\n" + r"\toprule")
     assert latex.endswith("\\bottomrule\n\\end{tabular}\n")
 
 
