@@ -15,6 +15,7 @@ from typing import Any
 from page import replace_section
 
 from dpotool.compare.win_rates import summarize_judgments
+from dpotool.judging.answer_summary import summarize_answers
 from dpotool.judging.answers import Answer, read_answers
 from dpotool.judging.imports import import_judgments
 from dpotool.judging.judgments import are_identical, build_judgment_frame
@@ -29,6 +30,8 @@ SETS = {
     "Capybara, λ = 0.95": ("capybara-shift-0.95-vs-dpo", None),
 }
 """Title -> file of judgments, and the answers to it where they are at hand."""
+ANSWERS = {"DPO": "dpo", "SFT": "sft", "λ = 0.55": "shift-0.55", "λ = 0.95": "shift-0.95"}
+"""Title -> the answers at hand."""
 
 
 def summarize(folder: Path, judgments: str, answers: str | None) -> dict[str, Any]:
@@ -79,15 +82,31 @@ def write_tables(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def tabulate_answers(folder: Path) -> str:
+    """Returns what the answers themselves are like, as `dpotool generate FILE...` summarises them, as Markdown."""
+    read = {title: list(_read(folder, name).values()) for title, name in ANSWERS.items()}
+    lines = ["| answers | characters | longer than DPO's by | repeated 4-grams, % | DPO's word for word, % |"]
+    lines.append("|---|---|---|---|---|")
+    for title, answers in read.items():
+        found = summarize_answers(answers, None if title == "DPO" else read["DPO"])
+        longer = found["longer"] and found["longer"]["difference"]
+        cells = [format_interval(found["characters"], ".0f"), format_interval(longer, "+.0f")]
+        cells += [format_interval(found[name], ".1f", 100) for name in ("repetition", "identical")]
+        lines.append(f"| {' | '.join([title, *cells])} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--write", action="store_true", help=f"put the tables into {PAGE.name}")
     told = parser.parse_args()
     text = write_tables({title: summarize(told.folder, *names) for title, names in SETS.items()})
+    answers = tabulate_answers(told.folder)
     if told.write:
         replace_section(PAGE, "published-judgments", text)
-    print(text)
+        replace_section(PAGE, "published-answers", answers)
+    print(f"{text}\n\n{answers}")
 
 
 if __name__ == "__main__":

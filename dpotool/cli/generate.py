@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from dpotool.judging.answering import GenerateResult
 
 _MODELS = Positional(
-    "models", list[str] | None, "Run folders, a sweep, checkpoints or hub ids; without one, the newest run."
+    "models",
+    list[str] | None,
+    "Run folders, a sweep, checkpoints or hub ids; without one, the newest run. A file of answers is only summarised.",
 )
 
 
@@ -42,7 +44,8 @@ def run(config: GenerateConfig, console: Console, models: list[str] | None) -> N
         for reason, n in result.left_out.items():
             console.warn(f"{result.label}: {n} questions have no answer: {reason}")
     for result in results:
-        console.say(f"answers: {result.path}")
+        if result.path is not None:
+            console.say(f"answers: {result.path}")
     console.finish({"results": [{"path": str(result.path), **result.summary} for result in results]})
 
 
@@ -68,7 +71,8 @@ def describe_setting(results: Sequence[GenerateResult]) -> str:
     n = sorted({result.summary["n"] for result in results})
     base = next((each.summary["baseline"] for each in results if each.summary["baseline"]), None)
     same = f"; same: as {base}'s" if base else ""
-    return f"Answers to {results[0].path.stem}, n = {' to '.join(map(str, n))}{same}; 95 % intervals"
+    asked = next((result.path.stem for result in results if result.path), "the same questions")
+    return f"Answers to {asked}, n = {' to '.join(map(str, n))}{same}; 95 % intervals"
 
 
 def describe_answers(results: Sequence[GenerateResult]) -> list[str]:

@@ -12,7 +12,7 @@ from accelerate import PartialState
 
 from dpotool.errors import DpotoolError
 from dpotool.judging.answer_summary import summarize_answers
-from dpotool.judging.answers import Answer, label_folder
+from dpotool.judging.answers import Answer, label_folder, open_answers
 from dpotool.judging.config import GenerateConfig
 from dpotool.judging.generation import resolve_decoding
 from dpotool.judging.lines import write_lines
@@ -38,7 +38,8 @@ class GenerateResult:
 
     label: str
     answers: list[Answer]
-    path: Path
+    path: Path | None
+    """Where they were written; None for answers that were read."""
     left_out: dict[str, int]
     logps: Logps
     settings: dict[str, Any]
@@ -50,10 +51,15 @@ def generate_answers(
 ) -> list[GenerateResult]:
     """Answers the questions with each model, and compares each with the baseline's answers.
 
+    Args:
+        models: run folders, checkpoints or hub ids; a file of answers stands for the model that gave them.
+
     Raises:
         DpotoolError: a model, the questions or the server cannot be used; answers before it stay on file.
     """
     _check(models, config)
+    read = [_read(model) for model in models if Path(model).is_file()]
+    models = [model for model in models if not Path(model).is_file()]
     if config.endpoint is not None:
         results = [_ask_server(config, progress)]
     else:
@@ -69,7 +75,14 @@ def generate_answers(
             for subject in subjects:
                 claims.enter_context(claiming(subject.folder.path))
             results = [_answer(subject, config, progress) for subject in subjects]
-    return _summarize(results, config)
+    return _summarize([*read, *results], config)
+
+
+def _read(path: str) -> GenerateResult:
+    """Answers made elsewhere, or before; they are summarised and nothing is written."""
+    found = open_answers(path)
+    settings = {"answers": path}
+    return GenerateResult(found.label, found.answers, None, {}, {}, settings, {})
 
 
 def _check(models: Sequence[str], config: GenerateConfig) -> None:
@@ -190,7 +203,7 @@ def _summarize(results: Sequence[GenerateResult], config: GenerateConfig) -> lis
             "left_out": result.left_out,
             "settings": result.settings,
         }
-        if PartialState().is_main_process:
+        if result.path is not None and PartialState().is_main_process:
             write_json(summary_path(result.path), summary)
         summarized.append(replace(result, summary=summary))
     return summarized

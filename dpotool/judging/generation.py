@@ -241,7 +241,7 @@ def generate_batch(model: nn.Module, jobs: Sequence[Job], decoding: Decoding, pa
         generation_config=_plain_config(model, decoding, pad_id),
         logits_processor=processors,
     )
-    return [_cut_at_end(row, decoding.eos_ids) for row in sequences[:, length:].tolist()]
+    return [cut_at_end(row, decoding.eos_ids) for row in sequences[:, length:].tolist()]
 
 
 def _plain_config(model: nn.Module, decoding: Decoding, pad_id: int) -> Any:
@@ -260,7 +260,8 @@ def _plain_config(model: nn.Module, decoding: Decoding, pad_id: int) -> Any:
     return config
 
 
-def _cut_at_end(ids: list[int], eos_ids: Sequence[int]) -> Generated:
+def cut_at_end(ids: list[int], eos_ids: Sequence[int]) -> Generated:
+    """Returns the tokens up to and with the first closing one, and whether there is one."""
     end = next((place for place, id_ in enumerate(ids) if id_ in eos_ids), None)
     if end is None:
         return Generated(tuple(ids), CUT_OFF)

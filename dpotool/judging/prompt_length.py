@@ -21,6 +21,8 @@ SHARE_EXPECTED = 0.6
 LENGTHS_DIFFER = 1.2
 FEWEST_ALIKE = 3
 FEWEST_FOR_A_SIGN = 8
+SHORTEST_CONTEXT = 128
+"""Tokens that every server reads. Shorter prompts show no sign: three of two words each are no coincidence."""
 
 
 @dataclass(slots=True)
@@ -62,12 +64,13 @@ class PromptLengths:
             return
         most = max(read for _, read in self._seen)
         longest = [length for length, read in self._seen if read == most]
-        if len(longest) >= FEWEST_ALIKE and max(longest) > LENGTHS_DIFFER * min(longest):
+        if most >= SHORTEST_CONTEXT and len(longest) >= FEWEST_ALIKE and max(longest) > LENGTHS_DIFFER * min(longest):
             raise self._cut(
                 most, f"more for the longest of several prompts of {min(longest)} to {max(longest)} characters"
             )
         usual = median(length / read for length, read in self._seen if read)
-        short = next(((length, read) for length, read in self._seen if read < SHARE_EXPECTED * length / usual), None)
+        expected = [(length, read, length / usual) for length, read in self._seen if length / usual >= SHORTEST_CONTEXT]
+        short = next(((length, read) for length, read, tokens in expected if read < SHARE_EXPECTED * tokens), None)
         if short is not None:
             raise self._cut(short[1], f"about {short[0] / usual:.0f} tokens for {short[0]} characters")
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from judge_server import JudgeServer, serving
 from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.data.pairs import TokenizedPair
@@ -18,6 +22,7 @@ from dpotool.judging.config import GenerateConfig
 from dpotool.judging.generation import generate_batches
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.models.loading import load_model
+from dpotool.runs.folder import summary_path
 
 
 @pytest.fixture
@@ -157,3 +162,77 @@ def test_baseline_is_dpo_unless_told():
 def test_many_greedy_samples_are_refused(models: list[str], pairs: str):
     with pytest.raises(DpotoolError, match="all samples of greedy decoding are the same"):
         run(models[0], pairs, samples=2)
+
+
+def ask(server: JudgeServer, folder: Path, **options: object) -> GenerateResult:
+    told: dict[str, object] = {"endpoint": server.url, "served_model": "m", "output": str(folder), "concurrency": 2}
+    return generate_answers([], GenerateConfig(**(told | options)))[0]  # type: ignore[arg-type]
+
+
+def test_a_server_answers_prompts_as_they_are(pairs: str, tmp_path: Path):
+    """One request a prompt, a refused one is counted and not lost; a second run asks nothing that was answered."""
+    with serving(lambda prompt: f"to {prompt}") as server:
+        server.faults = ["429", "400"]
+        result = ask(server, tmp_path / "out", data=pairs, concurrency=1)
+        assert result.left_out == {"refused: status 400": 1} and len(result.answers) == 11
+        assert {answer.text for answer in result.answers} == {f"to {prompt}" for prompt in server.asked}
+        assert all(answer.question.turns[0] in server.asked for answer in result.answers), "nothing is put around them"
+        n_requests = server.n_requests
+        assert ask(server, tmp_path / "out", data=pairs).answers == result.answers == read_answers(result.path)
+        assert server.n_requests == n_requests
+    assert result.answers[0].finish == ("stop",) and result.summary["n"] == 11
+
+
+def test_a_server_sees_the_conversation_so_far(tmp_path: Path):
+    """Two turns and two samples: the second request holds the first answer, and samples have seeds of their own."""
+    questions = tmp_path / "question.jsonl"
+    questions.write_text('{"question_id": 1, "turns": ["One?", "Two?"]}\n', encoding="utf-8")
+    with serving(lambda text: f"<{len(text.splitlines())}>") as server:
+        result = ask(server, tmp_path / "out", questions=str(questions), samples=2, temperature=0.7)
+        assert server.asked == {"One?": 2, "One?\n<1>\nTwo?": 2}
+    assert [answer.turns for answer in result.answers] == [("<1>", "<3>")] * 2
+    replies = (tmp_path / "out" / "answers" / "question.replies.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["name"] for line in replies[:2]] != [json.loads(line)["name"] for line in replies[2:]]
+
+
+def test_a_server_that_cuts_prompts_stops_the_run(tmp_path: Path):
+    """Questions of 100 to 650 words, of which it reads the last 150; short ones alone give no sign and no alarm."""
+    rows = [{"question_id": n, "turns": ["word " * (100 + 50 * n)]} for n in range(12)]
+    questions = tmp_path / "question.jsonl"
+    questions.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    with serving(lambda _: "x") as server:
+        server.context = 150
+        with pytest.raises(DpotoolError, match=r"the server cuts prompts.*OLLAMA_CONTEXT_LENGTH"):
+            ask(server, tmp_path / "out", questions=str(questions))
+
+
+def test_answers_made_elsewhere_are_summarised(tmp_path: Path):
+    """Two of FastChat's files: one answer is the same, the other twice as long; nothing is written."""
+    texts = {"base": ["a b c d", "one two three"], "long": ["a b c d", "one two three one two three"]}
+    for name, answers in texts.items():
+        rows = [{"question_id": n, "choices": [{"turns": [text]}]} for n, text in enumerate(answers)]
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    files = [str(tmp_path / f"{name}.jsonl") for name in texts]
+    base, long = generate_answers(files, GenerateConfig())
+    assert (base.label, long.label, long.summary["baseline"]) == ("base", "long", "base")
+    assert long.summary["identical"]["mean"] == 0.5 and long.summary["longer"]["difference"]["mean"] == 7
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base.jsonl", "long.jsonl"]
+
+
+@pytest.mark.distributed
+def test_two_processes_answer_as_one(models: list[str], pairs: str, tmp_path: Path):
+    """Each prompt once, in the order of the prompts, and the same words; sampled, so that streams are compared too."""
+    settings = ["--data", pairs, "--max-new-tokens", "10", "--temperature", "1", "--batch-tokens", "60"]
+    settings += ["--device", "cpu", "--dtype", "float64"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    command += ["--main_process_port", "0", "-m", "dpotool", "generate", models[0], *settings]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DPOTOOL_CACHE": str(tmp_path / "cache")}
+    result = subprocess.run(
+        [*command, "--output", str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    one = run(models[0], pairs, temperature=1.0, batch_tokens=60, device="cpu", dtype="float64")
+    assert read_answers(tmp_path / "two" / "answers" / one.path.name) == one.answers
+    summaries = [json.loads(summary_path(path).read_text(encoding="utf-8")) for path in (
+        one.path, tmp_path / "two" / "answers" / one.path.name)]  # fmt: skip
+    assert summaries[0]["logps_per_token"]["mean"] == pytest.approx(summaries[1]["logps_per_token"]["mean"], abs=1e-12)

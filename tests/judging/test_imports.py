@@ -125,4 +125,6 @@ def test_the_page_is_what_the_command_writes(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.syspath_prepend(str(root / "benchmarks"))
     script = importlib.import_module("published_judgments")
     found = {title: script.summarize(REAL / "ultrafeedback", *names) for title, names in script.SETS.items()}
-    assert script.write_tables(found) in (root / "docs" / "paper-check.md").read_text(encoding="utf-8")
+    page = (root / "docs" / "paper-check.md").read_text(encoding="utf-8")
+    assert script.write_tables(found) in page
+    assert script.tabulate_answers(REAL / "ultrafeedback") in page
