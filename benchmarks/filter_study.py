@@ -4,8 +4,8 @@
     python benchmarks/filter_study.py tldr --out runs/filter-tldr --model MODEL --data DATA
     python benchmarks/filter_study.py --write                 # docs/results.md, from docs/data/filter-*.csv
 
-Every step is one `dpotool` command. What is finished is passed over, so the same command goes on where it stopped; at
-its end it writes what became of each test pair to docs/data/filter-NAME.csv. DATA holds tldr_train.jsonl and
+Every step is one `dpotool` command. What is finished is passed over, so the same command goes on where it stopped;
+after each run docs/data/filter-NAME.csv has what became of every test pair. DATA holds tldr_train.jsonl and
 tldr_test.jsonl, of which only short pairs are taken: on a CPU the whole TL;DR study would take days.
 """
 
@@ -149,14 +149,17 @@ def _count_characters(row: dict[str, str]) -> int:
 
 
 def collect(study: Study) -> None:
-    """Runs what is missing and writes docs/data/filter-NAME.csv: a row per test pair, two columns per run, in nats."""
+    """Runs what is missing; after each run docs/data/filter-NAME.csv has it: a row per test pair, two columns per run.
+
+    The columns are the changes of both answers' log-likelihoods, in nats.
+    """
     columns: dict[str, pd.Series] = {}
     for arm, seed, path in study.run_all():
         table = pd.read_parquet(path).set_index("pair_id")
         columns.setdefault("prompt_id", table["prompt_id"])
         for side in ("chosen", "rejected"):
             columns[f"{arm}|{seed}|{side}"] = table[f"{side}_displacement"]
-    pd.DataFrame(columns).to_csv(DOCS / "data" / f"filter-{study.name}.csv", float_format="%.4f")
+        pd.DataFrame(columns).to_csv(DOCS / "data" / f"filter-{study.name}.csv", float_format="%.4f")
 
 
 def tabulate(path: Path) -> str:

@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from tiny_models import save_tiny_model, write_pairs
@@ -35,6 +36,9 @@ NAMES = (
     "device_training",
     "device_parts",
     "device",
+    "dry_run",
+    "diagnose_cost",
+    "filter_study",
 )
 
 
@@ -290,3 +294,23 @@ def test_the_gpu_benchmark_begins_with_what_was_not_measured(
     assert device.merge_rows(tmp_path / "new.jsonl") == found[:1]
     parts = device.list_parts()
     assert parts.index("attention") < parts.index("scoring 8B") < parts.index("study")
+
+
+def test_what_is_left_out_is_compared_with_chance_pair_by_pair(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    """Against random the chosen answers gain 1 nat with one seed and 3 with the other, so 2 on average.
+
+    Margins are 0.1 nats at random, and 0.15 and -0.05 under the measure: 0.05 less, and half of the pairs rank wrongly.
+    """
+    columns: dict[str, Any] = {"pair_id": [0, 1, 2, 3], "prompt_id": ["a", "b", "c", "d"]}
+    for seed, gain in ((42, 1.0), (1, 3.0)):
+        columns |= {f"random|{seed}|chosen": [-2.0] * 4, f"random|{seed}|rejected": [-3.0] * 4}
+        measured = {"chosen": [-2.0 + gain] * 4, "rejected": [-3.5 + gain, -1.5 + gain] * 2}
+        columns |= {f"driver_score|{seed}|{side}": values for side, values in measured.items()}
+    pd.DataFrame(columns).to_csv(tmp_path / "filter-x.csv", index=False)
+    rows = bench["filter_study"].tabulate(tmp_path / "filter-x.csv").splitlines()
+    names = [name.strip() for name in rows[0].strip("|").split("|")]
+    found = dict(zip(names, (cell.strip() for cell in rows[-1].strip("|").split("|")), strict=True))
+    assert found["left out by"] == "driver score" and found["by seed"] == "+1.00, +3.00"
+    assert found["chosen against random"].startswith("+2.00 [")
+    assert found["reward margin against random"].startswith("-0.050 [")
+    assert found["accuracy against random, points"].startswith("-50.0 [")

@@ -266,8 +266,8 @@ def _find_best_risk(risks: dict[str, Any] | None) -> str | None:
     value = risk["rank_correlation"]
     how_far = "further" if value["value"] < 0 else "less"
     text = (
-        f"Of what was known before training, the {risk['called']} ranks the pairs best: the higher it was, the "
-        f"{how_far} the chosen answer fell (rank correlation "
+        f"Of what was known before training, one measure ranks the pairs best, {risk['called']}: the higher its value, "
+        f"the {how_far} the chosen answer fell (rank correlation "
         f"{value['value']:+.2f} [{value['ci_low']:+.2f}, {value['ci_high']:+.2f}]"
     )
     if risk["given"] is not None and name != LENGTH:

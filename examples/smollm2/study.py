@@ -19,16 +19,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import torch
@@ -44,8 +41,6 @@ SCALES = (0.8, 0.6, 0.4, 0.2)
 """DPO scaled back: start + scale * (DPO - start)."""
 BLENDS = (0.95, 0.9, 0.75, 0.6)
 """Lambdas on the line through the weights trained with lambda 1 and 0.5."""
-DROPPED = 95
-"""Training pairs left out, a tenth of them."""
 
 
 @dataclass(frozen=True)
@@ -80,29 +75,10 @@ class Study:
         """Where `score` leaves a run's test pairs."""
         return Path("scores") / "tldr_test-all.parquet"
 
-    def run_all(self, jobs: Iterable[Job], later: Callable[[], list[Job] | None] = lambda: None) -> None:
-        """Runs the jobs that are not done, several at a time, in their order; a failure is noted and passed over.
-
-        Args:
-            later: jobs that go before all that waits, once they can be planned; None until then.
-        """
-        waiting, lock = deque(jobs), Lock()
-        planned = False
-
-        def take() -> Job | None:
-            nonlocal planned
-            with lock:
-                if not planned and (more := later()) is not None:
-                    waiting.extendleft(reversed(more))
-                    planned = True
-                return waiting.popleft() if waiting else None
-
-        def work(_: int) -> None:
-            while (job := take()) is not None:
-                self.run(job)
-
+    def run_all(self, jobs: Iterable[Job]) -> None:
+        """Runs the jobs that are not done, several at a time, in their order; a failure is noted and passed over."""
         with ThreadPoolExecutor(self.jobs) as pool:
-            list(pool.map(work, range(self.jobs)))
+            list(pool.map(self.run, jobs))
 
     def run(self, job: Job) -> None:
         """Runs one job, unless it is done or there is no time left."""
@@ -147,13 +123,13 @@ def plan_sft(study: Study) -> Job:
     return Job("sft", words, study.start / "model.safetensors")
 
 
-def plan_training(study: Study, name: str, *words: str, data: str = "tldr_pairs.jsonl", seed: int = SEEDS[0]) -> Job:
+def plan_training(study: Study, name: str, *words: str, seed: int = SEEDS[0]) -> Job:
     """One preference training from the SFT model; --save-steps keeps it from writing checkpoints along the way."""
     steps = ("--max-steps", str(study.steps)) if study.steps else ()
     return Job(
         name,
         (
-            *("train", *words, "--model", str(study.start), "--data", str(study.out / data)),
+            *("train", *words, "--model", str(study.start), "--data", str(study.out / "tldr_pairs.jsonl")),
             *("--eval-data", str(study.data / "tldr_test.jsonl"), "--max-length", study.length),
             *("--batch-size", "8", "--learning-rate", "1e-5", "--eval-steps", "1000", "--save-steps", "1000"),
             *("--seed", str(seed), "--output", str(study.out / name), *steps, *study.options),
@@ -177,40 +153,6 @@ def plan_theory(study: Study) -> Job:
         *("--max-length", study.length, "--output", str(study.out / "theory"), *study.options),
     )
     return Job("theory", words, study.out / "theory" / "theory" / "tldr_pairs-all.parquet")
-
-
-def plan_risks(study: Study) -> Job:
-    """CHES and the other risk measures of the training pairs, under the SFT model alone."""
-    words = (
-        *("diagnose", str(study.start), "--reference", str(study.start), "--no-mass", "--max-length", study.length),
-        *("--data", str(study.out / "tldr_pairs.jsonl"), "--output", str(study.out / "risks"), *study.options),
-    )
-    return Job("risks", words, study.out / "risks" / "diagnosis" / "tldr_pairs-all.parquet")
-
-
-def plan_filtered(study: Study) -> Iterator[Job]:
-    """DPO without a tenth of the pairs: those that a measure finds the riskiest, or as many at random."""
-    import pandas as pd
-
-    risky: dict[str, list[int]] = {}
-    theory, risks = plan_theory(study).done, plan_risks(study).done
-    if theory.exists():
-        table = pd.read_parquet(theory)
-        risky["drivers"] = table.nsmallest(DROPPED, "driver_score")["pair_id"].tolist()
-    if risks.exists():
-        table = pd.read_parquet(risks)
-        risky["ln-ches"] = table.nlargest(DROPPED, "ln_ches")["pair_id"].tolist()
-        risky["similarity"] = table.nlargest(DROPPED, "edit_similarity")["pair_id"].tolist()
-    lines = (study.out / "tldr_pairs.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    steps = str(study.steps or (len(lines) - DROPPED) // 8)
-    for seed in SEEDS:
-        risky["random"] = random.Random(seed).sample(range(len(lines)), min(DROPPED, len(lines) // 2))
-        for name, dropped in risky.items():
-            file = f"tldr_without_{name}-{seed}.jsonl" if name == "random" else f"tldr_without_{name}.jsonl"
-            kept = [line for number, line in enumerate(lines) if number not in set(dropped)]
-            (study.out / file).write_text("".join(kept), encoding="utf-8")
-            words = ("--loss", "dpo", "--max-steps", steps)
-            yield plan_training(study, f"without-{name}-seed{seed}", *words, data=file, seed=seed)
 
 
 def write_line(study: Study, one: str, other: str, points: Sequence[tuple[str, float]]) -> None:
@@ -364,14 +306,7 @@ def main() -> None:
     study.run(plan_sft(study))
     shifts = [plan_shift(study, lambda_, seed) for seed in SEEDS for lambda_ in LAMBDAS]
     losses = [plan_training(study, f"{loss}-seed{SEEDS[0]}", "--loss", loss) for loss in OTHER_LOSSES]
-    theory, risks = plan_theory(study), plan_risks(study)
-    jobs = [theory, *shifts[:3], risks, *shifts[3:8], *losses, *shifts[8:]]
-
-    def plan_later() -> list[Job] | None:
-        return list(plan_filtered(study)) if theory.done.exists() and risks.done.exists() else None
-
-    study.run_all(jobs, plan_later)
-    study.run_all(plan_later() or [])
+    study.run_all([plan_theory(study), *shifts[:8], *losses, *shifts[8:]])
     dpo, half = f"dpo-seed{SEEDS[0]}", f"shift-0.5-seed{SEEDS[0]}"
     write_line(study, "sft", dpo, [(f"scaled-{scale:g}", scale) for scale in SCALES])
     write_line(study, dpo, half, [(f"blend-{lambda_:g}", (1 - lambda_) / 0.5) for lambda_ in BLENDS])
