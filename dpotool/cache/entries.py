@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dpotool.cache.parts import PRODUCTS, list_parts, read_parts
 from dpotool.cache.root import DEMO_PREFIX, MADE, cache_root, store_root
+from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import write_json
+from dpotool.runs.checked import read_json
 from dpotool.settings import DEMO
 
 ABOUT = "about.json"
@@ -51,6 +52,14 @@ class CacheEntry:
         return asdict(self) | {"last_used": self.last_used.isoformat(timespec="seconds"), "path": str(self.path)}
 
 
+@dataclass(frozen=True, slots=True)
+class _About:
+    """What about.json says of a model's stored values."""
+
+    models: list[str] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
 def name_store(fingerprint: str, types: str, parameters: Collection[str] | None = None) -> str:
     """Returns the folder name of one model's values, under `store_root()`.
 
@@ -80,11 +89,13 @@ def record_use(folder: Path, model: str, versions: Mapping[str, str], *, is_writ
 
 def read_about(folder: Path) -> dict[str, Any]:
     """Returns what is recorded about a folder's model; empty where nothing is, or nothing that can be read."""
-    try:
-        about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    path = folder / ABOUT
+    if not path.is_file():
         return {}
-    return about if isinstance(about, dict) else {}
+    try:
+        return asdict(read_json(path, _About, what="what is recorded of stored values", remedy="Delete it"))
+    except DpotoolError:
+        return {}
 
 
 def list_entries() -> list[CacheEntry]:

@@ -21,8 +21,8 @@ from dpotool.compare.theory_check import check_theory, explain_unchecked, find_t
 from dpotool.compare.verdict import MISSING, find_missing, judge_displacement
 from dpotool.compare.win_rates import JudgedRun, describe_judged, read_judged, relate_displacement
 from dpotool.errors import DpotoolError
+from dpotool.runs.about import read_metadata
 from dpotool.runs.folder import RunFolder, read_summary
-from dpotool.runs.tables import read_metadata
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import kendalltau
 
+from dpotool.runs.about import read_metadata
 from dpotool.runs.folder import RunFolder, read_summary
-from dpotool.runs.tables import read_metadata
 
 ADVICE, PAPER = "The forecast of theory-gap", "Theorem 2.1 as printed"
 _NO_SCALE = (

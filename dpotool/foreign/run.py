@@ -20,8 +20,8 @@ from dpotool.foreign.readers import KINDS, find_file, read_reward_bench, read_te
 from dpotool.losses.options import check_told_lambda
 from dpotool.losses.registry import get_loss
 from dpotool.runs.about import ScoreAbout
-from dpotool.runs.atomic import atomic_path, ensure_writable, write_json, write_text
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.atomic import atomic_path, ensure_writable, write_text
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import SCORE_SCHEMA
 from dpotool.runs.tables import write_table
@@ -110,7 +110,7 @@ def _write(folder: RunFolder, path: Path, config: ImportConfig, content: Any) ->
         run = ScoredRun(content.reindex(columns=SCORE_SCHEMA.names), folder.name, about, path=target)
         write_table(run.table, target, SCORE_SCHEMA, about.to_dict())
         summary = {**about.to_dict(), **summarize_scores(run), "verdict": judge_displacement(run)}
-        write_json(summary_path(target), summary)
+        write_summary(target, summary)
         return target
     target = folder.table_path("imported", data, config.split, format="csv")
     with atomic_path(target) as temporary:

@@ -12,8 +12,7 @@ from dpotool.gradients.config import TheoryConfig
 from dpotool.gradients.engine import EngineReport
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.runs.about import Fingerprints, TheoryAbout
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import summary_path
+from dpotool.runs.folder import write_summary
 from dpotool.runs.schemas import THEORY_SCHEMA
 from dpotool.runs.tables import write_table
 
@@ -46,6 +45,6 @@ def write_theory(
     if not PartialState().is_main_process:
         return path
     write_table(frame, path, THEORY_SCHEMA, about.to_dict(), format=config.format)
-    write_json(summary_path(path), summary)
+    write_summary(path, summary)
     opened.note_run("theory")
     return path

@@ -31,8 +31,7 @@ from dpotool.models.loading import load_tokenizer
 from dpotool.models.subject import Subject, describe_subject, read_training_run
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import Fingerprints, PredictionAbout
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.locks import claiming
 from dpotool.runs.schemas import PREDICTION_SCHEMA
 from dpotool.runs.tables import write_table
@@ -131,7 +130,7 @@ def _write(
     path = subject.folder.table_path("prediction", source.name, source.split, format=config.format, variant=variant)
     if PartialState().is_main_process:
         write_table(frame, path, PREDICTION_SCHEMA, about.to_dict(), format=config.format)
-        write_json(summary_path(path), summary)
+        write_summary(path, summary)
         opened.note_run("prediction")
     return PredictionResult(frame, summary, path)
 

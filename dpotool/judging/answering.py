@@ -25,8 +25,8 @@ from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import load_model, load_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
-from dpotool.runs.atomic import claiming, write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.atomic import claiming
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.manifest import collect_manifest
 
 Logps = dict[tuple[str, int], tuple[float, float, int]]
@@ -204,7 +204,7 @@ def _summarize(results: Sequence[GenerateResult], config: GenerateConfig) -> lis
             "settings": result.settings,
         }
         if result.path is not None and PartialState().is_main_process:
-            write_json(summary_path(result.path), summary)
+            write_summary(result.path, summary)
         summarized.append(replace(result, summary=summary))
     return summarized
 

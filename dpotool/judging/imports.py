@@ -5,7 +5,6 @@ The registry `FORMATS` recognises a file by its columns and turns it into verdic
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from dpotool.judging.answers import Answer
 from dpotool.judging.judgments import FIRST, JUDGED, SECOND, Judgment, describe_pair, judge_verdict
 from dpotool.judging.lines import Row, parse_object, read_lines
 from dpotool.judging.verdicts import NO_VERDICT, RULES
+from dpotool.runs.checked import parse_json
 
 Answers = Mapping[str, Answer]
 """Question id -> answer; empty where the answers are not at hand."""
@@ -75,7 +75,7 @@ def _read_rows(path: str) -> list[Row]:
     """Rows of a file of JSON lines, or of one JSON list as AlpacaEval writes it."""
     if Path(path).suffix == ".json" and Path(path).is_file():
         try:
-            rows = json.loads(Path(path).read_text(encoding="utf-8"))
+            rows = parse_json(Path(path).read_bytes())
         except ValueError as error:
             raise DpotoolError(f"is no JSON ({error})", where=path) from error
         if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):

@@ -11,6 +11,7 @@ from typing import Any
 
 from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import write_text, writing_to
+from dpotool.runs.checked import parse_json
 from dpotool.runs.plain import to_json_plain
 
 Row = dict[str, Any]
@@ -46,7 +47,7 @@ def read_sound_lines(path: Path) -> tuple[list[Row], int]:
 def parse_object(line: str) -> Row | None:
     """Returns the JSON object of a line, or None."""
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

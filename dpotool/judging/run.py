@@ -24,8 +24,7 @@ from dpotool.judging.prompts import PAIRWISE, open_prompts
 from dpotool.judging.questions import read_questions
 from dpotool.judging.replies import ReplyBook, Request
 from dpotool.progress import SILENT, Progress
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import JUDGMENT_SCHEMA
 from dpotool.runs.tables import write_table
@@ -258,7 +257,7 @@ def write_result(
 ) -> None:
     """Writes a table with its summary; a folder that is no run yet becomes one, which `plot` and `report` read."""
     write_table(frame, path, schema, about)
-    write_json(summary_path(path), summary)
+    write_summary(path, summary)
     folder = RunFolder(path.parent.parent)
     if not folder.manifest_path.exists():
         folder.write_manifest(collect_manifest("judge", config.to_dict()) | {"status": "finished"})

@@ -43,8 +43,7 @@ from dpotool.measures.measure import ModelView, measure_pairs
 from dpotool.measures.registry import build_schema
 from dpotool.progress import SILENT
 from dpotool.runs.about import Fingerprints, ScoreAbout
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.tables import read_table, write_table
 from dpotool.settings import AUTO, DEFAULT_BETA, DataSettings
@@ -165,7 +164,7 @@ class DisplacementCallback(TrainerCallback):
         assert run.path is not None
         write_table(run.table, run.path, build_schema([LOGPS]), run.about.to_dict())
         counts = self.pair_set.counts.to_dict()
-        write_json(summary_path(run.path), {**run.about.to_dict(), **summary, "counts": counts, "verdict": verdict})
+        write_summary(run.path, {**run.about.to_dict(), **summary, "counts": counts, "verdict": verdict})
         folder.append_metrics({"step": state.global_step, **self.latest})
         state.log_history.append({**self.latest, "epoch": state.epoch, "step": state.global_step})
         self._hand_on(args, state)

@@ -31,8 +31,7 @@ from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import Fingerprints, TableAbout
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import summary_path
+from dpotool.runs.folder import write_summary
 from dpotool.runs.locks import claiming
 from dpotool.runs.schemas import DIAGNOSIS_SCHEMA, DIAGNOSIS_TOKEN_SCHEMA
 from dpotool.runs.tables import write_table
@@ -252,6 +251,6 @@ def _write(
     if PartialState().is_main_process:
         write_table(frame, path, DIAGNOSIS_SCHEMA, about, format=config.format)
         write_table(tokens, tokens_path, DIAGNOSIS_TOKEN_SCHEMA, about, format=config.format)
-        write_json(summary_path(path), summary)
+        write_summary(path, summary)
         opened.note_run("diagnose", asdict(fingerprints))
     return DiagnosisResult(subject.label, frame, tokens, summary, path, tokens_path)

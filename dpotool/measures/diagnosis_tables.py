@@ -18,9 +18,10 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.measures.config import DiagnoseConfig
 from dpotool.measures.mass import VocabularyGains
+from dpotool.runs.about import read_metadata
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.schemas import THEORY_SCHEMA
-from dpotool.runs.tables import read_metadata, read_table
+from dpotool.runs.tables import read_table
 
 N_LISTED = 20
 """Vocabulary items that a summary names, of those that gained and of those that lost most."""

@@ -30,8 +30,7 @@ from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import Fingerprints, ScoreAbout
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import is_checkpoint_name, summary_path
+from dpotool.runs.folder import is_checkpoint_name, write_summary
 from dpotool.runs.locks import claiming
 from dpotool.runs.schemas import TOKEN_SCHEMA
 from dpotool.runs.tables import write_table
@@ -201,7 +200,7 @@ def _write(
     summary["verdict"] = judge_displacement(run, seed=config.seed)
     if PartialState().is_main_process:
         write_table(run.table, path, build_schema(measures), about.to_dict(), format=config.format)
-        write_json(summary_path(path), summary)
+        write_summary(path, summary)
         opened.note_run("score", asdict(about.fingerprints))
     return ScoreResult(subject.label, run.table, summary, path, tuple(measures))
 

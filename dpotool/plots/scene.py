@@ -18,9 +18,10 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.plots.config import PlotConfig
 from dpotool.plots.registry import NEEDS
+from dpotool.runs.about import read_metadata
 from dpotool.runs.folder import RunFolder, read_summary
 from dpotool.runs.places import tell_path
-from dpotool.runs.tables import read_metadata, read_table
+from dpotool.runs.tables import read_table
 
 
 @dataclass(frozen=True, slots=True)

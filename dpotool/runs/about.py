@@ -14,7 +14,7 @@ import msgspec
 
 from dpotool.runs.checked import check_value
 from dpotool.runs.manifest import Config, Count, Positive, Scalar
-from dpotool.runs.tables import read_metadata
+from dpotool.runs.tables import read_raw_metadata
 
 _REMEDY = "Write it again with the command that made it"
 
@@ -116,9 +116,16 @@ class PredictionAbout(TableAbout, kw_only=True, frozen=True, rename={"from_": "f
 About = TypeVar("About", bound=TableAbout)
 
 
+def read_metadata(path: str | Path) -> dict[str, Any]:
+    """Returns a table's metadata as it stands there; raises DpotoolError when it is not what it has to be."""
+    about = read_raw_metadata(path)
+    check_value(about, TheoryAbout, where=f"{path}: its metadata", remedy=_REMEDY)  # whose keys are those of all
+    return about
+
+
 def read_about(path: Path, schema: type[About]) -> About:
     """Returns what a table says of itself; raises DpotoolError when that cannot be read or is not what it has to be."""
-    about = read_metadata(path)
+    about = read_raw_metadata(path)
     rows = about.get("rows")
     if "settings" not in about and isinstance(rows, Mapping):  # as version 0.1 wrote it at first
         told = {name: about.get(name) for name in ("beta", "reference", "max_length")}

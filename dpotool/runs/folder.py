@@ -15,6 +15,7 @@ plots/                            pictures
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -26,11 +27,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dpotool.errors import DpotoolError
-from dpotool.runs.atomic import write_text, write_yaml, writing_to
+from dpotool.runs.atomic import write_json, write_text, write_yaml, writing_to
+from dpotool.runs.checked import parse_json, read_json
 from dpotool.runs.manifest import read_manifest
 from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import TABLES
 
+_SEAL = "seal"
 _NO_RUNS_INSIDE = re.compile(rf"checkpoint-\d+|plots|{'|'.join(kind.folder for kind in TABLES.values())}|\..*")
 
 
@@ -161,19 +164,30 @@ def summary_path(table: Path) -> Path:
     return table.with_suffix(".summary.json")
 
 
+def write_summary(table: Path, summary: Mapping[str, Any]) -> None:
+    """Writes the summary beside a table, sealed by a hash of what it says."""
+    plain = json.loads(json.dumps(to_json_plain(summary), allow_nan=False))
+    write_json(summary_path(table), {**plain, _SEAL: _hash(plain)})
+
+
 def read_summary(table: Path) -> dict[str, Any] | None:
-    """Returns the summary beside a table; None where there is none. Raises DpotoolError when it cannot be read."""
+    """Returns the summary beside a table; None where there is none.
+
+    Raises DpotoolError when it cannot be read, or is not what was once written.
+    """
     path = summary_path(table)
     if not path.exists():
         return None
-    try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        remedy = "Write it again with the command that made it"
-        raise DpotoolError("cannot be read as a summary", where=str(path), remedy=remedy) from error
-    if not isinstance(summary, dict):
-        raise DpotoolError("is not a summary", where=str(path), expected="a JSON object", got=type(summary).__name__)
+    remedy = "Write it again with the command that made it"
+    summary = read_json(path, dict[str, Any], what="a summary", remedy=remedy)
+    seal = summary.pop(_SEAL, None)
+    if seal is not None and seal != _hash(summary):  # version 0.1 wrote none at first
+        raise DpotoolError("was changed after it was written", where=str(path), remedy=remedy)
     return summary
+
+
+def _hash(summary: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_score_summary(table: Path) -> dict[str, Any] | None:
@@ -250,7 +264,7 @@ def _ends_in_newline(file: BinaryIO) -> bool:
 
 def _parse_row(line: str) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) else None

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 from dpotool.errors import DpotoolError
 from dpotool.interruption import begin_work
 from dpotool.runs import atomic
+from dpotool.runs.checked import parse_json
 
 LOCK_NAME = ".lock"
 _SECONDS_BETWEEN_TRIES = 0.1
@@ -134,7 +135,7 @@ def _in_use(path: Path, holder: str) -> InUseError:
 def describe_holder(path: Path) -> str:
     """Returns who holds a lock, as far as its file says: 'train, process 4711 on node-3, since 2026-11-21 10:15:00'."""
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(path.read_bytes())
         return f"{about['command']}, process {about['pid']} on {about['host']}, since {about['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "it has not said which"

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.runs.atomic import atomic_path, write_json
+from dpotool.runs.checked import check_value, parse_json, read_json
 from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import (
     METADATA_KEY,
@@ -29,7 +31,7 @@ from dpotool.runs.schemas import (
     is_optional,
 )
 
-__all__ = ["SCORE_SCHEMA", "THEORY_SCHEMA", "TOKEN_SCHEMA", "read_metadata", "read_table", "write_table"]
+__all__ = ["SCORE_SCHEMA", "THEORY_SCHEMA", "TOKEN_SCHEMA", "read_raw_metadata", "read_table", "write_table"]
 
 _SUFFIXES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "jsonl"}
 FORMATS = tuple(_SUFFIXES.values())
@@ -109,17 +111,31 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pd.DataFram
         raise DpotoolError(str(error), where=str(path), remedy=_REWRITE) from error
 
 
-def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Returns the metadata `write_table` was given; {} for a CSV or JSON lines file without its `.schema.json`."""
+class _Sidecar(msgspec.Struct):
+    """What lies beside a table in a format that holds only values."""
+
+    metadata: dict[str, Any]
+    columns: list[dict[str, str]]
+
+
+def read_raw_metadata(path: str | Path) -> dict[str, Any]:
+    """Returns the metadata `write_table` was given; {} for a CSV or JSON lines file without its `.schema.json`.
+
+    `runs.about` checks it.
+    """
     path = Path(path)
     try:
         if _resolve_format(path, None) == "parquet":
-            stored = (pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}")
-            return json.loads(stored)
-        sidecar = _sidecar(path)
-        return json.loads(sidecar.read_text(encoding="utf-8"))["metadata"] if sidecar.is_file() else {}
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            found = parse_json((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}"))
+            return check_value(found, dict[str, Any], where=f"{path}: its metadata", remedy=_REWRITE)
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise DpotoolError(f"its metadata cannot be read ({error})", where=str(path), remedy=_REWRITE) from error
+    sidecar = _sidecar(path)
+    return _read_sidecar(sidecar).metadata if sidecar.is_file() else {}
+
+
+def _read_sidecar(path: Path) -> _Sidecar:
+    return read_json(path, _Sidecar, what="the description of a table", remedy=_REWRITE)
 
 
 def _extend(schema: pa.Schema, path: Path) -> pa.Schema:
@@ -127,7 +143,7 @@ def _extend(schema: pa.Schema, path: Path) -> pa.Schema:
     if path.suffix == ".parquet":
         described = list(pq.read_schema(path))
     elif _sidecar(path).is_file():
-        columns = json.loads(_sidecar(path).read_text(encoding="utf-8"))["columns"]
+        columns = [{"name": "", "type": "", **about} for about in _read_sidecar(_sidecar(path)).columns]
         described = [
             pa.field(about.pop("name"), pa.type_for_alias(about.pop("type")), metadata=about) for about in columns
         ]
@@ -226,7 +242,7 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_json_line(line: str, number: int) -> dict[str, Any]:
-    row = json.loads(line)
+    row = parse_json(line)
     if not isinstance(row, dict):
         raise ValueError(f"line {number} is not a JSON object")
     return row

@@ -6,7 +6,6 @@ pairs; so they are as fresh as `--logging-steps` makes them.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from threading import Lock
 from typing import Any
 
 from dpotool.errors import DpotoolError
+from dpotool.runs.checked import parse_json
 from dpotool.runs.folder import RunFolder, read_score_summary
 from dpotool.sweep.plan import Cell
 from dpotool.training.arguments import count_steps
@@ -124,7 +124,7 @@ def _read_last(path: Path) -> dict[str, Any]:
     newest: dict[str, Any] = {}
     for line in lines[-40:]:
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:
             continue  # cut off by the window, or half-written yet
         newest |= row if isinstance(row, dict) else {}

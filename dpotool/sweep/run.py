@@ -20,11 +20,11 @@ from dpotool.errors import DpotoolError
 from dpotool.measures.config import ScoreConfig
 from dpotool.measures.run import score_models
 from dpotool.progress import SILENT, Progress
+from dpotool.runs.about import read_metadata
 from dpotool.runs.atomic import atomic_path, ensure_writable
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import InUseError, holding
 from dpotool.runs.manifest import collect_manifest
-from dpotool.runs.tables import read_metadata
 from dpotool.sweep.board import DONE, FAILED, SCORING, STOPPED, TRAINING, Board
 from dpotool.sweep.cell_folder import check_folders, is_finished, make_room
 from dpotool.sweep.config import SweepConfig

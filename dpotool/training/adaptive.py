@@ -11,8 +11,9 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.store import hash_pair
 from dpotool.losses.adaptive import AdaptiveLambda
 from dpotool.progress import Progress
+from dpotool.runs.about import read_metadata
 from dpotool.runs.schemas import THEORY_SCHEMA
-from dpotool.runs.tables import read_metadata, read_table
+from dpotool.runs.tables import read_table
 from dpotool.training.config import TrainConfig
 
 Values = Float[np.ndarray, " pairs"]

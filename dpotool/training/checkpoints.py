@@ -10,7 +10,6 @@ process): a resumed run logs the rows that an uninterrupted one does.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -26,6 +25,7 @@ from safetensors import SafetensorError
 from dpotool.errors import DpotoolError
 from dpotool.interruption import deferred
 from dpotool.runs.atomic import write_json
+from dpotool.runs.checked import parse_json
 from dpotool.runs.folder import is_checkpoint_name
 
 SEAL = "seal.json"
@@ -77,12 +77,12 @@ def find_whole(folder: Path, run: str, last_step: int | None = None) -> Found:
 def find_fault(path: Path, run: str) -> str | None:
     """Returns what is wrong with a checkpoint, as the rest of a sentence about it; None where it is whole."""
     try:
-        seal = json.loads((path / SEAL).read_text(encoding="utf-8"))
+        seal = parse_json((path / SEAL).read_bytes())
         step, owner, files = seal["step"], seal["run"], seal["files"]
         sums = {str(name): (int(about["bytes"]), str(about["sha256"])) for name, about in files.items()}
     except FileNotFoundError:
         return f"was not saved to its end (it has no {SEAL})"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"has a {SEAL} that cannot be read"
     if type(step) is not int or step != read_step(path) or step < 1:
         return f"says that it is of step {str(step)[:20]}"
@@ -183,7 +183,7 @@ def rotate(folder: Path, n_kept: int | None) -> None:
 def read_progress(path: Path, process: int) -> dict[str, Any]:
     """Returns what a process had counted and summed up when a checkpoint was saved."""
     try:
-        state = json.loads((path / name_progress(process)).read_text(encoding="utf-8"))
+        state = parse_json((path / name_progress(process)).read_bytes())
     except (OSError, ValueError):
         state = None
     if not isinstance(state, dict):

@@ -37,6 +37,7 @@ from dpotool.models.demo import (
 from dpotool.models.library_calls import quiet_transformers
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import write_json, writing_to
+from dpotool.runs.checked import parse_json
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import holding
 from dpotool.runs.manifest import collect_versions
@@ -165,7 +166,7 @@ def find_demo_model() -> Path | None:
     """Returns the folder of the built-in model, or None where it is not made yet, or not as it was made any more."""
     folder = demo_folder()
     try:
-        made = json.loads((folder / MADE).read_text(encoding="utf-8"))["files"]
+        made = parse_json((folder / MADE).read_bytes())["files"]
         is_whole = bool(made) and all(
             hashlib.sha256((folder / name).read_bytes()).hexdigest() == known for name, known in made.items()
         )

@@ -11,7 +11,7 @@ import pytest
 
 from dpotool.cache.checking import check_store
 from dpotool.cache.clearing import choose_entries, clear_entries
-from dpotool.cache.entries import ABOUT, CacheEntry, list_entries, name_store, record_use
+from dpotool.cache.entries import ABOUT, CacheEntry, list_entries, name_store, read_about, record_use
 from dpotool.cache.parts import write_part
 from dpotool.cache.root import store_root
 from dpotool.errors import DpotoolError
@@ -124,3 +124,9 @@ def test_clearing_deletes_what_is_ours_and_nothing_else(own_cache: Path, tmp_pat
     assert (outside / f"{1:016x}.parquet").exists()
     assert [entry.n_pairs for entry in list_entries()] == [0]
     assert not (other / ABOUT).exists()
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"models": 5}', '{"models": [[1]]}', '{"versions": []}', "null"])
+def test_a_record_that_cannot_be_read_says_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "about.json").write_text(text)
+    assert read_about(tmp_path) == {}

@@ -6,7 +6,15 @@ from pathlib import Path
 import pytest
 
 from dpotool.errors import DpotoolError
-from dpotool.runs.folder import RunFolder, list_runs, newest_run, read_summary, summary_path
+from dpotool.runs.folder import (
+    RunFolder,
+    list_runs,
+    newest_run,
+    read_score_summary,
+    read_summary,
+    summary_path,
+    write_summary,
+)
 from dpotool.runs.manifest import collect_manifest
 
 
@@ -188,10 +196,32 @@ def test_the_summary_beside_a_table_is_read_if_there_is_one(tmp_path):
     assert read_summary(table) == {"n": 3}
 
 
-@pytest.mark.parametrize(("text", "message"), [('{"n": 3', "cannot be read as a summary"), ("[1]", "is not a summary")])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"n": 3', "cannot be read as a summary"),
+        ("[1]", "is not what it has to be; expected a mapping"),
+        ("[" * 100_000, "cannot be read as a summary"),
+    ],
+)
 def test_a_broken_summary_is_one_line_that_names_it(tmp_path, text, message):
     table = tmp_path / "demo-test.parquet"
     summary_path(table).write_text(text)
 
     with pytest.raises(DpotoolError, match=rf"demo-test.summary.json: {message}"):
         read_summary(table)
+
+
+@pytest.mark.parametrize("change", [{"n": [1]}, {"chosen_logps": 7}, {"chosen_logps": {"mean": "x"}}, {"more": 1}])
+def test_a_summary_that_somebody_changed_is_not_believed(tmp_path, change):
+    table = tmp_path / "demo-test.parquet"
+    table.touch()
+    written = {"n": 3, "n_excluded": {}, "chosen_logps": {"mean": -1.5, "ci_low": float("nan")}}
+    write_summary(table, written)
+    plain = written | {"chosen_logps": {"mean": -1.5, "ci_low": None}}
+    assert read_summary(table) == read_score_summary(table) == plain
+    path = summary_path(table)
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(DpotoolError, match=r"was changed after it was written\. Write it again"):
+        read_summary(table)
+    assert read_score_summary(table) is None, "it is made anew from the table"

@@ -9,7 +9,7 @@ import pytest
 from synthetic_frames import make_score_frame, make_theory_frame
 
 from dpotool.errors import DpotoolError
-from dpotool.runs.tables import SCORE_SCHEMA, THEORY_SCHEMA, TOKEN_SCHEMA, read_metadata, read_table, write_table
+from dpotool.runs.tables import SCORE_SCHEMA, THEORY_SCHEMA, TOKEN_SCHEMA, read_raw_metadata, read_table, write_table
 from dpotool.theory.advice import DOT_COLUMNS
 
 FORMATS = ["parquet", "csv", "jsonl"]
@@ -29,7 +29,7 @@ def test_a_score_table_is_read_back_to_the_last_bit(tmp_path, ending):
     assert back["chosen_logps"].dtype == np.float64
     assert back["chosen_tokens"].dtype == pd.Int64Dtype()
     assert back["chosen_logps"].isna().sum() == 3
-    assert read_metadata(path) == ABOUT
+    assert read_raw_metadata(path) == ABOUT
 
 
 @pytest.mark.parametrize("ending", FORMATS)
@@ -71,7 +71,7 @@ def test_units_and_definitions_travel_with_the_table(tmp_path):
     assert beside["table"] == "score"
     assert {"name": "chosen_logps", "unit": "nats"}.items() <= beside["columns"][6].items()
     csv.with_name("t.csv.schema.json").unlink()
-    assert read_metadata(csv) == {}
+    assert read_raw_metadata(csv) == {}
     assert len(read_table(csv)) == 2
 
 
@@ -167,3 +167,18 @@ def test_text_in_a_number_column_is_refused(tmp_path):
 
     with pytest.raises(DpotoolError, match="cannot be read as a table"):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    "columns", [7, [7], [{"name": 7, "type": "int64"}], [{"name": "x", "type": "nonsense", "definition": "d"}]]
+)
+def test_a_description_that_is_none_is_one_line(tmp_path, columns):
+    path = write_table(make_score_frame(2), tmp_path / "t.csv", SCORE_SCHEMA)
+    sidecar = tmp_path / "t.csv.schema.json"
+    sidecar.write_text(json.dumps(json.loads(sidecar.read_text()) | {"columns": columns}))
+    with pytest.raises(DpotoolError, match=r"t\.csv") as caught:
+        read_table(path)
+    assert "\n" not in str(caught.value)
+    sidecar.write_text("[" * 100_000)
+    with pytest.raises(DpotoolError, match="cannot be read as the description of a table"):
+        read_raw_metadata(path)

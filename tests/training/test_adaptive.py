@@ -16,9 +16,10 @@ from dpotool.errors import DpotoolError
 from dpotool.gradients.config import TheoryConfig
 from dpotool.gradients.run import run_theory
 from dpotool.progress import Progress
+from dpotool.runs.about import read_metadata
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.schemas import THEORY_SCHEMA
-from dpotool.runs.tables import read_metadata, read_table, write_table
+from dpotool.runs.tables import read_table, write_table
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 
