@@ -98,6 +98,11 @@ def _run() -> int | str:
     except KeyboardInterrupt:
         code = interruption.EXIT_CODE
         sys.stderr.write("interrupted\n")
+    except OSError as error:  # a place that no command foresaw, such as a name longer than the file system takes
+        if not interruption.was_asked_to_stop():
+            _complain(_describe_os_error(error))
+            return 1
+        code = 1
     except Exception:
         if not interruption.was_asked_to_stop():
             raise
@@ -106,6 +111,12 @@ def _run() -> int | str:
         sys.stderr.write("interrupted\n")
         return interruption.EXIT_CODE
     return code
+
+
+def _describe_os_error(error: OSError) -> str:
+    what = error.strerror or (str(error).strip().splitlines() or [type(error).__name__])[0]
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    return f"{where}{what}. Check the path, the free space and who may read and write there"
 
 
 def _complain(text: str) -> None:

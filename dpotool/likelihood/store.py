@@ -113,7 +113,7 @@ def _harmless() -> Iterator[None]:
     try:
         yield
     except DpotoolError as error:
-        logger.warning("values are not stored: %s", error)
+        logger.warning("values are not kept in the store: %s", error)
 
 
 def _versions() -> Mapping[str, str]:

@@ -25,6 +25,7 @@ _PLAIN |= {"bool": "true or false", "null": "nothing"}
 _TOO_DEEP = re.compile(r"(?:[\[{]\s*){100}|(?:- +){100}")
 _LONGEST = 60
 _LARGEST = 4_000_000
+_LONGEST_NUMBER = 400
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -35,6 +36,15 @@ class _PlainLoader(yaml.SafeLoader):
             mark = self.peek_event().start_mark
             raise yaml.YAMLError(f"line {mark.line + 1} refers to another place by an alias, which is not read here")
         return super().compose_node(parent, index)
+
+
+def _refuse_long_number(loader: _PlainLoader, node: yaml.ScalarNode) -> Any:
+    if len(node.value) > _LONGEST_NUMBER:
+        raise yaml.YAMLError(f"line {node.start_mark.line + 1} holds a number of {len(node.value)} digits")
+    return loader.construct_yaml_int(node)
+
+
+_PlainLoader.add_constructor("tag:yaml.org,2002:int", _refuse_long_number)
 
 
 def parse_yaml(text: str) -> Any:

@@ -223,6 +223,10 @@ def test_half_written_run_folder(fails: Any, verb: str, tmp_path: Path, content:
     assert str(folder) in fails(*verb.split(), folder)
 
 
+def test_a_name_longer_than_a_file_system_takes(fails: Any, model: Path, pairs: Path) -> None:
+    assert "File name too long. Check the path" in fails("score", model, "--data", pairs, "--output", "x" * 300)
+
+
 def test_folder_that_is_no_run(fails: Any, tmp_path: Path) -> None:
     assert "holds no model" in fails("score", tmp_path)
     assert "not a run folder" in fails("plot", "margin", tmp_path)

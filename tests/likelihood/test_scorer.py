@@ -142,7 +142,7 @@ def test_an_unwritable_store_costs_no_result(caplog: pytest.LogCaptureFixture, t
     blocked.write_text("")
     result = Scorer(build_family("llama"), store=blocked).score(PAIRS)
     assert len(result.chosen) == 6
-    assert "values are not stored" in caplog.text
+    assert "values are not kept in the store" in caplog.text
 
 
 def test_an_interruption_keeps_what_was_finished(counted: list[int]) -> None:

@@ -78,7 +78,8 @@ RUN = "kind: train\nstatus: finished\ncreated: x\n"
         (f"{RUN}config: {{}}\ndata: {{train: {{n_pairs: x}}}}\n", "data.train.n_pairs: is not what it has to be"),
         (f"{RUN}config: &a {{}}\ndata: {{x: *a}}\n", "cannot be read (line 5 refers to another place by an alias"),
         (f"{RUN}config: {'[' * 100_000}", "cannot be read (it is nested too deeply)"),
-        (f"{RUN}config: {{seed: {'9' * 5000}}}", "cannot be read (Exceeds the limit (4300 digits)"),
+        (f"{RUN}config: {{seed: {'9' * 5000}}}", "cannot be read (line 4 holds a number of 5000 digits)"),
+        (f"{RUN}config: {{seed: 0x{'f' * 5000}}}", "cannot be read (line 4 holds a number of 5002 digits)"),
         ("\x00", "cannot be read"),
     ],
 )
