@@ -22,6 +22,7 @@ from page import format_table, replace_section
 from torch import nn
 
 from dpotool.data.sources import load_preferences
+from dpotool.judging.config import GenerateConfig
 from dpotool.judging.generation import Decoding, Generated, Job, cut_at_end, generate_batches, resolve_decoding
 from dpotool.judging.prompting import PromptEncoder
 from dpotool.judging.questions import read_pairs
@@ -66,8 +67,9 @@ def measure(model_name: str, data: str, args: argparse.Namespace) -> list[Row]:
     encoder = PromptEncoder(tokenizer)
     questions = read_pairs(load_preferences(data, limit=args.prompts))
     jobs = [Job((question.question_id, 0, 0), encoder.encode(question, ())) for question in questions]
-    options = {"max_new_tokens": args.max_new_tokens, "temperature": 0.0, "top_p": None, "top_k": None, "seed": 0}
-    decoding = resolve_decoding(model, tokenizer, max_length=2048, **options)
+    decoding = resolve_decoding(
+        model, tokenizer, GenerateConfig(max_new_tokens=args.max_new_tokens, temperature=0), 2048
+    )
     seconds: dict[str, list[float]] = {name: [] for name in METHODS}
     answers: dict[str, Answers] = {}
     for method in METHODS.values():

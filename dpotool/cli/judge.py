@@ -44,7 +44,7 @@ def run(config: JudgeConfig, console: Console, answers: list[str] | None) -> Non
     else:
         results = judge_answers(names, config, progress=console)
     for result in results:
-        console.say(state_result(result.label, result.baseline, result.summary))
+        console.say(state_result(result.label, result.summary["baseline"], result.summary))
     console.table(describe_judge(results), *tabulate_results(results))
     for line in describe_checks(results):
         console.say(line)
@@ -107,7 +107,7 @@ def describe_judge(results: Sequence[JudgeResult]) -> str:
     """Returns what stands above the table: who judged, against what, and what must be said of it."""
     summary = results[0].summary
     proxy = " (a proxy, not a judgment of quality)" if summary["is_proxy"] else ""
-    return f"Win rate over {results[0].baseline} by {summary['judge']}{proxy}, %; 95 % intervals"
+    return f"Win rate over {summary['baseline']} by {summary['judge']}{proxy}, %; 95 % intervals"
 
 
 def tabulate_results(results: Sequence[JudgeResult]) -> tuple[list[str], list[list[str]]]:

@@ -103,16 +103,7 @@ def _answer(subject: Subject, config: GenerateConfig, progress: Progress) -> Gen
         subject.model, dtype=subject.dtype, device=config.device, trust_remote_code=trust, progress=progress
     )
     max_length = resolve_max_length(subject.config.max_length, model, tokenizer)
-    decoding = resolve_decoding(
-        model,
-        tokenizer,
-        max_new_tokens=config.max_new_tokens,
-        max_length=max_length,
-        temperature=config.temperature,
-        top_p=config.top_p,
-        top_k=config.top_k,
-        seed=config.seed,
-    )
+    decoding = resolve_decoding(model, tokenizer, config, max_length)
     if config.samples > 1 and not decoding.is_sampling:
         raise DpotoolError(
             "all samples of greedy decoding are the same", where="--samples", remedy="Pass --temperature, e.g. 0.7"

@@ -17,16 +17,15 @@ from dpotool.judging.judgments import (
     JUDGED,
     ORDERS,
     Judgment,
-    describe_pair,
     judge_scores,
-    row_of,
+    judge_verdict,
 )
 from dpotool.judging.prompt_length import CountTokens, PromptLengths
 from dpotool.judging.prompts import JudgePrompt, PromptBook, fill_pair
 from dpotool.judging.questions import Question
 from dpotool.judging.replies import ReplyBook, Request, gather_replies
 from dpotool.judging.served import read_endpoint
-from dpotool.judging.verdicts import RULES, Verdict
+from dpotool.judging.verdicts import RULES
 from dpotool.progress import Progress
 
 Pairs = Sequence[tuple[Answer, Answer]]
@@ -55,17 +54,11 @@ def judge_by_score(score: Score, pairs: Pairs) -> list[Judgment]:
 
 
 def _scored(pair: tuple[Answer, Answer], model: float | None, baseline: float | None) -> Judgment:
-    known = model is not None and baseline is not None
-    return Judgment(
-        pair[0].question_id,
-        pair[0].sample,
-        APART,
-        JUDGED if known else "the judge has nothing to go by",
-        verdict=judge_scores(model, baseline) if model is not None and baseline is not None else None,
-        model_score=model,
-        baseline_score=baseline,
-        **describe_pair(*pair),  # type: ignore[arg-type]
-    )
+    if model is None or baseline is None:
+        status, said = "the judge has nothing to go by", None
+    else:
+        status, said = JUDGED, judge_scores(model, baseline)
+    return Judgment.between(*pair, APART, status, said, model_score=model, baseline_score=baseline)
 
 
 def build_requests(pairs: Pairs, prompts: PromptBook, config: JudgeConfig) -> list[Request]:
@@ -145,9 +138,10 @@ def ask_judge(
 
 def _read(reply: Reply, pair: tuple[Answer, Answer], order: str, prompts: PromptBook) -> Judgment:
     if reply.status != "ok":
-        return row_of(Verdict(None), order, *pair, status=reply.status)
-    prompt = _choose(prompts, question_of(pair[0]))
-    return row_of(RULES[prompt.rule].read(str(reply.text)), order, *pair)
+        return Judgment.between(*pair, order, reply.status, None)
+    verdict = RULES[_choose(prompts, question_of(pair[0])).rule](str(reply.text))
+    said = judge_verdict(verdict, order)
+    return Judgment.between(*pair, order, verdict.problem or JUDGED, said, is_doubtful=verdict.is_doubtful)
 
 
 def load_counter(name: str | None, trust_remote_code: bool = False) -> CountTokens | None:

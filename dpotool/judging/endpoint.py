@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -95,7 +95,7 @@ class Client:
                 self._sleep(self._pause(attempt, failures[-1]))
             outcome = self._try(path, body)
             if isinstance(outcome, Reply):
-                return Reply(**{**_fields(outcome), "n_attempts": attempt + 1, "failures": tuple(failures)})
+                return replace(outcome, n_attempts=attempt + 1, failures=tuple(failures))
             failures.append(outcome)
             if self._is_closed:
                 break
@@ -218,7 +218,3 @@ def _retry_after(response: httpx2.Response) -> str:
         return f", retry after {max(0.0, float(response.headers['retry-after']))}"
     except (KeyError, ValueError):
         return ""
-
-
-def _fields(reply: Reply) -> dict[str, Any]:
-    return {name: getattr(reply, name) for name in Reply.__slots__}

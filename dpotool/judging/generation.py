@@ -18,6 +18,7 @@ from dpotool.data.batches import plan_batches
 from dpotool.data.templates import render_chat
 from dpotool.errors import DpotoolError
 from dpotool.judging.answers import CUT_OFF, ENDED
+from dpotool.judging.config import GenerateConfig
 from dpotool.judging.sampling import build_sampling, draw_uniforms
 from dpotool.likelihood.budget import is_out_of_memory, measure_free_memory
 from dpotool.likelihood.completions import get_causal_lm
@@ -71,25 +72,20 @@ class Generated:
 def resolve_decoding(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
-    *,
-    max_new_tokens: int | None,
+    config: GenerateConfig,
     max_length: int,
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    seed: int,
 ) -> Decoding:
     """Returns the checkpoint's own generation settings, with what was asked for in their place.
 
     Args:
+        config: without a temperature what the checkpoint says, which without a word is greedy; 0 is greedy.
         max_length: tokens of prompt and answer together; without a number of new tokens they get at most half of it.
-        temperature: None as the checkpoint says, which without a word is greedy; 0 is greedy.
 
     Raises:
         DpotoolError: a setting is out of range, or the checkpoint samples in a way that is not supported.
     """
-    own = _own_settings(model)
-    wanted = max_new_tokens or own.max_new_tokens or min(512, max_length // 2)
+    own, temperature = _own_settings(model), config.temperature
+    wanted = config.max_new_tokens or own.max_new_tokens or min(512, max_length // 2)
     if not 0 < wanted < max_length:
         raise DpotoolError(
             "is out of range", where="--max-new-tokens", expected=f"1 to {max_length - 1}", got=str(wanted)
@@ -107,12 +103,12 @@ def resolve_decoding(
         max_new_tokens=wanted,
         is_sampling=is_sampling,
         temperature=temperature or own.temperature,
-        top_k=top_k if top_k is not None else own.top_k,
-        top_p=top_p if top_p is not None else own.top_p,
+        top_k=config.top_k if config.top_k is not None else own.top_k,
+        top_p=config.top_p if config.top_p is not None else own.top_p,
         min_p=own.min_p,
         repetition_penalty=own.repetition_penalty,
         eos_ids=find_closing_ids(model, tokenizer),
-        seed=seed,
+        seed=config.seed,
     )
 
 

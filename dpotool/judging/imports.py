@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from dpotool.data.pairs import hash_prompt
 from dpotool.errors import DpotoolError
 from dpotool.judging.answers import Answer
-from dpotool.judging.judgments import FIRST, JUDGED, SECOND, Judgment, describe_pair, judge_verdict
-from dpotool.judging.lines import Row, parse_object, read_lines
+from dpotool.judging.judgments import FIRST, JUDGED, SECOND, Judgment, judge_verdict
+from dpotool.judging.lines import Row, read_lines
 from dpotool.judging.verdicts import NO_VERDICT, RULES
 from dpotool.runs.checked import parse_json
 
@@ -42,7 +44,6 @@ class JudgmentFormat:
     columns: frozenset[str]
     """It is recognised by having these."""
     read: Callable[[Sequence[Row], Answers, Answers], list[Imported]]
-    definition: str
 
 
 def import_judgments(path: str, ours: Answers, theirs: Answers) -> tuple[JudgmentFormat, list[Imported]]:
@@ -95,11 +96,13 @@ def _read_paper(rows: Sequence[Row], ours: Answers, theirs: Answers) -> list[Imp
     judgments = []
     for row in rows:
         id_ = str(row["question_id"])
-        verdict = RULES["first-word"].read(str(row["response"]))
+        verdict = RULES["first-word"](str(row["response"]))
         said = judge_verdict(verdict, FIRST)
-        pair = describe_pair(ours.get(id_), theirs.get(id_))
-        status = JUDGED if said else str(verdict.problem)
-        judgments.append(Judgment(id_, 0, FIRST, status, said, verdict.is_doubtful, **pair))  # type: ignore[arg-type]
+        found = Judgment.between(
+            ours.get(id_), theirs.get(id_), FIRST, verdict.problem or JUDGED, said,
+            question_id=id_, is_doubtful=verdict.is_doubtful,
+        )  # fmt: skip
+        judgments.append(found)
     return [Imported(None, None, "published replies", judgments)]
 
 
@@ -107,15 +110,15 @@ def _read_fastchat(rows: Sequence[Row], ours: Answers, theirs: Answers) -> list[
     """FastChat's pairwise judgments: two games a question and turn, the second with the places changed."""
     groups: dict[tuple[str, str, str], list[Judgment]] = {}
     for row in rows:
-        key = (row["model_1"], row["model_2"], str(row.get("judge", ["?"])[0]))
+        key = (row["model_1"], row["model_2"], _name_judge(row))
         id_, turn = str(row["question_id"]), int(row.get("turn", 1))
-        pair = describe_pair(ours.get(id_), theirs.get(id_))
+        pair, more = (ours.get(id_), theirs.get(id_)), dict[str, Any](question_id=id_, sample=turn - 1)
         for order, game in ((FIRST, "g1"), (SECOND, "g2")):
             said = {"model_1": "win", "model_2": "loss", "tie": "tie"}.get(str(row[f"{game}_winner"]).lower())
             said = said or {row["model_1"]: "win", row["model_2"]: "loss"}.get(row[f"{game}_winner"])
             status = JUDGED if said else NO_VERDICT
             judgments = groups.setdefault(key, [])
-            judgments.append(Judgment(id_, turn - 1, order, status, said, **pair))  # type: ignore[arg-type]
+            judgments.append(Judgment.between(*pair, order, status, said, **more))
     return [Imported(model, baseline, judge, found) for (model, baseline, judge), found in groups.items()]
 
 
@@ -153,69 +156,63 @@ FORMATS = (
         "FastChat's pairwise judgments",
         frozenset({"question_id", "model_1", "model_2", "g1_winner", "g2_winner"}),
         _read_fastchat,
-        "llm_judge's model_judgment/*_pair.jsonl: both orders, the winner of each",
     ),
     JudgmentFormat(
         "AlpacaEval's annotations",
         frozenset({"instruction", "output_1", "output_2", "preference"}),
         _read_alpaca_eval,
-        "annotations.json: a preference from 1 (the baseline, output_1) to 2 (the model, output_2)",
     ),
     JudgmentFormat(
         "the DPO-Shift paper's replies",
         frozenset({"question_id", "response"}),
         _read_paper,
-        "what the judge said, the model's answer always as A",
     ),
 )
 """Formats by their columns, the most particular first."""
 
 
-@dataclass(frozen=True, slots=True)
-class ImportedRating:
-    """A grade of one answer, of FastChat's single grading."""
-
-    model: str
-    judge: str
-    question_id: str
-    turn: int
-    rating: float | None
-
-
-def import_ratings(path: str) -> list[ImportedRating]:
+def import_ratings(path: str, categories: Mapping[str, str | None]) -> tuple[str, dict[str, pd.DataFrame]]:
     """Reads FastChat's single grading (model_judgment/*_single.jsonl); a score of -1 there is none.
 
+    Args:
+        categories: question id -> category, where it is known.
+
+    Returns:
+        The judge, and model -> the table of RATING_SCHEMA.
+
     Raises:
-        DpotoolError: it is none, or an answer was graded twice.
+        DpotoolError: it is none, by several judges, or an answer was graded twice.
     """
     rows = read_lines(path)
     needed = {"question_id", "model", "score", "turn"}
     if not rows or any(not needed <= row.keys() for row in rows):
         raise DpotoolError("is no single grading of FastChat", where=path, expected=", ".join(sorted(needed)))
-    found = [_read_rating(row) for row in rows]
-    counts = Counter((each.model, each.judge, each.question_id, each.turn) for each in found)
-    twice = next((key for key, n in counts.items() if n > 1), None)
-    if twice is not None:
-        raise DpotoolError(f"question {twice[2]}, turn {twice[3]} of {twice[0]} was graded twice", where=path)
-    return found
+    judges = dict.fromkeys(_name_judge(row) for row in rows)
+    if len(judges) > 1:
+        raise DpotoolError("holds the grades of several judges", where=path, got=", ".join(judges))
+    table = pd.DataFrame([{"model": str(row["model"]), **_read_rating(row, categories)} for row in rows])
+    twice = table[table.duplicated(["model", "question_id", "turn"])]
+    if len(twice):
+        first = twice.iloc[0]
+        raise DpotoolError(
+            f"question {first['question_id']}, turn {first['turn']} of {first['model']} was graded twice", where=path
+        )
+    groups = table.groupby("model", sort=False)
+    return next(iter(judges)), {str(model): rows.drop(columns="model") for model, rows in groups}
 
 
-def _read_rating(row: Row) -> ImportedRating:
-    score: Any = row["score"]
-    rating = float(score) if isinstance(score, int | float) and 1 <= score <= 10 else None
+def _name_judge(row: Row) -> str:
     judge = row.get("judge", "?")
-    name = str(judge[0] if isinstance(judge, list) else judge)
-    return ImportedRating(str(row["model"]), name, str(row["question_id"]), int(row["turn"]), rating)
+    return str(judge[0] if isinstance(judge, list) else judge)
 
 
-def is_single_grading(path: str) -> bool:
-    """Whether a file holds FastChat's single grading, by its first row."""
-    rows = _read_first(path)
-    return rows is not None and {"model", "score", "turn"} <= rows.keys()
-
-
-def _read_first(path: str) -> Row | None:
-    if not Path(path).is_file() or Path(path).suffix == ".gz":
-        return None
-    with Path(path).open(encoding="utf-8") as file:
-        return parse_object(file.readline())
+def _read_rating(row: Row, categories: Mapping[str, str | None]) -> dict[str, Any]:
+    score, id_ = row["score"], str(row["question_id"])
+    is_grade = isinstance(score, int | float) and 1 <= score <= 10
+    return {
+        "question_id": id_,
+        "turn": int(row["turn"]),
+        "status": JUDGED if is_grade else "no rating in the reply",
+        "rating": float(score) if is_grade else None,
+        "category": categories.get(id_),
+    }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import pandas as pd
 
@@ -34,6 +35,26 @@ class Judgment:
     category: str | None = None
     prompt_id: str | None = None
 
+    @classmethod
+    def between(
+        cls, ours: Answer | None, theirs: Answer | None, order: str, status: str, verdict: str | None, **more: Any
+    ) -> Judgment:
+        """Returns a row with what the two answers say of themselves: question, lengths in characters, prompt.
+
+        Args:
+            more: further columns; `question_id` and `sample` where the model's answer is not at hand.
+        """
+        question = (ours.question if ours else None) or (theirs.question if theirs else None)
+        row = {
+            "question_id": ours.question_id if ours else None,
+            "sample": ours.sample if ours else 0,
+            "model_length": len("".join(ours.turns)) if ours else None,
+            "baseline_length": len("".join(theirs.turns)) if theirs else None,
+            "category": question.category if question else None,
+            "prompt_id": question.prompt_id if question else None,
+        }
+        return cls(order=order, status=status, verdict=verdict, **{**row, **more})
+
 
 def judge_verdict(verdict: Verdict, order: str) -> str | None:
     """Returns 'win', 'tie' or 'loss' for the model, whose answer was A (order 'first') or B ('second')."""
@@ -48,17 +69,6 @@ def judge_scores(model: float, baseline: float) -> str:
     """Returns 'win', 'tie' or 'loss' for the model by two scores of which more is better."""
     difference = model - baseline
     return "tie" if abs(difference) <= SCORE_TOLERANCE else "win" if difference > 0 else "loss"
-
-
-def describe_pair(ours: Answer | None, theirs: Answer | None) -> dict[str, object]:
-    """Returns what a row says of the two answers: lengths in characters, category, prompt."""
-    question = (ours.question if ours else None) or (theirs.question if theirs else None)
-    return {
-        "model_length": len("".join(ours.turns)) if ours else None,
-        "baseline_length": len("".join(theirs.turns)) if theirs else None,
-        "category": question.category if question else None,
-        "prompt_id": question.prompt_id if question else None,
-    }
 
 
 def build_judgment_frame(judgments: Iterable[Judgment]) -> pd.DataFrame:
@@ -79,23 +89,6 @@ def are_identical(ours: Answer, theirs: Answer) -> bool:
     return [turn.strip() for turn in ours.turns] == [turn.strip() for turn in theirs.turns]
 
 
-def row_of(verdict: Verdict, order: str, ours: Answer, theirs: Answer, status: str | None = None) -> Judgment:
-    """Returns the row for a verdict, or for its absence and the reason."""
-    said = judge_verdict(verdict, order)
-    return Judgment(
-        ours.question_id,
-        ours.sample,
-        order,
-        status or (JUDGED if said else verdict.problem or "no verdict"),
-        verdict=said,
-        is_doubtful=verdict.is_doubtful,
-        **describe_pair(ours, theirs),  # type: ignore[arg-type]
-    )
-
-
 def tie_identical(pairs: Sequence[tuple[Answer, Answer]]) -> list[Judgment]:
     """Returns the rows for answers that are the same: a tie, without asking."""
-    return [
-        Judgment(ours.question_id, ours.sample, APART, IDENTICAL, "tie", **describe_pair(ours, theirs))  # type: ignore[arg-type]
-        for ours, theirs in pairs
-    ]
+    return [Judgment.between(*pair, APART, IDENTICAL, "tie") for pair in pairs]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from dpotool.judging.answers import Answer, AnswerSet
 from dpotool.judging.asking import ask_judge, build_judge_body, load_counter, question_of
 from dpotool.judging.config import JudgeConfig
 from dpotool.judging.endpoint import CHAT, Reply
-from dpotool.judging.imports import ImportedRating, import_ratings
+from dpotool.judging.imports import import_ratings
 from dpotool.judging.judges import JUDGES, choose_judge, name_judge
 from dpotool.judging.judgments import JUDGED
 from dpotool.judging.prompts import SINGLE, PromptBook, fill_single, open_prompts
@@ -26,6 +25,7 @@ from dpotool.judging.run import (
     JUDGED_FOLDER,
     REPLIES,
     AskingPlan,
+    JudgeResult,
     name_questions,
     open_sets,
     place_table,
@@ -40,17 +40,7 @@ from dpotool.runs.schemas import RATING_SCHEMA
 BENCHES = ("mt-bench",)
 
 
-@dataclass(frozen=True, slots=True)
-class RatingResult:
-    """One model's grades."""
-
-    label: str
-    frame: pd.DataFrame
-    summary: dict[str, Any]
-    path: Path
-
-
-def grade_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progress = SILENT) -> list[RatingResult]:
+def grade_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progress = SILENT) -> list[JudgeResult]:
     """Grades each answer and turn of each model, and sets the models beside the baseline.
 
     Raises:
@@ -118,7 +108,7 @@ def _build_request(answer: Answer, turn: int, prompts: PromptBook, config: Judge
 
 
 def _row(question: Question, turn: int, reply: Reply) -> dict[str, Any]:
-    verdict = RULES["rating"].read(str(reply.text)) if reply.status == "ok" else Verdict(None, problem=reply.status)
+    verdict = RULES["rating"](str(reply.text)) if reply.status == "ok" else Verdict(None, problem=reply.status)
     return {
         "question_id": question.question_id,
         "turn": turn + 1,
@@ -128,42 +118,26 @@ def _row(question: Question, turn: int, reply: Reply) -> dict[str, Any]:
     }
 
 
-def import_grades(config: JudgeConfig) -> list[RatingResult]:
+def import_grades(config: JudgeConfig) -> list[JudgeResult]:
     """Reads FastChat's single grading; categories come from --questions."""
     check_bench(config.bench)
-    found = import_ratings(str(config.judgments))
     known = {q.question_id: q.category for q in read_questions(config.questions)} if config.questions else {}
-    labels = list(dict.fromkeys(each.model for each in found))
-    frames = {label: _frame([each for each in found if each.model == label], known) for label in labels}
-    base = labels[choose_baseline(labels, config.baseline, last=True)]
+    judge, frames = import_ratings(str(config.judgments), known)
+    labels = list(frames)
     folder = RunFolder(Path(config.output or JUDGED_FOLDER))
-    paths = {label: folder.table_path("rating", label, found[0].judge) for label in labels}
-    about = {"judge": found[0].judge, "judge_kind": "import", "caveat": JUDGES["endpoint"].caveat}
-    return _write(frames, paths, base, about, config)
-
-
-def _frame(ratings: Sequence[ImportedRating], categories: dict[str, str | None]) -> pd.DataFrame:
-    rows = [
-        {
-            "question_id": each.question_id,
-            "turn": each.turn,
-            "status": JUDGED if each.rating is not None else "no rating in the reply",
-            "rating": each.rating,
-            "category": categories.get(each.question_id),
-        }
-        for each in ratings
-    ]
-    return pd.DataFrame(rows)
+    paths = {label: folder.table_path("rating", label, judge) for label in labels}
+    about = {"judge": judge, "judge_kind": "import", "caveat": JUDGES["endpoint"].caveat}
+    return _write(frames, paths, labels[choose_baseline(labels, config.baseline, last=True)], about, config)
 
 
 def _write(
     frames: dict[str, pd.DataFrame], paths: dict[str, Path], baseline: str, about: dict[str, Any], config: JudgeConfig
-) -> list[RatingResult]:
+) -> list[JudgeResult]:
     differences = compare_ratings(frames, baseline, seed=config.seed)
     results = []
     for label, frame in frames.items():
         told = {**about, "label": label, "baseline": baseline}
         summary = {**told, **summarize_ratings(frame, seed=config.seed), "difference": differences.get(label)}
         write_result(frame, paths[label], RATING_SCHEMA, told, summary, config)
-        results.append(RatingResult(label, frame, summary, paths[label]))
+        results.append(JudgeResult(label, frame, summary, paths[label]))
     return results

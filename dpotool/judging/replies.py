@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +55,7 @@ class ReplyBook:
     def add(self, request: Request, reply: Reply) -> None:
         """Writes a reply down, also one that did not come: what went wrong is kept too."""
         self._replies[request.key] = reply
-        row = {name: getattr(reply, name) for name in Reply.__slots__}
-        append_lines(self.path, [{"key": request.key, "name": request.name, **row}])
+        append_lines(self.path, [{"key": request.key, "name": request.name, **asdict(reply)}])
 
 
 def gather_replies(

@@ -37,10 +37,9 @@ JUDGED_FOLDER = "runs/judged"
 
 @dataclass(frozen=True, slots=True)
 class JudgeResult:
-    """One model against the baseline."""
+    """What was judged of one model, against the baseline or by itself."""
 
     label: str
-    baseline: str
     frame: pd.DataFrame
     summary: dict[str, Any]
     path: Path
@@ -85,7 +84,7 @@ def judge_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progre
         rows = judging.judge(pairs, path)
         about = {**judging.about, "baseline": sets[base].label, "label": ours.label, "unmatched": n_unmatched}
         about["questions"] = name_questions(ours, config)
-        results.append(_summarize(ours.label, sets[base].label, rows, path, about, config))
+        results.append(_summarize(ours.label, rows, path, about, config))
     return _write(results, config)
 
 
@@ -228,10 +227,10 @@ def name_questions(answers: AnswerSet, config: JudgeConfig) -> str | None:
 
 
 def _summarize(
-    label: str, baseline: str, rows: Sequence[Judgment], path: Path, about: dict[str, Any], config: JudgeConfig
+    label: str, rows: Sequence[Judgment], path: Path, about: dict[str, Any], config: JudgeConfig
 ) -> JudgeResult:
     frame = build_judgment_frame(rows)
-    return JudgeResult(label, baseline, frame, {**about, **summarize_judgments(frame, seed=config.seed)}, path)
+    return JudgeResult(label, frame, {**about, **summarize_judgments(frame, seed=config.seed)}, path)
 
 
 def _write(results: list[JudgeResult], config: JudgeConfig) -> list[JudgeResult]:
@@ -285,9 +284,7 @@ def import_results(names: Sequence[str], config: JudgeConfig) -> list[JudgeResul
             "judgment", stem if len(found) == 1 else f"{stem}-{model}", "vs", baseline, imported.judge
         )
         results.append(
-            _summarize(
-                model, baseline, imported.judgments, path, _describe(imported, model, baseline, format_.name), config
-            )
+            _summarize(model, imported.judgments, path, _describe(imported, model, baseline, format_.name), config)
         )
     return _write(results, config)
 

@@ -27,15 +27,6 @@ class Verdict:
     """The reply opens with a verdict and goes on against it ("A is not correct, ...")."""
 
 
-@dataclass(frozen=True, slots=True)
-class VerdictRule:
-    """How a reply is read."""
-
-    name: str
-    read: Callable[[str], Verdict]
-    definition: str
-
-
 _MARKUP = r"[\s*_#>\"'“”‘’`(\[]*"
 _LABEL = r"(?:(?:output|verdict|judge?ment|answer)\s*[:：]" + _MARKUP + ")?"
 _CHOICE = r"(?:assistant\s+)?(A|B|tie)"
@@ -91,12 +82,9 @@ def read_rating(reply: str) -> Verdict:
     return Verdict(None, rating=rating)
 
 
-RULES = {
-    rule.name: rule
-    for rule in (
-        VerdictRule("first-word", read_first_word, "the reply opens with A, B or Tie"),
-        VerdictRule("brackets", read_brackets, "the reply holds [[A]], [[B]] or [[C]]"),
-        VerdictRule("rating", read_rating, "the reply holds a rating from 1 to 10: [[7]]"),
-    )
+RULES: dict[str, Callable[[str], Verdict]] = {
+    "first-word": read_first_word,
+    "brackets": read_brackets,
+    "rating": read_rating,
 }
-"""Every way to read a reply."""
+"""Every way to read a reply, by the name that `--verdict-rule` takes."""

@@ -13,6 +13,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpotool.errors import DpotoolError
+from dpotool.judging.config import GenerateConfig
 from dpotool.judging.generation import (
     Decoding,
     Generated,
@@ -42,14 +43,8 @@ def make_jobs(n: int = 14) -> list[Job]:
 
 
 def decode_with(tiny: tuple[nn.Module, PreTrainedTokenizerBase], **options: object) -> Decoding:
-    told: dict[str, object] = {
-        "max_new_tokens": 12,
-        "max_length": 256,
-        "temperature": None,
-        "top_p": None,
-        "top_k": None,
-    }
-    return resolve_decoding(*tiny, **(told | {"seed": 1} | options))  # type: ignore[arg-type]
+    told: dict[str, object] = {"max_new_tokens": 12, "seed": 1}
+    return resolve_decoding(*tiny, GenerateConfig(**(told | options)), 256)  # type: ignore[arg-type]
 
 
 def run_all(model: nn.Module, jobs: list[Job], decoding: Decoding, batch_tokens: int | str = "auto") -> list[Generated]:

@@ -72,8 +72,13 @@ def test_single_grading(tmp_path: Path):
         {"question_id": 81, "model": "m", "judge": ["gpt-4", "single-v1"], "score": s, "turn": t}
         for s, t in ((8, 1), (-1, 2))
     ]
-    found = import_ratings(write(tmp_path / "single.jsonl", rows))
-    assert [each.rating for each in found] == [8, None]
+    judge, found = import_ratings(write(tmp_path / "single.jsonl", rows), {"81": "writing"})
+    assert (judge, list(found)) == ("gpt-4", ["m"]) and found["m"]["rating"].fillna(0).tolist() == [8, 0]
+    assert found["m"]["status"].tolist() == ["judged", "no rating in the reply"]
+    with pytest.raises(DpotoolError, match="question 81, turn 1 of m was graded twice"):
+        import_ratings(write(tmp_path / "twice.jsonl", [*rows, rows[0]]), {})
+    with pytest.raises(DpotoolError, match="holds the grades of several judges; got gpt-4, other"):
+        import_ratings(write(tmp_path / "two.jsonl", [*rows, rows[0] | {"judge": "other"}]), {})
 
 
 def test_what_is_no_judgment_is_refused(tmp_path: Path):
