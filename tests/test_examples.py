@@ -174,5 +174,5 @@ def test_every_example_is_listed_and_can_be_started() -> None:
     for path in found:
         assert f"]({path.name})" in listed
         assert path.suffix == ".py" or os.access(path, os.X_OK)
-    for script in (*EXAMPLES.glob("*.sh"), EXAMPLES / "smollm2" / "run.sh"):
+    for script in (*EXAMPLES.glob("*.sh"), *(EXAMPLES / "smollm2").glob("*.sh")):
         subprocess.run(["bash", "-n", str(script)], check=True)

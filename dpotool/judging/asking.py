@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from dpotool.errors import DpotoolError
 from dpotool.judging.answers import Answer
 from dpotool.judging.config import JudgeConfig
-from dpotool.judging.endpoint import CHAT, Client, Reply
+from dpotool.judging.endpoint import CHAT, Reply
 from dpotool.judging.judges import Score
 from dpotool.judging.judgments import (
     APART,
@@ -20,10 +21,10 @@ from dpotool.judging.judgments import (
     judge_scores,
     judge_verdict,
 )
-from dpotool.judging.prompt_length import CountTokens, PromptLengths
+from dpotool.judging.prompt_length import CountTokens
 from dpotool.judging.prompts import JudgePrompt, PromptBook, fill_pair
 from dpotool.judging.questions import Question
-from dpotool.judging.replies import ReplyBook, Request, gather_replies
+from dpotool.judging.replies import Request, gather_replies
 from dpotool.judging.served import read_endpoint
 from dpotool.judging.verdicts import RULES
 from dpotool.progress import Progress
@@ -105,35 +106,20 @@ def _trimmed(answer: Answer) -> list[str]:
 
 
 def judge_by_server(
-    pairs: Pairs, prompts: PromptBook, config: JudgeConfig, path: Path, count: CountTokens | None, progress: Progress
+    pairs: Pairs, prompts: PromptBook, config: JudgeConfig, path: Path, progress: Progress
 ) -> list[Judgment]:
     """Asks a server about each pair and returns a row for each request, whatever became of it."""
     requests = build_requests(pairs, prompts, config)
-    replies = ask_judge(requests, config, path, count, progress)
+    replies = ask_judge(requests, config, path, progress)
     orders = ORDERS[:1] if config.one_order else ORDERS
     rows = [(pair, order) for pair in pairs for order in orders]
     return [_read(reply, *row, prompts) for reply, row in zip(replies, rows, strict=True)]
 
 
-def ask_judge(
-    requests: Sequence[Request], config: JudgeConfig, path: Path, count: CountTokens | None, progress: Progress
-) -> list[Reply]:
-    """Returns a reply for each request, asking only what the file at `path` does not hold."""
-    book, lengths = ReplyBook(path), PromptLengths(path, count)
-    client = Client(read_endpoint(config, str(config.judge_model)))
-    try:
-        replies = gather_replies(client, requests, book, lengths, progress=progress)
-    finally:
-        client.close()
-    if lengths.n_unknown:
-        progress.warn(
-            f"{lengths.n_unknown} replies do not say how many tokens the judge read: a cut prompt would go unnoticed"
-        )
-    elif count is None:
-        progress.note(
-            "whether the judge read whole prompts was estimated from their lengths; --judge-tokenizer makes it exact"
-        )
-    return replies
+def ask_judge(requests: Sequence[Request], config: JudgeConfig, path: Path, progress: Progress) -> list[Reply]:
+    """Returns the judge's reply to each request, asking only what the file at `path` does not hold."""
+    endpoint = read_endpoint(config, str(config.judge_model))
+    return gather_replies(requests, endpoint, path, progress, _load_counter(config.judge_tokenizer))
 
 
 def _read(reply: Reply, pair: tuple[Answer, Answer], order: str, prompts: PromptBook) -> Judgment:
@@ -144,7 +130,8 @@ def _read(reply: Reply, pair: tuple[Answer, Answer], order: str, prompts: Prompt
     return Judgment.between(*pair, order, verdict.problem or JUDGED, said, is_doubtful=verdict.is_doubtful)
 
 
-def load_counter(name: str | None, trust_remote_code: bool = False) -> CountTokens | None:
+@functools.cache
+def _load_counter(name: str | None, trust_remote_code: bool = False) -> CountTokens | None:
     """Returns what counts the tokens of a text by the judge's tokenizer; None where none is named.
 
     The text alone, without the template around it: the server read at least as many.

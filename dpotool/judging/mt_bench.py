@@ -12,7 +12,7 @@ from dpotool.compare.ratings import compare_ratings, summarize_ratings
 from dpotool.errors import DpotoolError
 from dpotool.judging.answering import choose_baseline
 from dpotool.judging.answers import Answer, AnswerSet
-from dpotool.judging.asking import ask_judge, build_judge_body, load_counter, question_of
+from dpotool.judging.asking import ask_judge, build_judge_body, question_of
 from dpotool.judging.config import JudgeConfig
 from dpotool.judging.endpoint import CHAT, Reply
 from dpotool.judging.imports import import_ratings
@@ -51,7 +51,7 @@ def grade_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progre
     for each in sets:
         path = paths[each.label] = place_table("rating", each, config, about["judge"])
         jobs, requests = _build_requests(each, prompts, config)
-        replies = ask_judge(requests, config, path.with_suffix(REPLIES), load_counter(config.judge_tokenizer), progress)
+        replies = ask_judge(requests, config, path.with_suffix(REPLIES), progress)
         rows = [_row(question_of(job[0]), job[1], reply) for job, reply in zip(jobs, replies, strict=True)]
         frames[each.label] = pd.DataFrame(rows)
     return _write(frames, paths, sets[base].label, about, config)

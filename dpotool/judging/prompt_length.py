@@ -36,6 +36,8 @@ class PromptLengths:
     n_unknown: int = 0
     """Replies that do not say how much the server read: there a cut prompt would go unnoticed."""
     n_checked: int = 0
+    longest: int = 0
+    """Tokens of the longest prompt, as the server says."""
     _seen: list[tuple[int, int]] = field(default_factory=list)
     """(characters, tokens) of each prompt."""
 
@@ -51,6 +53,7 @@ class PromptLengths:
             self.n_unknown += 1
             return
         self.n_checked += 1
+        self.longest = max(self.longest, reply.prompt_tokens)
         if self.count is not None:
             expected = self.count(text)
             if reply.prompt_tokens < expected:

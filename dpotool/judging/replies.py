@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from dpotool.errors import DpotoolError
-from dpotool.judging.endpoint import Client, Reply, ask_all
+from dpotool.judging.endpoint import Client, Endpoint, Reply, ask_all
 from dpotool.judging.lines import append_lines, read_sound_lines
-from dpotool.judging.prompt_length import PromptLengths
+from dpotool.judging.prompt_length import CountTokens, PromptLengths
 from dpotool.progress import SILENT, Progress
 
 
@@ -59,18 +59,21 @@ class ReplyBook:
 
 
 def gather_replies(
-    client: Client,
     requests: Sequence[Request],
-    book: ReplyBook,
-    lengths: PromptLengths,
-    *,
+    endpoint: Endpoint,
+    path: Path,
     progress: Progress = SILENT,
+    count: CountTokens | None = None,
 ) -> list[Reply]:
-    """Returns a reply for each request, asking only what the book does not have.
+    """Returns a reply for each request, asking only what the file at `path` does not hold.
+
+    Args:
+        count: tokens of a text by the server's tokenizer, where that is at hand.
 
     Raises:
-        DpotoolError: the server cuts prompts, answers for another model or refuses; what came so far is in the book.
+        DpotoolError: the server cuts prompts, answers for another model or refuses; what came so far is in the file.
     """
+    book, lengths = ReplyBook(path), PromptLengths(path, count)
     found = {request.key: reply for request in requests if (reply := book.find(request)) is not None}
     unique = {request.key: request for request in requests}
     for key, reply in found.items():
@@ -78,13 +81,35 @@ def gather_replies(
     missing = [request for key, request in unique.items() if key not in found]
     if found:
         progress.note(f"{len(found)} of {len(unique)} replies were there already")
-    with progress.track("asking", len(missing)) as advance:
-        for key, reply in _ask(client, missing):
-            book.add(unique[key], reply)
-            found[key] = reply
-            lengths.check(unique[key].text, reply)
-            advance(1)
+    client = Client(endpoint)
+    try:
+        with progress.track("asking", len(missing)) as advance:
+            for key, reply in _ask(client, missing):
+                book.add(unique[key], reply)
+                found[key] = reply
+                lengths.check(unique[key].text, reply)
+                advance(1)
+    finally:
+        client.close()
+    _tell_how_much_was_read(lengths, progress)
     return [found[request.key] for request in requests]
+
+
+def _tell_how_much_was_read(lengths: PromptLengths, progress: Progress) -> None:
+    """Whether the server read whole prompts, and how that is known."""
+    if lengths.n_unknown:
+        progress.warn(
+            f"{lengths.n_unknown} replies do not say how many tokens were read: a cut prompt would go unnoticed"
+        )
+    if lengths.n_checked and lengths.count is not None:
+        progress.note(
+            f"the server read {lengths.n_checked} prompts whole, of up to {lengths.longest:,} tokens by its own count"
+        )
+    elif lengths.n_checked:
+        progress.note(
+            "whether the server read whole prompts was estimated from their lengths; the judge's is exact with "
+            "--judge-tokenizer"
+        )
 
 
 def _ask(client: Client, requests: Sequence[Request]) -> Iterator[tuple[str, Reply]]:

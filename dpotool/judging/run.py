@@ -15,7 +15,7 @@ from dpotool.data.demo_reading import read_prompt
 from dpotool.errors import DpotoolError
 from dpotool.judging.answering import choose_baseline
 from dpotool.judging.answers import Answer, AnswerSet, match_answers, open_answers
-from dpotool.judging.asking import Pairs, build_requests, judge_by_score, judge_by_server, load_counter
+from dpotool.judging.asking import Pairs, build_requests, judge_by_score, judge_by_server
 from dpotool.judging.config import JudgeConfig
 from dpotool.judging.imports import Imported, import_judgments
 from dpotool.judging.judges import JudgeKind, choose_judge, name_judge
@@ -127,7 +127,6 @@ class _Judging:
             self._score = judge.open(config, progress)
             return
         self._prompts = open_prompts(config.prompt, PAIRWISE, config.verdict_rule)
-        self._count = load_counter(config.judge_tokenizer)
         self.about |= {"prompt": self._prompts.name, "prompt_source": self._prompts.plain.source}
         self.about["orders"] = 1 if config.one_order else 2
 
@@ -137,7 +136,7 @@ class _Judging:
         if self.kind.open is not None:
             return [*judge_by_score(self._score, different), *tie_identical(same)]
         replies = path.with_suffix(REPLIES)
-        judged = judge_by_server(different, self._prompts, self.config, replies, self._count, self.progress)
+        judged = judge_by_server(different, self._prompts, self.config, replies, self.progress)
         return [*judged, *tie_identical(same)]
 
 

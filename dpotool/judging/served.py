@@ -12,11 +12,10 @@ from dpotool.data.pairs import hash_prompt
 from dpotool.errors import DpotoolError
 from dpotool.judging.answers import Answer
 from dpotool.judging.config import GenerateConfig
-from dpotool.judging.endpoint import Client, Endpoint, Reply
-from dpotool.judging.prompt_length import PromptLengths
+from dpotool.judging.endpoint import Endpoint, Reply
 from dpotool.judging.prompting import build_body
 from dpotool.judging.questions import Question
-from dpotool.judging.replies import ReplyBook, Request, gather_replies
+from dpotool.judging.replies import Request, gather_replies
 from dpotool.progress import Progress
 
 _SEED_BITS = 31
@@ -45,24 +44,13 @@ def ask_questions(
     settings = {name: value for name, value in settings.items() if value is not None}
     jobs = [(question, sample) for question in questions for sample in range(config.samples)]
     turns: dict[tuple[str, int], list[Reply]] = {(question.question_id, sample): [] for question, sample in jobs}
-    book, lengths = ReplyBook(path), PromptLengths(path)
-    client = Client(read_endpoint(config, served))
-    try:
-        for turn in range(max(len(question.turns) for question in questions)):
-            open_jobs = [
-                job for job in jobs if turn < len(job[0].turns) and _is_open(turns[job[0].question_id, job[1]])
-            ]
-            requests = [_request(*job, turns[job[0].question_id, job[1]], settings, config) for job in open_jobs]
-            for job, reply in zip(
-                open_jobs, gather_replies(client, requests, book, lengths, progress=progress), strict=True
-            ):
-                turns[job[0].question_id, job[1]].append(reply)
-    finally:
-        client.close()
-    if lengths.n_unknown:
-        progress.warn(
-            f"{lengths.n_unknown} replies do not say how many tokens were read: a cut prompt would go unnoticed"
-        )
+    endpoint = read_endpoint(config, served)
+    for turn in range(max(len(question.turns) for question in questions)):
+        open_jobs = [job for job in jobs if turn < len(job[0].turns) and _is_open(turns[job[0].question_id, job[1]])]
+        requests = [_request(*job, turns[job[0].question_id, job[1]], settings, config) for job in open_jobs]
+        replies = gather_replies(requests, endpoint, path, progress)
+        for job, reply in zip(open_jobs, replies, strict=True):
+            turns[job[0].question_id, job[1]].append(reply)
     return _collect(jobs, turns, served, settings)
 
 
