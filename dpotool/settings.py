@@ -239,23 +239,28 @@ class DataSettings(Settings):
     """Which pairs, and how they become tokens."""
 
     data: str = setting(
-        DEMO, "Preference pairs: a .jsonl/.json/.parquet/.csv file, a saved dataset folder, a hub id or builtin:demo."
+        DEMO,
+        "Preference pairs: a .jsonl, .json, .parquet or .csv file, a saved dataset folder, a hub id or builtin:demo.",
     )
-    split: str | None = setting(None, "Split of the data; without it, the one that suits the command.")
+    split: str | None = setting(None, "Split of the data. The default depends on the command.")
     limit: int | None = setting(None, "Use the first N rows of the split.", range=COUNT)
-    test_fraction: float | None = setting(None, "Cut this share off data that has no test split, e.g. 0.05.")
-    split_seed: int | None = setting(None, "Seed of the cut that --test-fraction makes; without it --seed.")
+    test_fraction: float | None = setting(
+        None, "Hold out this fraction as a test split if the data has none, for example 0.05."
+    )
+    split_seed: int | None = setting(None, "Seed that chooses the rows for --test-fraction. The default is --seed.")
     max_length: int | None = setting(
         None,
-        "Longest prompt + completion in tokens; without it 2048, or what the model's positions allow.",
+        "Maximum length of prompt plus completion in tokens. The default is 2048, or fewer if the model has "
+        "fewer positions.",
         range=COUNT,
     )
     truncation: str = setting(
         "trim-prompt",
-        "What happens to longer pairs: trim-prompt drops tokens from the prompt's start, exclude leaves the pair out.",
+        "What to do with longer pairs: trim-prompt removes tokens from the start of the prompt, exclude "
+        "leaves the pair out.",
     )
     skip_invalid: bool = setting(
-        False, "Leave malformed rows out, counted and listed, instead of stopping at the first."
+        False, "Leave out malformed rows and report how many, instead of stopping at the first."
     )
 
 
@@ -265,19 +270,20 @@ class ComputeSettings(Settings):
 
     batch_tokens: int | str = setting(
         AUTO,
-        "Padded tokens per scoring batch; auto: what free memory allows, on a CPU at most 2048. What does not fit into "
-        "memory is halved.",
+        "Padded tokens in a scoring batch. auto takes what free memory allows, on a CPU at most 2048. A "
+        "batch that does "
+        "not fit into memory is halved.",
         parser=parse_batch_tokens,
     )
     layout: str = setting(
         AUTO,
-        "Rows of scoring and training steps: shared (chosen and rejected in one, their prompt computed once), paired "
-        "(one each), or auto, whichever costs less.",
+        "How rows are built: shared (chosen and rejected in one row, so that their prompt is computed once), paired "
+        "(one row each), or auto (whichever costs less).",
     )
-    dtype: str = setting("auto", "float32, bfloat16, float16, float64, or auto.")
-    device: str = setting("auto", "cpu, cuda, cuda:N, or auto.")
-    seed: int = setting(42, "Seed of everything random.", range=Range(0, 2**32 - 1))
-    trust_remote_code: bool = setting(False, "Run code that comes with a checkpoint.")
+    dtype: str = setting("auto", "Numeric type of the weights: float32, bfloat16, float16, float64 or auto.")
+    device: str = setting("auto", "Device: cpu, cuda, cuda:N or auto.")
+    seed: int = setting(42, "Seed for everything random.", range=Range(0, 2**32 - 1))
+    trust_remote_code: bool = setting(False, "Allow code that comes with a checkpoint to run.")
 
     def __post_init__(self) -> None:
         """Refuses a layout that there is none of, whichever command it is for, before anything is loaded."""
@@ -291,8 +297,9 @@ class SubjectSettings(ComputeSettings, DataSettings):
     """What is examined and on what; None means: as its run was trained, or the default for a model from elsewhere."""
 
     data: str | None = setting(  # type: ignore[assignment]  # resolved by `describe_subject`
-        None, "Preference pairs; without it, what the run was evaluated on. A model that is no run needs it."
+        None,
+        "Preference pairs. The default is what the run was evaluated on; a model that is not a run needs this option.",
     )
-    reference: str | None = setting(None, "Reference model; without it the run's own, or an adapter's base model.")
+    reference: str | None = setting(None, "Reference model. The default is the run's own, or an adapter's base model.")
     format: str = setting("parquet", "Format of the tables: parquet, csv or jsonl.")
-    output: str | None = setting(None, "Folder to write to; without it the run folder, or runs/<model name>.")
+    output: str | None = setting(None, "Folder to write to. The default is the run folder, or runs/<model name>.")

@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: BlendConfig, console: Console, first: str, second: str) -> None:
-    """Score models between two trained ones, whose weights are averages of theirs; save one. Nothing is trained."""
+    """Score models whose weights are averages of two trained models, without training, and save one."""
     from dpotool.measures.blend import score_blends
 
     result = score_blends(first, second, config, progress=console)

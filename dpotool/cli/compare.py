@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
-    """Compare scored models pair by pair: differences with intervals, adjusted p-values, a verdict, the one to take."""
+    """Compare scored models pair by pair, with intervals and tests, and recommend one of them."""
     from dpotool.compare.compared_table import check_format
     from dpotool.compare.eligibility import Rule
     from dpotool.compare.findings import find_out

@@ -33,7 +33,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: DiagnoseConfig, console: Console, models: list[str] | None) -> None:
-    """Look inside the pairs: which tokens moved, where the probability went, which pairs looked risky before."""
+    """Show which tokens of the answers moved, where the probability went, and which pairs looked risky before."""
     from dpotool.compare.diagnosis import say_diagnosis
     from dpotool.measures.diagnose import diagnose_models
     from dpotool.runs.folder import newest_run

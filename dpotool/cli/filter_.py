@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: FilterConfig, console: Console, pairs: str | None) -> None:
-    """Keep the pairs that a measure calls safe: two files in the source's own format, and a manifest of every row."""
+    """Keep the pairs that a measure calls safe, and write the kept and the dropped rows in their own format."""
     from dpotool.curation.filtering import filter_pairs
 
     result = filter_pairs(replace(config, data=pairs or config.data), progress=console)

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: GenerateConfig, console: Console, models: list[str] | None) -> None:
-    """Let models answer prompts, and measure how: length, ends, repetition, distance from the reference."""
+    """Let models answer prompts, and measure length, endings, repetition and distance from the reference."""
     from dpotool.judging.answering import generate_answers
     from dpotool.runs.folder import newest_run
 

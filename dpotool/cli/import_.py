@@ -24,7 +24,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: ImportConfig, console: Console, file: str) -> None:
-    """Turn a file that another tool logged or scored into a run folder, which plot, compare and report can read."""
+    """Turn a log or a table of another tool into a run folder that plot, compare and report can read."""
     from dpotool.foreign.run import import_file
 
     result = import_file(file, config)

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: JudgeConfig, console: Console, answers: list[str] | None) -> None:
-    """Judge answers against a baseline's: win rates with intervals, both orders, at equal length; MT-Bench grades."""
+    """Compare answers with a baseline's by a judge: win rates with intervals, or MT-Bench grades."""
     from dpotool.compare.win_rates import state_result
     from dpotool.judging.run import import_results, judge_answers
 

@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: PlotConfig, console: Console, kind: str, runs: list[str] | None) -> None:
-    """Draw pictures of what was scored, estimated or predicted: differences, trade-offs, theory, forecasts."""
+    """Draw pictures of what was scored, forecast or predicted."""
     kinds = choose_plots(kind, config.y)
     if not runs:
         runs = [find_newest(kinds[0].needs)]

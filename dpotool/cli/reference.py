@@ -30,14 +30,14 @@ _PREAMBLE = """\
 
 - A command's result goes to stdout. Notes, warnings and progress bars go to stderr, and bars only to a terminal.
 - `--json` puts one JSON object on stdout and nothing else.
-- `--config FILE` presets any option of the command from a YAML file (`learning-rate: 5e-7`, or `learning_rate:`), such
-  as a `run.yaml`. Options given on the command line win. Settings of other commands are left out and counted. What a
-  training run was evaluated on is what commands that look at a model take from its `run.yaml`.
-  The file may also be a table: `dpotool score MODEL --config TABLE.parquet` scores as that table was scored.
-- A flag that is on in the file is switched off by `--no-` before its name: `--no-lora`.
-- Exit code 0: done. 1: a setting, a file or the data cannot be used, said in one line. 2: wrong usage. 130:
-  interrupted, with the work saved.
-- A dash in the column *default* means: nothing is set, and the text says what happens then.
+- `--config FILE` sets options of the command from a YAML file, such as a `run.yaml` (`learning-rate: 5e-7` or
+  `learning_rate: 5e-7`). Options on the command line override the file. Settings that belong to other commands are ignored and
+  counted. Given a training `run.yaml`, score, theory-gap and predict use that run's evaluation pairs. The file may also be a
+  table: `dpotool score MODEL --config TABLE.parquet` uses the settings with which that table was made.
+- To turn off a flag that is on in the file, write `--no-` before its name: `--no-lora`.
+- Exit codes: 0 means success; 1 means that a setting, a file or the data cannot be used, and one line says why; 2 means wrong
+  usage; 130 means interrupted, with the work saved.
+- A dash in the column *default* means that nothing is set; the text says what happens then.
 """
 _GENERAL = "Options"
 _APPENDICES = {"dpotool score": ("Measures", write_measures)}

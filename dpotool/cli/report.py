@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: ReportConfig, console: Console, runs: list[str]) -> None:
-    """Write one self-contained page on scored runs: verdict, differences, figures, theory, pairs, how to repeat it."""
+    """Write one self-contained page about scored runs: verdict, recommendation, figures and pairs."""
     from dpotool.report.logs import NO_VERDICT, has_only_logs, write_log_report
     from dpotool.report.page import write_report
 

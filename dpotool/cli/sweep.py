@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: SweepConfig, console: Console) -> None:
-    """Train several lambdas, schedules, losses or seeds from one start; then score, compare, draw and report them."""
+    """Train several lambdas, schedules, losses or seeds from one start, then score, compare and report them."""
     from accelerate import PartialState
 
     from dpotool.cli.live_table import show_board

@@ -16,7 +16,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: TrainConfig, console: Console) -> None:
-    """Train a model on preference pairs by DPO, DPO-Shift or another loss; leaves a run folder that is a checkpoint."""
+    """Train a model on preference pairs with DPO, DPO-Shift or another loss. The run folder is a checkpoint."""
     from dpotool.training.run import train
 
     if config.dry_run:

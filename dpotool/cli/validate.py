@@ -26,7 +26,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: ValidateConfig, console: Console, pairs: str | None) -> None:
-    """Check preference pairs before training on them: labels, splits, tokens, shortcuts, form; findings by severity."""
+    """Check preference pairs before training: labels, splits, tokens, shortcuts and form."""
     from dpotool.curation import pages
     from dpotool.curation.validation import validate
     from dpotool.runs.atomic import write_text

@@ -12,20 +12,24 @@ class CompareConfig(ScreenSettings):
     """Settings of a comparison."""
 
     baseline: str | None = setting(
-        None, "Run to compare the others with, by label, folder name or path; without it the DPO run, else the first."
+        None,
+        "Run to compare the others with, by label, folder name or path. The default is the first DPO run, "
+        "else the first run.",
     )
     data: str | None = setting(
-        None, "Which data's scores, where a run has several; without it those it was evaluated on, else the newest."
+        None,
+        "Use the scores on this data, if a run has several. The default is the data it was evaluated on, "
+        "else the newest.",
     )
-    split: str | None = setting(None, "Which split's scores.")
-    limit: int | None = setting(None, "Scores of the first N rows, where a run has such.")
+    split: str | None = setting(None, "Use the scores on this split.")
+    limit: int | None = setting(None, "Use the scores on the first N rows, if a run has them.")
     delta: float = setting(
         3.0,
-        "A remedy is recommended only where a loss of this many points of reward accuracy is ruled out.",
+        "Recommend a run only if a loss of this many points of reward accuracy is ruled out.",
         range=Range(0, 100, includes_low=False, includes_high=False),
     )
     margin_share: float = setting(
-        0.5, "A remedy must keep at least this share of the baseline's mean margin.", range=Range(0, 1)
+        0.5, "Recommend a run only if it keeps at least this share of the baseline's mean margin.", range=Range(0, 1)
     )
-    format: str = setting("table", "table, csv, markdown or latex.")
+    format: str = setting("table", "Format of the output: table, csv, markdown or latex.")
     seed: int = setting(0, "Seed of the bootstrap and the permutation tests.")

@@ -23,7 +23,7 @@ class ValidateConfig(CurationSettings):
     """Settings of a check-up."""
 
     eval_data: str | None = setting(
-        None, "Pairs that should share no prompt with these; without it, the other splits of the same data."
+        None, "Pairs that should share no prompt with these. The default is the other splits of the same data."
     )
     full: bool = setting(False, "Also print two examples of each finding, why it matters and what to do.")
     strict: bool = setting(False, "Exit with code 1 where a finding is an error.")
@@ -36,7 +36,7 @@ class ValidateConfig(CurationSettings):
     )
     leave_out: str | None = setting(
         None,
-        "Findings whose rows --write leaves out, by name, with commas; without it those that are errors.",
+        "Findings whose rows --write leaves out, by name, separated by commas. The default is all errors.",
         switch="write",
     )
 
@@ -51,10 +51,11 @@ class FilterConfig(CurationSettings):
     )
     drop_top: int | None = setting(None, "Drop so many of the riskiest pairs.", range=COUNT)
     drop: str | None = setting(
-        None, "Which values are risky: highest, lowest or furthest (from 0); without it as the measure means it."
+        None, "Which values are risky: highest, lowest or furthest (from 0). The default depends on the measure."
     )
     table: str | None = setting(
         None,
-        "Table with the measure, as diagnose or theory-gap writes it; without it the newest of these pairs in --model.",
+        "Table with the measure, as written by diagnose or theory-gap. The default is the newest one of "
+        "these pairs in --model.",
     )
-    output: str | None = setting(None, "Folder to write to; without it filtered/<data>-<measure>.")
+    output: str | None = setting(None, "Folder to write to. The default is filtered/<data>-<measure>.")

@@ -11,12 +11,14 @@ from dpotool.settings import Settings, setting
 class ImportConfig(Settings):
     """Settings of one import."""
 
-    kind: str | None = setting(None, "trl, reward-bench or tensors; without it, what the file looks like.")
-    output: str | None = setting(None, "Run folder; without it runs/<name of the file or of its folder>.")
+    kind: str | None = setting(
+        None, "Kind of file: trl, reward-bench or tensors. The default is what the file looks like."
+    )
+    output: str | None = setting(None, "Folder to write to. The default is runs/<name of the file or of its folder>.")
     beta: float | None = setting(
         None, "Beta of that training: TRL's rewards become displacement, reward-bench's log-ratios rewards."
     )
     loss: str | None = setting(None, "Loss that was trained with, for labels: dpo, shift, ipo, ...")
     lambda_: float | None = setting(None, "Its lambda, for labels and axes; with --loss shift.", flag="--lambda")
-    data: str | None = setting(None, "Name of the pairs; without it the file's.")
+    data: str | None = setting(None, "Name of the pairs. The default is the name of the file.")
     split: str = setting("test", "Name of their split.")

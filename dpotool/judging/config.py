@@ -28,23 +28,31 @@ class GenerateConfig(ServerSettings, ComputeSettings, DataSettings):
     """Settings of a generation."""
 
     data: str | None = setting(  # type: ignore[assignment]  # resolved as `score` does
-        None, "Preference pairs whose prompts are answered; without it, what the run was evaluated on."
+        None, "Preference pairs whose prompts are answered. The default is what the run was evaluated on."
     )
     questions: str | None = setting(None, QUESTIONS)
     references: str | None = setting(None, REFERENCES)
-    reference: str | None = setting(None, "Reference model for the estimate of KL; without it the run's own.")
-    temperature: float | None = setting(None, "Temperature; 0 is greedy; without it as the checkpoint says.")
-    top_p: float | None = setting(None, "Nucleus sampling; without it as the checkpoint says.")
-    top_k: int | None = setting(None, "Sample from the k most likely tokens; without it as the checkpoint says.")
+    reference: str | None = setting(None, "Reference model for the estimate of KL. The default is the run's own.")
+    temperature: float | None = setting(
+        None, "Sampling temperature; 0 is greedy. The default is the checkpoint's setting."
+    )
+    top_p: float | None = setting(
+        None, "Share of probability for nucleus sampling. The default is the checkpoint's setting."
+    )
+    top_k: int | None = setting(None, "Sample from the k most likely tokens. The default is the checkpoint's setting.")
     max_new_tokens: int | None = setting(
-        None, "Longest answer in tokens; without it as the checkpoint says, or 512, or half of the model's positions."
+        None,
+        "Maximum length of an answer in tokens. The default is the checkpoint's setting, or 512, or half of "
+        "the model's positions.",
     )
     samples: int = setting(1, "Answers per question; more than one needs a temperature.")
     logps: bool = setting(True, "Score the answers under policy and reference; --no-logps leaves it out.")
-    baseline: str | None = setting(None, "Model the others are compared with; without it the DPO run, else the first.")
+    baseline: str | None = setting(
+        None, "Model to compare the others with. The default is the DPO run, else the first."
+    )
     served_model: str | None = setting(None, "Name of the model on the server.", panel="Server")
     overwrite: bool = setting(False, "Answer anew what was answered with other settings.")
-    output: str | None = setting(None, "Folder to write to; without it the run folder, or runs/<model name>.")
+    output: str | None = setting(None, "Folder to write to. The default is the run folder, or runs/<model name>.")
 
     def to_subject_settings(self) -> SubjectSettings:
         """Returns what says which model, reference, data and precision are meant."""
@@ -57,23 +65,24 @@ class JudgeConfig(ServerSettings):
     """Settings of a judgment."""
 
     judge: str | None = setting(
-        None, "endpoint, reward, grammar or chrf; without it grammar for the built-in pairs, endpoint with --endpoint."
+        None,
+        "Judge: endpoint, reward, grammar or chrf. The default is grammar for the built-in pairs, and "
+        "endpoint with --endpoint.",
     )
     judge_model: str | None = setting(None, "Judge: its name on the server, or a reward model's folder or hub id.")
     judge_tokenizer: str | None = setting(
         None, "Tokenizer of the judge: a folder or hub id, to see exactly whether the server reads whole prompts."
     )
     baseline: str | None = setting(
-        None, "Answers the others are judged against; without it the DPO run's, else the last."
+        None, "Answers to judge the others against. The default is those of the DPO run, else of the last."
     )
-    data: str | None = setting(
-        None, "Which answers, where a run has several: the name of their file; without it the newest."
-    )
+    data: str | None = setting(None, "Name of the answers' file, if a run has several. The default is the newest.")
     questions: str | None = setting(None, QUESTIONS + " Needed for answers that do not hold their questions.")
     references: str | None = setting(None, REFERENCES)
     prompt: str | None = setting(
         None,
-        "paper, mt-bench, a Jinja file, or FastChat's judge_prompts.jsonl; without it paper, or what --bench needs.",
+        "Prompt: paper, mt-bench, a Jinja file, or FastChat's judge_prompts.jsonl. The default is paper, or "
+        "what --bench needs.",
     )
     verdict_rule: str = setting("first-word", "How replies to a Jinja file are read: first-word, brackets or rating.")
     one_order: bool = setting(False, "Show each pair in one order only: half the cost, and position bias stays in.")
@@ -89,4 +98,4 @@ class JudgeConfig(ServerSettings):
     batch_tokens: int = setting(4096, "Padded tokens per batch of a reward model.")
     trust_remote_code: bool = setting(False, "Run code that comes with a reward model.")
     seed: int = setting(0, "Seed of the bootstrap.")
-    output: str | None = setting(None, "Folder to write to; without it each model's run folder, or runs/judged.")
+    output: str | None = setting(None, "Folder to write to. The default is each model's run folder, or runs/judged.")

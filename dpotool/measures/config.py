@@ -22,7 +22,9 @@ class ScoreConfig(ScreenSettings, SubjectSettings):
     measures: str = setting(
         "", "Further measures to compute for each pair, separated by commas. docs/cli.md lists them."
     )
-    label: str | None = setting(None, "What tables and pictures call the model; without it its folder's name.")
+    label: str | None = setting(
+        None, "Name of the model in tables and pictures. The default is the name of its folder."
+    )
     loss: str | None = setting(
         None, "Loss that a model from elsewhere was trained with, for labels; a run knows its own."
     )
@@ -43,15 +45,18 @@ class BlendConfig(SubjectSettings):
 
     at: str | None = setting(
         None,
-        "Lambdas to blend for, comma-separated, where both models are DPO or DPO-Shift runs that differ in it alone.",
+        "Lambdas to blend for, separated by commas. Both models must be DPO or DPO-Shift runs that differ "
+        "only in lambda.",
     )
     weight: str | None = setting(
-        None, "Shares of the second model, 0 to 1, comma-separated; without this and --at, 0.25,0.5,0.75."
+        None, "Shares of the second model, 0 to 1, separated by commas. Without --at the default is 0.25,0.5,0.75."
     )
     write: str | None = setting(
-        None, "Save the blend as a checkpoint in this folder, and its scores there; one point only."
+        None, "Save the blend as a checkpoint in this folder, with its scores. Needs a single point."
     )
-    beta: float | None = setting(None, "Scale of rewards; without it the runs' own, or 0.1.")
+    beta: float | None = setting(
+        None, "Scale of the rewards. The default is the beta that the runs were trained with, or 0.1."
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,13 +64,13 @@ class DiagnoseConfig(SubjectSettings):
     """Settings of one diagnosis."""
 
     mass: bool = setting(
-        True, "Find out where the probability went at every position of the chosen answers; --no-mass leaves it out."
+        True, "Find out where the probability went at every position of the chosen answers. --no-mass skips this."
     )
-    rejected_mass: bool = setting(False, "Look at every position of the rejected answers too.")
-    positions: int | None = setting(None, "Look at the first N positions of each answer only.", range=COUNT)
+    rejected_mass: bool = setting(False, "Also look at every position of the rejected answers.")
+    positions: int | None = setting(None, "Look only at the first N positions of each answer.", range=COUNT)
     theory: str | None = setting(
         None,
-        "Theory table of the same pairs, whose driver scores join the risk measures; without it one that lies near.",
+        "Theory table of the same pairs, whose driver scores join the risk measures. The default is one near the run.",
     )
     device_map: str | None = setting(None, _DEVICE_MAP)
     dry_run: bool = setting(False, DRY_RUN)

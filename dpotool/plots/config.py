@@ -12,15 +12,17 @@ class PlotConfig(Settings):
     """Settings of pictures."""
 
     data: str | None = setting(
-        None, "Which data's scores, where a run has several; without it those it was evaluated on, else the newest."
+        None,
+        "Use the scores on this data, if a run has several. The default is the data it was evaluated on, "
+        "else the newest.",
     )
     split: str | None = setting(None, "Which split's scores.")
     limit: int | None = setting(None, "Scores of the first N rows, where a run has such.")
     y: str | None = setting(
-        None, "What `tradeoff` sets against the likelihood: accuracy, margin or win-rate; without it accuracy."
+        None, "What `tradeoff` draws against the likelihood: accuracy, margin or win-rate. The default is accuracy."
     )
     pair: int | None = setting(
-        None, "Which pair `tokens` shows, by its pair_id; without it the one whose chosen answer fell most."
+        None, "Which pair `tokens` shows, by its pair_id. The default is the one whose chosen answer fell most."
     )
     format: str = setting("png", "png, pdf or svg, or several, comma-separated.")
-    output: str | None = setting(None, "Folder for the pictures; without it plots/ in the run or sweep folder.")
+    output: str | None = setting(None, "Folder for the pictures. The default is plots/ in the run or sweep folder.")

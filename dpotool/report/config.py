@@ -14,15 +14,22 @@ class ReportConfig(Settings):
 
     output: str | None = setting(
         None,
-        "File to write; without it report.html (or .md) in the first folder. Pictures of Markdown lie beside it.",
+        "File to write. The default is report.html (or .md) in the first folder. A Markdown page has its "
+        "pictures beside it.",
         flag="--output,-o",
     )
-    format: str | None = setting(None, "html or markdown; without it, what the output's ending says, else html.")
+    format: str | None = setting(
+        None, "Format of the page: html or markdown. The default follows the output's ending, else html."
+    )
     baseline: str | None = setting(
-        None, "Run to compare the others with, by label, folder name or path; without it the DPO run, else the first."
+        None,
+        "Run to compare the others with, by label, folder name or path. The default is the first DPO run, "
+        "else the first run.",
     )
     data: str | None = setting(
-        None, "Which data's scores, where a run has several; without it those it was evaluated on, else the newest."
+        None,
+        "Use the scores on this data, if a run has several. The default is the data it was evaluated on, "
+        "else the newest.",
     )
     split: str | None = setting(None, "Which split's scores.")
     limit: int | None = setting(None, "Scores of the first N rows, where a run has such.")

@@ -109,42 +109,47 @@ class TrainingSettings(ComputeSettings, DataSettings):
         DEMO, "Model to start from: folder, hub id or builtin:demo.", near=("model_name_or_path", "model_name")
     )
     reference: str | None = setting(
-        None, "Reference model; without it, the model as it is before training.", near=("ref_model", "ref_model_path")
+        None,
+        "Reference model. The default is the model as it is before training.",
+        near=("ref_model", "ref_model_path"),
     )
-    output: str | None = setting(None, "Run folder; without it runs/<loss>-<data>-<time>.", near=("output_dir",))
+    output: str | None = setting(
+        None, "Folder of the run. The default is runs/<loss>-<data>-<time>.", near=("output_dir",)
+    )
     beta: float | None = setting(
         None,
-        f"Strength of the pull to the reference; {BETA.default:g} unless told otherwise (see --help of a loss).",
+        f"How strongly the model is held to the reference. The default is {BETA.default:g} for most losses "
+        "(see --loss NAME --help).",
         panel=_LOSS,
         range=BETA.range,
     )
     sft_weight: float | None = setting(
         None,
-        "Weight of an added maximum-likelihood term, -log pi(chosen) per chosen token, for any loss of pairs; "
-        f"{SFT_WEIGHT.default:g} unless told otherwise.",
+        "Weight of an additional maximum-likelihood term, -log pi(chosen) per chosen token, for any loss on pairs. "
+        f"The default is {SFT_WEIGHT.default:g}.",
         panel=_LOSS,
         range=SFT_WEIGHT.range,
     )
     lambda_min: float | None = setting(
-        None, f"Lower end of a linear schedule; {DEFAULT_LAMBDA_MIN:g} unless told otherwise.", panel=_LAMBDA
+        None, f"Lower end of a linear schedule. The default is {DEFAULT_LAMBDA_MIN:g}.", panel=_LAMBDA
     )
     lambda_max: float | None = setting(
         None,
-        f"Upper end of a linear schedule; {DEFAULT_LAMBDA_MAX:g} unless told otherwise, as in the paper.",
+        f"Upper end of a linear schedule. The default is {DEFAULT_LAMBDA_MAX:g}, as in the paper.",
         panel=_LAMBDA,
     )
-    allow_lambda_above_one: bool = setting(False, "Admit a shift factor above 1.", panel=_LAMBDA)
+    allow_lambda_above_one: bool = setting(False, "Allow a shift factor above 1.", panel=_LAMBDA)
     learning_rate: float | None = setting(
         None,
-        f"Peak learning rate; without it {FULL_DEFAULTS.learning_rate:g}, for sft {SFT_DEFAULTS.learning_rate:g}, for "
-        f"preferences on builtin:demo {DEMO_DEFAULTS.learning_rate:g}, and {LORA_FACTOR:g} times that with --lora.",
+        f"Peak learning rate. The default is {FULL_DEFAULTS.learning_rate:g}; {SFT_DEFAULTS.learning_rate:g} for sft; "
+        f"{DEMO_DEFAULTS.learning_rate:g} for preferences on builtin:demo; and {LORA_FACTOR:g} times that with --lora.",
         panel=_STEPS,
         range=Range(0, 10, includes_low=False),
         near=("lr",),
     )
     epochs: float | None = setting(
         None,
-        f"Passes over the data; {FULL_DEFAULTS.epochs:g} unless told otherwise.",
+        f"Passes over the data. The default is {FULL_DEFAULTS.epochs:g}.",
         panel=_STEPS,
         range=Range(0, 1e4, includes_low=False),
         near=("num_train_epochs", "num_epochs"),
@@ -152,8 +157,9 @@ class TrainingSettings(ComputeSettings, DataSettings):
     max_steps: int | None = setting(None, "Stop after N optimiser steps.", panel=_STEPS, range=COUNT)
     batch_size: int | None = setting(
         None,
-        f"Pairs per device and micro-batch; without it {FULL_DEFAULTS.batch_size}, for preferences on builtin:demo "
-        f"{DEMO_DEFAULTS.batch_size}.",
+        f"Pairs per device and micro-batch. The default is {FULL_DEFAULTS.batch_size}, and "
+        f"{DEMO_DEFAULTS.batch_size} for "
+        "preferences on builtin:demo.",
         panel=_STEPS,
         range=COUNT,
         near=("per_device_train_batch_size", "train_batch_size"),
@@ -166,70 +172,81 @@ class TrainingSettings(ComputeSettings, DataSettings):
     )
     optimizer: str = setting(
         "adamw_torch",
-        "Any of transformers' optimisers, e.g. paged_adamw_32bit (dpotool[bnb]).",
+        "Optimiser, by its name in transformers, for example paged_adamw_32bit (needs dpotool[bnb]).",
         panel=_STEPS,
         near=("optim",),
     )
     scheduler: str = setting(
-        "cosine", "Learning-rate schedule, by transformers' name.", panel=_STEPS, near=("lr_scheduler_type",)
+        "cosine", "Learning-rate schedule, by its name in transformers.", panel=_STEPS, near=("lr_scheduler_type",)
     )
     warmup_ratio: float = setting(
         0.1,
-        "Share of steps in which the learning rate rises.",
+        "Fraction of the steps in which the learning rate rises.",
         panel=_STEPS,
         range=Range(0, 1, includes_high=False),
         near=("warmup_steps",),
     )
     weight_decay: float = setting(0.0, "Weight decay.", panel=_STEPS, range=Range(0, 10))
     max_grad_norm: float = setting(
-        1.0, "Clip gradients to this norm; 0 does not clip.", panel=_STEPS, range=Range(0, 1e6)
+        1.0, "Clip gradients to this norm. 0 turns clipping off.", panel=_STEPS, range=Range(0, 1e6)
     )
     bf16: bool = setting(False, "Mixed precision: bfloat16 matrix products on float32 weights.", panel=_STEPS)
-    eval_data: str | None = setting(None, "Pairs to evaluate on; without it, the data's own test split.", panel=_LOG)
+    eval_data: str | None = setting(
+        None, "Pairs to evaluate on. The default is the test split of the data.", panel=_LOG
+    )
     eval_split: str | None = setting(None, "Split of the evaluation data.", panel=_LOG)
     eval_limit: int | None = setting(None, "Evaluate on the first N rows.", panel=_LOG, range=COUNT)
     eval_steps: int | None = setting(
-        None, "Evaluate every N steps; without it four times, and before the first step.", panel=_LOG, range=COUNT
+        None,
+        "Evaluate every N steps. By default a run is evaluated before the first step and four times after it.",
+        panel=_LOG,
+        range=COUNT,
     )
-    logging_steps: int | None = setting(None, "Log every N steps; without it fifty times.", panel=_LOG, range=COUNT)
+    logging_steps: int | None = setting(
+        None, "Log every N steps. By default a run logs fifty times.", panel=_LOG, range=COUNT
+    )
     save_steps: int | None = setting(None, "Keep a checkpoint every N steps.", panel=_LOG, range=COUNT)
-    save_at: str | None = setting(None, "Keep checkpoints after these steps too, e.g. 5,10,20.", panel=_LOG)
+    save_at: str | None = setting(None, "Also keep checkpoints after these steps, for example 5,10,20.", panel=_LOG)
     save_total_limit: int | None = setting(
-        None, "Of the checkpoints of --save-steps, keep the newest N.", panel=_LOG, range=COUNT, switch="save_steps"
+        None, "Keep only the newest N checkpoints of --save-steps.", panel=_LOG, range=COUNT, switch="save_steps"
     )
     run_name: str | None = setting(
-        None, "What --report-to's service calls the run; without it the path of its folder.", panel=_LOG
+        None, "Name of the run in the service of --report-to. The default is the path of its folder.", panel=_LOG
     )
     monitor_theory: bool = setting(
-        False, "Log u, v, gradient norms and entanglement of every step's own pairs (docs/theory.md).", panel=_LOG
+        False, "Log u, v, gradient norms and entanglement for the pairs of every step (docs/theory.md).", panel=_LOG
     )
-    report_to: str = setting("none", "tensorboard, wandb, ..., as transformers knows them.", panel=_LOG)
+    report_to: str = setting(
+        "none",
+        "Where to log besides the run folder: tensorboard, wandb or another service that transformers knows.",
+        panel=_LOG,
+    )
     lora: bool = setting(
         False,
-        "Train a low-rank adapter and leave the model as it is (dpotool[peft]).",
+        "Train a low-rank adapter and leave the model unchanged (needs dpotool[peft]).",
         panel=_LORA,
         near=("use_peft", "use_lora", "peft"),
     )
     lora_r: int | None = setting(
-        None, f"Rank of the adapter; {LORA_R} unless told otherwise.", panel=_LORA, range=COUNT, switch="lora"
+        None, f"Rank of the adapter. The default is {LORA_R}.", panel=_LORA, range=COUNT, switch="lora"
     )
     lora_alpha: float | None = setting(
         None,
-        f"Scale of the adapter, whose output is multiplied by alpha / r; {LORA_ALPHA:g} unless told otherwise.",
+        f"Scale of the adapter: its output is multiplied by alpha / r. The default is {LORA_ALPHA:g}.",
         panel=_LORA,
         range=Range(0, 1e6, includes_low=False),
         switch="lora",
     )
     lora_dropout: float | None = setting(
         None,
-        "Dropout before the adapter; 0 unless told otherwise.",
+        "Dropout before the adapter. The default is 0.",
         panel=_LORA,
         range=Range(0, 1, includes_high=False),
         switch="lora",
     )
     lora_targets: str | None = setting(
         None,
-        f"Layers that get one: names, comma-separated, or {LORA_TARGETS}; {LORA_TARGETS} unless told otherwise.",
+        f"Layers that get an adapter: names separated by commas. The default is {LORA_TARGETS}.",
         panel=_LORA,
         switch="lora",
         near=("lora_target_modules",),
@@ -242,7 +259,7 @@ class TrainConfig(TrainingSettings):
 
     loss: str = setting(
         "dpo",
-        "What is minimised: a loss of the list below, whose options `--loss NAME --help` shows.",
+        "Loss to minimise, one of the list below. `--loss NAME --help` shows the options of that loss.",
         panel=_LOSS,
         kinds=LOSS_KINDS,
         near=("loss_type",),
@@ -252,14 +269,15 @@ class TrainConfig(TrainingSettings):
     )
     lambda_: float | None = setting(
         None,
-        f"Shift factor on the rejected reward; without it {DEFAULT_LAMBDA:g}.",
+        f"Factor on the rejected reward. The default is {DEFAULT_LAMBDA:g}.",
         flag="--lambda",
         panel=_LAMBDA,
     )
     lambda_schedule: str | None = setting(
         None,
-        "constant, linear_increase or linear_decrease over optimiser steps, or adaptive, a factor for each pair; "
-        "without it constant.",
+        "How lambda changes: constant, linear_increase or linear_decrease over the optimiser steps, or "
+        "adaptive (a factor "
+        "for each pair). The default is constant.",
         panel=_LAMBDA,
     )
     theory: str | None = setting(
@@ -267,7 +285,8 @@ class TrainConfig(TrainingSettings):
     )
     adaptive_rule: str | None = setting(
         None,
-        "What a pair's factor follows from: sign (of u; lambda, or 2 - lambda) or band (its centre); without it sign.",
+        "How a pair gets its factor: sign (lambda, or 2 - lambda where u < 0) or band (the centre of its "
+        "band). The default is sign.",
         panel=_LAMBDA,
     )
     dry_run: bool = setting(False, DRY_RUN)

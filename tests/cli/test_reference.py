@@ -107,7 +107,7 @@ def test_help_screens_show_brackets_and_every_default(columns: str) -> None:
     screen = " ".join(result.output.replace("│", " ").split())
     assert "dpotool[peft]" in screen and "dpotool[bnb]" in screen
     assert "Weight decay. [default: 0.0]" in screen
-    assert "Learning-rate schedule, by transformers' name. [default: cosine]" in screen
+    assert "Learning-rate schedule, by its name in transformers. [default: cosine]" in screen
     assert "--no-lora" not in screen, "a column of its own would squeeze the texts"
 
 
