@@ -31,12 +31,12 @@ _PREAMBLE = """\
 - A command's result goes to stdout. Notes, warnings and progress bars go to stderr, and bars only to a terminal.
 - `--json` puts one JSON object on stdout and nothing else.
 - `--config FILE` sets options of the command from a YAML file, such as a `run.yaml` (`learning-rate: 5e-7` or
-  `learning_rate: 5e-7`). Options on the command line override the file. Settings that belong to other commands are ignored and
-  counted. Given a training `run.yaml`, score, theory-gap and predict use that run's evaluation pairs. The file may also be a
-  table: `dpotool score MODEL --config TABLE.parquet` uses the settings with which that table was made.
+  `learning_rate: 5e-7`). Options on the command line override the file. Settings that belong to other commands are
+  ignored and counted. Given a training `run.yaml`, score, theory-gap and predict use that run's evaluation pairs. The
+  file may also be a table: `dpotool score MODEL --config TABLE.parquet` uses the settings with which it was made.
 - To turn off a flag that is on in the file, write `--no-` before its name: `--no-lora`.
-- Exit codes: 0 means success; 1 means that a setting, a file or the data cannot be used, and one line says why; 2 means wrong
-  usage; 130 means interrupted, with the work saved.
+- Exit codes: 0 means success; 1 means that a setting, a file or the data cannot be used, and one line says why; 2 means
+  wrong usage; 130 means interrupted, with the work saved.
 - A dash in the column *default* means that nothing is set; the text says what happens then.
 """
 _GENERAL = "Options"
