@@ -1,4 +1,7 @@
-"""Writes the table of losses in docs/losses.md from their entries: `python -m dpotool.losses.page docs/losses.md`."""
+"""What help and docs say of losses, from their entries. Imports nothing heavy.
+
+`python -m dpotool.losses.page docs/losses.md` writes the table of that page.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from dpotool.losses.options import LossOption, NumberOption
-from dpotool.losses.registry import LOSSES
+from dpotool.losses.options import ChoiceOption, LossOption, NumberOption
+from dpotool.losses.registry import LOSSES, find_losses, get_loss
 from dpotool.losses.spec import SFT_WEIGHT, LossSpec
-from dpotool.settings import flag_of
+from dpotool.settings import KindOption, flag_of
 
 BEGIN = "<!-- losses: generated from the entries by `make docs`; do not edit by hand -->"
 END = "<!-- end of losses -->"
@@ -21,6 +24,49 @@ _NEEDS = {
     "tokens": "log-probabilities of first tokens",
     "scores": "scores",
 }
+
+
+def list_loss_options(loss: str | None = None) -> list[KindOption]:
+    """Returns the options of a loss, each with its default; or of all, each once, with what it is to which loss."""
+    if loss is not None:
+        return [_as_option(option, option.help, option.default_text) for option in get_loss(loss).all_options]
+    found: dict[str, dict[str, LossOption]] = {}
+    for spec in find_losses().values():
+        for option in spec.all_options:
+            found.setdefault(option.name, {})[spec.name] = option
+    return [
+        _as_option(
+            next(iter(users.values())),
+            "; ".join(f"{loss}: {option.help} ({option.default_text})" for loss, option in users.items()) + ".",
+        )
+        for users in found.values()
+    ]
+
+
+def _as_option(option: LossOption, text: str, default: str = "") -> KindOption:
+    is_choice = isinstance(option, ChoiceOption)
+    choices = tuple(option.choices) if isinstance(option, ChoiceOption) else ()
+    return KindOption(option.name, str if is_choice else float, text, default, choices)
+
+
+def describe_losses() -> dict[str, str]:
+    """Returns each loss's name with its line of help."""
+    return {spec.name: spec.about for spec in find_losses().values()}
+
+
+def explain_loss(name: str) -> dict[str, str]:
+    """Returns what help says of one loss."""
+    spec = get_loss(name)
+    known = {
+        "what for": spec.about,
+        "per pair": spec.formula,
+        "where": "a = log pi/pi_ref of the chosen answer, b = that of the rejected one, s = sigmoid, |.| = tokens",
+        "needs": ", ".join(sorted(spec.needs)),
+        "is dpo at": spec.is_dpo_at,
+        "source": spec.source,
+        "also": ", ".join(spec.aliases),
+    }
+    return {title: text for title, text in known.items() if text}
 
 
 def write_table(losses: Iterable[LossSpec]) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from dpotool.losses.page import describe_losses, explain_loss
 from dpotool.settings import Kinds, ScreenSettings, setting
-from dpotool.training.config import TrainingSettings, describe_losses, explain_loss
+from dpotool.training.config import TrainingSettings
 
 
 @dataclass(frozen=True, kw_only=True)

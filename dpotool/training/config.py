@@ -8,8 +8,8 @@ from typing import TypeVar
 
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name
-from dpotool.losses.options import ChoiceOption, LossOption
-from dpotool.losses.registry import BETA, find_losses, get_loss
+from dpotool.losses.page import describe_losses, explain_loss, list_loss_options
+from dpotool.losses.registry import BETA, get_loss
 from dpotool.losses.schedules import DEFAULT_LAMBDA, DEFAULT_LAMBDA_MAX, DEFAULT_LAMBDA_MIN
 from dpotool.losses.spec import SFT_WEIGHT
 from dpotool.models.builtin import is_builtin
@@ -19,7 +19,6 @@ from dpotool.settings import (
     DRY_RUN,
     ComputeSettings,
     DataSettings,
-    KindOption,
     Kinds,
     Range,
     parse_batch_tokens,
@@ -29,50 +28,6 @@ from dpotool.settings import (
 _LOSS, _STEPS, _LOG, _LORA = "Loss", "Optimisation", "Evaluation, checkpoints, logging", "LoRA"
 _LAMBDA = "Lambda, the shift factor (--loss shift)"
 S = TypeVar("S", bound="TrainingSettings")
-
-
-def list_loss_options(loss: str | None = None) -> list[KindOption]:
-    """Returns the options of a loss, each with its default; or of all, each once, with what it is to which loss."""
-    if loss is not None:
-        return [_as_option(option, option.help, option.default_text) for option in get_loss(loss).all_options]
-    found: dict[str, dict[str, LossOption]] = {}
-    for spec in find_losses().values():
-        for option in spec.all_options:
-            found.setdefault(option.name, {})[spec.name] = option
-    return [
-        _as_option(
-            next(iter(users.values())),
-            "; ".join(f"{loss}: {option.help} ({option.default_text})" for loss, option in users.items()) + ".",
-        )
-        for users in found.values()
-    ]
-
-
-def _as_option(option: LossOption, text: str, default: str = "") -> KindOption:
-    is_choice = isinstance(option, ChoiceOption)
-    choices = tuple(option.choices) if isinstance(option, ChoiceOption) else ()
-    return KindOption(option.name, str if is_choice else float, text, default, choices)
-
-
-def describe_losses() -> dict[str, str]:
-    """Returns each loss's name with its line of help."""
-    return {spec.name: spec.about for spec in find_losses().values()}
-
-
-def explain_loss(name: str) -> dict[str, str]:
-    """Returns what help says of one loss."""
-    spec = get_loss(name)
-    known = {
-        "what for": spec.about,
-        "per pair": spec.formula,
-        "where": "a = log pi/pi_ref of the chosen answer, b = that of the rejected one, s = sigmoid, |.| = tokens",
-        "needs": ", ".join(sorted(spec.needs)),
-        "is dpo at": spec.is_dpo_at,
-        "source": spec.source,
-        "also": ", ".join(spec.aliases),
-    }
-    return {title: text for title, text in known.items() if text}
-
 
 LOSS_KINDS = Kinds(
     describe_losses,
