@@ -264,6 +264,23 @@ class DataSettings(Settings):
     )
 
 
+def parse_steps(text: str | None, n_steps: int) -> frozenset[int]:
+    """Reads '5,10,20' as a set of step numbers, and '25%' as the step after which so much of the run is done.
+
+    Raises:
+        DpotoolError: it is no list of steps, or a share is not between 0 and 100 %.
+    """
+    parts = [part.strip() for part in text.split(",")] if text else []
+    try:
+        shares = [float(part.removesuffix("%")) for part in parts if part.endswith("%")]
+        steps = {int(part) for part in parts if not part.endswith("%")}
+    except ValueError:
+        shares, steps = [-1.0], set()
+    if not all(0 < share <= 100 for share in shares):
+        raise DpotoolError("not a list of steps", where="--save-at", expected="e.g. 5,10,20 or 25%,50%", got=repr(text))
+    return frozenset(steps | {max(1, round(n_steps * share / 100)) for share in shares})
+
+
 @dataclass(frozen=True, kw_only=True)
 class ComputeSettings(Settings):
     """How the numbers are computed."""

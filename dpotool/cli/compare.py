@@ -56,6 +56,7 @@ def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
 def show_first_screen(findings: Findings, console: Console) -> None:
     """Prints what the comparison comes to, a table that fits 80 columns, and what to do next."""
     from dpotool.compare.compared_table import tabulate_differences
+    from dpotool.compare.controls import SCALED_NOTE, SCALED_TITLE, summarize_controls
 
     base = findings.comparison.baseline
     console.answer(f"Verdict on {base}: {findings.statement}")
@@ -66,6 +67,10 @@ def show_first_screen(findings: Findings, console: Console) -> None:
         f"Differences from {base} over the same pairs. chosen: mean log pi(chosen); kept: share of {base}'s mean "
         "reward margin that is left."
     )
+    columns, rows = summarize_controls(findings.controls)
+    if rows:
+        console.table(SCALED_TITLE, columns, rows)
+        console.answer(SCALED_NOTE)
     for sentence in findings.judged_sentences:
         console.answer(sentence)
     if findings.theory is not None:
@@ -95,17 +100,22 @@ def show_tables(findings: Findings, format_: str, console: Console) -> None:
         tabulate_seeds,
         write_rows,
     )
+    from dpotool.compare.controls import CONTROLS_TITLE, tabulate_controls
 
     differences = tabulate_comparison(findings.comparison, findings.verdicts, findings.win_rates)
     effects = tabulate_effects(findings.comparison)
+    controls = tabulate_controls(findings.controls)
     if format_ == "table":
         title = f"Differences from {findings.comparison.baseline}, nats unless it says otherwise, p-values by Holm"
         console.table(title, *differences)
         show_seeds(findings, console)
         if findings.comparison.differences:
             console.table(EFFECTS_TITLE.format(baseline=findings.comparison.baseline), *effects)
+        if findings.controls.checks:
+            console.table(CONTROLS_TITLE, *controls)
     else:
-        tables = [differences, effects, *([tabulate_seeds(findings.seeds)] if findings.seeds else [])]
+        tables = [differences, effects, *([controls] if findings.controls.checks else [])]
+        tables += [*([tabulate_seeds(findings.seeds)] if findings.seeds else [])]
         console.say("\n".join(write_rows(*each, format_) for each in tables).rstrip("\n"))
 
 

@@ -77,7 +77,7 @@ def show_plan(config: SweepConfig, console: Console) -> None:
     """Prints the cells and what they cost; nothing is trained."""
     from dpotool.sweep.cost import plan_sweep
 
-    plan = plan_sweep(config)
+    plan = plan_sweep(config, console)
     rows = [
         [
             cell["name"],
@@ -95,6 +95,13 @@ def show_plan(config: SweepConfig, console: Console) -> None:
             f"about {format_duration(plan.seconds)} of training, one at a time, at the pace of the finished runs"
         )
     tested = "no test pairs" if plan.n_test is None else f"{plan.n_test} test pairs scored after each run"
+    if config.blend:
+        from dpotool.sweep.plan import plan_blends
+
+        lambdas = ", ".join(f"{value:g}" for value in plan_blends(config))
+        console.say(f"then blends at lambda {lambdas}, which need no training, only a scoring each")
+    if config.controls:
+        console.say("then DPO scaled back and stopped early, a scoring each: some six, and one for each other run")
     console.say(f"{plan.n_train} training pairs, {tested}; the reference is computed once")
     console.finish(plan.to_dict())
 

@@ -70,7 +70,7 @@ def compare_runs(
     for run in scored:
         if run is not base:
             _check_same_data(run, base)
-            differences[run.label] = _compare(run, base, n_resamples, seed)
+            differences[run.label] = compare_pairs(run, base, n_resamples, seed)
     adjust_family(differences.values())
     return Comparison(runs, list(scored), base.label, differences, _find_problems(scored, base, differences))
 
@@ -151,7 +151,8 @@ def _say_how_to_match(run: ScoredRun, base: ScoredRun, key: str) -> str:
     return f"If they are of the same pairs, import again: `{command}`"
 
 
-def _compare(run: ScoredRun, base: ScoredRun, n_resamples: int, seed: int) -> dict[str, Any]:
+def compare_pairs(run: ScoredRun, base: ScoredRun, n_resamples: int = N_RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Returns an entry of `Comparison.differences`, before its p-values are adjusted."""
     shared = run.scored.index.intersection(base.scored.index)
     both = [each.restrict(shared) for each in (run, base)]
     sides = [each.columns for each in both]

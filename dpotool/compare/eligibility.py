@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpotool.compare.differences import Comparison, excludes_zero, is_beyond_chance
+from dpotool.compare.differences import Comparison, adjust_family, compare_pairs, excludes_zero, is_beyond_chance
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.seeds import combine_seeds
 from dpotool.stats.bootstrap import Interval, bootstrap_means
@@ -114,6 +114,13 @@ def list_candidates(
         if row["chosen_logps"] is not None:
             found.append(_measure_setting(row, runs, base, accuracies, rule))
     return found
+
+
+def measure_alone(run: ScoredRun, base: ScoredRun, rule: Rule) -> Candidate:
+    """Returns a run that is not part of a comparison, against a baseline."""
+    difference = compare_pairs(run, base)
+    adjust_family([difference])
+    return _measure_run(run, base, difference, rule)
 
 
 def _measure_run(run: ScoredRun, base: ScoredRun, difference: Mapping[str, Any], rule: Rule) -> Candidate:

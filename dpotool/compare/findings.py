@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+import shlex
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dpotool.compare.blends import say_deviations, say_how_to_save
 from dpotool.compare.compared_table import describe_differences
 from dpotool.compare.comparison import expand_sweeps, open_runs
+from dpotool.compare.controls import Controls, check_controls
 from dpotool.compare.differences import Comparison, compare_runs
 from dpotool.compare.eligibility import Rule
 from dpotool.compare.recommendation import TAKE, Recommendation, recommend
@@ -44,6 +48,8 @@ class Findings:
     """Why `theory` is None, as a clause."""
     seeds: list[dict[str, Any]]
     """Settings trained with several seeds, pooled (`pool_seeds`)."""
+    controls: Controls
+    """The baseline scaled back and stopped early, and every run beside them; empty where none were scored."""
     judged: list[JudgedRun]
     """The scored runs whose answers were judged."""
     win_rate_and_displacement: dict[str, Any] | None
@@ -90,7 +96,7 @@ class Findings:
         verdict = self.verdicts[base]
         if self.recommendation is not None and self.recommendation.kind == TAKE:
             best = self.verdicts[str(self.recommendation.recommended)]
-            return _advise(self.recommendation, (best or {}).get("kind"), self.comparison.runs["lambda"])
+            return _advise(self.comparison, self.recommendation, (best or {}).get("kind"))
         if verdict is None:
             return MISSING[self.find_missing(base)][1]
         return str(verdict["next"])
@@ -117,25 +123,39 @@ class Findings:
             "recommendation": None if self.recommendation is None else self.recommendation.to_dict(),
             "theory": self.theory,
             "seeds": self.seeds,
+            "controls": self.controls.to_dict(),
             "next": self.next_action,
             "win_rates": {run.label: dict(run.summary) for run in self.judged},
             "win_rate_and_displacement": self.win_rate_and_displacement,
         }
 
 
-def _advise(recommendation: Recommendation, kind: str | None, lambdas: Iterable[float]) -> str:
+def _advise(comparison: Comparison, recommendation: Recommendation, kind: str | None) -> str:
     """What to do with a run that is better than the baseline, by its own verdict."""
-    path, lambda_ = recommendation.path, recommendation.lambda_
+    [run] = [each for each in comparison.scored if each.label == recommendation.recommended]
+    command = say_how_to_save(run)
+    go_on = f"Save it with `{command}`" if command is not None else f"Go on with {recommendation.path}"
     if kind == "unclear":
-        return f"Go on with {path}, and score more pairs: these do not tell whether its own displacement harms."
+        return f"{go_on}, and score more pairs: these do not tell whether its own displacement harms."
     if kind != "harmful":
-        return f"Go on with {path}."
-    still = f"{path} is the better one, but harmfully displaced itself"
-    if lambda_ is None:
-        return f"{still}: `dpotool sweep` finds what a smaller lambda of DPO-Shift gives and costs."
-    below = max((each for each in lambdas if each < lambda_), default=None)
-    tried = f"between {below:g} and {lambda_:g}" if below is not None else f"below {lambda_:g}"
-    return f"{still}: try lambdas {tried}."
+        return f"{go_on}."
+    return f"{recommendation.path} is the better one, but harmfully displaced itself: {_try_smaller(comparison, run)}"
+
+
+def _try_smaller(comparison: Comparison, run: ScoredRun) -> str:
+    """Which smaller lambda to look at: between two that were trained without training, else one more to train."""
+    rows = {str(row["label"]): row for row in comparison.runs.to_dict("records")}
+    own = rows[run.label]
+    lambda_, seed = float(own["lambda"]), own["seed"]
+    below = [row for row in rows.values() if row["lambda"] < lambda_ and row["seed"] == seed]
+    if math.isnan(lambda_):
+        return "`dpotool sweep` finds what a smaller lambda of DPO-Shift gives and costs."
+    if not below:
+        return f"train one with a lambda above 0 and below {lambda_:g}."
+    nearest = max(below, key=lambda row: float(row["lambda"]))
+    between = f"between lambda {nearest['lambda']:g} and {lambda_:g}"
+    ends = shlex.join([str(own["path"]), str(nearest["path"])])
+    return f"see what lies {between}, without training: `dpotool blend {ends}`."
 
 
 def _check_theory(comparison: Comparison, table: Path | None) -> tuple[dict[str, Any] | None, str | None]:
@@ -194,18 +214,21 @@ def conclude(
     table = find_theory(folders, comparison.runs)
     theory, no_theory = _check_theory(comparison, table)
     judged = read_judged([run.folder for run in comparison.scored if run.path is not None])
+    controls = check_controls(comparison, seed=seed)
+    said = [sentence for run in comparison.scored if (sentence := controls.say(run.label)) is not None]
     return Findings(
         comparison=comparison,
         folders=list(folders),
         verdicts=verdicts,
-        sentences=describe_differences(comparison),
-        recommendation=recommend(comparison, seeds, rule),
+        sentences=[*describe_differences(comparison), *say_deviations(comparison, seed=seed), *said],
+        recommendation=recommend(comparison, seeds, rule, controls),
         theory=theory,
         theory_table=table,
         no_theory=no_theory,
         seeds=seeds,
         judged=judged,
         win_rate_and_displacement=relate_displacement(judged, comparison.runs),
+        controls=controls,
     )
 
 

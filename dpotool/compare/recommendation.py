@@ -12,8 +12,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from dpotool.compare.blends import write_command
+from dpotool.compare.controls import SCALED, Controls
 from dpotool.compare.differences import Comparison, is_shown
-from dpotool.compare.eligibility import COIN, Candidate, Rule, list_candidates
+from dpotool.compare.eligibility import COIN, Candidate, Rule, list_candidates, measure_alone
 from dpotool.compare.exchange import Neighbour, find_neighbours
 from dpotool.compare.seeds import find_repetitions
 from dpotool.stats.bootstrap import Interval
@@ -71,7 +73,10 @@ class Recommendation:
 
 
 def recommend(
-    comparison: Comparison, seeds: Sequence[Mapping[str, Any]] = (), rule: Rule | None = None
+    comparison: Comparison,
+    seeds: Sequence[Mapping[str, Any]] = (),
+    rule: Rule | None = None,
+    controls: Controls | None = None,
 ) -> Recommendation | None:
     """Returns the run to take with its gain and cost against the baseline, or why none is recommended.
 
@@ -79,6 +84,7 @@ def recommend(
 
     Args:
         seeds: settings trained with several seeds (`seeds.pool_seeds`).
+        controls: what costs nothing; never recommended itself, but named where it does as well.
     """
     rule = rule or Rule()
     table: dict[str, dict[Hashable, Any]] = {str(run["label"]): run for run in comparison.runs.to_dict("records")}
@@ -92,11 +98,15 @@ def recommend(
         return Recommendation(kind, text + _say_if_dominated(comparison), rule)
     pooled = {label for row in seeds for label in row["runs"].values()}
     left_out = find_repetitions(comparison, pooled | {comparison.baseline})
-    return _choose(comparison, table, list_candidates(comparison, seeds, left_out, rule), rule)
+    return _choose(comparison, table, list_candidates(comparison, seeds, left_out, rule), rule, controls or Controls())
 
 
 def _choose(
-    comparison: Comparison, table: Mapping[str, Mapping[Hashable, Any]], candidates: Sequence[Candidate], rule: Rule
+    comparison: Comparison,
+    table: Mapping[str, Mapping[Hashable, Any]],
+    candidates: Sequence[Candidate],
+    rule: Rule,
+    controls: Controls,
 ) -> Recommendation:
     eligible = tuple(each.name for each in candidates if each.is_eligible)
     failures = {each.name: each.failures for each in candidates}
@@ -106,12 +116,15 @@ def _choose(
     if best is None:
         nearest = _find_nearest(candidates)
         text = _state_none(comparison, candidates, nearest) + _say_if_dominated(comparison)
+        text += _say_free(comparison, controls, rule, above=0.0)
         if nearest is not None and _is_for_want_of_pairs(nearest):
             about["n_needed"] = nearest.n_needed
         return Recommendation(STAY, text, recommended=label, **_locate(table[label]), **about)
     neighbours = () if best.seeds else find_neighbours(comparison, best.run)
     steps = [each.say(best.name) for each in neighbours if each.name != label]  # that from the baseline is said before
-    text = " ".join([_state_best(comparison, best), *steps])
+    checked = controls.say(best.run)
+    text = " ".join([_state_best(comparison, best), *steps, *([checked] if checked else [])])
+    text += _say_free(comparison, controls, rule, above=best.gain.ci_high)
     return Recommendation(
         TAKE,
         text + say_if_few(best.n, best.n_prompts),
@@ -124,6 +137,22 @@ def _choose(
         **_locate(table[best.run]),
         **about,
     )
+
+
+def _say_free(comparison: Comparison, controls: Controls, rule: Rule, *, above: float) -> str:
+    """A sentence where the baseline scaled back, which needs no training, is eligible and holds more than `above`."""
+    for curve in controls.curves:
+        for point in curve.points if curve.kind == SCALED else ():  # the highest chosen likelihood first
+            free = measure_alone(point.run, curve.full, rule)
+            if free.gain.value <= above or not (free.is_eligible and free.is_gaining):
+                continue
+            return (
+                f" {comparison.baseline} {point.name}, which needs no training, meets the conditions too and holds the "
+                f"chosen log-likelihood {'higher still' if above else 'higher'}: "
+                f"{format_interval(free.gain.to_dict('mean'))} nats, with {100 * free.margin_kept:.0f} % of the margin "
+                f"(`{write_command(point.run.manifest['blend'])}`)."
+            )
+    return ""
 
 
 def _rank(candidate: Candidate) -> tuple[float, float, float]:

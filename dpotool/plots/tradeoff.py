@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from dpotool.compare.controls import SCALED, STOPPED, Controls
 from dpotool.compare.differences import Comparison
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.plots.labels import label_points
@@ -67,8 +68,14 @@ def _draw(scene: Scene, against: str) -> Drawing:
     scene.need_runs()
     comparison, found = scene.comparison, scene.findings.recommendation
     allowed = None if found is None else found.rule.delta
+    controls = scene.findings.controls
     figure = plot_tradeoff(
-        comparison, **scene.title, against=against, recommended=scene.recommended, allowed_loss=allowed
+        comparison,
+        **scene.title,
+        against=against,
+        recommended=scene.recommended,
+        allowed_loss=allowed,
+        controls=controls,
     )
     points = read_points(comparison, against)
     name, unit, _ = AGAINST[against]
@@ -80,7 +87,8 @@ def _draw(scene: Scene, against: str) -> Drawing:
     ]
     front = [each.label for each, is_best in zip(points, is_on_front(*_centres(points)), strict=True) if is_best]
     text = f"Differences from {comparison.baseline} over the same pairs. {'; '.join(rows)}. "
-    return Drawing(figure, f"{text}On the Pareto front: {', '.join(front)}.")
+    lines = [f"{line.name}: {line.describe()}." for line in read_lines(comparison, controls, against)]
+    return Drawing(figure, " ".join([f"{text}On the Pareto front: {', '.join(front)}.", *lines]))
 
 
 def read_points(comparison: Comparison, against: str) -> list[Point]:
@@ -105,6 +113,63 @@ def place_points(comparison: Comparison, y: Mapping[str, Mapping[str, float] | N
     return points
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A curve that is drawn through the map, in the units of the axes."""
+
+    name: str
+    x: list[float]
+    y: list[float]
+    style: Mapping[str, Any]
+
+    def describe(self) -> str:
+        """Returns its corners, as (likelihood, other)."""
+        return ", ".join(f"({x:+.2f}, {y:+.2f})" for x, y in zip(self.x, self.y, strict=True))
+
+
+def read_lines(comparison: Comparison, controls: Controls, against: str) -> list[Line]:
+    """Returns the curves of the controls, of the lambdas that were trained, and of the blends, where there are any."""
+    scale = AGAINST[against][2]
+    lines = []
+    for curve in controls.curves:
+        shared = curve.pair_ids
+        full = curve.full.restrict(shared).columns
+        both = []
+        for point in curve.points:
+            columns = point.run.restrict(shared).columns
+            both.append([float(columns[name].mean() - full[name].mean()) for name in (_X, against)])
+        if against == "reward_margins":  # at the start every margin is 0; accuracy has no value there
+            both.insert(0, [-float(full["chosen_displacement"].mean()), -float(full[against].mean())])
+        both.append([0.0, 0.0])
+        x, y = [each for each, _ in both], [scale * each for _, each in both]
+        lines.append(Line(f"DPO {curve.kind}", x, y, _CONTROL_STYLES[curve.kind]))
+    points = read_points(comparison, against)
+    manifests = {run.label: run.manifest for run in comparison.scored}
+    groups: dict[str, dict[float, Point]] = {"λ, trained": {}, "blends": {}}
+    for each in points:
+        weight = (manifests[each.label].get("blend") or {}).get("weight")
+        if weight is not None:
+            groups["blends"][float(weight)] = each
+        elif not math.isnan(each.run["lambda"]):
+            groups["λ, trained"][float(each.run["lambda"])] = each
+    for name, group in groups.items():
+        ordered = [group[order] for order in sorted(group)]
+        if len(ordered) > 1:
+            x, y = ([getattr(each, axis)["mean"] for each in ordered] for axis in "xy")
+            lines.append(Line(name, x, y, _RUN_STYLES[name]))
+    return lines
+
+
+_CONTROL_STYLES: dict[str, Mapping[str, Any]] = {
+    SCALED: {"color": COLORS[1], "linestyle": (0, (5, 2)), "marker": "."},
+    STOPPED: {"color": COLORS[6], "linestyle": (0, (1, 1.5)), "marker": "x", "markersize": 5},
+}
+_RUN_STYLES: dict[str, Mapping[str, Any]] = {
+    "λ, trained": {"color": COLORS[0], "linestyle": "-"},
+    "blends": {"color": COLORS[5], "linestyle": (0, (5, 2, 1, 2))},
+}
+
+
 @styled
 def plot_tradeoff(
     comparison: Comparison,
@@ -114,8 +179,9 @@ def plot_tradeoff(
     against: str = "reward_accuracy",
     recommended: str | None = None,
     allowed_loss: float | None = None,
+    controls: Controls | None = None,
 ) -> Figure:
-    """Draws one point per run with paired 95 % intervals of both differences, and the Pareto front.
+    """Draws one point per run with paired 95 % intervals of both differences, the Pareto front, and curves.
 
     Args:
         comparison: of several runs with one of them (compare.differences).
@@ -123,6 +189,7 @@ def plot_tradeoff(
         against: what stands on the y axis, `reward_accuracy` or `reward_margins`.
         recommended: label of the run to mark.
         allowed_loss: points of accuracy whose loss must be ruled out before a run is recommended.
+        controls: the baseline scaled back and stopped early.
 
     Raises DpotoolError for another `against`, or when no run differs from the baseline by known numbers.
     """
@@ -133,16 +200,22 @@ def plot_tradeoff(
     name, unit, _ = AGAINST[against]
     base = comparison.baseline
     allowed = allowed_loss if against == "reward_accuracy" else None
-    figure = draw_points(points, base, f"{name}, difference from {base} ({unit})", recommended, allowed)
+    lines = read_lines(comparison, controls or Controls(), against)
+    figure = draw_points(points, base, f"{name}, difference from {base} ({unit})", recommended, allowed, lines)
     set_title(figure, "Gain and cost against the baseline", model, data, describe_ns(comparison.scored))
     set_note(figure, _describe(comparison, len(points), int(is_on_front(*_centres(points)).sum())))
     return figure
 
 
 def draw_points(
-    points: list[Point], baseline: str, y_label: str, recommended: str | None = None, allowed_loss: float | None = None
+    points: list[Point],
+    baseline: str,
+    y_label: str,
+    recommended: str | None = None,
+    allowed_loss: float | None = None,
+    lines: Sequence[Line] = (),
 ) -> Figure:
-    """Returns the figure without title and note: a point per run with its intervals, and the Pareto front."""
+    """Returns the figure without title and note: a point per run with its intervals, the Pareto front, and lines."""
     x, y = _centres(points)
     figure = make_figure(7.2, 5.0)
     axes = figure.add_subplot()
@@ -150,6 +223,8 @@ def draw_points(
     axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
     on_front = is_on_front(x, y)
     _draw_front(axes, x[on_front], y[on_front])
+    for line in lines:
+        axes.plot(line.x, line.y, linewidth=1.1, zorder=2, label=line.name, **line.style)
     draw_runs(axes, points, recommended)
     put_legend_above(axes, 4)
     axes.grid()
@@ -226,6 +301,8 @@ def draw_runs(axes: Axes, points: list[Point], recommended: str | None) -> None:
             marker, color, name = "*", COLORS[1], "DPO"
         elif not math.isnan(each.run["lambda"]):
             marker, color, name = "o", COLORS[0], "DPO-Shift, constant λ"
+        elif each.run["loss"] == "blend":
+            marker, color, name = "o", COLORS[5], "blend"
         else:
             marker, color, name = MARKERS[1 + position % (len(MARKERS) - 1)], COLORS[2 + position % 5], ""
             position += 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpotool.compare.compared_table import EFFECTS_TITLE, tabulate_comparison, tabulate_effects, tabulate_seeds
+from dpotool.compare.controls import CONTROLS_TITLE, tabulate_controls
 from dpotool.compare.diagnosed_run import make_visible
 from dpotool.compare.diagnosis import say_diagnosis
 from dpotool.compare.findings import Findings
@@ -154,6 +155,8 @@ def _models(material: Material) -> list[Block]:
             "cover training as well as pairs."
         )
         blocks.append(Table(caption, *tabulate_seeds(findings.seeds)))
+    if findings.controls.checks:
+        blocks.append(Table(CONTROLS_TITLE, *tabulate_controls(findings.controls)))
     if findings.sentences:
         blocks.append(Bullets(findings.sentences))
     blocks += [Paragraph(problem, tone="warning") for problem in findings.comparison.problems]

@@ -11,6 +11,7 @@ imported/<data>-<split>.csv       a row per pair of what another tool says of it
 answers/<data>.jsonl              what the model answered, a line per question and sample
 judgments/<data>-vs-<baseline>-<judge>.parquet  a row per verdict, with .summary.json and the replies beside it
 plots/                            pictures
+controls/                         of a DPO run: folders with scores of it scaled back, a folder for each scale
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import TABLES
 
 _SEAL = "seal"
-_NO_RUNS_INSIDE = re.compile(rf"checkpoint-\d+|plots|{'|'.join(kind.folder for kind in TABLES.values())}|\..*")
+_NO_RUNS_INSIDE = re.compile(rf"checkpoint-\d+|controls|plots|{'|'.join(kind.folder for kind in TABLES.values())}|\..*")
 
 
 @dataclass(frozen=True)

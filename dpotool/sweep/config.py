@@ -45,12 +45,30 @@ class SweepConfig(ScreenSettings, TrainingSettings):
         "example 'dpop.lambda_dpop=5,50 simpo.beta=2,2.5'.",
         panel="Grid",
     )
+    blend: bool = setting(
+        False,
+        "Train the largest and the smallest of --lambdas only; those between are blends of the two, which cost a "
+        "scoring each (docs/blend.md).",
+        panel="Grid",
+    )
+    check_at: float | None = setting(
+        None,
+        "Train this lambda too, and say how far the blend at it is from the trained run.",
+        panel="Grid",
+        switch="blend",
+    )
     seeds: int = setting(
         1,
         "Train everything this many times, with --seed, --seed + 1 and so on, to get intervals over training as well.",
         panel="Grid",
     )
     dry_run: bool = setting(False, "Only show what would be trained and what it would cost.", panel="Grid")
+    controls: bool = setting(
+        True,
+        "Score DPO scaled back and stopped early too, which every remedy has to beat: some scorings, and checkpoints "
+        "of DPO at a quarter, half and three quarters. --no-controls leaves them out.",
+        panel="Grid",
+    )
     jobs: int = setting(
         1,
         "Number of runs trained at the same time, each in its own process. The GPUs are shared out among them.",
@@ -62,5 +80,16 @@ GRID = ("lambdas", "schedules", "adaptive_rule", "losses", "grid", "seeds")
 """What may grow between two calls of one sweep: finished cells stay."""
 ONCE = ("theory",)
 """What may be added to a sweep that has none, and then stays."""
-NOT_SETTINGS = ("output", "dry_run", "jobs", "batch_tokens", "layout", "trust_remote_code")
+NOT_SETTINGS = (
+    "output",
+    "dry_run",
+    "jobs",
+    "batch_tokens",
+    "layout",
+    "trust_remote_code",
+    "controls",
+    "save_at",
+    "blend",
+    "check_at",
+)
 """What says where and how, or is for each call to allow, and changes no number."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from dpotool.data.pair_sets import load_rows
+from dpotool.progress import SILENT, Progress
 from dpotool.sweep.cell_folder import is_finished
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.plan import Cell, choose_folder
-from dpotool.sweep.run import check_cells
+from dpotool.sweep.run import check_cells, leave_out_unusable
 from dpotool.training.arguments import count_steps
 from dpotool.training.config import TrainingSettings, fill_in
 from dpotool.training.preparation import describe_evaluation
@@ -55,12 +56,13 @@ class SweepPlan:
         }
 
 
-def plan_sweep(config: SweepConfig) -> SweepPlan:
+def plan_sweep(config: SweepConfig, progress: Progress = SILENT) -> SweepPlan:
     """Returns what `sweep` would train with these settings.
 
     Raises DpotoolError as `sweep` does before anything runs, and when the data cannot be read.
     """
     folder = choose_folder(config)
+    config = leave_out_unusable(config, progress)
     cells = check_cells(config, folder)
     n_train = _count_rows(config, "train")
     evaluation = describe_evaluation(config)

@@ -23,6 +23,8 @@ _SCHEDULES = (*_LINEAR, ADAPTIVE)
 _USED_BY = {"lambda_min": _SCHEDULES, "lambda_max": _LINEAR, "theory": (ADAPTIVE,), "adaptive_rule": (ADAPTIVE,)}
 """Setting -> the schedules that take it; an error without one of them."""
 ALL = "all"
+EARLY = "25%,50%,75%"
+"""Where a DPO run keeps checkpoints: DPO stopped early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,12 @@ def plan_cells(config: SweepConfig, folder: Path) -> list[Cell]:
     Raises:
         DpotoolError: the grid is empty, repeats itself, cannot be read, or has ends for schedules it does not have.
     """
-    cells = [_fixed(config, folder, value) for value in sorted(_parse_lambdas(config.lambdas), reverse=True)]
+    config.check_switches()
+    lambdas = sorted(parse_lambdas(config.lambdas), reverse=True)
+    if config.blend:
+        plan_blends(config)
+        lambdas = [lambdas[0], *([] if config.check_at is None else [config.check_at]), lambdas[-1]]
+    cells = [_fixed(config, folder, value) for value in lambdas]
     kinds = _parse_schedules(config.schedules)
     _refuse_unused(config, kinds)
     for kind in kinds:
@@ -69,6 +76,27 @@ def plan_cells(config: SweepConfig, folder: Path) -> list[Cell]:
     return cells
 
 
+def plan_blends(config: SweepConfig) -> list[float]:
+    """Returns the lambdas that are blended and not trained, falling; the one that is checked is both.
+
+    Raises:
+        DpotoolError: --check-at does not lie between the ends, or nothing does.
+    """
+    lambdas = parse_lambdas(config.lambdas)
+    checked = [] if config.check_at is None else [config.check_at]
+    low, high = min(lambdas, default=0.0), max(lambdas, default=0.0)
+    if not all(low < value < high for value in checked):
+        expected = f"a lambda between {low:g} and {high:g}"
+        raise DpotoolError("lies not between the ends", where="--check-at", expected=expected, got=f"{checked[0]:g}")
+    between = sorted({value for value in (*lambdas, *checked) if low < value < high}, reverse=True)
+    if not between:
+        raise DpotoolError(
+            "nothing lies between the ends", where="--blend", got=f"--lambdas {config.lambdas}",
+            remedy="Name three lambdas or more",
+        )  # fmt: skip
+    return between
+
+
 def choose_folder(config: SweepConfig) -> Path:
     """Returns the sweep's folder: the same settings lead to the same one, so that a second call continues the first."""
     if config.output:
@@ -81,7 +109,8 @@ def choose_folder(config: SweepConfig) -> Path:
 
 def _fixed(config: SweepConfig, folder: Path, lambda_: float) -> Cell:
     if lambda_ == 1:
-        return Cell("dpo", _train_config(config, folder / "dpo", loss="dpo"))
+        save_at = config.save_at or (EARLY if config.controls else None)
+        return Cell("dpo", _train_config(config, folder / "dpo", loss="dpo", save_at=save_at))
     name = f"shift-{lambda_:g}"
     return Cell(name, _train_config(config, folder / name, loss="shift", lambda_=lambda_))
 
@@ -122,7 +151,7 @@ def plan_losses(config: SweepConfig, folder: Path) -> list[Cell]:
         DpotoolError: there is no such loss or option, or it does not take the value.
     """
     grid = parse_grid(config.grid)
-    losses = _parse_losses(config.losses)
+    losses = list_losses(config.losses)
     cells = []
     for loss in [*losses, *(loss for loss in grid if loss not in losses)]:
         spans = grid.get(loss, {})
@@ -162,7 +191,8 @@ def _train_config(config: SweepConfig, folder: Path, **loss: object) -> TrainCon
     return TrainConfig(**(shared | loss))
 
 
-def _parse_lambdas(text: str) -> list[float]:
+def parse_lambdas(text: str) -> list[float]:
+    """Reads --lambdas. Raises DpotoolError where it is no list of numbers."""
     try:
         return [float(part) for part in text.split(",") if part.strip()]
     except ValueError:
@@ -181,7 +211,8 @@ def _parse_schedules(text: str) -> list[str]:
     return kinds
 
 
-def _parse_losses(text: str) -> list[str]:
+def list_losses(text: str) -> list[str]:
+    """Reads --losses: names, or all that can be compared on pairs. Raises DpotoolError for a name that is none."""
     if text.strip() == ALL:
         return [name for name, spec in find_losses().items() if spec.takes_rejected]
     return [get_loss(part).name for part in text.split(",") if part.strip()]

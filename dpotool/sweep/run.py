@@ -16,7 +16,9 @@ from pathlib import Path
 import pandas as pd
 
 from dpotool.compare.comparison import open_runs, tabulate_runs
+from dpotool.data.pair_sets import load_rows
 from dpotool.errors import DpotoolError
+from dpotool.losses.registry import get_loss
 from dpotool.measures.config import ScoreConfig
 from dpotool.measures.run import score_models
 from dpotool.progress import SILENT, Progress
@@ -25,11 +27,13 @@ from dpotool.runs.atomic import atomic_path, ensure_writable
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import InUseError, holding
 from dpotool.runs.manifest import collect_manifest
+from dpotool.sweep.blends import score_between
 from dpotool.sweep.board import DONE, FAILED, SCORING, STOPPED, TRAINING, Board
 from dpotool.sweep.cell_folder import check_folders, is_finished, make_room
 from dpotool.sweep.config import SweepConfig
+from dpotool.sweep.controls import score_controls
 from dpotool.sweep.parallel import Apart, train_apart
-from dpotool.sweep.plan import Cell, choose_folder, plan_cells
+from dpotool.sweep.plan import ALL, Cell, choose_folder, list_losses, plan_cells
 from dpotool.training.arguments import check_arguments
 from dpotool.training.config import check_config, fill_in
 from dpotool.training.objective import build_objective
@@ -68,6 +72,7 @@ def sweep(config: SweepConfig, *, progress: Progress = SILENT, watch: Watch = _w
             before anything runs), or no cell could be finished.
     """
     folder = choose_folder(config)
+    config = leave_out_unusable(config, progress)
     check_cells(config, folder)
     with holding(folder, "sweep", waits=True, note=progress.note):
         cells = check_cells(config, folder)  # another process may have begun the sweep meanwhile
@@ -75,10 +80,12 @@ def sweep(config: SweepConfig, *, progress: Progress = SILENT, watch: Watch = _w
     board = Board(cells)
     with watch(board):
         apart = train_apart(_find_open(cells), config.jobs, board, progress) if config.jobs > 1 else Apart(0)
-        return _run_cells(folder, cells, apart, board, progress)
+        return _run_cells(folder, cells, apart, board, config, progress)
 
 
-def _run_cells(folder: Path, cells: list[Cell], apart: Apart, board: Board, progress: Progress) -> SweepResult:
+def _run_cells(
+    folder: Path, cells: list[Cell], apart: Apart, board: Board, config: SweepConfig, progress: Progress
+) -> SweepResult:
     """Scores what is trained and trains what is not; after an interruption neither, but what is finished is tabled."""
     failures: dict[str, str] = {}
     finished: dict[str, RunFolder] = {}
@@ -104,7 +111,41 @@ def _run_cells(folder: Path, cells: list[Cell], apart: Apart, board: Board, prog
         if outcome != "interrupted" or _is_scored(cell):
             finished[cell.name] = RunFolder(Path(folder / cell.name))
     in_order = [finished[cell.name] for cell in cells if cell.name in finished]
+    if not was_interrupted:
+        blends = score_between(cells, finished, config, folder, progress) if config.blend else {}
+        if config.controls:
+            score_controls(cells, finished, blends, progress)
+        in_order = _sort_in(in_order, [point for points in blends.values() for point in points])
     return _conclude(folder, in_order, failures, n_trained, was_interrupted)
+
+
+def _sort_in(runs: list[RunFolder], blends: list[RunFolder]) -> list[RunFolder]:
+    """Returns the runs with each blend behind the last one whose lambda is no smaller."""
+    in_order = list(runs)
+    for blend in blends:
+        own = blend.read_manifest()["config"]["lambda_"]
+        places = [place for place, run in enumerate(in_order) if (_read_lambda(run) or -1.0) >= own]
+        in_order.insert(max(places, default=-1) + 1, blend)
+    return in_order
+
+
+def _read_lambda(run: RunFolder) -> float | None:
+    config = run.read_manifest()["config"]
+    value: float | None = 1.0 if config["loss"] == "dpo" else config.get("lambda_")
+    return value
+
+
+def leave_out_unusable(config: SweepConfig, progress: Progress) -> SweepConfig:
+    """Returns the settings with `--losses all` spelt out: without those that need scores, where the pairs have none."""
+    if config.losses.strip() != ALL:
+        return config
+    names = list_losses(config.losses)
+    scored = [name for name in names if "scores" in get_loss(name).needs]
+    rows = load_rows(config, seed=config.seed, default_split="train").pairs if scored else []
+    if all(row.score_chosen is not None and row.score_rejected is not None for row in rows):
+        return replace(config, losses=",".join(names))
+    progress.note(f"left out, as {config.data} has no scores of its pairs: {', '.join(scored)}")
+    return replace(config, losses=",".join(name for name in names if name not in scored))
 
 
 def check_cells(config: SweepConfig, folder: Path) -> list[Cell]:

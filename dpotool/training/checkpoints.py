@@ -174,10 +174,21 @@ def remove_unfinished(folder: Path) -> None:
                 path.unlink()
 
 
-def rotate(folder: Path, n_kept: int | None) -> None:
-    """Removes all but the newest checkpoints."""
-    for path in list_checkpoints(folder)[n_kept:] if n_kept else []:
+def rotate(folder: Path, n_kept: int | None, kept_steps: frozenset[int] = frozenset()) -> None:
+    """Removes all but the newest checkpoints and those of `kept_steps`."""
+    passing = [path for path in list_checkpoints(folder) if read_step(path) not in kept_steps]
+    for path in passing[n_kept:] if n_kept else []:
         shutil.rmtree(path, ignore_errors=True)
+
+
+def slim(checkpoint: Path) -> None:
+    """Takes out of a finished run's checkpoint what only a run that goes on needs; weights and tokenizer stay."""
+    for pattern in (SEAL, "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "progress*.json"):
+        for path in checkpoint.glob(pattern):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def read_progress(path: Path, process: int) -> dict[str, Any]:

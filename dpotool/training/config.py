@@ -22,6 +22,7 @@ from dpotool.settings import (
     Kinds,
     Range,
     parse_batch_tokens,
+    parse_steps,
     setting,
 )
 
@@ -161,7 +162,9 @@ class TrainingSettings(ComputeSettings, DataSettings):
         None, "Log every N steps. By default a run logs fifty times.", panel=_LOG, range=COUNT
     )
     save_steps: int | None = setting(None, "Keep a checkpoint every N steps.", panel=_LOG, range=COUNT)
-    save_at: str | None = setting(None, "Also keep checkpoints after these steps, for example 5,10,20.", panel=_LOG)
+    save_at: str | None = setting(
+        None, "Also keep checkpoints after these steps, for example 5,10,20, or 25%,50% of all steps.", panel=_LOG
+    )
     save_total_limit: int | None = setting(
         None, "Keep only the newest N checkpoints of --save-steps.", panel=_LOG, range=COUNT, switch="save_steps"
     )
@@ -299,20 +302,7 @@ def check_config(config: TrainConfig) -> None:
             got=f"--dtype {config.dtype}",
             remedy="Leave one of the two out",
         )
-    if parse_steps(config.save_at) and config.save_total_limit is not None:
-        raise DpotoolError(
-            "would take away checkpoints that --save-at keeps",
-            where="--save-total-limit",
-            remedy="Leave one of them out",
-        )
+    parse_steps(config.save_at, n_steps=100)
     for model in (config.model, config.reference):
         if model is not None and not is_builtin(model):
             check_name(model)
-
-
-def parse_steps(text: str | None) -> frozenset[int]:
-    """Reads '5,10,20' as a set of step numbers."""
-    try:
-        return frozenset(int(part) for part in text.split(",")) if text else frozenset()
-    except ValueError:
-        raise DpotoolError("not a list of steps", where="--save-at", expected="e.g. 5,10,20", got=repr(text)) from None

@@ -28,10 +28,11 @@ from dpotool.models.vocabulary import check_same_tokens, check_token_ids
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
+from dpotool.settings import parse_steps
 from dpotool.training.adaptive import read_pair_shifts
-from dpotool.training.arguments import build_training_arguments, one_line_refusals
+from dpotool.training.arguments import build_training_arguments, count_steps, one_line_refusals
 from dpotool.training.callbacks import CheckpointAt, GradientGuard, MetricsWriter
-from dpotool.training.config import TrainConfig, TrainingSettings, parse_steps
+from dpotool.training.config import TrainConfig, TrainingSettings
 from dpotool.training.dataset import PairDataset
 from dpotool.training.folder import describe_devices, refuse_changes
 from dpotool.training.objective import Objective, record_settings
@@ -206,7 +207,8 @@ def _build_trainer(
     train, evaluation = datasets[TRAIN], datasets.get(EVALUATION)
     arguments = build_training_arguments(config, folder.path, len(train), has_eval=evaluation is not None)
     monitor = build_monitor(config, scorer.model, progress) if config.monitor_theory else None
-    callbacks = [GradientGuard(), MetricsWriter(folder.append_metrics), CheckpointAt(parse_steps(config.save_at))]
+    kept = parse_steps(config.save_at, count_steps(config, len(train)))
+    callbacks = [GradientGuard(), MetricsWriter(folder.append_metrics), CheckpointAt(kept)]
     with one_line_refusals():
         trainer = PreferenceTrainer(
             scorer,
@@ -220,6 +222,7 @@ def _build_trainer(
             monitor=monitor,
             keeps_evaluations=keeps_evaluations,
         )
+    trainer.kept_steps = kept
     trainer.remove_callback(PrinterCallback)  # prints every logged row on stdout
     return trainer
 

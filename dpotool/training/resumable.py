@@ -31,6 +31,8 @@ class ResumableTrainer(Trainer):
 
     run_id: str = ""
     """Which run the checkpoints are of: when it was created, as run.yaml says."""
+    kept_steps: frozenset[int] = frozenset()
+    """Steps whose checkpoints stay, however many newer ones there are."""
     resumed_from: Path | None = None
     """The checkpoint that a run goes on from."""
 
@@ -83,7 +85,7 @@ class ResumableTrainer(Trainer):
                 (place / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.yaml says the same
                 self.state.save_to_json(str(place / checkpoints.STATE))
                 checkpoints.publish(place, self.run_id)
-                checkpoints.rotate(folder, self.args.save_total_limit)
+                checkpoints.rotate(folder, self.args.save_total_limit, self.kept_steps)
         self.accelerator.wait_for_everyone()
 
     def _export_progress(self) -> dict[str, Any]:

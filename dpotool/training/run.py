@@ -19,7 +19,7 @@ from dpotool.runs.locks import holding
 from dpotool.training.arguments import check_arguments, count_steps, describe_steps
 from dpotool.training.callbacks import StepBar, StopOnSignal
 from dpotool.training.checkpoints import Found, find_whole, list_checkpoints, read_step, remove_unfinished
-from dpotool.training.config import TrainConfig, check_config, fill_in, parse_steps
+from dpotool.training.config import TrainConfig, check_config, fill_in
 from dpotool.training.folder import claim, fill_folder, name_folder, reopen
 from dpotool.training.objective import build_objective
 from dpotool.training.preparation import prepare_trainer
@@ -90,7 +90,7 @@ def _run(trainer: PreferenceTrainer, config: TrainConfig, folder: RunFolder, pro
         raise
     folder.update_manifest(status="finished", layouts=layouts)
     if config.save_steps is None:  # last: a run that is not finished needs them to go on from
-        _remove_rolling_checkpoints(folder, keep=parse_steps(config.save_at))
+        _remove_rolling_checkpoints(folder, keep=trainer.kept_steps)
     return TrainResult(folder)
 
 

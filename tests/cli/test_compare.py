@@ -28,7 +28,7 @@ def test_a_verdict_a_recommendation_a_table_and_what_to_do_fit_a_narrow_terminal
         "Verdict on DPO: Harmful",
         "Recommendation: Take DPO-Shift λ=0.9",
         "demo [test], n = 120",
-        "Next: shift is",
+        "Next: shift is the better one",
     ]
     assert [line for line in lines if line.startswith(tuple(begins))] == [
         line for begin in begins for line in lines if line.startswith(begin)

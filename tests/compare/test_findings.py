@@ -6,33 +6,54 @@ import pytest
 from scored_runs import write_scored_run
 from synthetic_frames import make_score_frame
 
+from dpotool.compare.comparison import expand_sweeps, open_runs
+from dpotool.compare.differences import compare_runs
 from dpotool.compare.eligibility import Rule
 from dpotool.compare.findings import _advise, find_out
 from dpotool.compare.recommendation import TAKE, Recommendation
 
 
 @pytest.mark.parametrize(
-    ("kind", "lambda_", "advice"),
+    ("kind", "label", "advice"),
     [
-        ("none", 0.9, "Go on with b."),
-        ("benign", 0.9, "Go on with b."),
-        (None, None, "Go on with b."),
-        ("unclear", 0.9, "Go on with b, and score more pairs: these do not tell whether its own displacement harms."),
-        ("harmful", 0.9, "b is the better one, but harmfully displaced itself: try lambdas between 0.75 and 0.9."),
-        ("harmful", 0.5, "b is the better one, but harmfully displaced itself: try lambdas below 0.5."),
+        ("none", "DPO-Shift λ=0.9", "Go on with {}/b."),
+        ("benign", "DPO-Shift λ=0.9", "Go on with {}/b."),
+        (None, "IPO", "Go on with {}/d."),
+        (
+            "unclear",
+            "DPO-Shift λ=0.9",
+            "Go on with {}/b, and score more pairs: these do not tell whether its own displacement harms.",
+        ),
         (
             "harmful",
-            None,
-            "b is the better one, but harmfully displaced itself: `dpotool sweep` finds what a smaller lambda of "
+            "DPO-Shift λ=0.9",
+            "{0}/b is the better one, but harmfully displaced itself: see what lies between lambda 0.75 and 0.9, "
+            "without training: `dpotool blend {0}/b {0}/c`.",
+        ),
+        (
+            "harmful",
+            "DPO-Shift λ=0.75",
+            "{}/c is the better one, but harmfully displaced itself: train one with a lambda above 0 and below 0.75.",
+        ),
+        (
+            "harmful",
+            "IPO",
+            "{}/d is the better one, but harmfully displaced itself: `dpotool sweep` finds what a smaller lambda of "
             "DPO-Shift gives and costs.",
         ),
+        ("none", "blend λ=0.8", "Save it with `dpotool blend x y --at 0.8 --write OUT`."),
     ],
 )
-def test_a_better_run_is_judged_by_its_own_verdict(kind, lambda_, advice):
-    assert (
-        _advise(Recommendation(TAKE, "", Rule(), path="b", lambda_=lambda_), kind, [1.0, 0.9, 0.75, 0.5, float("nan")])
-        == advice
-    )
+def test_a_better_run_is_judged_by_its_own_verdict(tmp_path, kind, label, advice):
+    losses = {"a": {"loss": "dpo"}, "d": {"loss": "ipo"}}
+    losses |= {name: {"loss": "shift", "lambda_": value} for name, value in {"b": 0.9, "c": 0.75}.items()}
+    paths = [str(write_scored_run(tmp_path / name, **config).path) for name, config in losses.items()]
+    blend = write_scored_run(tmp_path / "blend", kind="blend", loss="blend", lambda_=0.8)
+    blend.update_manifest(blend={"first": "x", "second": "y", "weight": 0.4, "lambda": 0.8})
+    comparison = compare_runs(open_runs(expand_sweeps([*paths, str(blend.path)])), n_resamples=20)
+    path = comparison.runs.set_index("label").loc[label, "path"]
+    found = Recommendation(TAKE, "", Rule(), recommended=label, path=path)
+    assert _advise(comparison, found, kind) == advice.format(tmp_path)
 
 
 def test_a_run_without_lengths_is_not_called_one_without_reference(tmp_path):

@@ -4,11 +4,19 @@ import itertools
 
 import numpy as np
 import pytest
+from control_runs import draw, write_dpo_with_controls
 from matplotlib.text import Annotation, Text
+from scored_runs import write_scored_run
 from synthetic_frames import make_comparison, make_runs_table
 
+from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
-from dpotool.plots.tradeoff import is_on_front, plot_tradeoff
+from dpotool.plots.tradeoff import is_on_front, plot_tradeoff, read_lines
+
+
+@pytest.fixture
+def dpo(tmp_path):
+    return write_dpo_with_controls(tmp_path / "dpo")
 
 
 def test_the_front_is_what_nothing_beats_in_both():
@@ -101,3 +109,19 @@ def test_runs_without_both_numbers_are_counted_and_none_at_all_is_an_error():
 def test_an_unknown_axis_names_the_known_ones():
     with pytest.raises(DpotoolError, match=r"cannot draw against 'margin'.*Known: reward_accuracy, reward_margins"):
         plot_tradeoff(make_comparison(), model="m", data="d", against="margin")
+
+
+def test_controls_are_curves_that_end_at_the_baseline_and_for_margins_begin_at_the_start(dpo, tmp_path):
+    """Scaled back by .6 and .8 the chosen change by -1 and -2.2 nats, under DPO by -4; stopped at a quarter by -5."""
+    write_scored_run(tmp_path / "shift", frame=draw(4, -2.2, 3.6), loss="shift", lambda_=0.9)
+    found = find_out([str(dpo.path), str(tmp_path / "shift")])
+    for against, n_points in (("reward_accuracy", 3), ("reward_margins", 4)):
+        lines = {line.name: line for line in read_lines(found.comparison, found.controls, against)}
+        assert set(lines) == {"DPO scaled back", "DPO stopped early", "λ, trained"}
+        scaled = lines["DPO scaled back"]
+        assert len(scaled.x) == n_points and (scaled.x[-1], scaled.y[-1]) == (0, 0)
+        np.testing.assert_allclose(scaled.x[-3:-1], [3, 1.8], atol=0.1)
+        np.testing.assert_allclose(lines["DPO stopped early"].x[-2], -1, atol=0.1)
+    assert scaled.y[0] == pytest.approx(-0.4, abs=0.02), "beta 0.1 times the margin of 4 nats that the start lacks"
+    (axes,) = plot_tradeoff(found.comparison, model="m", data="d", controls=found.controls).axes
+    assert {"DPO scaled back", "DPO stopped early"} <= {line.get_label() for line in axes.lines}

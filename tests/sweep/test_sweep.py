@@ -8,11 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.compare.comparison import expand_sweeps
+from dpotool.compare.controls import find_curves
 from dpotool.compare.findings import find_out
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.scorer import Scorer
@@ -35,6 +38,7 @@ def settings(tmp_path: Path) -> dict[str, Any]:
         "learning_rate": 1e-2,
         "output": str(tmp_path / "sweep"),
         "lambdas": "0.5,1.0",
+        "controls": False,
     }
 
 
@@ -145,6 +149,59 @@ def test_a_second_call_repeats_nothing_and_a_wider_grid_adds_only_what_is_new(se
     wider = sweep(SweepConfig(**{**settings, "lambdas": "0.5,0.8,1.0"}))
     assert wider.n_trained == 1 and len(wider.table) == 3
     assert (first.folder / "dpo" / "model.safetensors").stat().st_mtime_ns == weights
+
+
+def test_controls_are_models_and_no_cells(settings: dict[str, Any]) -> None:
+    """Checkpoints at the quarters of two steps, blends of start and end; the run between is matched by one more."""
+    result = sweep(SweepConfig(**{**settings, "lambdas": "0.9,1.0", "batch_size": 3, "controls": True}))
+    assert result.table["label"].tolist() == ["DPO", "DPO-Shift λ=0.9"]
+    dpo = result.folder / "dpo"
+    kept = {path.name for path in dpo.glob("checkpoint-*")}
+    assert kept == {"checkpoint-1", "checkpoint-2", "checkpoint-4"}, "a quarter, half and three quarters of 5 steps"
+    inside = {path.name for path in (dpo / "checkpoint-2").iterdir()}
+    assert "model.safetensors" in inside and not inside & {"optimizer.pt", "scheduler.pt", "seal.json"}
+    scaled, stopped = find_curves(ScoredRun.open(RunFolder(dpo).list_tables("score")[0]))
+    assert {0.25, 0.5, 0.75} <= {point.share for point in scaled.points}
+    assert [point.share for point in stopped.points] == [0.2, 0.4, 0.8]
+    assert all(
+        np.allclose(point.run.table["ref_chosen_logps"], scaled.full.table["ref_chosen_logps"])
+        for point in (*scaled.points, *stopped.points)
+    )
+    again = sweep(SweepConfig(**{**settings, "lambdas": "0.9,1.0", "batch_size": 3}))
+    assert again.n_trained == 0, "whether controls are scored changes no run"
+
+
+def test_blend_trains_the_ends_and_says_how_far_the_checked_blend_is_from_a_trained_run(
+    settings: dict[str, Any],
+) -> None:
+    config = SweepConfig(**{**settings, "lambdas": "0.5,0.8,0.9,1.0"}, blend=True, check_at=0.7, seeds=2)
+    result = sweep(config)
+    assert result.n_trained == 6 and not result.failures
+    middle = ["blend λ=0.9", "blend λ=0.8", "DPO-Shift λ=0.7", "blend λ=0.7"]
+    labels = [label.partition(" (")[0] for label in result.table["label"]]
+    assert sorted(labels) == sorted(2 * ["DPO", *middle, "DPO-Shift λ=0.5"])
+    assert {"blend-0.9", "blend-0.8", "blend-0.7", "seed43"} <= {path.name for path in result.folder.iterdir()}
+    found = find_out([str(result.folder)])
+    told = [sentence for sentence in found.sentences if "which was trained" in sentence]
+    assert len(told) == 2, "one for each seed"
+    assert all(sentence.startswith("blend λ=0.7") and " nats [" in sentence for sentence in told)
+    assert sweep(replace(config, blend=False, check_at=None)).n_trained == 4, "0.8 and 0.9 are trained after all"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"check_at": 0.7}, "--check-at: has no effect without --blend"),
+        (
+            {"blend": True, "check_at": 0.4},
+            "--check-at: lies not between the ends; expected a lambda between 0.5 and 1",
+        ),
+        ({"blend": True, "lambdas": "0.5,1"}, "--blend: nothing lies between the ends"),
+    ],
+)
+def test_what_cannot_be_blended_is_refused_before_anything_is_trained(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(DpotoolError, match=message):
+        plan_cells(SweepConfig(**given), Path("s"))
 
 
 def test_one_failed_cell_does_not_lose_the_others(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -156,5 +156,7 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
         save(tmp_path, step)
     rotate(tmp_path, None)
     assert len(list(tmp_path.iterdir())) == 3
+    rotate(tmp_path, 1, frozenset({4}))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-12", "checkpoint-4"]
     rotate(tmp_path, 1)
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-12"]

@@ -37,10 +37,7 @@ def test_counts_begin_at_one_and_end_somewhere(name: str, value: int) -> None:
         ({"lora_r": 16}, "--lora-r: has no effect without --lora."),
         ({"lora_targets": "q_proj"}, "--lora-targets: has no effect without --lora."),
         ({"save_total_limit": 2}, "--save-total-limit: has no effect without --save-steps."),
-        (
-            {"save_total_limit": 2, "save_steps": 1, "save_at": "5"},
-            "--save-total-limit: would take away checkpoints that --save-at keeps. Leave one of them out",
-        ),
+        ({"save_at": "5,130%"}, "--save-at: not a list of steps; expected e.g. 5,10,20 or 25%,50%, got '5,130%'"),
     ],
 )
 def test_a_setting_without_its_switch_is_refused(given: dict[str, Any], message: str) -> None:
