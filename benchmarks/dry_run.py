@@ -47,6 +47,7 @@ class Outcome:
     printed: dict[str, Any]
     seconds: float
     peak_bytes: int
+    processor_seconds: float = 0.0
 
 
 def list_cases(args: argparse.Namespace) -> list[Case]:
@@ -80,7 +81,8 @@ def run(words: Sequence[str], folder: Path) -> Outcome:
         if process.returncode:
             raise SystemExit(f"{' '.join(words)}: exit code {process.returncode}")
         out.seek(0)
-        return Outcome(json.load(out), seconds, used.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+        peak = used.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        return Outcome(json.load(out), seconds, peak, used.ru_utime + used.ru_stime)
 
 
 def measure(cases: Sequence[Case]) -> Iterator[Row]:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,24 +51,27 @@ class Study:
     steps: int
     seeds: tuple[int, ...]
     training: tuple[str, ...] = ()
+    is_over: bool = False
+    """Whether nothing is to be run any more: what was not finished is passed over."""
 
     @property
     def pairs(self) -> tuple[str, ...]:
         """All the training pairs, as options."""
         return ("--data", self.data, *self.rows)
 
-    def run(self, name: str, *words: str) -> None:
-        """Runs a command unless it was finished before.
+    def run(self, name: str, *words: str) -> bool:
+        """Runs a command unless it was finished before; returns whether it is finished now.
 
         Raises:
             subprocess.CalledProcessError: the command failed; its last words are on stderr.
         """
         done = self.out / f"{name}.done"
-        if done.exists():
-            return
+        if done.exists() or self.is_over:
+            return done.exists()
         began = time.monotonic()
         subprocess.run([sys.executable, "-m", "dpotool", *words], stdout=subprocess.DEVNULL, check=True)
         done.write_text(f"{time.monotonic() - began:.1f} s  dpotool {' '.join(words)}\n", encoding="utf-8")
+        return True
 
     def measure(self) -> dict[str, Path]:
         """Returns the table that each measure stands in, at the model as it is before training."""
@@ -79,30 +82,31 @@ class Study:
         tables = {kind: _find(folder / kind, "*.parquet") for kind in ("theory", "diagnosis")}
         return {name: tables["theory" if name == "driver_score" else "diagnosis"] for name in MEASURES}
 
-    def leave_out(self, measure: str, table: Path | None, seed: int) -> Path:
-        """Returns the file of pairs that are kept."""
+    def train_without(self, measure: str, table: Path | None, seed: int) -> Path | None:
+        """Leaves out the riskiest pairs by the measure's table, at random without one; see `train`."""
         folder = self.out / f"without-{measure}{f'-{seed}' if table is None else ''}"
         source = ("--table", str(table)) if table else ("--seed", str(seed))
         words = ("--by", measure, "--drop-top", str(self.n_dropped), *source, "--output", str(folder))
-        self.run(folder.name, "filter", self.data, *self.rows, *words)
-        return _find(folder, "*-kept.jsonl")
+        if not self.run(folder.name, "filter", self.data, *self.rows, *words):
+            return None
+        return self.train(measure, seed, "--data", str(_find(folder, "*-kept.jsonl")))
 
-    def train(self, arm: str, seed: int, *words: str) -> Path:
-        """Trains and scores; returns the score table."""
+    def train(self, arm: str, seed: int, *words: str) -> Path | None:
+        """Trains and scores; returns the score table, or None where the study is over without it."""
         run = self.out / f"{arm}-{seed}"
         fixed = ("--max-steps", str(self.steps), "--eval-steps", "1000", "--beta", str(BETA), *self.training)
         common = ("--model", self.model, "--eval-data", self.test, "--seed", str(seed), "--output", str(run))
-        self.run(f"train-{run.name}", "train", *words, *common, *fixed)
-        self.run(f"score-{run.name}", "score", str(run))
-        return _find(run / "scores", "*.parquet")
+        is_trained = self.run(f"train-{run.name}", "train", *words, *common, *fixed)
+        is_scored = is_trained and self.run(f"score-{run.name}", "score", str(run))
+        return _find(run / "scores", "*.parquet") if is_scored else None
 
-    def run_all(self) -> Iterator[tuple[str, int, Path]]:
+    def run_all(self) -> Iterator[tuple[str, int, Path | None]]:
         """Yields arm, seed and score table: first what is left out, seed after seed, then training on all pairs."""
         tables = self.measure()
         for seed in self.seeds:
-            yield RANDOM, seed, self.train(RANDOM, seed, "--data", str(self.leave_out(RANDOM, None, seed)))
+            yield RANDOM, seed, self.train_without(RANDOM, None, seed)
             for measure, table in tables.items():
-                yield measure, seed, self.train(measure, seed, "--data", str(self.leave_out(measure, table, seed)))
+                yield measure, seed, self.train_without(measure, table, seed)
         for seed in self.seeds:
             yield ALL, seed, self.train("all", seed, *self.pairs)
             yield LAMBDA, seed, self.train("lambda", seed, *self.pairs, "--loss", "shift", "--lambda", "0.9")
@@ -155,6 +159,8 @@ def collect(study: Study) -> None:
     """
     columns: dict[str, pd.Series] = {}
     for arm, seed, path in study.run_all():
+        if path is None:
+            continue
         table = pd.read_parquet(path).set_index("pair_id")
         columns.setdefault("prompt_id", table["prompt_id"])
         for side in ("chosen", "rejected"):
@@ -206,11 +212,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/filter-study"))
     parser.add_argument("--model", default="")
     parser.add_argument("--data", type=Path, default=Path())
+    parser.add_argument("--finished", action="store_true", help="run nothing, only gather what is finished")
     parser.add_argument("--write", action="store_true", help="only put the tables into docs/results.md")
     told = parser.parse_args()
     if told.study:
         told.out.mkdir(parents=True, exist_ok=True)
-        collect(plan_demo(told.out) if told.study == "demo" else plan_tldr(told.out, told.model, told.data))
+        study = plan_demo(told.out) if told.study == "demo" else plan_tldr(told.out, told.model, told.data)
+        collect(replace(study, is_over=told.finished))
     if told.write:
         for path in sorted((DOCS / "data").glob("filter-*.csv")):
             replace_section(DOCS / "results.md", path.stem, tabulate(path))

@@ -13,6 +13,8 @@ both are given. The length-normalised forms divide each sum by the number of sta
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -55,18 +57,42 @@ def compute_head_products(view: CompletionView) -> dict[str, Float[Tensor, " pai
     n_pairs = view.n_completions // 2
     if not view.has_plain_head():
         return {name: torch.full((n_pairs,), torch.nan, dtype=torch.float64) for name in HEAD_COLUMNS}
-    rows = [_multiply_heads(view, pair) for pair in range(n_pairs)]
+    rows: list[Float[Tensor, " 3"]] = []
+    n_tokens = torch.bincount(view.completions, minlength=view.n_completions).view(-1, 2).tolist()
+    start = 0
+    for group in _group_pairs(n_tokens, view.chunk_size):
+        places = torch.arange(start, start + sum(map(sum, group)), device=view.token_ids.device)
+        start += len(places)
+        rows += _multiply_heads(view, places, group)
     return dict(zip(HEAD_COLUMNS, torch.stack(rows, dim=1), strict=True))
 
 
-def _multiply_heads(view: CompletionView, pair: int) -> Float[Tensor, " 3"]:
-    places = (view.completions // 2 == pair).nonzero().squeeze(1)
+def _group_pairs(n_tokens: Sequence[Sequence[int]], most: int) -> Iterator[list[Sequence[int]]]:
+    """Cuts pairs into runs of at most so many tokens, or of one pair."""
+    group: list[Sequence[int]] = []
+    for pair in n_tokens:
+        if group and sum(map(sum, group)) + sum(pair) > most:
+            yield group
+            group = []
+        group.append(pair)
+    if group:
+        yield group
+
+
+def _multiply_heads(
+    view: CompletionView, places: Int[Tensor, " tokens"], group: Sequence[Sequence[int]]
+) -> Iterator[Float[Tensor, " 3"]]:
+    """Yields the products of each pair of a group, whose tokens follow one another; one look at the output layer."""
+    residuals = _residuals(view, places) if len(places) <= view.chunk_size else None
     states = view.states[places].double()
-    kernel = _residual_products(view, places) * (states @ states.T)  # (tokens, tokens)
-    is_chosen = view.completions[places] % 2 == 0
-    chosen, rejected = is_chosen.nonzero().squeeze(1), (~is_chosen).nonzero().squeeze(1)
-    sums = [kernel[one][:, other].sum() for one, other in ((chosen, rejected), (chosen, chosen), (rejected, rejected))]
-    return torch.stack(sums)
+    end = 0
+    for n_chosen, n_rejected in group:
+        pair = slice(end, end := end + n_chosen + n_rejected)
+        whole = _residual_products(view, places[pair]) if residuals is None else residuals[pair] @ residuals[pair].T
+        kernel = whole.double() * (states[pair] @ states[pair].T)  # (tokens, tokens)
+        chosen, rejected = slice(0, n_chosen), slice(n_chosen, None)
+        parts = ((chosen, rejected), (chosen, chosen), (rejected, rejected))
+        yield torch.stack([kernel[one, other].sum() for one, other in parts])
 
 
 def _residual_products(view: CompletionView, places: Int[Tensor, " tokens"]) -> Float[Tensor, "tokens tokens"]:

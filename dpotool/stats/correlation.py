@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, rankdata, spearmanr
+from scipy.stats import bootstrap, spearmanr
 
 from dpotool.stats.bootstrap import Interval
 
 Values = NDArray[np.float64]
 Prompts = NDArray[np.str_]
 N_RESAMPLES = 2_000
+_CELLS_PER_BLOCK = 131_072  # resamples x pairs whose ranks are in memory at a time
 FEWEST_PAIRS = 3
 
 
@@ -79,18 +81,21 @@ def correlate_many(
     over pairs, pairs of one prompt together; one set of resamples serves all columns. A column has None where a
     correlation has no meaning: it does not vary, or there are fewer than 3 pairs or prompts.
     """
-    table = np.column_stack([*scores.values(), given, measured])
-    labels = np.arange(len(table)) if clusters is None else clusters
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-    if len(members) < FEWEST_PAIRS or np.ptp(measured) == 0:
+    columns = [*scores.values(), given, measured]
+    labels = np.arange(len(measured)) if clusters is None else clusters
+    prompts, prompt_of = np.unique(labels, return_inverse=True)
+    if len(prompts) < FEWEST_PAIRS or np.ptp(measured) == 0:
         return {name: {"rank_correlation": None, "given": None} for name in scores}
+    places = [_sort(column) for column in columns]
     draw = np.random.default_rng(seed)
+    size = max(1, _CELLS_PER_BLOCK // len(measured))
     resamples = []
-    for _ in range(N_RESAMPLES):
-        drawn = draw.integers(len(members), size=len(members))
-        resamples.append(_correlate_columns(table[np.concatenate([members[number] for number in drawn])]))
-    ends = np.quantile(np.stack(resamples), [0.025, 0.975], axis=0)  # (2, columns, 2)
-    values = _correlate_columns(table)
+    for start in range(0, N_RESAMPLES, size):
+        drawn = [draw.integers(len(prompts), size=len(prompts)) for _ in range(min(size, N_RESAMPLES - start))]
+        counts = np.stack([np.bincount(each, minlength=len(prompts)) for each in drawn])
+        resamples.append(_correlate_counted(places, counts[:, prompt_of].astype(np.float64)))
+    ends = np.quantile(np.concatenate(resamples), [0.025, 0.975], axis=0)  # (2, columns, 2)
+    values = _correlate_counted(places, np.ones((1, len(measured))))[0]
     found: dict[str, dict[str, dict[str, float] | None]] = {}
     for place, name in enumerate(scores):
         varies = [np.ptp(scores[name]) > 0, np.ptp(scores[name]) > 0 and np.ptp(given) > 0]
@@ -103,14 +108,60 @@ def correlate_many(
     return found
 
 
-def _correlate_columns(table: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Returns per column of scores its rank correlation with the last column, and the same given the last but one."""
-    ranks = rankdata(table, axis=0)
-    ranks -= ranks.mean(axis=0)
-    norms = np.linalg.norm(ranks, axis=0)
-    ranks /= np.where(norms > 0, norms, 1.0)
-    s_g, s_m = ranks[:, :-2].T @ ranks[:, -2], ranks[:, :-2].T @ ranks[:, -1]
-    m_g = ranks[:, -1] @ ranks[:, -2]
-    spread = np.sqrt(np.clip((1 - s_g**2) * (1 - m_g**2), 0, None))
-    partial = np.divide(s_m - s_g * m_g, spread, out=np.zeros_like(s_m), where=spread > 1e-6)
-    return np.stack([s_m, partial], axis=1)
+@dataclass(frozen=True, slots=True)
+class _Sorted:
+    """A column in ascending order, its equal values in one group."""
+
+    order: NDArray[np.intp]
+    group_of: NDArray[np.intp]
+    """Of each row, in the column's own order."""
+    ends: NDArray[np.intp]
+    """Place in `order` of each group's last row."""
+
+
+def _sort(column: Values) -> _Sorted:
+    _, group_of, sizes = np.unique(column, return_inverse=True, return_counts=True)
+    return _Sorted(np.argsort(column, kind="stable"), group_of, np.cumsum(sizes) - 1)
+
+
+def _rank_counted(column: _Sorted, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns each row's rank in every resample less the mean of all ranks, ties sharing theirs: (resamples, rows).
+
+    Sorting is done once: in a resample that holds a row so often, the rows up to and within a group are counted.
+    """
+    up_to = counts[:, column.order].cumsum(axis=1)[:, column.ends]  # (resamples, groups)
+    within = np.diff(up_to, axis=1, prepend=0.0)
+    ranks = up_to - within + (within + 1) / 2
+    return np.asarray((ranks - (up_to[:, -1:] + 1) / 2)[:, column.group_of])
+
+
+def _correlate_counted(columns: Sequence[_Sorted], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Returns each score's rank correlation with the last column, and the same given the last but one.
+
+    Args:
+        columns: scores, the given column, the measurement.
+        counts: how often each resample holds a row, (resamples, rows).
+
+    Returns:
+        (resamples, scores, 2)
+    """
+    *scores, given, measured = (_normalize(_rank_counted(column, counts), counts) for column in columns)
+    m_g = _multiply(measured, given)
+    found = []
+    for score in scores:
+        s_m, s_g = _multiply(score, measured), _multiply(score, given)
+        spread = np.sqrt(np.clip((1 - s_g**2) * (1 - m_g**2), 0, None))
+        partial = np.divide(s_m - s_g * m_g, spread, out=np.zeros_like(s_m), where=spread > 1e-6)
+        found.append(np.stack([s_m, partial], axis=1))
+    return np.stack(found, axis=1)
+
+
+def _normalize(ranks: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Scales ranks so that the counted products of two columns add up to their correlation; of one value, to 0."""
+    weighted = ranks * np.sqrt(counts)
+    norms = np.linalg.norm(weighted, axis=1, keepdims=True)
+    return np.asarray(weighted / np.where(norms > 0, norms, 1.0))
+
+
+def _multiply(one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(np.einsum("ij,ij->i", one, other))

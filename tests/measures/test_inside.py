@@ -160,12 +160,15 @@ def head_products_by_autograd(model: torch.nn.Module, pair: TokenizedPair) -> li
 
 @pytest.mark.parametrize("layout", ["shared", "paired"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3"])
-def test_head_products_equal_autograd(family: str, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("positions", [5, 40], ids=["several blocks a pair", "several pairs a block"])
+def test_head_products_equal_autograd(
+    family: str, layout: str, positions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = build_family(family)
     if model.config.tie_word_embeddings:  # autograd would add the embedding's part
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
-    monkeypatch.setattr("dpotool.likelihood.completions.CHUNK_ELEMENTS", 5 * 97)  # several blocks a pair
+    monkeypatch.setattr("dpotool.likelihood.completions.CHUNK_ELEMENTS", positions * 97)
     for view in view_pairs(model, None, layout):
         columns = compute_head_products(view.policy)
         for row, pair in enumerate(view.pairs):

@@ -31,6 +31,34 @@ def test_values_are_those_of_scipy_and_the_partial_ones_follow_the_formula() -> 
     assert both is not None and both["ci_low"] == pytest.approx(one_by_one["ci_low"], abs=0.03)
 
 
+def correlate_resample(columns: list[np.ndarray]) -> np.ndarray:
+    """Both correlations of the first column by scipy, as a resample was once computed: rows repeated, then ranked."""
+    s_m, s_g, m_g = (spearmanr(columns[i], columns[j]).statistic for i, j in ((0, 2), (0, 1), (2, 1)))
+    return np.array([s_m, (s_m - s_g * m_g) / np.sqrt((1 - s_g**2) * (1 - m_g**2))])
+
+
+def test_resamples_that_are_counted_are_those_that_are_written_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ties, prompts of several pairs, blocks of a few resamples: the ends of the intervals are the slow ones'."""
+    monkeypatch.setattr("dpotool.stats.correlation.N_RESAMPLES", 60)
+    monkeypatch.setattr("dpotool.stats.correlation._CELLS_PER_BLOCK", 7 * 40)
+    draw = np.random.default_rng(2)
+    columns = [np.round(draw.normal(size=40), 1) for _ in range(3)]
+    clusters = np.array([str(n // 2) for n in range(30)] + [str(n) for n in range(30, 40)])
+    found = correlate_many({"s": columns[0]}, columns[2], columns[1], clusters, seed=5)["s"]
+    again, prompts = np.random.default_rng(5), np.unique(clusters)
+    slow = []
+    for _ in range(60):
+        drawn = again.integers(len(prompts), size=len(prompts))
+        rows = np.concatenate([np.flatnonzero(clusters == prompts[number]) for number in drawn])
+        slow.append(correlate_resample([column[rows] for column in columns]))
+    for place, kind in enumerate(("rank_correlation", "given")):
+        got = found[kind]
+        assert got is not None
+        np.testing.assert_allclose(
+            [got["ci_low"], got["ci_high"]], np.quantile(np.array(slow)[:, place], [0.025, 0.975]), atol=1e-12
+        )
+
+
 def test_what_only_leans_on_length_has_nothing_left() -> None:
     """The score is the length itself: its correlation is high, and given length there is nothing to say."""
     length = np.arange(50.0)
