@@ -61,7 +61,8 @@ def read_part(path: Path) -> list[tuple[Any, ...]]:
         FileNotFoundError: it is gone.
     """
     try:
-        table = pq.read_table(path)
+        with path.open("rb") as file:  # pyarrow takes a name with a colon for an address, and none that is no UTF-8
+            table = pq.read_table(file)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
@@ -119,8 +120,8 @@ def write_part(folder: Path, values: Mapping[str, tuple[float, ...]]) -> None:
     if not kept:
         return
     columns = [list(kept), *map(list, zip(*kept.values(), strict=True))]
-    with atomic_path(folder / name_part(kept)) as path:
-        pq.write_table(pa.table(columns, schema=_make_schema(folder)), path)
+    with atomic_path(folder / name_part(kept)) as path, path.open("wb") as file:
+        pq.write_table(pa.table(columns, schema=_make_schema(folder)), file)
 
 
 def name_part(values: Mapping[str, tuple[float, ...]]) -> str:

@@ -42,7 +42,7 @@ class VerbCommand(TyperCommand):
             return super().parse_args(ctx, args)
         except Exception as error:
             if type(error).__name__ == "NoSuchOption":  # typer brings a click of its own, or takes the installed one
-                suggest_own_name(error, self.settings)
+                suggest_own_name(error, self.settings, getattr(self.callback, "positionals", ()))
             raise
 
     def invoke(self, ctx: Any) -> Any:
@@ -99,9 +99,23 @@ def complete_kinds(kinds: Kinds) -> Callable[[str], list[tuple[str, str]]]:
     return complete
 
 
-def suggest_own_name(error: Any, settings: type[Settings]) -> None:
+_NOT_HERE = {
+    "load_in_4bit": "weights are not quantised here; name a model that is quantised already, or train with --lora",
+    "max_prompt_length": "only prompt and answer together have a length, --max-length",
+    "fp16": "float16 is not trained in; --bf16 is",
+}
+_NOT_HERE |= {"load_in_8bit": _NOT_HERE["load_in_4bit"], "use_4bit": _NOT_HERE["load_in_4bit"]}
+"""Other tools' options for what there is no option for -> what to do instead."""
+
+
+def suggest_own_name(error: Any, settings: type[Settings], positionals: Sequence[Any] = ()) -> None:
     """Puts this command's name for what was meant into the complaint about an unknown option."""
     meant = str(error.option_name).strip("-").replace("-", "_")
+    names = [each.name for each in positionals if each.name.rstrip("s") == meant.rstrip("s")]
+    if meant in _NOT_HERE or names:
+        instead = _NOT_HERE.get(meant) or f"{names[0].upper()} is given without an option's name"
+        error.message = f"No such option: {error.option_name} ({instead})"
+        error.possibilities = []
     for about in fields(settings):
         if meant in about.metadata.get("near", ()):
             error.possibilities = [about.metadata["flag"] or flag_of(about.name)]

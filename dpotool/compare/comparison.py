@@ -83,7 +83,12 @@ def open_runs(
 
 def tabulate_runs(runs: Sequence[ScoredRun]) -> pd.DataFrame:
     """Returns the runs table, a row per run; without runs it has its columns all the same."""
-    return pd.DataFrame([_describe_row(run) for run in runs]) if runs else pd.DataFrame(columns=list(COLUMNS))
+    if not runs:
+        return pd.DataFrame(columns=list(COLUMNS))
+    rows = [_describe_row(run) for run in runs]
+    # names of files are no text for pandas' own type of texts, which must be UTF-8
+    kinds = {name: object if name in ("label", "path", "model") else None for name in rows[0]}
+    return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in kinds.items()})
 
 
 def find_scores(

@@ -194,7 +194,7 @@ def relate_displacement(judged: Sequence[JudgedRun], runs: pd.DataFrame) -> dict
 
     Returns None for fewer than four judged runs, where no ranking could be told from chance.
     """
-    displacement = dict(zip(runs["path"].map(str), runs["chosen_displacement"].astype(float), strict=True))
+    displacement = dict(zip(map(str, runs["path"]), runs["chosen_displacement"].astype(float), strict=True))
     known = [(displacement.get(str(run.folder.path), math.nan), run.rate["value"]) for run in judged]
     known = [pair for pair in known if all(map(math.isfinite, pair))]
     if len(known) < 4:

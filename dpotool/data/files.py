@@ -83,7 +83,7 @@ def _open(path: Path) -> BinaryIO:
     else:
         import pyarrow as pa
 
-        file = io.BytesIO(pa.input_stream(str(path), compression=kind).read())
+        file = io.BytesIO(pa.input_stream(path.open("rb"), compression=kind).read())
     start = file.read(4)
     file.seek(0)
     encoding = next((name for mark, name in _MARKS.items() if start.startswith(mark)), None)
@@ -278,7 +278,9 @@ def _read_parquet(path: Path) -> Iterator[SourceRow]:
     import pyarrow.parquet as pq
 
     try:
-        with pq.ParquetFile(path if path.suffix.lower() == ".parquet" else pa.BufferReader(_open(path).read())) as file:
+        with pq.ParquetFile(
+            path.absolute() if path.suffix.lower() == ".parquet" else pa.BufferReader(_open(path).read())
+        ) as file:
             columns = select_columns(file.schema_arrow.names)
             batches = file.iter_batches(batch_size=_BATCH_ROWS, columns=columns)
             rows = chain.from_iterable(batch.to_pylist() for batch in batches)

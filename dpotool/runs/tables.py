@@ -126,7 +126,7 @@ def read_raw_metadata(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         if _resolve_format(path, None) == "parquet":
-            found = parse_json((pq.read_schema(path).metadata or {}).get(METADATA_KEY, b"{}"))
+            found = parse_json((_read_parquet_schema(path).metadata or {}).get(METADATA_KEY, b"{}"))
             return check_value(found, dict[str, Any], where=f"{path}: its metadata", remedy=_REWRITE)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DpotoolError(f"its metadata cannot be read ({error})", where=str(path), remedy=_REWRITE) from error
@@ -141,7 +141,7 @@ def _read_sidecar(path: Path) -> _Sidecar:
 def _extend(schema: pa.Schema, path: Path) -> pa.Schema:
     """Adds the columns that the table says it has besides, with unit and definition: those of further measures."""
     if path.suffix == ".parquet":
-        described = list(pq.read_schema(path))
+        described = list(_read_parquet_schema(path))
     elif _sidecar(path).is_file():
         columns = [{"name": "", "type": "", **about} for about in _read_sidecar(_sidecar(path)).columns]
         described = [
@@ -153,6 +153,17 @@ def _extend(schema: pa.Schema, path: Path) -> pa.Schema:
         if field.name not in schema.names and b"definition" in (field.metadata or {}):
             schema = schema.append(field)
     return schema
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    """Reads a table from an open file: pyarrow takes a name with a colon for an address, and none that is no UTF-8."""
+    with path.open("rb") as file:
+        return pq.read_table(file)
+
+
+def _read_parquet_schema(path: Path) -> pa.Schema:
+    with path.open("rb") as file:
+        return pq.read_schema(file)
 
 
 def _resolve_format(path: Path, format: str | None) -> str:  # noqa: A002
@@ -217,7 +228,7 @@ def _to_json_line(row: dict[str, Any]) -> str:
 def _read_raw(path: Path) -> pd.DataFrame:
     format_ = _resolve_format(path, None)
     if format_ == "parquet":
-        return pq.read_table(path).to_pandas(types_mapper=_pandas_type)
+        return _read_parquet(path).to_pandas(types_mapper=_pandas_type)
     if format_ == "csv":
         return _read_csv(path).replace("", None).apply(_numbers_from_text)
     with path.open(encoding="utf-8") as file:
@@ -256,7 +267,7 @@ def _numbers_from_text(column: pd.Series) -> pd.Series:
 def _recognise(path: Path, raw: pd.DataFrame) -> pa.Schema:
     """The schema a table says it has, else the one whose columns it has most of."""
     if path.suffix == ".parquet":
-        named = (pq.read_schema(path).metadata or {}).get(TABLE_KEY, b"").decode()
+        named = (_read_parquet_schema(path).metadata or {}).get(TABLE_KEY, b"").decode()
         if named in SCHEMAS:
             return SCHEMAS[named]
     return max(SCHEMAS.values(), key=lambda schema: len(set(schema.names) & set(raw.columns)) / len(schema.names))

@@ -157,6 +157,19 @@ def test_other_tools_names_are_answered_with_ours(words: list[str], meant: str) 
     assert f"(Possible options: {meant})" in result.output
 
 
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (["train", "--load-in-4bit"], "name a model that is quantised already, or train with --lora"),
+        (["score", "--model", "m"], "MODELS is given without an option's name"),
+    ],
+)
+def test_what_has_no_option_is_answered_with_what_to_do(words: list[str], instead: str) -> None:
+    result = CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert instead in result.output and "Possible options" not in result.output
+
+
 def test_losses_are_completed() -> None:
     complete = complete_kinds(LOSS_KINDS)
     assert complete("sim") == [("simpo", LOSSES["simpo"].about)]

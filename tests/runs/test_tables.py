@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -167,6 +168,14 @@ def test_text_in_a_number_column_is_refused(tmp_path):
 
     with pytest.raises(DpotoolError, match="cannot be read as a table"):
         read_table(path)
+
+
+@pytest.mark.parametrize("name", ["http:x", "x\udcff"])
+def test_a_folder_of_any_name_is_a_folder(tmp_path, monkeypatch, name):
+    """What looks like an address, and bytes that are no UTF-8."""
+    monkeypatch.chdir(tmp_path)
+    path = write_table(make_score_frame(2), Path(name) / "t.parquet", SCORE_SCHEMA, {"label": "a"})
+    assert (len(read_table(path)), read_raw_metadata(path)) == (2, {"label": "a"})
 
 
 @pytest.mark.parametrize(
