@@ -109,7 +109,7 @@ def _train_apart(place: Path, progress: Progress) -> None:
         with progress.track(f"training {DEMO}", _count_steps()) as advance:
             while process.poll() is None:
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
-                step = _read_step(metrics)
+                step = max(n_told, _read_step(metrics))  # the file goes when all is done
                 advance(step - n_told)
                 n_told = step
     finally:
