@@ -11,8 +11,9 @@ from dpotool.foreign.config import ImportConfig
 _FILE = Positional(
     "file",
     str,
-    "TRL's trainer_state.json or its run's folder, reward-bench's _outputs.jsonl or _all.jsonl, or a .pt file with a "
-    "dict of tensors.",
+    "A training log: TRL's trainer_state.json or its folder, TensorBoard's events, the history of a Weights & Biases "
+    "run as CSV, trackio's .db, LLaMA-Factory's trainer_log.jsonl. Or scores of pairs: reward-bench's JSON lines, or a "
+    ".pt file with a dict of tensors.",
     required=True,
 )
 

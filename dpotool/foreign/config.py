@@ -12,9 +12,12 @@ class ImportConfig(Settings):
     """Settings of one import."""
 
     kind: str | None = setting(
-        None, "Kind of file: trl, reward-bench or tensors. The default is what the file looks like."
+        None,
+        "Kind of file: trl, tensorboard, wandb, trackio, llama-factory, reward-bench or tensors. The "
+        "default follows its name.",
     )
     output: str | None = setting(None, "Folder to write to. The default is runs/<name of the file or of its folder>.")
+    run: str | None = setting(None, "Run to read from a trackio database that holds several.")
     beta: float | None = setting(
         None, "Beta of that training: TRL's rewards become displacement, reward-bench's log-ratios rewards."
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,18 @@ from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.foreign.config import ImportConfig
-from dpotool.foreign.readers import KINDS, find_file, read_reward_bench, read_tensors, read_trainer_state, recognise
+from dpotool.foreign.logs import read_history, read_tensorboard, read_trackio, read_trainer_log, read_trainer_state
+from dpotool.foreign.tables import read_reward_bench, read_tensors
 from dpotool.losses.options import check_told_lambda
 from dpotool.losses.registry import get_loss
 from dpotool.runs.about import ScoreAbout
 from dpotool.runs.atomic import atomic_path, ensure_writable, write_text
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder, is_checkpoint_name, write_summary
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import SCORE_SCHEMA
 from dpotool.runs.tables import write_table
+
+_STATE, _TRAINER_LOG = "trainer_state.json", "trainer_log.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,7 @@ def import_file(file: str, config: ImportConfig) -> ImportResult:
         config = replace(config, loss=get_loss(config.loss).name)
     check_told_lambda(config.loss, config.lambda_)
     kind = recognise(path) if config.kind is None else config.kind
-    content, left_out = _READERS[kind](path, config)
+    content, left_out = KINDS[kind].read(path, config)
     folder = RunFolder(
         Path(config.output)
         if config.output
@@ -67,7 +71,7 @@ def import_file(file: str, config: ImportConfig) -> ImportResult:
 
 def _name(path: Path) -> str:
     """The folder's name for the files that are called alike everywhere, else the file's own."""
-    if path.name in ("trainer_state.json", "results_samples.pt"):
+    if path.name in (_STATE, _TRAINER_LOG, "results_samples.pt"):
         return path.resolve().parent.name
     return path.stem
 
@@ -83,10 +87,8 @@ def _claim(folder: RunFolder, path: Path, config: ImportConfig) -> None:
         raise DpotoolError("holds a model, and no run", where=str(folder.path), remedy="Choose another with --output")
     ensure_writable(folder.path)
     settings = {**config.to_dict(), "file": str(path)}
-    fingerprint = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-    folder.write_manifest(
-        collect_manifest("import", settings, fingerprints={"file": fingerprint}) | {"status": "finished"}
-    )
+    manifest = collect_manifest("import", settings, fingerprints={"file": _hash(path)})
+    folder.write_manifest(manifest | {"status": "finished"})
 
 
 def _write(folder: RunFolder, path: Path, config: ImportConfig, content: Any) -> Path:
@@ -136,8 +138,76 @@ def _read_pairs(path: Path, config: ImportConfig) -> tuple[pd.DataFrame, list[st
 
 _LOGPS = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps")
 
-_READERS: dict[str, Callable[[Path, ImportConfig], tuple[Any, list[str]]]] = {
-    "trl": lambda path, config: (read_trainer_state(path, config.beta), []),
-    "reward-bench": lambda path, config: (read_reward_bench(path, config.beta), []),
-    "tensors": _read_pairs,
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A kind of file: what it is called, how it is known, and who reads it."""
+
+    names: tuple[str, ...]
+    """Patterns of file names, lower case."""
+    read: Callable[[Path, ImportConfig], tuple[Any, list[str]]]
+    """Returns rows of a log or a table of pairs, and what is in neither."""
+
+
+def _log(read: Callable[[Path, ImportConfig], list[dict[str, Any]]]) -> Callable[..., tuple[Any, list[str]]]:
+    return lambda path, config: (read(path, config), [])
+
+
+KINDS: dict[str, Kind] = {
+    "tensorboard": Kind(("*tfevents*",), _log(read_tensorboard)),
+    "llama-factory": Kind((_TRAINER_LOG,), _log(read_trainer_log)),
+    "trl": Kind(("*.json",), _log(read_trainer_state)),
+    "wandb": Kind(("*.csv", "*.parquet"), _log(read_history)),
+    "trackio": Kind(("*.db",), _log(read_trackio)),
+    "reward-bench": Kind(("*.jsonl",), lambda path, config: (read_reward_bench(path, config.beta), [])),
+    "tensors": Kind(("*.pt", "*.pth"), _read_pairs),
 }
+"""Name of a kind of file -> how it is known and read; of several that a name fits, the first."""
+
+
+def find_file(path: Path) -> Path:
+    """Returns what to read: a file as it is; of a training's folder, the log that says most.
+
+    That is trainer_state.json, its own or its newest checkpoint's; else TensorBoard's events, for which the folder
+    itself stands; else LLaMA-Factory's trainer_log.jsonl.
+
+    Raises:
+        DpotoolError: there is nothing, or nothing of the kind in the folder.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise DpotoolError("no such file", where=str(path))
+    states = [each / _STATE for each in path.glob("checkpoint-*") if is_checkpoint_name(each.name)]
+    states = sorted(states, key=lambda state: int(state.parent.name.partition("-")[2]), reverse=True)
+    found = [state for state in (path / _STATE, *states) if state.is_file()]
+    if found:
+        return found[0]
+    if any(path.glob("*tfevents*")):
+        return path
+    if (path / _TRAINER_LOG).is_file():
+        return path / _TRAINER_LOG
+    raise DpotoolError(
+        f"holds no {_STATE}, nor does a checkpoint in it", where=str(path), remedy="Name the file to import"
+    )
+
+
+def recognise(path: Path) -> str:
+    """Returns which of KINDS a file looks like. Raises DpotoolError when it looks like none."""
+    if path.is_dir():
+        return "tensorboard"
+    for name, kind in KINDS.items():
+        if any(fnmatch(path.name.lower(), pattern) for pattern in kind.names):
+            return name
+    raise DpotoolError(
+        "cannot tell what wrote it from its name",
+        where=str(path),
+        expected=", ".join(pattern for kind in KINDS.values() for pattern in kind.names),
+        remedy=f"Name --kind, one of {', '.join(KINDS)}",
+    )
+
+
+def _hash(path: Path) -> str:
+    """Returns 16 hex digits of a file's content, or of all event files in a folder."""
+    files = [path] if path.is_file() else sorted(path.glob("*tfevents*"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]

@@ -6,8 +6,9 @@ import json
 import os
 import pickle
 import shlex
+import sqlite3
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import pandas as pd
 import pytest
 import torch
 from tiny_models import save_tiny_model, write_pairs
+from torch.utils.tensorboard import SummaryWriter
+from transformers.integrations.integration_utils import rewrite_logs
 
 from dpotool.cli.app import main
 from dpotool.compare.findings import find_out
@@ -389,7 +392,7 @@ def test_a_pickle_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.Mon
         ("a.jsonl", '{"chosen": 1}\n', r"a\.jsonl:1: not a line that rewardbench writes for pairs; expected"),
         ("a.jsonl", '{"chosen": 1, "rejected": 2}\n{"chosen": NaN, "rejected": 2}\n', r"a\.jsonl:2: not a line"),
         ("a.jsonl", "", "holds no rewards"),
-        ("a.csv", "x", "cannot tell what wrote it from its name"),
+        ("a.txt", "x", "cannot tell what wrote it from its name"),
     ],
 )
 def test_what_is_none_of_these_is_one_line(
@@ -428,3 +431,128 @@ def test_files_that_reward_bench_wrote(tmp_path: Path) -> None:
         assert frames[0][column].tolist() == frames[1][column].tolist()
         assert len(frames[0][column].unique()) == own["num_prompts"] == 6
     assert frames[0]["chosen_rewards"][4] == frames[0]["rejected_rewards"][4], "a tie, which it counts as wrong"
+
+
+LOGGED = [
+    {"step": 10, "loss": 0.69, "logps/chosen": -50.0, "rewards/chosen": -0.1, "rewards/accuracies": 0.5},
+    {"step": 10, "eval_loss": 0.68, "eval_logps/chosen": -51.0, "eval_rewards/chosen": -0.2},
+    {"step": 20, "loss": 0.6, "logps/chosen": -53.0, "rewards/chosen": -0.4, "rewards/accuracies": 0.75},
+]
+"""What a trainer of TRL logs; transformers' callbacks hand the same to every service (`rewrite_logs`)."""
+CLOSING = {"step": 20, "train_runtime": 3.0, "train_loss": 0.65, "total_flos": 1e9}
+
+
+def for_service(row: dict[str, Any]) -> dict[str, Any]:
+    return rewrite_logs({name: value for name, value in row.items() if name != "step"})
+
+
+def write_tensorboard(folder: Path) -> Path:
+    """As transformers' TensorBoardCallback does: a scalar for each name, at the global step."""
+    writer = SummaryWriter(str(folder))
+    for row in [*LOGGED, CLOSING]:
+        for name, value in for_service(row).items():
+            writer.add_scalar(name, value, row["step"])
+    writer.close()
+    return folder
+
+
+def write_wandb(folder: Path) -> Path:
+    """As `wandb.Api().run(...).history().to_csv()`: a column for each name, empty where a row has none."""
+    rows = [
+        {
+            "_step": place,
+            "_runtime": 1.5 * place,
+            "_timestamp": 1.7e9,
+            **for_service(row),
+            "train/global_step": row["step"],
+        }
+        for place, row in enumerate([*LOGGED, CLOSING])
+    ]
+    path = folder / "history.csv"
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+def write_trackio(folder: Path, runs: tuple[str, ...] = ("run-a",)) -> Path:
+    """As trackio 0.43 keeps them (`SQLiteStorage.bulk_log`): metrics as JSON bytes, NaN as text."""
+    path = folder / "project.db"
+    with closing(sqlite3.connect(path)) as database, database:
+        database.execute(
+            "CREATE TABLE metrics (id INTEGER PRIMARY KEY AUTOINCREMENT, run_id TEXT NOT NULL, timestamp TEXT "
+            "NOT NULL, "
+            "run_name TEXT NOT NULL, step INTEGER NOT NULL, metrics TEXT NOT NULL, log_id TEXT, space_id TEXT)"
+        )
+        for run in runs:
+            for place, row in enumerate([*LOGGED, CLOSING]):
+                logged = for_service(row) | {"train/global_step": row["step"], "train/grad_norm": "NaN"}
+                values = (run, "2026-11-26T20:37:20+00:00", run, place, json.dumps(logged).encode())
+                database.execute(
+                    "INSERT INTO metrics (run_id, timestamp, run_name, step, metrics) VALUES (?, ?, ?, ?, ?)", values
+                )
+    return path
+
+
+@pytest.mark.parametrize(
+    ("write", "kind"), [(write_tensorboard, "tensorboard"), (write_wandb, "wandb"), (write_trackio, "trackio")]
+)
+def test_what_a_service_logged_is_what_trl_itself_logged(tmp_path: Path, write: Any, kind: str) -> None:
+    result = import_file(str(write(tmp_path)), ImportConfig(output=str(tmp_path / "run"), beta=0.1))
+    rows = [json.loads(line) for line in result.path.read_text().splitlines()]
+    assert result.kind == kind
+    expected = [dict(row) for row in LOGGED]
+    expected[0]["displacement/chosen"], expected[2]["displacement/chosen"] = -1.0, -4.0
+    expected[1]["eval_displacement/chosen"] = -2.0
+    for row in rows:
+        [same] = [each for each in expected if each["step"] == row["step"] and ("loss" in each) == ("loss" in row)]
+        assert row == pytest.approx(same, rel=1e-6)
+    assert len(rows) == 3
+    assert draw("trajectory", [str(result.folder.path)], PlotConfig()).paths[0].is_file()
+
+
+def test_of_several_runs_one_is_named(tmp_path: Path) -> None:
+    path = write_trackio(tmp_path, ("run-a", "run-b"))
+    with pytest.raises(
+        DpotoolError,
+        match=r"holds several runs; .* got run-a, run-b\. Choose one, for example "
+        "--run run-b",
+    ):
+        import_file(str(path), ImportConfig(output=str(tmp_path / "run")))
+    with pytest.raises(DpotoolError, match="--run run-c: no such run; expected run-a, run-b"):
+        import_file(str(path), ImportConfig(output=str(tmp_path / "run"), run="run-c"))
+    assert import_file(str(path), ImportConfig(output=str(tmp_path / "run"), run="run-b")).n_rows == 3
+
+
+def test_llama_factorys_log_has_loss_and_accuracy(tmp_path: Path) -> None:
+    """As its LogCallback writes trainer_log.jsonl (hiyouga/LLaMA-Factory, src/llamafactory/train/callbacks.py)."""
+    lines = [
+        {"current_steps": 10, "total_steps": 20, "loss": 0.69, "accuracy": 0.5, "lr": 1e-6, "epoch": 0.5,
+         "percentage": 50.0, "elapsed_time": "0:00:10", "remaining_time": "0:00:10"},
+        {"current_steps": 20, "total_steps": 20, "eval_loss": 0.6, "epoch": 1.0, "percentage": 100.0,
+         "elapsed_time": "0:00:20", "remaining_time": "0:00:00"},
+    ]  # fmt: skip
+    folder = tmp_path / "saves"
+    folder.mkdir()
+    (folder / "trainer_log.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    result = import_file(str(folder), ImportConfig(output=str(tmp_path / "run")))
+    rows = [json.loads(line) for line in result.path.read_text().splitlines()]
+    assert result.kind == "llama-factory"
+    assert rows == [
+        {"step": 10, "loss": 0.69, "rewards/accuracies": 0.5, "learning_rate": 1e-6},
+        {"step": 20, "eval_loss": 0.6},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.db", b"no database", "is no database of trackio"),
+        ("history.csv", b"a,b\n1,2\n", "row.0.step|has logged nothing|step"),
+        ("trainer_log.jsonl", b"{half", "trainer_log.jsonl:1: cannot be read as JSON"),
+        ("notes.txt", b"", "cannot tell what wrote it from its name"),
+    ],
+)
+def test_a_log_that_cannot_be_read_is_one_line(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DpotoolError, match=message) as error:
+        import_file(str(tmp_path / name), ImportConfig(output=str(tmp_path / "run")))
+    assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""Reads what other tools leave: TRL's trainer_state.json, reward-bench's JSON lines, dicts of tensors.
+"""Tables of pairs that other tools leave: reward-bench's JSON lines, dicts of tensors.
 
 Nothing is ever unpickled: tensors are loaded with `weights_only=True`, which refuses everything else.
 """
@@ -10,98 +10,15 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 import pandas as pd
 import torch
 
 from dpotool.data.pairs import hash_prompt
 from dpotool.errors import DpotoolError
-from dpotool.runs.checked import check_value, parse_json
-from dpotool.runs.folder import is_checkpoint_name
-from dpotool.runs.manifest import Count
+from dpotool.runs.checked import parse_json
 
-KINDS = ("trl", "reward-bench", "tensors")
 _INDEX = "sample_indices"
-_STATE = "trainer_state.json"
-_REMEDY = "Copy the file again from where it was written"
-
-
-class _TrainerState(msgspec.Struct):
-    """What is read of a trainer_state.json beside its log."""
-
-    global_step: Count | None = None
-    max_steps: int | None = None
-
-
-class _Logged(msgspec.Struct):
-    """What every row of the log has."""
-
-    step: Count
-
-
-def find_file(path: Path) -> Path:
-    """Returns what to read: a file as it is; of a training's folder, the log of its newest checkpoint.
-
-    Raises:
-        DpotoolError: there is nothing, or nothing of the kind in the folder.
-    """
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise DpotoolError("no such file", where=str(path))
-    states = [each / _STATE for each in path.glob("checkpoint-*") if is_checkpoint_name(each.name)]
-    states = sorted(states, key=lambda state: int(state.parent.name.partition("-")[2]), reverse=True)
-    found = [state for state in (path / _STATE, *states) if state.is_file()]
-    if not found:
-        raise DpotoolError(
-            f"holds no {_STATE}, nor does a checkpoint in it", where=str(path), remedy="Name the file to import"
-        )
-    return found[0]
-
-
-def recognise(path: Path) -> str:
-    """Returns which of KINDS a file looks like. Raises DpotoolError when it looks like none."""
-    if path.suffix in (".pt", ".pth"):
-        return "tensors"
-    if path.suffix == ".jsonl":
-        return "reward-bench"
-    if path.suffix == ".json":
-        return "trl"
-    raise DpotoolError(
-        "cannot tell what wrote it from its name",
-        where=str(path),
-        expected=".json, .jsonl or .pt",
-        remedy="Name --kind",
-    )
-
-
-def read_trainer_state(path: Path, beta: float | None) -> list[dict[str, Any]]:
-    """Returns the rows of TRL's (or transformers') `log_history` under dpotool's names, ordered by step.
-
-    The names are the same but for `displacement/chosen`, which is `rewards/chosen` over beta where beta is known. The
-    closing row of run times is left out.
-    """
-    content = _read_json(path)
-    history = content.get("log_history") if isinstance(content, dict) else None
-    if not isinstance(history, list):
-        raise DpotoolError(
-            "holds no log_history", where=str(path), remedy="Name the trainer_state.json of a checkpoint folder"
-        )
-    rows = [_read_log(row, beta) for row in history if isinstance(row, dict) and not _is_closing(row)]
-    if not rows:
-        raise DpotoolError("has logged nothing", where=str(path), remedy="Train with logging_steps above 0")
-    for number, row in enumerate(rows):
-        row["step"] = check_value(row, _Logged, where=f"{path}: log_history.{number}", remedy=_REMEDY).step
-    rows.sort(key=lambda row: row["step"])
-    state = check_value(content, _TrainerState, where=str(path), remedy=_REMEDY)
-    reached = max(rows[-1]["step"], state.global_step or 0)
-    if state.max_steps is not None and 0 < state.max_steps < reached:
-        raise DpotoolError(
-            "goes beyond its own end", where=str(path), expected=f"at most max_steps, {state.max_steps}",
-            got=f"step {reached}", remedy=_REMEDY,
-        )  # fmt: skip
-    return rows
 
 
 def read_reward_bench(path: Path, beta: float | None) -> pd.DataFrame:
@@ -113,7 +30,7 @@ def read_reward_bench(path: Path, beta: float | None) -> pd.DataFrame:
     For a DPO model these are log-ratios without beta, which multiplies them here; there are no log-likelihoods.
     """
     rows = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):  # a string may hold U+2028, which ends none
+    for number, line in enumerate(read_text(path).split("\n"), start=1):  # a string may hold U+2028, which ends none
         if line.strip():
             rows.append(_read_rewards(line, f"{path}:{number}"))
     if not rows:
@@ -191,31 +108,20 @@ def _describe(value: Any) -> str:
     return f"shape {tuple(value.shape)}" if isinstance(value, torch.Tensor) else type(value).__name__
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Returns what a file holds. Raises DpotoolError when it cannot be read, or is no UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise DpotoolError(f"cannot be read as UTF-8 text ({error})", where=str(path)) from None
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """Returns what a file holds as JSON. Raises DpotoolError when it cannot be read."""
     try:
-        return parse_json(_read_text(path))
+        return parse_json(read_text(path))
     except ValueError as error:
         raise DpotoolError(f"cannot be read as JSON ({error})", where=str(path)) from None
-
-
-def _is_closing(row: dict[str, Any]) -> bool:
-    return "train_runtime" in row or "step" not in row
-
-
-def _read_log(row: dict[str, Any], beta: float | None) -> dict[str, Any]:
-    found = dict(row)
-    for prefix in ("", "eval_"):
-        reward = row.get(f"{prefix}rewards/chosen")
-        if beta and isinstance(reward, int | float) and f"{prefix}displacement/chosen" not in row:
-            found[f"{prefix}displacement/chosen"] = reward / beta
-    return found
 
 
 def _read_rewards(line: str, where: str) -> tuple[float, float, str | None]:
