@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # SmolLM2 before and after a short DPO on TL;DR: what it answers, judged by chrF, and by SmolLM2 itself on a real server.
 # This tests the plumbing on a real model and a real server. It is no evidence on quality: after three steps there is
-# hardly a difference, and a model of 135M parameters is no judge. About ten minutes on two cores that do nothing else.
+# hardly a difference, and a model of 135M parameters is no judge. Some minutes on two cores that do nothing else.
 #
 #   pip install 'transformers[serving]' sacrebleu
 #   examples/smollm2/judge.sh MODEL DATA    MODEL as get_model.py writes it; DATA holds tldr_train.jsonl, tldr_test.jsonl
@@ -17,7 +17,7 @@ if [ ! -f runs/tldr-dpo/model.safetensors ]; then
         --limit 64 --batch-size 1 --gradient-accumulation 8 --learning-rate 2e-5 \
         --eval-data "$data/tldr_test.jsonl" --eval-limit 20 --output runs/tldr-dpo
 fi
-dpotool generate "$model" runs/tldr-dpo "${test[@]}" --limit 24
+dpotool generate "$model" runs/tldr-dpo "${test[@]}" --limit 12
 dpotool judge runs/tldr-dpo "$start" --judge chrf
 
 transformers serve "$model" --port "$port" --device cpu > runs/serve.log 2>&1 &
