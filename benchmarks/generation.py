@@ -1,17 +1,18 @@
 """Greedy answers: `dpotool generate` against plain `model.generate` in batches of eight, the same tokens first.
 
-    python benchmarks/generation.py --data tldr_test.jsonl --model PATH --write      # into docs/performance.md
+    python benchmarks/generation.py --write                                    # the built-in ones, into performance.md
+    python benchmarks/generation.py --case MODEL tldr_test.jsonl 32 --write    # MODEL a folder; several cases together
 
 Plain `generate` takes the prompts in their order, pads each batch on the left and cuts at the closing token; dpotool
-sorts them by length and fills batches by a budget of tokens. The two take turns in one process, and the median of the
-rounds counts. In float32 a batch of another size can turn a choice between two tokens that are equal to rounding, so
-the share of equal answers is shown.
+sorts them by length and fills batches by a budget of tokens. The two take turns in one process of one thread, and the
+median of the rounds counts, in seconds of the processor, so that other work on the machine counts little. In float32 a
+batch of another size can turn a choice between two tokens that are equal to rounding, so the share of equal answers is
+shown.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -61,11 +62,11 @@ METHODS: dict[str, Callable[[nn.Module, Sequence[Job], Decoding], Answers]] = {
 }
 
 
-def measure(model_name: str, data: str, args: argparse.Namespace) -> list[Row]:
+def measure(model_name: str, data: str, n_prompts: str, args: argparse.Namespace) -> list[Row]:
     """Returns a row per method."""
     model, tokenizer = load_model(model_name, dtype="float32"), load_tokenizer(model_name)
     encoder = PromptEncoder(tokenizer)
-    questions = read_pairs(load_preferences(data, limit=args.prompts))
+    questions = read_pairs(load_preferences(data, limit=int(n_prompts)))
     jobs = [Job((question.question_id, 0, 0), encoder.encode(question, ())) for question in questions]
     decoding = resolve_decoding(
         model, tokenizer, GenerateConfig(max_new_tokens=args.max_new_tokens, temperature=0), 2048
@@ -76,9 +77,9 @@ def measure(model_name: str, data: str, args: argparse.Namespace) -> list[Row]:
         method(model, jobs[:BATCH], decoding)
     for _ in range(args.rounds):
         for name, method in METHODS.items():
-            start = time.perf_counter()
+            start = time.process_time()
             answers[name] = method(model, jobs, decoding)
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.process_time() - start)
     about: Row = {"model": name_of(model_name), "data": name_of(data).removesuffix(".jsonl")}
     ours, taken = answers["dpotool"], {name: statistics.median(each) for name, each in seconds.items()}
     n_tokens, rows = sum(len(each.token_ids) for each in ours), list[Row]()
@@ -93,17 +94,17 @@ def measure(model_name: str, data: str, args: argparse.Namespace) -> list[Row]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="builtin:demo")
-    parser.add_argument("--data", default="builtin:demo")
-    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--case", nargs=3, action="append", metavar=("MODEL", "DATA", "PROMPTS"))
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--write", action="store_true", help=f"put the table into {DOCS.name}")
     args = parser.parse_args()
+    cases = args.case or [("builtin:demo", "builtin:demo", "200")]
     use_fast_float32_on_cpu()
-    table = format_table(measure(args.model, args.data, args))
+    torch.set_num_threads(1)
+    table = format_table([row for case in cases for row in measure(*case, args)])
     command = "Command: `python benchmarks/generation.py`."
-    text = f"{describe_machine()}; float32, {os.cpu_count()} threads. {command}\n\n{table}"
+    text = f"{describe_machine()}; float32, one thread, seconds of the processor. {command}\n\n{table}"
     print(text)
     if args.write:
         replace_section(DOCS, "generation", text)

@@ -32,6 +32,7 @@ NAMES = (
     "likelihood",
     "layouts",
     "floor",
+    "generation",
     "device_models",
     "device_training",
     "device_parts",
@@ -67,6 +68,14 @@ def need(method: str) -> None:
     package = {"TRL": "trl", "lm-eval": "lm_eval"}.get(method)
     if package and importlib.util.find_spec(package) is None:
         pytest.skip(f"{package} is not installed (make bench installs it apart)")
+
+
+def test_generation_is_timed_on_the_same_tokens(bench: dict[str, ModuleType], tmp_path: Path) -> None:
+    """Both ways give the same tokens, and a row each; the speed of dpotool is 1 in its own row."""
+    model, data = str(save_tiny_model(tmp_path / "tiny")), str(write_pairs(tmp_path / "pairs.jsonl", 12))
+    ours, plain = bench["generation"].measure(model, data, "12", argparse.Namespace(max_new_tokens=8, rounds=1))
+    assert ours["dpotool is faster by"] == 1 and plain["dpotool is faster by"] > 0
+    assert plain["equal answers"] == "12 of 12"
 
 
 def test_operations_by_hand(bench: dict[str, ModuleType], workload: Any) -> None:
