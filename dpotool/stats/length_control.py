@@ -23,6 +23,7 @@ from dpotool.stats.bootstrap import (
     has_repeats,
     sum_clusters,
 )
+from dpotool.stats.win_rates import estimate_win_rate
 
 N_REFITS = 2_000
 PENALTY = 0.01
@@ -83,9 +84,17 @@ def control_length(
     theta, phi = fit_logistic(x, (values + 1) / 2, np.ones((1, len(values))))[0]
     replicates, jackknife = _refit(x, (values + 1) / 2, clusters, n_refits, seed)
     interval = bca_interval(float(_sigmoid(theta)), _sigmoid(replicates), _sigmoid(jackknife), confidence)
+    if len(set(values)) == 1:
+        interval = _widen(interval, estimate_win_rate(values, clusters=clusters, seed=seed).ties_half)
     return LengthControl(
         interval, _count_longer(values, difference, clusters, confidence, seed), float(phi), float(difference.mean())
     )
+
+
+def _widen(interval: Interval, plain: Interval) -> Interval:
+    """Resamples of outcomes that are all the same have no spread; the plain rate's interval, which is exact, knows."""
+    ends = [interval.ci_low, interval.ci_high, plain.ci_low, plain.ci_high]
+    return Interval(interval.value, float(np.nanmin(ends)), float(np.nanmax(ends)))
 
 
 def fit_logistic(x: Floats, y: Floats, weights: Floats) -> Floats:

@@ -23,7 +23,7 @@ dpotool judge runs/tldr-dpo "$start" --judge chrf
 transformers serve "$model" --port "$port" --device cpu > runs/serve.log 2>&1 &
 server=$!
 trap 'kill $server' EXIT
-until curl --silent --fail "http://localhost:$port/v1/models" > /dev/null; do sleep 1; done
+until curl --silent --fail "http://localhost:$port/health" > /dev/null; do sleep 1; done
 judge=(--endpoint "http://localhost:$port/v1" --judge-model "$model" --judge-tokenizer "$model"
     --judge-max-tokens 16 --concurrency 2)
 dpotool judge runs/tldr-dpo "$start" "${judge[@]}" --dry-run

@@ -69,3 +69,10 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 def test_a_perfectly_separated_sample_has_an_end():
     found = control_length([1, 1, 1, -1, -1, -1], [9, 8, 7, 1, 2, 3], [5, 5, 5, 5, 5, 5])
     assert np.isfinite([found.win_rate.value, found.win_rate.ci_low, found.win_rate.ci_high]).all()
+
+
+def test_outcomes_that_are_all_the_same_are_not_certain():
+    """Five losses: the plain rate reaches from 0 to 52 %, and so does the one at equal length."""
+    lengths, base = [90, 80, 70, 60, 50], [55, 65, 75, 85, 95]
+    interval = control_length([-1.0] * 5, lengths, base).win_rate
+    assert interval.value < 0.05 and interval.ci_low < 0.01 and 0.5 < interval.ci_high < 0.55
