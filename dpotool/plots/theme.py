@@ -62,6 +62,7 @@ _STYLE = {
     "hatch.linewidth": 0.5,
     "grid.color": "#E6E6E6",
     "grid.linewidth": 0.7,
+    "text.parse_math": False,  # a label with $ in it is a label, and no formula
     "pdf.fonttype": 42,  # text stays text in the file
     "svg.hashsalt": "dpotool",  # the same picture is the same file
 }
@@ -115,7 +116,8 @@ def set_title(figure: Figure, what: str, *subject: str) -> None:
     """
     line = ", ".join(part for part in subject if part)
     bold = r"$\bf{" + what.replace(" ", r"\ ") + "}$"
-    figure.suptitle(f"{bold}\n{shorten(line, _characters_across(figure))}", fontsize=10, x=0.01, ha="left")
+    plain = shorten(line, _characters_across(figure)).replace("$", r"\$")
+    figure.suptitle(f"{bold}\n{plain}", fontsize=10, x=0.01, ha="left", parse_math=True)
 
 
 def set_note(figure: Figure, text: str) -> None:

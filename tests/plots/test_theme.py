@@ -76,6 +76,24 @@ def test_titles_say_what_in_bold_then_model_data_and_n():
     assert figure.get_suptitle() == "$\\bf{Reward\\ margins}$\ndemo, test, n = 3 pairs"
 
 
+def test_a_dollar_in_a_name_is_no_formula(tmp_path):
+    """Half a formula in a title, a label or a legend would end the picture with a traceback."""
+
+    @styled
+    def plot():
+        figure = make_figure(4, 3)
+        axes = figure.subplots()
+        axes.plot([1, 2], label="$x_{$")
+        axes.set_xlabel(r"a$\frac{$b")
+        axes.legend()
+        set_title(figure, "Reward margins", "$x_{$", "$")
+        return figure
+
+    figure = plot()
+    assert save_figure(figure, tmp_path / "a", ("svg",))
+    assert figure.get_suptitle().endswith("\n" + r"\$x_{\$, \$")
+
+
 def test_a_long_title_keeps_its_n():
     figure = draw()
 
