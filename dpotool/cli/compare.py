@@ -84,11 +84,12 @@ def write_csv(findings: Findings) -> str:
 
     from dpotool.compare.compared_table import build_comparison_frame
     from dpotool.compare.seeds import build_seeds_frame
+    from dpotool.runs.plain import as_cells
 
     frame = build_comparison_frame(findings.comparison, findings.verdicts, findings.win_rates)
     if findings.seeds:  # as objects, or counts would become 120.0 where a row has none
         frame = pd.concat([frame.astype(object), build_seeds_frame(findings.seeds).astype(object)])
-    return frame.to_csv(index=False, lineterminator="\n").rstrip("\n")
+    return as_cells(frame).to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 
 def show_tables(findings: Findings, format_: str, console: Console) -> None:

@@ -218,6 +218,8 @@ def build_comparison_frame(
         rate = (win_rates or {}).get(label, {})
         row |= {f"win_rate{end}": rate.get(name) for end, name in _RATE_ENDS.items()}
         rows.append(row)
+    for row in rows:  # bytes of a name that are no UTF-8 are written out: pandas takes none
+        row["path"] = str(row["path"]).encode("utf-8", "backslashreplace").decode()
     return pd.DataFrame(rows)
 
 

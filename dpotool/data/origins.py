@@ -116,7 +116,8 @@ def _open_folder(data: str, path: Path) -> Origin:
 
 def _stem(path: Path) -> str:
     """Returns 'pairs' for pairs.jsonl and for pairs.jsonl.gz."""
-    return Path(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
+    name = Path(path.stem).stem if path.suffix.lower() in COMPRESSED else path.stem
+    return name.encode("utf-8", "backslashreplace").decode()  # bytes of a name that are no UTF-8 are written out
 
 
 def _find_shards(folder: Path) -> dict[str, list[Path]]:

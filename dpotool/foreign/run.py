@@ -25,6 +25,7 @@ from dpotool.runs.about import ScoreAbout
 from dpotool.runs.atomic import atomic_path, ensure_writable, write_text
 from dpotool.runs.folder import RunFolder, is_checkpoint_name, write_summary
 from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.plain import as_cell
 from dpotool.runs.schemas import SCORE_SCHEMA
 from dpotool.runs.tables import write_table
 
@@ -116,7 +117,7 @@ def _write(folder: RunFolder, path: Path, config: ImportConfig, content: Any) ->
         return target
     target = folder.table_path("imported", data, config.split, format="csv")
     with atomic_path(target) as temporary:
-        content.to_csv(temporary, index=False)
+        content.rename(columns=as_cell).to_csv(temporary, index=False)
     return target
 
 

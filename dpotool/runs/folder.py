@@ -49,9 +49,13 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """The folder's name; a checkpoint's has that of the run before it: my-run/checkpoint-20."""
+        """The folder's name; a checkpoint's has that of the run before it: my-run/checkpoint-20.
+
+        Bytes that are no UTF-8 are written out: neither pictures nor tables take them.
+        """
         path = self.path.resolve()
-        return f"{path.parent.name}/{path.name}" if is_checkpoint_name(path.name) else path.name
+        name = f"{path.parent.name}/{path.name}" if is_checkpoint_name(path.name) else path.name
+        return name.encode("utf-8", "backslashreplace").decode()
 
     @property
     def holder(self) -> RunFolder | None:

@@ -7,9 +7,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from enum import Enum
 from pathlib import PurePath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def to_plain(value: Any) -> Any:
@@ -47,3 +50,16 @@ def to_json_plain(value: Any) -> Any:
     if isinstance(plain, list):
         return [to_json_plain(item) for item in plain]
     return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+def as_cell(value: Any) -> Any:
+    """Returns what a CSV for people may hold: a text that a spreadsheet would run as a formula gets a ' before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def as_cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns a table whose texts are `as_cell`; numbers stay what they are, whole ones whole."""
+    import pandas as pd  # everything that writes a file imports this module
+
+    columns = {name: pd.Series([as_cell(value) for value in frame[name]], dtype=object) for name in frame}
+    return pd.DataFrame({as_cell(name): column for name, column in columns.items()})

@@ -27,6 +27,7 @@ from dpotool.runs.atomic import atomic_path, ensure_writable
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import InUseError, holding
 from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.plain import as_cells
 from dpotool.sweep.blends import score_between
 from dpotool.sweep.board import DONE, FAILED, SCORING, STOPPED, TRAINING, Board
 from dpotool.sweep.cell_folder import check_folders, is_finished, make_room
@@ -226,5 +227,5 @@ def _conclude(
         raise DpotoolError(f"no cell could be finished; {name}: {reason}", where=str(folder))
     table = tabulate_runs(open_runs(finished))
     with atomic_path(folder / "runs.csv") as path:
-        table.to_csv(path, index=False)
+        as_cells(table).to_csv(path, index=False)
     return SweepResult(folder, table, failures, n_trained, was_interrupted)

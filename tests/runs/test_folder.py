@@ -122,6 +122,10 @@ def test_a_torn_last_line_is_left_out_with_a_warning_and_does_not_eat_the_next(t
         assert run.read_metrics() == [{"step": 1}, {"step": 3}]
 
 
+def test_a_name_that_is_no_utf8_is_written_out(tmp_path):
+    assert RunFolder(tmp_path / "x\udcff").name == r"x\udcff"
+
+
 def test_resuming_drops_what_was_logged_after_the_checkpoint(tmp_path):
     run = RunFolder(tmp_path)
     for step in (0, 5, 10, 10, 15):

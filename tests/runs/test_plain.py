@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpotool.runs.plain import to_json_plain, to_plain
+from dpotool.runs.plain import as_cell, to_json_plain, to_plain
 
 
 class Truncation(enum.Enum):
@@ -50,3 +50,9 @@ def test_an_object_that_cannot_be_written_is_refused_not_shown_as_its_repr():
 
 def test_json_has_no_nan_or_infinity():
     assert to_json_plain({"a": [float("nan"), np.inf, 1.0]}) == {"a": [None, None, 1.0]}
+
+
+@pytest.mark.parametrize("text", ["=cmd|calc!A1", "+1+1", "-2+3", "@sum(1)", "\t=1"])
+def test_no_text_in_a_csv_is_a_formula(text):
+    assert as_cell(text) == f"'{text}"
+    assert [as_cell(value) for value in ("a=b", -2.5, None, "")] == ["a=b", -2.5, None, ""]
