@@ -2,6 +2,8 @@
 
     python benchmarks/diagnose_cost.py --case MODEL REFERENCE PAIRS.jsonl 48 --write     # into docs/performance.md
 
+Rows go to benchmarks/diagnose.jsonl as they come; of a case that was measured again the newest counts.
+
 Time is the processor's, on one thread, which other processes hardly change. What starting and loading take is left out:
 each command is also run on one pair, and the difference is the work on the others. Memory is the peak of the process.
 The store of values is empty before each command, as `diagnose` has no use for it, and `score` does without its noise
@@ -18,11 +20,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from dry_run import run
-from harness import DOCS, Row, describe_machine, name_of
+from harness import DOCS, Row, append_row, describe_machine, name_of, read_newest_rows
 from page import format_table, replace_section
 
 from dpotool.cache.root import store_root
 
+ROWS = Path(__file__).parent / "diagnose.jsonl"
 COMMANDS = {
     "score": ("score", "--no-noise-floor"),
     "diagnose --no-mass": ("diagnose", "--no-mass"),
@@ -59,21 +62,20 @@ def measure(model: str, reference: str, data: str, n_pairs: int) -> Iterator[Row
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--case", nargs=4, action="append", metavar=("MODEL", "REFERENCE", "PAIRS", "N"), required=True)
+    parser.add_argument("--case", nargs=4, action="append", metavar=("MODEL", "REFERENCE", "PAIRS", "N"), default=[])
     parser.add_argument("--write", action="store_true", help=f"put the table into {DOCS.name}")
     args = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    rows: list[Row] = []
     with tempfile.TemporaryDirectory() as cache:
         os.environ["DPOTOOL_CACHE"] = cache  # nobody's store but this one's is emptied
         for *paths, n_pairs in args.case:
             model, reference, data = (str(Path(path).absolute()) for path in paths)
             for row in measure(model, reference, data, int(n_pairs)):
-                print(row, flush=True)
-                rows.append(row)
+                append_row(ROWS, row)
     about = f"{describe_machine()}, one thread; float32. Command: `python benchmarks/diagnose_cost.py`."
     if args.write:
-        replace_section(DOCS, "diagnose", f"{about}\n\n{format_table(rows)}")
+        table = format_table(read_newest_rows(ROWS, ("model", "pairs", "command")))
+        replace_section(DOCS, "diagnose", f"{about}\n\n{table}")
 
 
 if __name__ == "__main__":
