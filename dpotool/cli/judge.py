@@ -150,6 +150,7 @@ def describe_checks(results: Sequence[JudgeResult]) -> list[str]:
             said.append(f"both orders agree on {agreement} %, position bias {format_interval(order['position_bias'])}")
         if control:
             said.append(f"the longer answer is preferred in {format_interval(control['longer_preferred'], 1, 100)} %")
-        said.append(f"p = {summary['p_adjusted']:.2g} ({summary['test']}, Holm over {summary['n_compared']})")
+        if summary["n"]:
+            said.append(f"p = {summary['p_adjusted']:.2g} ({summary['test']}, Holm over {summary['n_compared']})")
         lines.append(f"{result.label}: {'; '.join(said)}.")
     return lines
