@@ -91,7 +91,7 @@ def fit_page(build: Callable[[int], Page], limit: int = LIMIT) -> tuple[Page, st
     size = 0
     for page in _shrink(build):
         html = render_html(page)
-        size = len(html.encode())
+        size = len(html.encode("utf-8", "backslashreplace"))
         if size <= limit:
             return page, html
     raise DpotoolError(

@@ -56,8 +56,8 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """Writes `text` as UTF-8, line ends as they are."""
-    return write_bytes(path, text.encode("utf-8"))
+    """Writes `text` as UTF-8, line ends as they are; what is no UTF-8, as in a file's name, as an escape of JSON's."""
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: str | Path, value: Any) -> Path:

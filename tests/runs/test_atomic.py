@@ -145,3 +145,8 @@ def test_a_name_that_no_file_can_have_is_one_line(tmp_path, name, message):
         atomic.ensure_writable(tmp_path / name)
     with pytest.raises(DpotoolError, match=message), atomic.claiming(tmp_path / name):
         pass
+
+
+def test_a_name_that_is_no_utf8_does_not_cost_the_file(tmp_path):
+    assert json.loads(write_json(tmp_path / "a.json", {"path": "x\udcff"}).read_text()) == {"path": "x\udcff"}
+    assert write_text(tmp_path / "a.md", "x\udcff").read_text() == r"x\udcff"
