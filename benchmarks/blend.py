@@ -30,7 +30,7 @@ LAMBDAS = "0.5,0.75,0.9,0.95,1.0"
 def run_timed(folder: Path, seed: int, *, blend: bool) -> float:
     """Returns the seconds a sweep takes; a finished one takes none."""
     began = time.monotonic()
-    sweep(SweepConfig(lambdas=LAMBDAS, seed=seed, blend=blend, controls=False, output=str(folder), device="cpu"))
+    sweep(SweepConfig(lambdas=LAMBDAS, seed=seed, blend=blend, controls=False, output=str(folder)))
     return time.monotonic() - began
 
 
