@@ -148,5 +148,5 @@ def test_a_name_that_no_file_can_have_is_one_line(tmp_path, name, message):
 
 
 def test_a_name_that_is_no_utf8_does_not_cost_the_file(tmp_path):
-    assert json.loads(write_json(tmp_path / "a.json", {"path": "x\udcff"}).read_text()) == {"path": "x\udcff"}
-    assert write_text(tmp_path / "a.md", "x\udcff").read_text() == r"x\udcff"
+    assert json.loads(atomic.write_json(tmp_path / "a.json", {"path": "x\udcff"}).read_text()) == {"path": "x\udcff"}
+    assert atomic.write_text(tmp_path / "a.md", "x\udcff").read_text() == r"x\udcff"
