@@ -74,7 +74,11 @@ def say_advice(advice: Mapping[str, Any] | None) -> list[str]:
     dpo_effect = f"DPO is forecast to {_say_change(dpo['chosen_change']['mean'])} for each nat of margin it gains"
     if advice["basis"] == "dpo":
         lowest = advice["lowest_affordable_lambda"]
-        fallback = f", {lowest:g} is the smallest lambda that is forecast to cost no accuracy" if lowest < 1 else ""
+        fallback = (
+            f", {lowest:g} is the smallest lambda for which a loss of 3 points of accuracy is ruled out"
+            if lowest < 1
+            else ""
+        )
         return [
             "Recommended lambda: 1, which is DPO itself.",
             f"{dpo_effect}, so its first step shows no displacement to prevent.",
@@ -84,10 +88,10 @@ def say_advice(advice: Mapping[str, Any] | None) -> list[str]:
         ]
     why = {
         "keeps_chosen": "It is the largest lambda at which the chosen answers are not forecast to fall.",
-        "limits_cost": "It is the smallest lambda that keeps DPO's accuracy, as far as these pairs can tell.",
+        "limits_cost": "It is the smallest lambda for which these pairs rule out a loss of 3 points of accuracy.",
     }[advice["basis"]]
     if f == 1:
-        why = "Every smaller lambda is forecast to cost accuracy or more than half of DPO's margin."
+        why = "Of no smaller lambda do these pairs rule out that it costs 3 points of accuracy or half of the margin."
     else:
         change = cell["chosen_change"]["mean"]
         dpo_effect += f", and lambda {f:g} to {'lower' if change < 0 else 'raise'} them by {abs(change):.2f}"

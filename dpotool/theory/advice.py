@@ -25,9 +25,10 @@ Changes = tuple[Values, Values]
 
 GRID = tuple(round(0.5 + 0.05 * step, 2) for step in range(11))
 """Shift factors that are tried besides those asked for; the paper's own range (arXiv:2502.07599, section 4)."""
+ALLOWED_LOSS = 0.03
+"""A lambda is recommended only where a predicted loss of this share of pairs ranked right is ruled out."""
 MARGIN_FLOOR = 0.5
-"""A lambda is not recommended if its predicted gain in mean margin is below this share of DPO's, however few the pairs
-by which a cost in accuracy would have to be told."""
+"""A lambda is recommended only where its predicted gain in mean margin is shown to be this share of DPO's."""
 DOT_COLUMNS = (
     "chosen_dot_mean_chosen",
     "rejected_dot_mean_chosen",
@@ -123,10 +124,10 @@ def _describe(changes: Changes, gain: Values, options: Mapping[str, Any]) -> dic
 
 
 def _recommend(grid: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Picks the largest lambda that keeps the chosen from falling, unless it costs more than can be told from none.
+    """Picks the largest lambda that keeps the chosen from falling, unless it may cost too much.
 
-    A lambda is affordable if its predicted accuracy is not below DPO's by more than the interval allows, and it keeps
-    `MARGIN_FLOOR` of DPO's gain in margin.
+    A lambda is affordable if its predicted accuracy is shown to be less than `ALLOWED_LOSS` below DPO's, and its gain
+    in margin to be at least `MARGIN_FLOOR` of DPO's.
     """
     lambdas = sorted((float(key) for key in grid if float(key) <= 1), reverse=True)
     affordable = [lambdas[0]]
@@ -145,9 +146,9 @@ def _recommend(grid: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _is_affordable(cell: Mapping[str, Any]) -> bool:
-    difference = cell["accuracy_difference"]
-    is_not_worse = difference["mean"] >= 0 or difference["ci_high"] >= 0
-    return bool(is_not_worse and cell["margin_change"]["mean"] >= MARGIN_FLOOR)
+    """Non-inferiority: few pairs make the intervals wide, so they admit less and never more."""
+    is_no_worse = cell["accuracy_difference"]["ci_low"] > -ALLOWED_LOSS
+    return bool(is_no_worse and cell["margin_change"]["ci_low"] >= MARGIN_FLOOR)
 
 
 def _explain(
@@ -180,10 +181,13 @@ def _explain(
 
 def _describe_lowest(lowest: float) -> str:
     if lowest == 1:
-        return "every smaller lambda of the grid costs accuracy that these pairs can show, or half of the margin"
+        return (
+            f"of no smaller lambda of the grid these pairs rule out that it loses {100 * ALLOWED_LOSS:g} points of "
+            f"accuracy or {100 * (1 - MARGIN_FLOOR):.0f} % of the margin"
+        )
     return (
-        f"{lowest:g} is the smallest lambda whose accuracy cannot be told from DPO's and that keeps "
-        f"{100 * MARGIN_FLOOR:.0f} % of its margin"
+        f"{lowest:g} is the smallest lambda that is shown to lose less than {100 * ALLOWED_LOSS:g} points of accuracy "
+        f"and to keep {100 * MARGIN_FLOOR:.0f} % of the margin"
     )
 
 
