@@ -97,7 +97,8 @@ def test_verify_names_a_damaged_file(dpotool, scored: Path) -> None:  # type: ig
 def test_verify_says_what_it_needs(dpotool, scored: Path, model: Path) -> None:  # type: ignore[no-untyped-def]
     nameless = dpotool("cache", "verify", "--recompute", 2)
     assert nameless.code == 1 and "no model is named. Name it with --model" in nameless.err
-    others = dpotool("cache", "verify", "--recompute", 2, "--model", model, "--limit", 3, "--device", "cpu")
+    words = ("cache", "verify", "--recompute", 2, "--model", model, "--data", "builtin:demo", "--limit", 3)
+    others = dpotool(*words, "--device", "cpu")
     assert others.code == 1 and "none of the 3 pairs is in the store" in others.err
 
 

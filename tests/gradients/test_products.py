@@ -30,7 +30,7 @@ class TwoLogits(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.theta = nn.Parameter(torch.tensor([0.0, math.log(3.0)], dtype=torch.float64))
-        self.config = SimpleNamespace()
+        self.config = SimpleNamespace(get_text_config=SimpleNamespace)
 
     def get_decoder(self) -> nn.Module:
         return self

@@ -132,7 +132,8 @@ def test_a_band_needs_no_summary_but_gap_and_forecast_do(tmp_path):
 def test_missing_tables_are_one_line_with_the_command_that_makes_them(tmp_path, kind):
     needed = (
         r"no (scores|theory table|diagnosis) here. Run `dpotool (score|theory-gap|diagnose).*` first|"
-        r"no judgments here. Run `dpotool generate .*`, then `dpotool judge .*`"
+        r"no judgments here. Run `dpotool generate .*`, then `dpotool judge .*`|"
+        r"no ratings here. Run `dpotool judge .* --bench mt-bench` first"
     )
     with pytest.raises(DpotoolError, match=needed):
         draw_names(kind, make_folder(tmp_path / "run"))
@@ -168,7 +169,7 @@ def test_all_leaves_out_the_gaps_and_begins_with_the_most_telling(tmp_path):
         "quadrants", "tradeoff", "tradeoff-margin", "accuracy", "displacement", "margin", "distributions", "forecast",
         "theory", "band", "gap-ladder",
     ]  # fmt: skip
-    lacking = ("log", "prediction", "diagnosis", "judgments")
+    lacking = ("log", "prediction", "diagnosis", "judgments", "ratings")
     assert set(gallery.skipped) == {kind.name for kind in list_plots() if kind.needs in lacking} >= {"trajectory"}
 
 

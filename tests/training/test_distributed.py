@@ -12,12 +12,21 @@ import pytest
 import torch
 from training_helpers import read_weights, training_rows
 
+from dpotool.cli.app import main
 from dpotool.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
 def launch(n_processes: int, *arguments: str) -> None:
+    """Runs `dpotool ARGUMENTS...` in so many processes; one is this one, which needs no launcher."""
+    if n_processes == 1:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", ["dpotool", *arguments])
+            with pytest.raises(SystemExit) as left:
+                main()
+        assert not left.value.code
+        return
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
     command += [f"--nproc-per-node={n_processes}", "-m", "dpotool", *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -51,11 +60,12 @@ def test_the_monitor_sees_the_pairs_of_all_processes(settings: dict[str, Any], t
         assert ours["theory/chosen_grad_norm"] == pytest.approx(theirs["theory/chosen_grad_norm"], rel=1e-5)
 
 
-def test_theory_holds_each_pair_once(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_theory_holds_each_pair_once(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pandas as pd
 
     base = ["--model", settings["model"], "--data", settings["data"], "--device", "cpu", "--batch-tokens", "60"]
     for n in (1, 2):
+        monkeypatch.setenv("DPOTOOL_CACHE", str(tmp_path / f"cache{n}"))  # or the second would only read the first's
         launch(n, "theory-gap", *base, "--output", str(tmp_path / f"out{n}"))
     one, two = (pd.read_parquet(next((tmp_path / f"out{n}" / "theory").glob("*.parquet"))) for n in (1, 2))
     for name in ("pair_id", "u", "v", "chosen_dot_mean_chosen", "rejected_dot_mean_rejected"):
@@ -85,13 +95,12 @@ def test_a_diagnosis_holds_each_pair_once(settings: dict[str, Any], tmp_path: Pa
     assert two["mass"]["lost"] == pytest.approx(one["mass"]["lost"], rel=1e-6)
 
 
-def test_scores_hold_each_pair_once(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_scores_hold_each_pair_once(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pandas as pd
 
     base = ["--data", settings["data"], "--device", "cpu", "--beta", "0.1"]
     for n in (1, 2):
-        # each its own cache, or the second would only read what the first computed
-        os.environ["DPOTOOL_CACHE"] = str(tmp_path / f"cache{n}")
+        monkeypatch.setenv("DPOTOOL_CACHE", str(tmp_path / f"cache{n}"))  # or the second would only read the first's
         launch(n, "score", settings["model"], *base, "--output", str(tmp_path / f"out{n}"))
     frames = [pd.read_parquet(next((tmp_path / f"out{n}" / "scores").glob("*.parquet"))) for n in (1, 2)]
     assert frames[0]["pair_id"].tolist() == frames[1]["pair_id"].tolist() == list(range(32))
