@@ -187,7 +187,8 @@ class _Arrow:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        return cls(pa.concat_tables([pq.read_table(pa.BufferReader(_open(path).read())) for path in files]))
+        opened = (pq.ParquetFile(pa.BufferReader(_open(path).read())) for path in files)
+        return cls(pa.concat_tables([file.read(use_threads=False) for file in opened]))
 
     def encode(self, rows: Sequence[int]) -> bytes:
         import pyarrow.parquet as pq

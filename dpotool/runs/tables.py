@@ -62,8 +62,10 @@ def write_table(
     format = _resolve_format(path, format)  # noqa: A001
     table = _to_arrow(frame, schema, metadata or {})
     if format == "parquet":
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            pq.write_table(table, file)
+        encoded = pa.BufferOutputStream()
+        pq.write_table(table, encoded)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(encoded.getvalue())
         return path
     write_json(_sidecar(path), _describe_schema(table.schema))
     with atomic_path(path) as temporary:
@@ -156,14 +158,16 @@ def _extend(schema: pa.Schema, path: Path) -> pa.Schema:
 
 
 def _read_parquet(path: Path) -> pa.Table:
-    """Reads a table from an open file: pyarrow takes a name with a colon for an address, and none that is no UTF-8."""
-    with path.open("rb") as file:
-        return pq.read_table(file)
+    """Reads a table from bytes.
+
+    By its name pyarrow would take one with a colon for an address, and none that is no UTF-8. `read_table` reads an
+    open file or a buffer in threads, one of which may outlive it; Python's end then finds it running and aborts.
+    """
+    return pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False)
 
 
 def _read_parquet_schema(path: Path) -> pa.Schema:
-    with path.open("rb") as file:
-        return pq.read_schema(file)
+    return pq.read_schema(pa.BufferReader(path.read_bytes()))
 
 
 def _resolve_format(path: Path, format: str | None) -> str:  # noqa: A002
