@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from dpotool.runs.atomic import atomic_path
+from dpotool.runs.tables import read_arrow, write_arrow
 
 Values = dict[str, tuple[float, ...]]
 """Key of a pair -> its values, in the order of `columns_of` the folder."""
@@ -61,8 +60,7 @@ def read_part(path: Path) -> list[tuple[Any, ...]]:
         FileNotFoundError: it is gone.
     """
     try:
-        # as in `runs.tables`, which says why not by name, and why not by `read_table`
-        table = pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False)
+        table = read_arrow(path)
     except FileNotFoundError:
         raise
     except (OSError, pa.ArrowException) as error:
@@ -120,10 +118,7 @@ def write_part(folder: Path, values: Mapping[str, tuple[float, ...]]) -> None:
     if not kept:
         return
     columns = [list(kept), *map(list, zip(*kept.values(), strict=True))]
-    encoded = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns, schema=_make_schema(folder)), encoded)
-    with atomic_path(folder / name_part(kept)) as path:
-        path.write_bytes(encoded.getvalue())
+    write_arrow(pa.table(columns, schema=_make_schema(folder)), folder / name_part(kept))
 
 
 def name_part(values: Mapping[str, tuple[float, ...]]) -> str:

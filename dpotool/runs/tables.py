@@ -62,10 +62,7 @@ def write_table(
     format = _resolve_format(path, format)  # noqa: A001
     table = _to_arrow(frame, schema, metadata or {})
     if format == "parquet":
-        encoded = pa.BufferOutputStream()
-        pq.write_table(table, encoded)
-        with atomic_path(path) as temporary:
-            temporary.write_bytes(encoded.getvalue())
+        write_arrow(table, path)
         return path
     write_json(_sidecar(path), _describe_schema(table.schema))
     with atomic_path(path) as temporary:
@@ -157,8 +154,16 @@ def _extend(schema: pa.Schema, path: Path) -> pa.Schema:
     return schema
 
 
-def _read_parquet(path: Path) -> pa.Table:
-    """Reads a table from bytes.
+def write_arrow(table: pa.Table, path: Path) -> None:
+    """Writes a table as Parquet, atomically; through bytes, for what `read_arrow` says of names."""
+    encoded = pa.BufferOutputStream()
+    pq.write_table(table, encoded)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(encoded.getvalue())
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """Reads a Parquet file through bytes.
 
     By its name pyarrow would take one with a colon for an address, and none that is no UTF-8. `read_table` reads an
     open file or a buffer in threads, one of which may outlive it; Python's end then finds it running and aborts.
@@ -232,7 +237,7 @@ def _to_json_line(row: dict[str, Any]) -> str:
 def _read_raw(path: Path) -> pd.DataFrame:
     format_ = _resolve_format(path, None)
     if format_ == "parquet":
-        return _read_parquet(path).to_pandas(types_mapper=_pandas_type)
+        return read_arrow(path).to_pandas(types_mapper=_pandas_type)
     if format_ == "csv":
         return _read_csv(path).replace("", None).apply(_numbers_from_text)
     with path.open(encoding="utf-8") as file:
