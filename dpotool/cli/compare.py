@@ -40,16 +40,14 @@ def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
     )
     for problem in findings.comparison.problems:
         console.warn(problem)
-    if config.format == "csv":
-        console.say(write_csv(findings))
     if config.format == "table":
         show_first_screen(findings, console)
-    is_whole = config.full or config.format == "markdown"
-    if config.format == "latex" or (is_whole and config.format != "csv"):
-        show_tables(findings, config.format, console)
-    if is_whole and config.format in ("table", "markdown"):
-        console.say()  # or what follows would be a row of the table
-        show_conclusions(findings, console, bullet="- " if config.format == "markdown" else "")
+        if config.full:
+            show_full(findings, console)
+    elif config.format == "csv":
+        console.say(write_csv(findings))
+    else:
+        console.say(write_page(findings, config.format))
     console.finish(findings.to_dict())
 
 
@@ -92,32 +90,48 @@ def write_csv(findings: Findings) -> str:
     return as_cells(frame).to_csv(index=False, lineterminator="\n").rstrip("\n")
 
 
-def show_tables(findings: Findings, format_: str, console: Console) -> None:
-    """Prints the differences, and the effect sizes with the ties; for a paper, what was pooled over seeds too."""
-    from dpotool.compare.compared_table import (
-        EFFECTS_TITLE,
-        tabulate_comparison,
-        tabulate_effects,
-        tabulate_seeds,
-        write_rows,
-    )
+def show_full(findings: Findings, console: Console) -> None:
+    """Prints every number of the differences, effect sizes with ties, seeds and controls; a sentence for each model."""
+    from dpotool.compare.compared_table import EFFECTS_TITLE, tabulate_comparison, tabulate_effects, tabulate_seeds
     from dpotool.compare.controls import CONTROLS_TITLE, tabulate_controls
 
-    differences = tabulate_comparison(findings.comparison, findings.verdicts, findings.win_rates)
-    effects = tabulate_effects(findings.comparison)
-    controls = tabulate_controls(findings.controls)
-    if format_ == "table":
-        title = f"Differences from {findings.comparison.baseline}, nats unless it says otherwise, p-values by Holm"
-        console.table(title, *differences)
-        show_seeds(findings, console)
-        if findings.comparison.differences:
-            console.table(EFFECTS_TITLE.format(baseline=findings.comparison.baseline), *effects)
-        if findings.controls.checks:
-            console.table(CONTROLS_TITLE, *controls)
-    else:
-        tables = [differences, effects, *([controls] if findings.controls.checks else [])]
-        tables += [*([tabulate_seeds(findings.seeds)] if findings.seeds else [])]
-        console.say("\n".join(write_rows(*each, format_) for each in tables).rstrip("\n"))
+    base = findings.comparison.baseline
+    title = f"Differences from {base}, nats unless it says otherwise, p-values by Holm"
+    console.table(title, *tabulate_comparison(findings.comparison, findings.verdicts, findings.win_rates))
+    if findings.seeds:
+        title = f"Over seeds: differences from {base} of the same seed; intervals over pairs and training"
+        console.table(title, *tabulate_seeds(findings.seeds))
+    if findings.comparison.differences:
+        console.table(EFFECTS_TITLE.format(baseline=base), *tabulate_effects(findings.comparison))
+    if findings.controls.checks:
+        console.table(CONTROLS_TITLE, *tabulate_controls(findings.controls))
+    console.say()
+    for sentence in findings.sentences:
+        console.say(sentence)
+
+
+def write_page(findings: Findings, format_: str) -> str:
+    """Returns the tables for a paper, as LaTeX or Markdown; in Markdown all that is said follows as a list."""
+    from dpotool.compare.compared_table import tabulate_comparison, tabulate_effects, tabulate_seeds, write_rows
+    from dpotool.compare.controls import tabulate_controls
+
+    tables = [
+        tabulate_comparison(findings.comparison, findings.verdicts, findings.win_rates),
+        tabulate_effects(findings.comparison),
+    ]
+    tables += [tabulate_controls(findings.controls)] if findings.controls.checks else []
+    tables += [tabulate_seeds(findings.seeds)] if findings.seeds else []
+    page = "\n".join(write_rows(*each, format_) for each in tables).rstrip("\n")
+    if format_ != "markdown":
+        return page
+    conclusions = [f"Verdict on {findings.comparison.baseline}: {findings.statement}"]
+    if findings.recommendation is not None:
+        conclusions.append(f"Recommendation: {findings.recommendation.statement}")
+    if findings.theory is not None:
+        conclusions.append(f"Theory: {findings.theory['statement']}")
+    conclusions.append(f"Next: {findings.next_action}")
+    said = ((*findings.sentences, *findings.judged_sentences), conclusions)
+    return "\n\n".join([page, *("\n".join(f"- {each}" for each in part) for part in said if part)])
 
 
 def describe_setting(findings: Findings) -> str:
@@ -126,28 +140,3 @@ def describe_setting(findings: Findings) -> str:
     prompts = {each["n_prompts"] for each in findings.comparison.differences.values() if each["prompts_repeat"]}
     drawn = f", drawn by prompt ({', '.join(map(str, sorted(prompts)))} prompts)" if prompts else ""
     return f"{base['data']} [{base['split']}], n = {base['n']}, 95 % bootstrap intervals over pairs{drawn}"
-
-
-def show_seeds(findings: Findings, console: Console) -> None:
-    """Prints what varies with the seed, where settings were trained with several."""
-    from dpotool.compare.compared_table import tabulate_seeds
-
-    if findings.seeds:
-        base = findings.comparison.baseline
-        title = f"Over seeds: differences from {base} of the same seed; intervals over pairs and training"
-        console.table(title, *tabulate_seeds(findings.seeds))
-
-
-def show_conclusions(findings: Findings, console: Console, bullet: str = "") -> None:
-    """Prints a sentence for each model and, as a page, the verdict on the baseline, the recommendation, what to do."""
-    for sentence in (*findings.sentences, *(findings.judged_sentences if bullet else ())):
-        console.say(bullet + sentence)
-    if not bullet:
-        return
-    console.say()
-    console.say(f"{bullet}Verdict on {findings.comparison.baseline}: {findings.statement}")
-    if findings.recommendation is not None:
-        console.say(f"{bullet}Recommendation: {findings.recommendation.statement}")
-    if findings.theory is not None:
-        console.say(f"{bullet}Theory: {findings.theory['statement']}")
-    console.say(f"{bullet}Next: {findings.next_action}")

@@ -227,8 +227,8 @@ def check_run(run: ScoredRun, curve: Curve, *, seed: int = 0) -> Check | None:
     shared = run.scored.index.intersection(curve.pair_ids)
     if not len(shared):
         return None
-    ours, (shares, theirs) = read_columns(run.restrict(shared)), curve.read(shared)
-    clusters = run.restrict(shared).clusters
+    restricted = run.restrict(shared)
+    ours, (shares, theirs) = read_columns(restricted), curve.read(shared)
     for at, others in ((CHOSEN, (MARGIN, ACCURACY)), (MARGIN, (CHOSEN, ACCURACY))):
         place = _find_place(ours, theirs, at, best_in=others[0])
         if place is None:
@@ -237,7 +237,7 @@ def check_run(run: ScoredRun, curve: Curve, *, seed: int = 0) -> Check | None:
         differences = {}
         for name in others:
             d = compare_on_chord(ours, theirs[first], theirs[first + 1], weight, at, name)
-            found = compare_means(d, np.zeros(len(d)), clusters=clusters, seed=seed)
+            found = compare_means(d, np.zeros(len(d)), clusters=restricted.clusters, seed=seed)
             differences[name] = {"difference": found.difference.to_dict("mean"), "p_value": found.p_value}
         share = (1 - weight) * shares[first] + weight * shares[first + 1]
         return Check(run.label, curve.kind, at, share, differences)
