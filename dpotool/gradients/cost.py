@@ -45,7 +45,7 @@ def plan_theory(config: TheoryConfig, *, progress: Progress) -> Estimate:
     pairs = opened.pair_set.pairs
     estimate = Estimate("theory-gap", n_pairs={opened.pair_set.source.split: len(pairs)})
     estimate.n_tokens = count_tokens(pairs)
-    engine = GradientEngine(opened.policy, config.parameters)
+    engine = GradientEngine(opened.policy, config.parameters, pairs=pairs)
     estimate.seconds["loading"] = seconds_since_start()
     if opened.reference_scorer is not None:
         reference = opened.reference_scorer

@@ -60,7 +60,7 @@ def compute_directional_changes(
     Raises:
         ValueError: a direction is empty, names something else, or has another shape.
     """
-    engine = GradientEngine(model, _select_moved(model, directions))
+    engine = GradientEngine(model, _select_moved(model, directions), pairs=pairs)
     finished: dict[int, list[list[float]]] = {}
     for batch in share_out(plan_batches([2 * pair.longest for pair in pairs], batch_tokens)):
         values = _compute_batch(engine, [pairs[place] for place in batch], directions)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
-from dpotool.gradients.ghost.audit import audit_parameters
+from dpotool.gradients.ghost.audit import Claims, audit_parameters
 from dpotool.gradients.ghost.layout import TokenLayout, lay_out_batch
 from dpotool.gradients.ghost.modes import differentiating_activations, evaluation_mode, training_only
 from dpotool.gradients.ghost.passes import run_tapped
@@ -32,7 +32,7 @@ from dpotool.gradients.ghost.taps import Sink, Taps
 from dpotool.gradients.products import GradientProducts, PairProducts, collect_products, iter_gradient_products
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.budget import run_within_memory
-from dpotool.likelihood.completions import get_causal_lm
+from dpotool.likelihood.completions import get_causal_lm, picks_among
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance
 from dpotool.models.rope import has_alike_prompts
 
@@ -57,16 +57,27 @@ class GradientEngine:
     Args:
         model: any causal language model of transformers, also inside PEFT. It is left as it was after every call.
         parameters: `all` trained ones, `last-N`, `lora` or `head` (`select_parameters`), or a selection of one's own.
+        pairs: those there will be. Where attention picks the best of a row's tokens, only rows of one length can run
+            together, and chosen and rejected have two: autograd then takes every parameter.
 
     Raises:
         DpotoolError: there is nothing to differentiate, or the weights are quantised.
     """
 
-    def __init__(self, model: nn.Module, parameters: str | ParameterSelection = "all") -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        parameters: str | ParameterSelection = "all",
+        *,
+        pairs: Sequence[TokenizedPair] = (),
+    ) -> None:
         self.model = model
         self.selection = select_parameters(model, parameters) if isinstance(parameters, str) else parameters
-        with evaluation_mode(model):
-            self.claims = audit_parameters(model, self.selection.parameters)
+        if picks_among(get_causal_lm(model), max((pair.longest for pair in pairs), default=0)):
+            self.claims = Claims({}, tuple(self.selection.parameters))
+        else:
+            with evaluation_mode(model):
+                self.claims = audit_parameters(model, self.selection.parameters)
         self.fallback = [self.selection.parameters[name] for name in self.claims.fallback]
         one = next(iter(self.selection.parameters.values()))
         self.device = one.device
@@ -153,7 +164,7 @@ def compute_fast_products(
     Args:
         on_progress: called with the number of pairs each finished batch held.
     """
-    engine = GradientEngine(model, parameters)
+    engine = GradientEngine(model, parameters, pairs=pairs)
     finished: dict[int, PairProducts] = {}
     for batch in engine.iter_products(pairs, batch_tokens=batch_tokens):
         finished |= batch

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -20,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dpotool.data.pairs import TokenizedPair
+from dpotool.errors import DpotoolError
 from dpotool.gradients.engine import GradientEngine
 from dpotool.gradients.ghost.passes import forward_tapped
 from dpotool.gradients.ghost.product_sums import ProductSums
@@ -52,10 +54,20 @@ class TheoryMonitor:
     Args:
         model: with its trained parameters marked, not wrapped yet. Its activations must not be recomputed in the
             backward pass, out of the monitor's sight.
+        pairs: of the run.
+
+    Raises:
+        DpotoolError: no parameter's gradient can be read from the steps.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self._engine = GradientEngine(model)
+    def __init__(self, model: nn.Module, pairs: Sequence[TokenizedPair] = ()) -> None:
+        self._engine = GradientEngine(model, pairs=pairs)
+        if not self._engine.claims.forms:
+            raise DpotoolError(
+                "no parameter's gradient can be read from the steps of this model",
+                where="--monitor-theory",
+                remedy="Leave it out, and use `dpotool theory-gap`",
+            )
         self.left_out = self._engine.claims.fallback
         self._least_factor = _find_least_factor(next(iter(self._engine.selection.parameters.values())).dtype)
         self._dropouts = [module for module in model.modules() if isinstance(module, nn.Dropout)]

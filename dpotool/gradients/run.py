@@ -113,7 +113,7 @@ class _Study:
         self.batch_tokens = resolve_batch_tokens(
             config.batch_tokens, opened.policy, opened.pair_set.pairs, with_gradients=True
         )
-        self.engine = GradientEngine(opened.policy, config.parameters)
+        self.engine = GradientEngine(opened.policy, config.parameters, pairs=opened.pair_set.pairs)
         self.found: dict[str, Any] = {}
         self.was_interrupted = False
 

@@ -174,13 +174,10 @@ def _run(
 ) -> Float[Tensor, "rows seq size"]:
     """Runs all rows at once; where attention picks the best tokens of a longer row, rows of one length at a time.
 
-    Which of several equally good tokens are picked depends on how many stand behind them, padding too. Only without
-    gradients, whose passes are looked into; and not where weights are sharded, as processes run equally many passes.
+    Which of several equally good tokens are picked depends on how many stand behind them, padding too. Not where
+    weights are sharded, as processes run equally many passes.
     """
-    picks = find_picks(model)
-    is_sharded = hasattr(next(model.parameters()), "device_mesh")
-    is_short = batch.input_ids.shape[1] <= min(picks, default=batch.input_ids.shape[1])
-    if is_short or is_sharded or torch.is_grad_enabled() or isinstance(batch, SharedBatch):
+    if not picks_among(model, batch.input_ids.shape[1]) or is_sharded(model) or isinstance(batch, SharedBatch):
         states: Tensor = forward(**_inputs_of(model, batch))[0]
         return states
     lengths = _find_lengths(batch)
@@ -195,11 +192,17 @@ def _run(
     return found
 
 
-def find_picks(model: PreTrainedModel) -> list[int]:
-    """Returns of how many tokens attention picks the best, by its configuration; nothing for all others."""
+def picks_among(model: PreTrainedModel, n_tokens: int) -> bool:
+    """Tells whether attention picks the best of so many tokens rather than all, by the model's configuration."""
     config = model.config.get_text_config()
     values = [getattr(config, name, None) for name in vars(config) if _PICKS.search(name)]
-    return [value for value in values if isinstance(value, int) and value > 0]
+    return any(isinstance(value, int) and 0 < value < n_tokens for value in values)
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Tells whether a model's weights are spread over processes, by `fully_shard` or by DeepSpeed's stage 3."""
+    one = next(model.parameters())
+    return hasattr(one, "device_mesh") or hasattr(one, "ds_id")
 
 
 def call_model_for_states(

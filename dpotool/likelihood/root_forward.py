@@ -19,6 +19,7 @@ from dpotool.likelihood.completions import (
     compute_completion_logps,
     compute_token_logps,
     get_causal_lm,
+    is_sharded,
 )
 from dpotool.likelihood.prompt_sharing import find_row_limit
 from dpotool.likelihood.shared_rows import SharedBatch
@@ -57,12 +58,6 @@ def route_forward(model: nn.Module, compute_logps: ComputeLogps = compute_comple
 def is_routed(model: nn.Module) -> bool:
     """Tells whether a model answers batches of rows."""
     return bool(getattr(model, _ROUTED, False))
-
-
-def is_sharded(model: nn.Module) -> bool:
-    """Tells whether a model's weights are spread over processes, by `fully_shard` or by DeepSpeed's stage 3."""
-    one = next(model.parameters())
-    return hasattr(one, "device_mesh") or hasattr(one, "ds_id")
 
 
 def score_tokens(model: nn.Module, batch: CompletionBatch | SharedBatch) -> Float[Tensor, " tokens"]:

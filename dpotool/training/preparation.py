@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from typing import TypeVar
@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, PrinterCallback
 
 from dpotool.data.pair_sets import load_pair_set
-from dpotool.data.pairs import PairSet
+from dpotool.data.pairs import PairSet, TokenizedPair
 from dpotool.data.sources import has_test_split
 from dpotool.errors import DpotoolError
 from dpotool.gradients.monitor import TheoryMonitor
@@ -206,7 +206,7 @@ def _build_trainer(
 ) -> PreferenceTrainer:
     train, evaluation = datasets[TRAIN], datasets.get(EVALUATION)
     arguments = build_training_arguments(config, folder.path, len(train), has_eval=evaluation is not None)
-    monitor = build_monitor(config, scorer.model, progress) if config.monitor_theory else None
+    monitor = build_monitor(config, scorer.model, train.pairs, progress) if config.monitor_theory else None
     kept = parse_steps(config.save_at, count_steps(config, len(train)))
     callbacks = [GradientGuard(), MetricsWriter(folder.append_metrics), CheckpointAt(kept)]
     with one_line_refusals():
@@ -227,7 +227,9 @@ def _build_trainer(
     return trainer
 
 
-def build_monitor(config: TrainConfig, policy: nn.Module, progress: Progress) -> TheoryMonitor:
+def build_monitor(
+    config: TrainConfig, policy: nn.Module, pairs: Sequence[TokenizedPair], progress: Progress
+) -> TheoryMonitor:
     """Returns the monitor of a run's steps, and says what it does not see.
 
     Raises:
@@ -239,7 +241,7 @@ def build_monitor(config: TrainConfig, policy: nn.Module, progress: Progress) ->
             where="--monitor-theory",
             remedy="Leave --gradient-checkpointing out",
         )
-    monitor = TheoryMonitor(policy)
+    monitor = TheoryMonitor(policy, pairs)
     if monitor.left_out:
         progress.warn(
             f"--monitor-theory leaves out {len(monitor.left_out)} parameters without a rule: "

@@ -12,7 +12,7 @@ from conftest import make_pairs
 from gradients.engine_checks import assert_equals_slow_truth, find_errors
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from model_families import FAMILIES, VOCAB_SIZE, build_family
+from model_families import FAMILIES, VOCAB_SIZE, build_family, build_small
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -372,3 +372,17 @@ def test_a_gpu_takes_blocks_only_where_rows_are_very_long() -> None:
     gpu, cpu = torch.device("cuda"), torch.device("cpu")
     assert [shared.is_joint_gram_cheaper(n_tokens, gpu) for n_tokens in (400, 1400, 8000)] == [True, True, False]
     assert [shared.is_joint_gram_cheaper(n_tokens, cpu) for n_tokens in (60, 400)] == [True, False]
+
+
+@pytest.mark.parametrize("longest", [3, 30])
+def test_attention_that_picks_the_best_tokens_is_left_to_autograd_where_rows_are_longer(longest: int) -> None:
+    """Doge starts with all tokens equally good; which of them it picks depends on what stands behind them."""
+    model = build_small("doge", {"keep_window_size": 8}, dtype=torch.float32)
+    pairs = make_pairs(3, longest=longest)
+    products, report = compute_fast_products(model, pairs)
+    is_picked_from = max(pair.longest for pair in pairs) > 8
+    assert is_picked_from == (longest == 30)
+    assert (report.n_by_form == {}) == is_picked_from
+    for name in ("chosen_logps", "rejected_logps", "grad_inner_product", "chosen_grad_sq_norm"):
+        expected = getattr(compute_gradient_products(model, pairs), name)
+        np.testing.assert_allclose(getattr(products, name), expected, rtol=1e-3, atol=1e-4)

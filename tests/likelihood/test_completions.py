@@ -131,9 +131,12 @@ _DSA = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
+picking = pytest.mark.parametrize(
     ("kind", "settings"), [("deepseek_v32", _DSA), ("glm_moe_dsa", _DSA), ("doge", {"keep_window_size": 8})]
 )
+
+
+@picking
 @pytest.mark.parametrize("layout", ["auto", "paired", "shared"])
 def test_attention_that_picks_the_best_tokens_does_not_see_padding(
     kind: str, settings: dict[str, object], layout: str
@@ -146,3 +149,21 @@ def test_attention_that_picks_the_best_tokens_does_not_see_padding(
     for place, pair in enumerate(pairs):
         expected = [brute_force(model, pair.prompt_ids, ids) for ids in (pair.chosen_ids, pair.rejected_ids)]
         assert (got.chosen[place], got.rejected[place]) == pytest.approx(expected, abs=1e-4)
+
+
+@picking
+def test_nor_does_its_gradient_in_a_training_step(kind: str, settings: dict[str, object]) -> None:
+    """A step's gradient is the sum of those of its rows, each alone."""
+    model = build_small(kind, settings, dtype=torch.float32)
+    pairs = make_pairs(3, longest=30)
+
+    def differentiate(*rows: tuple[tuple[int, ...], tuple[int, ...]]) -> dict[str, Tensor]:
+        model.zero_grad()
+        compute_completion_logps(model, collate_rows(rows)).sum().backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    rows = [(pair.prompt_ids, ids) for pair in pairs for ids in (pair.chosen_ids, pair.rejected_ids)]
+    alone = [differentiate(row) for row in rows]
+    for name, gradient in differentiate(*rows).items():
+        expected = sum(one[name] for one in alone if name in one)
+        assert torch.allclose(gradient, expected, rtol=1e-4, atol=1e-4 * float(gradient.abs().max())), name
