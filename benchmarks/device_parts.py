@@ -42,7 +42,7 @@ from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.models.precision import choose_float32_products
-from dpotool.settings import AUTO
+from dpotool.settings.shared import AUTO
 
 T = TypeVar("T")
 MAX_NATS_PER_TOKEN = 0.05

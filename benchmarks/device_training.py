@@ -20,7 +20,7 @@ from transformers.training_args import TrainingArguments
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.scorer import Scorer
-from dpotool.settings import AUTO
+from dpotool.settings.shared import AUTO
 from dpotool.training.arguments import build_training_arguments
 from dpotool.training.callbacks import GradientGuard
 from dpotool.training.config import TrainConfig, fill_in

@@ -27,7 +27,7 @@ from harness import DOCS, Row, describe_machine, name_of
 from page import format_table, replace_section
 
 from dpotool.cache.root import store_root
-from dpotool.settings import DEMO
+from dpotool.settings.shared import DEMO
 
 _MIB = 2**20
 

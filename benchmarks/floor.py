@@ -27,7 +27,7 @@ from workloads import count_operations, load_sample
 from dpotool.data.pairs import TokenizedPair
 from dpotool.models.loading import load_tokenizer
 from dpotool.models.precision import use_fast_float32_on_cpu
-from dpotool.settings import AUTO
+from dpotool.settings.shared import AUTO
 
 PASSES = {"scoring": 1, "training step": 3}
 """Forward; forward, and backward to activations and to weights."""

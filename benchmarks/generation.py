@@ -23,12 +23,12 @@ from page import format_table, replace_section
 from torch import nn
 
 from dpotool.data.sources import load_preferences
-from dpotool.judging.config import GenerateConfig
 from dpotool.judging.generation import Decoding, Generated, Job, cut_at_end, generate_batches, resolve_decoding
 from dpotool.judging.prompting import PromptEncoder
 from dpotool.judging.questions import read_pairs
 from dpotool.models.loading import load_model, load_tokenizer
 from dpotool.models.precision import use_fast_float32_on_cpu
+from dpotool.settings.answers import GenerateConfig
 
 BATCH = 8
 Answers = list[Generated]

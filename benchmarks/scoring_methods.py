@@ -19,7 +19,7 @@ from workloads import MAX_LENGTH
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.settings import AUTO
+from dpotool.settings.shared import AUTO
 
 Score = Callable[[int, int], np.ndarray]
 Build = Callable[[nn.Module, PreTrainedTokenizerBase, Sequence[TokenizedPair]], Score]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from dpotool.settings import DataSettings
+from dpotool.settings.shared import DataSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,8 +77,8 @@ def score(*models: str, **settings: Any) -> pd.DataFrame:
     """
     import pandas as pd
 
-    from dpotool.measures.config import ScoreConfig
     from dpotool.measures.run import score_models
+    from dpotool.settings.scoring import ScoreConfig
 
     results = score_models(models, ScoreConfig(**settings))
     return pd.concat([result.frame.assign(model=result.label) for result in results], ignore_index=True)
@@ -90,8 +90,8 @@ def diagnose(model: str, **settings: Any) -> DiagnosisResult:
     Raises:
         DpotoolError: the model, its reference or the data cannot be used.
     """
-    from dpotool.measures.config import DiagnoseConfig
     from dpotool.measures.diagnose import diagnose_models
+    from dpotool.settings.scoring import DiagnoseConfig
 
     return diagnose_models([model], DiagnoseConfig(**settings))[0]
 
@@ -104,8 +104,8 @@ def gradient_products(model: str = "builtin:demo", **settings: Any) -> pd.DataFr
     Raises:
         DpotoolError: the model or the data cannot be used.
     """
-    from dpotool.gradients.config import TheoryConfig
     from dpotool.gradients.run import run_theory
+    from dpotool.settings.scoring import TheoryConfig
 
     return run_theory(TheoryConfig(model=model, **settings)).frame
 
@@ -182,9 +182,9 @@ def plot(kind: str, *runs: str, **settings: Any) -> Figure:
     Raises:
         DpotoolError: an unknown kind, or the runs lack what it is drawn from.
     """
-    from dpotool.plots.config import PlotConfig
     from dpotool.plots.registry import find_plot
     from dpotool.plots.scene import read_scene
+    from dpotool.settings.reading import PlotConfig
 
     return find_plot(kind).draw(read_scene(runs, PlotConfig(**settings))).figure
 
@@ -199,6 +199,6 @@ def write_report(*runs: str, **settings: Any) -> Report:
         DpotoolError: as `compare_runs`, or the output cannot be written.
     """
     from dpotool.report import page
-    from dpotool.report.config import ReportConfig
+    from dpotool.settings.reading import ReportConfig
 
     return page.write_report(runs, ReportConfig(**settings))

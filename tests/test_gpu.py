@@ -18,7 +18,6 @@ from tiny_models import save_tiny_model, write_pairs
 from transformers import AutoTokenizer
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.gradients.config import TheoryConfig
 from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.gradients.engine import compute_fast_products
 from dpotool.gradients.monitor import TheoryMonitor
@@ -29,9 +28,9 @@ from dpotool.likelihood.budget import MOST_TOKENS_ELSEWHERE, estimate_bytes_per_
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.measures.config import ScoreConfig
 from dpotool.measures.run import score_models
 from dpotool.models.precision import choose_float32_products
+from dpotool.settings.scoring import ScoreConfig, TheoryConfig
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

@@ -17,7 +17,7 @@ from dpotool.cache.root import DEMO_PREFIX, MADE, cache_root, store_root
 from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import write_json
 from dpotool.runs.checked import read_json
-from dpotool.settings import DEMO
+from dpotool.settings.shared import DEMO
 
 ABOUT = "about.json"
 """Beside a model's parts: which model it was. Its time of change is when the values were last used."""

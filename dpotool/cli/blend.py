@@ -11,7 +11,7 @@ import typer
 
 from dpotool.cli.console import Console, format_interval
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.measures.config import BlendConfig
+from dpotool.settings.scoring import BlendConfig
 
 if TYPE_CHECKING:
     from dpotool.measures.blend import BlendResult

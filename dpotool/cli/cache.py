@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dpotool.cache.config import CacheClearConfig, CacheListConfig, CacheVerifyConfig
 from dpotool.cli.console import Console, format_bytes
 from dpotool.cli.verbs import add_verb
 from dpotool.errors import DpotoolError
-from dpotool.settings import SubjectSettings
+from dpotool.settings.reading import CacheClearConfig, CacheListConfig, CacheVerifyConfig
+from dpotool.settings.shared import SubjectSettings
 
 if TYPE_CHECKING:
     from dpotool.cache.entries import CacheEntry

@@ -8,7 +8,7 @@ import typer
 
 from dpotool.cli.console import Console
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.compare.config import CompareConfig
+from dpotool.settings.reading import CompareConfig
 
 if TYPE_CHECKING:
     from dpotool.compare.findings import Findings

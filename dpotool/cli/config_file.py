@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Any
 
 from dpotool.errors import DpotoolError
-from dpotool.settings import DataSettings, Settings, list_names
+from dpotool.settings.fields import Settings, list_names
+from dpotool.settings.shared import DataSettings
 
 
 def read_config(

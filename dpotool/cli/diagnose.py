@@ -10,7 +10,7 @@ import typer
 from dpotool.cli.console import Console, format_interval
 from dpotool.cli.estimate import show_dry_run
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.measures.config import DiagnoseConfig
+from dpotool.settings.scoring import DiagnoseConfig
 
 if TYPE_CHECKING:
     from dpotool.measures.diagnose import DiagnosisResult

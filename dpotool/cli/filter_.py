@@ -10,7 +10,7 @@ import typer
 from dpotool.cli.console import Console
 from dpotool.cli.validate import PAIRS
 from dpotool.cli.verbs import add_verb
-from dpotool.curation.config import FilterConfig
+from dpotool.settings.reading import FilterConfig
 
 
 def register(app: typer.Typer) -> None:

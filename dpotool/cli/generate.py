@@ -9,7 +9,7 @@ import typer
 
 from dpotool.cli.console import Console, format_interval, format_number
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.judging.config import GenerateConfig
+from dpotool.settings.answers import GenerateConfig
 
 if TYPE_CHECKING:
     from dpotool.judging.answering import GenerateResult

@@ -6,7 +6,7 @@ import typer
 
 from dpotool.cli.console import Console
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.foreign.config import ImportConfig
+from dpotool.settings.reading import ImportConfig
 
 _FILE = Positional(
     "file",

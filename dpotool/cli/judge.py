@@ -11,7 +11,7 @@ import typer
 from dpotool.cli.console import Console, format_interval, format_number
 from dpotool.cli.generate import expand_models
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.judging.config import JudgeConfig
+from dpotool.settings.answers import JudgeConfig
 
 if TYPE_CHECKING:
     from dpotool.judging.run import JudgeResult

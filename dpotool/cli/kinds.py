@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperCommand
 from typer.main import get_command
 
-from dpotool.settings import KindOption, Kinds, Settings, flag_of
+from dpotool.settings.fields import KindOption, Kinds, Settings, flag_of
 
 _TAKEN = "dpotool.kind_options"
 _IS_HELP = "dpotool.is_help"

@@ -6,8 +6,8 @@ import typer
 
 from dpotool.cli.console import Console
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.plots.config import PlotConfig
 from dpotool.plots.registry import ALL, NEEDS, choose_plots, list_plots
+from dpotool.settings.reading import PlotConfig
 
 
 def list_choices() -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from dpotool.cli.console import Console, format_interval
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.gradients.config import PredictConfig
+from dpotool.settings.scoring import PredictConfig
 
 _CHECKPOINTS = Positional(
     "checkpoints", list[str] | None, "FROM and TO. With TO alone, the run is compared with the model it started from."

@@ -21,7 +21,7 @@ from dpotool.cli.app import app
 from dpotool.cli.kinds import VerbCommand, list_listed
 from dpotool.cli.verbs import Positional, unescape_markup
 from dpotool.measures.registry import write_measures
-from dpotool.settings import Kinds
+from dpotool.settings.fields import Kinds
 
 _PREAMBLE = """\
 # Command line

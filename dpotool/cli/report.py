@@ -9,7 +9,7 @@ import typer
 from dpotool.cli.console import Console
 from dpotool.cli.verbs import Positional, add_verb
 from dpotool.errors import DpotoolError
-from dpotool.report.config import ReportConfig
+from dpotool.settings.reading import ReportConfig
 
 if TYPE_CHECKING:
     from dpotool.compare.findings import Findings

@@ -110,11 +110,10 @@ def conclude(folder: str, console: Console) -> dict[str, Any]:
     """Compares the finished runs, draws what can be drawn and writes the report; returns what was found and written."""
     from dpotool.cli.compare import show_first_screen
     from dpotool.cli.report import find_texts
-    from dpotool.plots.config import PlotConfig
     from dpotool.plots.gallery import draw
     from dpotool.plots.registry import ALL
-    from dpotool.report.config import ReportConfig
     from dpotool.report.page import write_report
+    from dpotool.settings.reading import PlotConfig, ReportConfig
 
     report = write_report([folder], ReportConfig(), find_texts=find_texts)
     show_first_screen(report.findings, console)

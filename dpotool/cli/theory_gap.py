@@ -10,7 +10,7 @@ from dpotool.cli import theory_tables
 from dpotool.cli.console import Console
 from dpotool.cli.estimate import show_dry_run
 from dpotool.cli.verbs import add_verb
-from dpotool.gradients.config import TheoryConfig
+from dpotool.settings.scoring import TheoryConfig
 
 
 def register(app: typer.Typer) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from dpotool.cli.console import Console
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.curation.config import ValidateConfig
+from dpotool.settings.reading import ValidateConfig
 
 if TYPE_CHECKING:
     from dpotool.curation.validation import Validation

@@ -13,7 +13,7 @@ import typer
 from dpotool.cli.config_file import read_config
 from dpotool.cli.console import Console
 from dpotool.cli.kinds import command_class, complete_kinds, take_kind_options
-from dpotool.settings import Settings, flag_of
+from dpotool.settings.fields import Settings, flag_of
 
 S = TypeVar("S", bound=Settings)
 

@@ -18,7 +18,6 @@ import pandas as pd
 
 from dpotool import __version__
 from dpotool.compare.diagnosis import RISKS, add_head_risk
-from dpotool.curation.config import FilterConfig
 from dpotool.data.pair_sets import load_rows
 from dpotool.data.pairs import PreferenceData
 from dpotool.data.rewriting import open_rewriter
@@ -28,7 +27,8 @@ from dpotool.runs.about import TableAbout, read_about
 from dpotool.runs.atomic import write_bytes, write_json
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.tables import read_table
-from dpotool.settings import DEMO
+from dpotool.settings.reading import FilterConfig
+from dpotool.settings.shared import DEMO
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

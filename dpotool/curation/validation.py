@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dpotool.curation.config import ValidateConfig
 from dpotool.data.checks.check import Material
 from dpotool.data.checks.registry import CHECKS, Checkup, choose_checks, run_checks
 from dpotool.data.checks.token_view import TokenView
@@ -20,6 +19,7 @@ from dpotool.data.sources import load_preferences
 from dpotool.errors import DpotoolError
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import write_bytes
+from dpotool.settings.reading import ValidateConfig
 
 DEFAULT_SPLIT = "train"
 

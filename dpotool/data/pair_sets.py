@@ -9,7 +9,7 @@ from dpotool.data.pairs import PairSet, PreferenceData
 from dpotool.data.sources import load_preferences
 from dpotool.data.tokenization import tokenize_preferences
 from dpotool.progress import SILENT, Progress
-from dpotool.settings import DataSettings
+from dpotool.settings.shared import DataSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

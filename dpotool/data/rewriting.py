@@ -18,7 +18,7 @@ from dpotool.data.files import COMPRESSED, _is_by_lines, _open, _read_whole, inn
 from dpotool.data.origins import Origin, _find_shards, open_origin
 from dpotool.data.splits import choose_split, choose_split_to_cut
 from dpotool.errors import DpotoolError
-from dpotool.settings import DataSettings
+from dpotool.settings.shared import DataSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -17,10 +17,10 @@ import msgspec
 import pandas as pd
 
 from dpotool.errors import DpotoolError
-from dpotool.foreign.config import ImportConfig
 from dpotool.foreign.tables import read_json, read_text
 from dpotool.runs.checked import check_value, parse_json
 from dpotool.runs.manifest import Count
+from dpotool.settings.reading import ImportConfig
 
 Row = dict[str, Any]
 _REMEDY = "Copy the file again from where it was written"

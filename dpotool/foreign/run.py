@@ -16,7 +16,6 @@ from dpotool.compare.scored_run import NOT_FINITE, ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.foreign.config import ImportConfig
 from dpotool.foreign.logs import read_history, read_tensorboard, read_trackio, read_trainer_log, read_trainer_state
 from dpotool.foreign.tables import read_reward_bench, read_tensors
 from dpotool.losses.options import check_told_lambda
@@ -28,6 +27,7 @@ from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.plain import as_cell
 from dpotool.runs.schemas import SCORE_SCHEMA
 from dpotool.runs.tables import write_table
+from dpotool.settings.reading import ImportConfig
 
 _STATE, _TRAINER_LOG = "trainer_state.json", "trainer_log.jsonl"
 

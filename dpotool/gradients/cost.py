@@ -11,7 +11,6 @@ import numpy as np
 from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.batch_products import FEWEST_PAIRS, compute_batch_products
-from dpotool.gradients.config import TheoryConfig, check_config, parse_lambdas
 from dpotool.gradients.engine import GradientEngine
 from dpotool.gradients.run import describe_study, open_study
 from dpotool.likelihood.budget import resolve_batch_tokens
@@ -26,6 +25,7 @@ from dpotool.likelihood.store import look_up
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.models.adapters import mark_trained_parameters
 from dpotool.progress import Progress
+from dpotool.settings.scoring import TheoryConfig, check_config, parse_lambdas
 
 PROBED_PAIRS = (FEWEST_PAIRS, 3 * FEWEST_PAIRS)
 """Two samples whose batch products are taken; the line through their times is the estimate."""

@@ -20,7 +20,6 @@ from torch import nn
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
-from dpotool.gradients.config import PredictConfig
 from dpotool.gradients.directions import compute_directional_changes
 from dpotool.gradients.steps import parameter_difference
 from dpotool.likelihood.budget import resolve_batch_tokens
@@ -35,7 +34,8 @@ from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.locks import claiming
 from dpotool.runs.schemas import PREDICTION_SCHEMA
 from dpotool.runs.tables import write_table
-from dpotool.settings import AUTO
+from dpotool.settings.scoring import PredictConfig
+from dpotool.settings.shared import AUTO
 from dpotool.theory.prediction_summary import summarize_prediction
 
 POINTS = ("from", "middle", "to")

@@ -23,7 +23,7 @@ from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.losses.registry import get_loss
 from dpotool.losses.spec import PairLogps
-from dpotool.settings import AUTO
+from dpotool.settings.shared import AUTO
 
 Values = Float[np.ndarray, " pairs"]
 OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}

@@ -17,7 +17,6 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.gradients.analysis import build_theory_frame
 from dpotool.gradients.batch_products import FEWEST_PAIRS, BatchProducts, compute_batch_products
-from dpotool.gradients.config import TheoryConfig, check_config, parse_lambdas
 from dpotool.gradients.double_precision import in_float64
 from dpotool.gradients.engine import GradientEngine
 from dpotool.gradients.findings import add_batch_columns, compute_gaps, give_advice
@@ -35,6 +34,7 @@ from dpotool.models.adapters import mark_trained_parameters
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.locks import claiming
+from dpotool.settings.scoring import TheoryConfig, check_config, parse_lambdas
 from dpotool.theory.drivers import rank_drivers
 from dpotool.theory.summary import summarize_theory
 

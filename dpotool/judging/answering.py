@@ -13,7 +13,6 @@ from accelerate import PartialState
 from dpotool.errors import DpotoolError
 from dpotool.judging.answer_summary import summarize_answers
 from dpotool.judging.answers import Answer, label_folder, open_answers
-from dpotool.judging.config import GenerateConfig
 from dpotool.judging.generation import resolve_decoding
 from dpotool.judging.lines import write_lines
 from dpotool.judging.local import Answerer
@@ -28,6 +27,7 @@ from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import claiming
 from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.manifest import collect_manifest
+from dpotool.settings.answers import GenerateConfig
 
 Logps = dict[tuple[str, int], tuple[float, float, int]]
 

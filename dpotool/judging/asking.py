@@ -9,7 +9,6 @@ from typing import Any
 
 from dpotool.errors import DpotoolError
 from dpotool.judging.answers import Answer
-from dpotool.judging.config import JudgeConfig
 from dpotool.judging.endpoint import CHAT, Reply
 from dpotool.judging.judges import Score
 from dpotool.judging.judgments import (
@@ -28,6 +27,7 @@ from dpotool.judging.replies import Request, gather_replies
 from dpotool.judging.served import read_endpoint
 from dpotool.judging.verdicts import RULES
 from dpotool.progress import Progress
+from dpotool.settings.answers import JudgeConfig
 
 Pairs = Sequence[tuple[Answer, Answer]]
 """The model's answer and the baseline's to the same question."""

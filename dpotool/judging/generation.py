@@ -18,11 +18,11 @@ from dpotool.data.batches import plan_batches
 from dpotool.data.templates import render_chat
 from dpotool.errors import DpotoolError
 from dpotool.judging.answers import CUT_OFF, ENDED
-from dpotool.judging.config import GenerateConfig
 from dpotool.judging.sampling import build_sampling, draw_uniforms
 from dpotool.likelihood.budget import is_out_of_memory, measure_free_memory
 from dpotool.likelihood.completions import get_causal_lm
-from dpotool.settings import AUTO
+from dpotool.settings.answers import GenerateConfig
+from dpotool.settings.shared import AUTO
 
 MOST_ROWS = {"cpu": 64}
 MOST_ROWS_ELSEWHERE = 256

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.judging.answers import Answer
-from dpotool.judging.config import JudgeConfig
 from dpotool.judging.questions import Question
 from dpotool.progress import Progress
+from dpotool.settings.answers import JudgeConfig
 
 Item = tuple[Question, Answer]
 Score = Callable[[Sequence[Item]], "list[float | None]"]

@@ -13,7 +13,6 @@ from dpotool.errors import DpotoolError
 from dpotool.judging.answering import choose_baseline
 from dpotool.judging.answers import Answer, AnswerSet
 from dpotool.judging.asking import ask_judge, build_judge_body, question_of
-from dpotool.judging.config import JudgeConfig
 from dpotool.judging.endpoint import CHAT, Reply
 from dpotool.judging.imports import import_ratings
 from dpotool.judging.judges import JUDGES, choose_judge, name_judge
@@ -36,6 +35,7 @@ from dpotool.judging.verdicts import RULES, Verdict
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.schemas import RATING_SCHEMA
+from dpotool.settings.answers import JudgeConfig
 
 BENCHES = ("mt-bench",)
 

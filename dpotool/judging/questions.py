@@ -14,7 +14,7 @@ from dpotool.data.pairs import DataSource, PreferenceData, Text, hash_prompt
 from dpotool.data.sources import load_preferences
 from dpotool.errors import DpotoolError
 from dpotool.judging.lines import read_lines
-from dpotool.settings import DataSettings
+from dpotool.settings.shared import DataSettings
 
 
 @dataclass(frozen=True, slots=True)

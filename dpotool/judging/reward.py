@@ -13,11 +13,11 @@ from dpotool.data.templates import render_chat
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name
 from dpotool.judging.answers import Answer
-from dpotool.judging.config import JudgeConfig
 from dpotool.judging.prompting import build_messages
 from dpotool.judging.questions import Question
 from dpotool.models.loading import quiet_transformers, resolve_device, resolve_dtype
 from dpotool.progress import Progress
+from dpotool.settings.answers import JudgeConfig
 
 if TYPE_CHECKING:
     from dpotool.judging.judges import Score

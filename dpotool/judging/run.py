@@ -16,7 +16,6 @@ from dpotool.errors import DpotoolError
 from dpotool.judging.answering import choose_baseline
 from dpotool.judging.answers import Answer, AnswerSet, match_answers, open_answers
 from dpotool.judging.asking import Pairs, build_requests, judge_by_score, judge_by_server
-from dpotool.judging.config import JudgeConfig
 from dpotool.judging.imports import Imported, import_judgments
 from dpotool.judging.judges import JudgeKind, choose_judge, name_judge
 from dpotool.judging.judgments import Judgment, are_identical, build_judgment_frame, tie_identical
@@ -28,6 +27,7 @@ from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import JUDGMENT_SCHEMA
 from dpotool.runs.tables import write_table
+from dpotool.settings.answers import JudgeConfig
 
 REPLIES = ".replies.jsonl"
 """Ending of the file with all replies, beside the table made of them."""

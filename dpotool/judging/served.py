@@ -11,12 +11,12 @@ from typing import Any
 from dpotool.data.pairs import hash_prompt
 from dpotool.errors import DpotoolError
 from dpotool.judging.answers import Answer
-from dpotool.judging.config import GenerateConfig
 from dpotool.judging.endpoint import Endpoint, Reply
 from dpotool.judging.prompting import build_body
 from dpotool.judging.questions import Question
 from dpotool.judging.replies import Request, gather_replies
 from dpotool.progress import Progress
+from dpotool.settings.answers import GenerateConfig
 
 _SEED_BITS = 31
 

@@ -17,7 +17,7 @@ from torch import nn
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.completions import can_split_head, count_chunk_elements, get_causal_lm
-from dpotool.settings import AUTO
+from dpotool.settings.shared import AUTO
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from dpotool.likelihood.batch import CompletionBatch, collate_pairs
 from dpotool.likelihood.budget import find_hidden_size
 from dpotool.likelihood.prompt_sharing import find_row_limit
 from dpotool.likelihood.shared_rows import SharedBatch, collate_shared, count_shared_tokens, pack_rows
-from dpotool.settings import LAYOUTS
+from dpotool.settings.shared import LAYOUTS
 
 AUTO, SHARED, PAIRED = LAYOUTS
 

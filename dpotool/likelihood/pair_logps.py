@@ -20,7 +20,7 @@ from dpotool.likelihood.budget import MOST_TOKENS, resolve_batch_tokens, run_wit
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.root_forward import is_sharded, score_tokens
 from dpotool.likelihood.shared_rows import SharedBatch
-from dpotool.settings import AUTO
+from dpotool.settings.shared import AUTO
 
 DEFAULT_BATCH_TOKENS = MOST_TOKENS["cpu"]
 """Padded tokens per batch."""

@@ -12,7 +12,7 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.subject import open_subject
 from dpotool.models.subject import describe_subject
 from dpotool.progress import SILENT, Progress
-from dpotool.settings import SubjectSettings
+from dpotool.settings.shared import SubjectSettings
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, ScoredP
 from dpotool.likelihood.store import StoreKeeper, describe_types, look_up, name_model
 from dpotool.models.fingerprint import fingerprint_model
 from dpotool.progress import Progress
-from dpotool.settings import AUTO, ComputeSettings
+from dpotool.settings.shared import AUTO, ComputeSettings
 
 
 class Scorer:

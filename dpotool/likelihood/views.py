@@ -34,7 +34,7 @@ from dpotool.likelihood.completions import (
 from dpotool.likelihood.pair_logps import autocast_to
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.shared_rows import SharedBatch
-from dpotool.settings import AUTO
+from dpotool.settings.shared import AUTO
 
 
 class CompletionView:

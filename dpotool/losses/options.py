@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.settings import Range, flag_of
+from dpotool.settings.fields import Range, flag_of
 
 LossOptions = Mapping[str, float | str]
 """Option name -> value, complete and checked; what `LossSpec.resolve_options` returns and `LossSpec.compute` takes."""

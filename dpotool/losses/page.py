@@ -12,7 +12,7 @@ from pathlib import Path
 from dpotool.losses.options import ChoiceOption, LossOption, NumberOption
 from dpotool.losses.registry import LOSSES, find_losses, get_loss
 from dpotool.losses.spec import SFT_WEIGHT, LossSpec
-from dpotool.settings import KindOption, flag_of
+from dpotool.settings.fields import KindOption, flag_of
 
 BEGIN = "<!-- losses: generated from the entries by `make docs`; do not edit by hand -->"
 END = "<!-- end of losses -->"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.settings import flag_of
+from dpotool.settings.fields import flag_of
 
 DEFAULT_LAMBDA = 0.95
 """The fixed value whose tables the paper shows beside DPO."""

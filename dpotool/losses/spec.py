@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from dpotool.errors import DpotoolError
 from dpotool.losses.options import LossOption, LossOptions, NumberOption
-from dpotool.settings import flag_of
+from dpotool.settings.fields import flag_of
 
 if TYPE_CHECKING:
     from jaxtyping import Float, Num

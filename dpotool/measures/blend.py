@@ -24,7 +24,6 @@ from dpotool.likelihood.pair_logps import Advance, ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.measures.blend_ends import Ends, Point, plan_points, read_ends
-from dpotool.measures.config import BlendConfig, ScoreConfig
 from dpotool.measures.registry import choose_measures
 from dpotool.measures.run import ScoreResult, score_opened
 from dpotool.models.blending import WeightLine
@@ -37,6 +36,7 @@ from dpotool.progress import SILENT, Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import claiming
 from dpotool.runs.manifest import collect_manifest
+from dpotool.settings.scoring import BlendConfig, ScoreConfig
 
 
 @dataclass(frozen=True, slots=True)

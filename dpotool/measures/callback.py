@@ -46,7 +46,7 @@ from dpotool.runs.about import Fingerprints, ScoreAbout
 from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.tables import read_table, write_table
-from dpotool.settings import AUTO, DEFAULT_BETA, DataSettings
+from dpotool.settings.shared import AUTO, DEFAULT_BETA, DataSettings
 
 logger = logging.getLogger(__name__)
 

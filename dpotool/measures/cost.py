@@ -28,7 +28,6 @@ from dpotool.likelihood.noise import find_missing_seconds
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.measures.ches import CHES_COLUMNS, HEAD_COLUMNS
-from dpotool.measures.config import DiagnoseConfig, ScoreConfig
 from dpotool.measures.diagnose import Stopwatch, look_into
 from dpotool.measures.diagnosis_tables import PairInside, build_frame, build_tokens
 from dpotool.measures.frame import build_score_frame
@@ -38,6 +37,7 @@ from dpotool.models.loading import resolve_device
 from dpotool.models.subject import describe_subject
 from dpotool.progress import Progress
 from dpotool.runs.about import ScoreAbout
+from dpotool.settings.scoring import DiagnoseConfig, ScoreConfig
 
 Config = TypeVar("Config", ScoreConfig, DiagnoseConfig)
 

@@ -23,7 +23,6 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.likelihood.views import PairView, iter_views
 from dpotool.measures.ches import compute_ches, compute_head_products
-from dpotool.measures.config import DiagnoseConfig
 from dpotool.measures.diagnosis_tables import SIDES, PairInside, build_frame, build_tokens, list_gains
 from dpotool.measures.mass import VocabularyGains, compute_mass
 from dpotool.measures.spans import AlignedAnswer, align_answers, compute_edit_similarity, sum_spans
@@ -35,6 +34,7 @@ from dpotool.runs.folder import write_summary
 from dpotool.runs.locks import claiming
 from dpotool.runs.schemas import DIAGNOSIS_SCHEMA, DIAGNOSIS_TOKEN_SCHEMA
 from dpotool.runs.tables import write_table
+from dpotool.settings.scoring import DiagnoseConfig
 
 
 @dataclass(frozen=True, slots=True)

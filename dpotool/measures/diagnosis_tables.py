@@ -16,12 +16,12 @@ from dpotool.compare.scored_run import SIDES
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.subject import OpenSubject
-from dpotool.measures.config import DiagnoseConfig
 from dpotool.measures.mass import VocabularyGains
 from dpotool.runs.about import read_metadata
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.schemas import THEORY_SCHEMA
 from dpotool.runs.tables import read_table
+from dpotool.settings.scoring import DiagnoseConfig
 
 N_LISTED = 20
 """Vocabulary items that a summary names, of those that gained and of those that lost most."""

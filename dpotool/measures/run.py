@@ -22,7 +22,6 @@ from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.losses.options import check_told_lambda
 from dpotool.losses.registry import get_loss
-from dpotool.measures.config import ScoreConfig
 from dpotool.measures.frame import build_score_frame, build_token_frame
 from dpotool.measures.measure import Measure, ModelView, measure_pairs
 from dpotool.measures.registry import build_schema, choose_measures
@@ -34,6 +33,7 @@ from dpotool.runs.folder import is_checkpoint_name, write_summary
 from dpotool.runs.locks import claiming
 from dpotool.runs.schemas import TOKEN_SCHEMA
 from dpotool.runs.tables import write_table
+from dpotool.settings.scoring import ScoreConfig
 
 
 @dataclass(frozen=True, slots=True)

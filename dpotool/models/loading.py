@@ -31,7 +31,7 @@ from dpotool.models.weights import (
     naming_broken_parts,
 )
 from dpotool.progress import SILENT, Progress
-from dpotool.settings import AUTO
+from dpotool.settings.shared import AUTO
 
 LOCAL_RANK = "LOCAL_RANK"
 """What torchrun and accelerate call a process's number on its machine; set before anything is loaded."""

@@ -14,7 +14,7 @@ from dpotool.models.builtin import is_builtin
 from dpotool.models.library_calls import refuse_without_model
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
 from dpotool.runs.tables import FORMATS
-from dpotool.settings import DEFAULT_BETA, DEMO, SubjectSettings
+from dpotool.settings.shared import DEFAULT_BETA, DEMO, SubjectSettings
 
 _INHERITED = ("split", "limit", "test_fraction", "max_length", "truncation", "skip_invalid", "seed", "split_seed")
 

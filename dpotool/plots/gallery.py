@@ -8,11 +8,11 @@ from pathlib import Path
 
 from dpotool.compare.findings import Findings
 from dpotool.errors import DpotoolError
-from dpotool.plots.config import PlotConfig
 from dpotool.plots.registry import ALL, choose_plots
 from dpotool.plots.scene import Scene, read_scene
 from dpotool.plots.theme import save_figure
 from dpotool.runs.folder import RunFolder
+from dpotool.settings.reading import PlotConfig
 
 
 @dataclass(slots=True)

@@ -16,12 +16,12 @@ from dpotool.compare.differences import Comparison
 from dpotool.compare.findings import Findings, conclude
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
-from dpotool.plots.config import PlotConfig
 from dpotool.plots.registry import NEEDS
 from dpotool.runs.about import read_metadata
 from dpotool.runs.folder import RunFolder, read_summary
 from dpotool.runs.places import tell_path
 from dpotool.runs.tables import read_table
+from dpotool.settings.reading import PlotConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,17 +10,16 @@ import pandas as pd
 
 from dpotool.compare.comparison import expand_sweeps
 from dpotool.errors import DpotoolError
-from dpotool.plots.config import PlotConfig
 from dpotool.plots.registry import find_plot
 from dpotool.plots.scene import Scene, read_scene
 from dpotool.plots.trajectory import describe_source, read_ends
 from dpotool.report.blocks import Block, Bullets, Page, Paragraph, Section, Table
-from dpotool.report.config import ReportConfig
 from dpotool.report.page import sign_page, write_page
 from dpotool.report.record import describe_setup
 from dpotool.report.repeat import repeat_page
 from dpotool.report.sections import draw_figure
 from dpotool.runs.folder import RunFolder
+from dpotool.settings.reading import PlotConfig, ReportConfig
 
 NO_VERDICT = (
     "There is no verdict, because nothing here is scored: a training log has means over batches and not a row per pair."

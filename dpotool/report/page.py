@@ -10,15 +10,14 @@ from pathlib import Path
 from dpotool import __version__
 from dpotool.compare.findings import Findings, find_out
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.plots.config import PlotConfig
 from dpotool.plots.scene import Scene
 from dpotool.report.blocks import Page, Picture, map_text
-from dpotool.report.config import ReportConfig
 from dpotool.report.pairs import TextSource
 from dpotool.report.render import DPI, fit_page, render_markdown
 from dpotool.report.sections import Material, build_sections
 from dpotool.runs.atomic import write_bytes, write_text
 from dpotool.runs.places import hide_folders
+from dpotool.settings.reading import PlotConfig, ReportConfig
 
 FORMATS = {"html": ".html", "markdown": ".md"}
 FindTexts = Callable[[Findings, int], TextSource]

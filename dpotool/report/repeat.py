@@ -11,10 +11,10 @@ from pathlib import Path
 from dpotool.compare.findings import Findings
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.report.blocks import Block, Bullets, Code, Paragraph, Subheading
-from dpotool.report.config import ReportConfig
 from dpotool.runs.about import TheoryAbout, read_about
 from dpotool.runs.commands import list_flags, repeat_import
 from dpotool.runs.folder import RunFolder
+from dpotool.settings.reading import ReportConfig
 
 _OF_COMPARE = ("baseline", "data", "split", "limit", "seed")
 _SAME_NUMBERS = "On the same machine and with the same versions, which stand above, they give the same numbers."

@@ -17,11 +17,11 @@ from dpotool.errors import DpotoolError
 from dpotool.plots.registry import NEEDS, PlotKind, list_plots
 from dpotool.plots.scene import Scene
 from dpotool.report.blocks import Block, Bullets, Paragraph, Picture, Section, Table
-from dpotool.report.config import ReportConfig
 from dpotool.report.pairs import TextSource, show_foreign_scores, show_pairs
 from dpotool.report.record import check_itself, describe_setup, list_data_problems
 from dpotool.report.render import DPI
 from dpotool.report.repeat import say_how_to_repeat
+from dpotool.settings.reading import ReportConfig
 from dpotool.stats.wording import format_interval
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from dpotool.errors import DpotoolError
 from dpotool.measures.blend import score_blends
-from dpotool.measures.config import BlendConfig
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
+from dpotool.settings.scoring import BlendConfig
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.plan import Cell, parse_lambdas, plan_blends
 

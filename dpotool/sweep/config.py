@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dpotool.losses.page import describe_losses, explain_loss
-from dpotool.settings import Kinds, ScreenSettings, setting
+from dpotool.settings.fields import Kinds, ScreenSettings, setting
 from dpotool.training.config import TrainingSettings
 
 

@@ -17,11 +17,11 @@ from dpotool.compare.controls import CHOSEN, FOLDER, SCALED, find_curves, read_c
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.measures.blend import score_blends
-from dpotool.measures.config import BlendConfig, ScoreConfig
 from dpotool.measures.run import score_models
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
 from dpotool.runs.locks import holding
+from dpotool.settings.scoring import BlendConfig, ScoreConfig
 from dpotool.sweep.blends import choose_how
 from dpotool.sweep.plan import Cell
 from dpotool.training.checkpoints import slim

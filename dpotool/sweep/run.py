@@ -19,7 +19,6 @@ from dpotool.compare.comparison import open_runs, tabulate_runs
 from dpotool.data.pair_sets import load_rows
 from dpotool.errors import DpotoolError
 from dpotool.losses.registry import get_loss
-from dpotool.measures.config import ScoreConfig
 from dpotool.measures.run import score_models
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import read_metadata
@@ -28,6 +27,7 @@ from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import InUseError, holding
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.plain import as_cells
+from dpotool.settings.scoring import ScoreConfig
 from dpotool.sweep.blends import score_between
 from dpotool.sweep.board import DONE, FAILED, SCORING, STOPPED, TRAINING, Board
 from dpotool.sweep.cell_folder import check_folders, is_finished, make_room

@@ -13,18 +13,8 @@ from dpotool.losses.registry import BETA, get_loss
 from dpotool.losses.schedules import DEFAULT_LAMBDA, DEFAULT_LAMBDA_MAX, DEFAULT_LAMBDA_MIN
 from dpotool.losses.spec import SFT_WEIGHT
 from dpotool.models.builtin import is_builtin
-from dpotool.settings import (
-    COUNT,
-    DEMO,
-    DRY_RUN,
-    ComputeSettings,
-    DataSettings,
-    Kinds,
-    Range,
-    parse_batch_tokens,
-    parse_steps,
-    setting,
-)
+from dpotool.settings.fields import COUNT, Kinds, Range, setting
+from dpotool.settings.shared import DEMO, DRY_RUN, ComputeSettings, DataSettings, parse_batch_tokens, parse_steps
 
 _LOSS, _STEPS, _LOG, _LORA = "Loss", "Optimisation", "Evaluation, checkpoints, logging", "LoRA"
 _LAMBDA = "Lambda, the shift factor (--loss shift)"

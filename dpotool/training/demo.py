@@ -41,7 +41,7 @@ from dpotool.runs.checked import parse_json
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import holding
 from dpotool.runs.manifest import collect_versions
-from dpotool.settings import DEMO
+from dpotool.settings.shared import DEMO
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

@@ -13,7 +13,7 @@ from dpotool.losses.registry import get_loss
 from dpotool.losses.schedules import LambdaSchedule, describe_risk
 from dpotool.losses.spec import LossSpec
 from dpotool.progress import SILENT, Progress
-from dpotool.settings import flag_of
+from dpotool.settings.fields import flag_of
 from dpotool.training.config import TrainConfig
 
 LAMBDA_SETTINGS = (

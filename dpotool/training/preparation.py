@@ -28,7 +28,7 @@ from dpotool.models.vocabulary import check_same_tokens, check_token_ids
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
-from dpotool.settings import parse_steps
+from dpotool.settings.shared import parse_steps
 from dpotool.training.adaptive import read_pair_shifts
 from dpotool.training.arguments import build_training_arguments, count_steps, one_line_refusals
 from dpotool.training.callbacks import CheckpointAt, GradientGuard, MetricsWriter

@@ -9,9 +9,9 @@ import pytest
 from dpotool.cli.config_file import read_config
 from dpotool.cli.plot import find_newest
 from dpotool.errors import DpotoolError
-from dpotool.plots.config import PlotConfig
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
+from dpotool.settings.reading import PlotConfig
 from dpotool.training.config import TrainConfig
 
 NEEDED = {"scores": "scores", "theory": "theory", "prediction": "predictions"}

@@ -21,7 +21,7 @@ from dpotool.losses.options import NumberOption
 from dpotool.losses.page import write_table
 from dpotool.losses.registry import LOSSES, register_loss
 from dpotool.losses.spec import LossSpec
-from dpotool.settings import flag_of
+from dpotool.settings.fields import flag_of
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.plan import plan_cells
 from dpotool.training.config import LOSS_KINDS, TrainConfig

@@ -15,11 +15,10 @@ from dpotool.compare.findings import find_out
 from dpotool.compare.pair_scores import find_pair_scores, read_pair_scores, relate_to_change
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
-from dpotool.foreign.config import ImportConfig
 from dpotool.foreign.run import import_file
-from dpotool.report.config import ReportConfig
 from dpotool.report.page import write_report
 from dpotool.runs.folder import RunFolder
+from dpotool.settings.reading import ImportConfig, ReportConfig
 
 
 def read_only_run(path: Path) -> ScoredRun:

@@ -9,12 +9,12 @@ from synthetic_frames import make_theory_frame
 from dpotool.compare.comparison import open_runs, tabulate_runs
 from dpotool.compare.findings import find_out
 from dpotool.compare.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
-from dpotool.report.config import ReportConfig
 from dpotool.report.page import write_report
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.tables import THEORY_SCHEMA, write_table
+from dpotool.settings.reading import ReportConfig
 
 START = {"model": "m", "data": "demo", "split": "train", "at_reference": True, "label": "m"}
 

@@ -13,13 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpotool.compare.diagnosis import RISKS
-from dpotool.curation.config import FilterConfig
 from dpotool.curation.filtering import MEASURES, SIDES, choose_dropped, filter_pairs
 from dpotool.data.pair_sets import load_rows
 from dpotool.data.sources import load_preferences
 from dpotool.errors import DpotoolError
 from dpotool.runs.schemas import DIAGNOSIS_SCHEMA
 from dpotool.runs.tables import write_table
+from dpotool.settings.reading import FilterConfig
 
 N = 12
 ROWS: list[dict[str, Any]] = [

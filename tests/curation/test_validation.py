@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from tiny_models import build_byte_tokenizer, save_tiny_model
 
-from dpotool.curation.config import ValidateConfig
 from dpotool.curation.pages import write_validation
 from dpotool.curation.validation import Validation, validate
 from dpotool.data.checks.check import SEVERITIES
@@ -18,6 +17,7 @@ from dpotool.data.checks.registry import CHECKS
 from dpotool.data.pair_sets import describe_pair_set
 from dpotool.data.sources import load_preferences
 from dpotool.data.tokenization import tokenize_preferences
+from dpotool.settings.reading import ValidateConfig
 
 WORDS = (  # noqa: SIM905
     "amber river stone lantern quiet meadow copper velvet thunder harvest winter garden silver engine pocket mirror "

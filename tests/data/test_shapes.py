@@ -22,7 +22,7 @@ from dpotool.data.pairs import PreferencePair
 from dpotool.data.sources import load_preferences
 from dpotool.data.templates import FROZEN_DATE
 from dpotool.errors import DpotoolError
-from dpotool.settings import DataSettings
+from dpotool.settings.shared import DataSettings
 
 WORDS = ("red", "blue", "green", "white")
 TEXTS = [{"prompt": f"Say {word}:", "chosen": f" {word} it is", "rejected": f" not {word}"} for word in WORDS]

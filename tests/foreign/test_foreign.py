@@ -22,14 +22,12 @@ from transformers.integrations.integration_utils import rewrite_logs
 from dpotool.cli.app import main
 from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
-from dpotool.foreign.config import ImportConfig
 from dpotool.foreign.run import import_file
-from dpotool.plots.config import PlotConfig
 from dpotool.plots.gallery import draw
-from dpotool.report.config import ReportConfig
 from dpotool.report.page import write_report
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.tables import read_table
+from dpotool.settings.reading import ImportConfig, PlotConfig, ReportConfig
 
 
 def write_reward_bench(path: Path, rewards: list[tuple[Any, Any]]) -> Path:

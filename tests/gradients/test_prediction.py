@@ -16,10 +16,10 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.errors import DpotoolError
-from dpotool.gradients.config import PredictConfig
 from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.gradients.prediction import compute_prediction, measure_distance, run_prediction
 from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.settings.scoring import PredictConfig
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

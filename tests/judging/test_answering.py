@@ -18,11 +18,11 @@ from dpotool.judging import local
 from dpotool.judging.answer_summary import count_distinct, repeated_share, summarize_answers
 from dpotool.judging.answering import GenerateResult, choose_baseline, generate_answers
 from dpotool.judging.answers import Answer, open_answers, read_answers
-from dpotool.judging.config import GenerateConfig
 from dpotool.judging.generation import generate_batches
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.models.loading import load_model
 from dpotool.runs.folder import summary_path
+from dpotool.settings.answers import GenerateConfig
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from dpotool.errors import DpotoolError
-from dpotool.judging.config import GenerateConfig
 from dpotool.judging.generation import (
     Decoding,
     Generated,
@@ -26,6 +25,7 @@ from dpotool.judging.generation import (
 )
 from dpotool.judging.sampling import build_sampling, draw_uniforms
 from dpotool.models.loading import load_model, load_tokenizer
+from dpotool.settings.answers import GenerateConfig
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,8 @@ from judge_server import JudgeServer, serving
 
 from dpotool.errors import DpotoolError
 from dpotool.judging import endpoint
-from dpotool.judging.config import JudgeConfig
 from dpotool.judging.run import JudgeResult, judge_answers, plan_asking
+from dpotool.settings.answers import JudgeConfig
 
 N = 12
 

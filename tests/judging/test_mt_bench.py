@@ -11,10 +11,10 @@ from judge_server import serving
 
 from dpotool.compare.ratings import compare_ratings, state_ratings, summarize_ratings
 from dpotool.errors import DpotoolError
-from dpotool.judging.config import JudgeConfig
 from dpotool.judging.mt_bench import grade_answers, import_grades, plan_grading
 from dpotool.judging.prompts import SINGLE, fill_single, open_prompts
 from dpotool.judging.questions import read_questions
+from dpotool.settings.answers import JudgeConfig
 
 REAL = Path(__file__).parents[3] / "shared" / "data" / "judging" / "mt_bench"
 

@@ -21,7 +21,7 @@ from dpotool.likelihood import budget, pair_logps
 from dpotool.likelihood.budget import estimate_bytes_per_token, measure_free_memory, resolve_batch_tokens
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.scorer import Scorer
-from dpotool.settings import parse_batch_tokens
+from dpotool.settings.shared import parse_batch_tokens
 
 MODEL = build_family("llama")
 PAIRS = make_pairs(12)

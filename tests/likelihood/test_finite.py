@@ -16,9 +16,9 @@ from tiny_models import build_byte_tokenizer, save_tiny_model, write_pairs
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.scorer import Scorer
-from dpotool.measures.config import ScoreConfig
 from dpotool.measures.run import score_models
 from dpotool.models.loading import load_model
+from dpotool.settings.scoring import ScoreConfig
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

@@ -6,7 +6,7 @@ import pytest
 
 from dpotool.errors import DpotoolError
 from dpotool.losses.options import ChoiceOption, NumberOption
-from dpotool.settings import flag_of
+from dpotool.settings.fields import flag_of
 
 SHARE = NumberOption("share", 0.0, "a share", 0.0, 0.5, includes_low=True)
 

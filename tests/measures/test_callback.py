@@ -17,9 +17,9 @@ import dpotool
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.report.config import ReportConfig
 from dpotool.report.page import write_report
 from dpotool.runs.folder import RunFolder
+from dpotool.settings.reading import ReportConfig
 
 trl = pytest.importorskip("trl")
 N_STEPS = 6

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from dpotool.cli.app import app
 from dpotool.compare.diagnosis import SPANS, say_diagnosis, summarize_diagnosis
-from dpotool.measures.config import DiagnoseConfig, ScoreConfig
 from dpotool.measures.diagnose import DiagnosisResult, diagnose_models
 from dpotool.measures.diagnosis_tables import spell_tokens
 from dpotool.measures.mass import PARTS
 from dpotool.measures.run import score_models
 from dpotool.runs.schemas import DIAGNOSIS_SCHEMA, DIAGNOSIS_TOKEN_SCHEMA
+from dpotool.settings.scoring import DiagnoseConfig, ScoreConfig
 
 
 @pytest.fixture(scope="module")

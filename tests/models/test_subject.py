@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from dpotool.errors import DpotoolError
-from dpotool.measures.config import ScoreConfig
 from dpotool.models.subject import describe_subject
+from dpotool.settings.scoring import ScoreConfig
 
 
 def write_run(folder: Path, **config: Any) -> Path:

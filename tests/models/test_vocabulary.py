@@ -13,11 +13,11 @@ from transformers import PreTrainedTokenizerFast
 from dpotool.data.pair_sets import load_pair_set
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
-from dpotool.measures.config import ScoreConfig
 from dpotool.measures.run import score_models
 from dpotool.models.loading import load_model
 from dpotool.models.vocabulary import check_same_tokens, check_token_ids, count_rows
-from dpotool.settings import DataSettings
+from dpotool.settings.scoring import ScoreConfig
+from dpotool.settings.shared import DataSettings
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

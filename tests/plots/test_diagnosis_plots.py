@@ -12,12 +12,12 @@ from scored_runs import write_scored_run
 
 from dpotool.compare.diagnosed_run import DiagnosedRun, find_diagnosis, make_visible, show_text
 from dpotool.errors import DpotoolError
-from dpotool.plots.config import PlotConfig
 from dpotool.plots.gallery import draw
 from dpotool.plots.mass import PARTS, tabulate_mass
 from dpotool.plots.registry import find_plot
 from dpotool.plots.scene import read_scene
 from dpotool.plots.tokens import choose_pair, plot_tokens
+from dpotool.settings.reading import PlotConfig
 
 KINDS = ("spans", "mass", "risk", "tokens")
 EVIL = "<script>alert(1)</script>$\\frac{1}{0}$ \x1b[31m\u202eשלום مرحبا 中文 \N{GRINNING FACE}_{^"

@@ -7,18 +7,17 @@ from synthetic_frames import make_gap_summary, make_prediction_frame, make_score
 
 from dpotool.cli.reference import write_reference
 from dpotool.errors import DpotoolError
-from dpotool.plots.config import PlotConfig
 from dpotool.plots.forecast import plot_forecast
 from dpotool.plots.gallery import draw
 from dpotool.plots.registry import Drawing, PlotKind, find_plot, list_plots, register_plot, unregister_plot
 from dpotool.plots.theme import make_figure
-from dpotool.report.config import ReportConfig
 from dpotool.report.page import write_report
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import PREDICTION_SCHEMA, SCORE_SCHEMA, THEORY_SCHEMA
 from dpotool.runs.tables import write_table
+from dpotool.settings.reading import PlotConfig, ReportConfig
 from dpotool.theory.advice import advise
 
 

@@ -15,7 +15,6 @@ from dpotool.compare.ratings import read_rated, summarize_ratings
 from dpotool.compare.win_rates import JudgedRun, describe_judged, read_judged, relate_displacement, summarize_judgments
 from dpotool.errors import DpotoolError
 from dpotool.judging.judgments import Judgment, build_judgment_frame
-from dpotool.plots.config import PlotConfig
 from dpotool.plots.gallery import draw as draw_kind
 from dpotool.plots.ratings import plot_ratings
 from dpotool.plots.registry import choose_plots
@@ -25,6 +24,7 @@ from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.runs.schemas import JUDGMENT_SCHEMA, RATING_SCHEMA
 from dpotool.runs.tables import write_table
+from dpotool.settings.reading import PlotConfig
 
 
 def judge(run: RunFolder, label: str, wins: int, ties: int, losses: int, judge: str = "grammar") -> None:

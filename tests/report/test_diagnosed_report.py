@@ -13,9 +13,9 @@ from synthetic_frames import make_score_frame
 
 from dpotool.compare.findings import find_out
 from dpotool.report.blocks import PairText
-from dpotool.report.config import ReportConfig
 from dpotool.report.page import Report, write_report
 from dpotool.report.pairs import Texts, TextSource, choose_pairs, show_tokens
+from dpotool.settings.reading import ReportConfig
 
 
 def find_texts(findings, n_pairs):

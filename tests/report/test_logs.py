@@ -12,14 +12,12 @@ from synthetic_frames import make_metric_rows
 
 from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
-from dpotool.foreign.config import ImportConfig
 from dpotool.foreign.run import import_file
-from dpotool.plots.config import PlotConfig
 from dpotool.plots.scene import read_scene
-from dpotool.report.config import ReportConfig
 from dpotool.report.logs import has_only_logs, write_log_report
 from dpotool.report.page import Report, write_report
 from dpotool.runs.folder import RunFolder
+from dpotool.settings.reading import ImportConfig, PlotConfig, ReportConfig
 
 
 def import_log(folder: Path, rows: list[dict[str, Any]] | None = None) -> Path:

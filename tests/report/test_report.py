@@ -14,7 +14,6 @@ from synthetic_frames import make_metric_rows, make_score_frame, make_theory_fra
 from dpotool.errors import DpotoolError
 from dpotool.plots.margin import plot_margin
 from dpotool.report.blocks import Bullets, Code, Page, PairText, Paragraph, Picture, Section, Table
-from dpotool.report.config import ReportConfig
 from dpotool.report.page import Report, hide_paths, write_report
 from dpotool.report.pairs import Texts, TextSource, choose_pairs
 from dpotool.report.render import fit_page, render_html, render_markdown
@@ -24,6 +23,7 @@ from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.tables import THEORY_SCHEMA, write_table
+from dpotool.settings.reading import ReportConfig
 
 SECTIONS = [
     "verdict", "models", "quadrants", "tradeoff", "win-rate", "accuracy", "displacement", "trajectory", "forecast",

@@ -10,9 +10,9 @@ from synthetic_frames import make_score_frame
 
 from dpotool.cli.config_file import read_config
 from dpotool.errors import DpotoolError
-from dpotool.measures.config import ScoreConfig
 from dpotool.runs.about import Fingerprints, Rows, ScoreAbout, read_about
 from dpotool.runs.tables import SCORE_SCHEMA, write_table
+from dpotool.settings.scoring import ScoreConfig
 
 SETTINGS = {"data": "a.jsonl", "split": "test", "limit": 20, "seed": 7, "dtype": "float64", "truncation": "exclude"}
 

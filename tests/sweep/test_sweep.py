@@ -78,8 +78,8 @@ def test_adaptive_cells_need_a_theory_table(settings: dict[str, Any]) -> None:
 
 
 def test_adaptive_rules_are_cells_and_join_a_finished_sweep(settings: dict[str, Any], tmp_path: Path) -> None:
-    from dpotool.gradients.config import TheoryConfig
     from dpotool.gradients.run import run_theory
+    from dpotool.settings.scoring import TheoryConfig
 
     given = {name: settings[name] for name in ("model", "data", "test_fraction")}
     config = TheoryConfig(**given, split="train", output=str(tmp_path / "theory"), pairs_only=True)

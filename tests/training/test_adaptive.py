@@ -13,13 +13,13 @@ import torch
 from training_helpers import read_weights, training_rows
 
 from dpotool.errors import DpotoolError
-from dpotool.gradients.config import TheoryConfig
 from dpotool.gradients.run import run_theory
 from dpotool.progress import Progress
 from dpotool.runs.about import read_metadata
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.schemas import THEORY_SCHEMA
 from dpotool.runs.tables import read_table, write_table
+from dpotool.settings.scoring import TheoryConfig
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

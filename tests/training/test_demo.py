@@ -18,10 +18,10 @@ import torch
 
 from dpotool.cache.clearing import clear_unfinished
 from dpotool.errors import DpotoolError
-from dpotool.measures.config import ScoreConfig
 from dpotool.models.builtin import is_builtin, locate_model, standing_in
 from dpotool.models.loading import load_tokenizer
 from dpotool.models.subject import describe_subject
+from dpotool.settings.scoring import ScoreConfig
 from dpotool.training import demo
 
 

@@ -14,9 +14,9 @@ from transformers import Trainer
 from dpotool.errors import DpotoolError
 from dpotool.likelihood import pair_logps
 from dpotool.likelihood.scorer import Scorer
-from dpotool.measures.config import ScoreConfig
 from dpotool.measures.run import score_models
 from dpotool.runs.folder import RunFolder
+from dpotool.settings.scoring import ScoreConfig
 from dpotool.training import preparation
 from dpotool.training.trainer import N_CHECKED, PreferenceTrainer
 

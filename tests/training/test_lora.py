@@ -14,10 +14,10 @@ import torch
 from training_helpers import read_weights, training_rows
 
 from dpotool.errors import DpotoolError
-from dpotool.measures.config import ScoreConfig
 from dpotool.measures.run import score_models
 from dpotool.models.loading import load_model
 from dpotool.runs.folder import RunFolder
+from dpotool.settings.scoring import ScoreConfig
 
 pytest.importorskip("peft", reason="LoRA needs peft (dpotool[peft])")
 

@@ -34,8 +34,8 @@ def test_rows_carry_the_theory_and_the_weights_are_the_same(run: Run, gradient_a
 
 def test_the_first_step_is_what_theory_gap_says_of_its_pairs(run: Run, settings: dict[str, Any]) -> None:
     """All 24 pairs in one step: its means are those of the theory table at the start."""
-    from dpotool.gradients.config import TheoryConfig
     from dpotool.gradients.run import run_theory
+    from dpotool.settings.scoring import TheoryConfig
 
     (row,) = training_rows(run(monitor_theory=True, batch_size=24, max_steps=1))
     given = {name: settings[name] for name in ("model", "data", "test_fraction")}

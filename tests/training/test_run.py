@@ -17,11 +17,11 @@ from dpotool.errors import DpotoolError
 from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.likelihood import scorer
 from dpotool.likelihood.scorer import Scorer
-from dpotool.measures.config import ScoreConfig
 from dpotool.measures.run import score_models
 from dpotool.models.fingerprint import fingerprint_model
 from dpotool.runs.folder import RunFolder
-from dpotool.settings import Range
+from dpotool.settings.fields import Range
+from dpotool.settings.scoring import ScoreConfig
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from dpotool.settings import ComputeSettings, DataSettings, Settings, SubjectSettings, setting
+from dpotool.settings.fields import Settings, setting
+from dpotool.settings.shared import ComputeSettings, DataSettings, SubjectSettings
 
 QUESTIONS = "Questions in FastChat's layout (question_id, turns), in the place of --data."
 REFERENCES = "Reference answers to them, in the layout of FastChat's answers."
