@@ -56,7 +56,7 @@ def main() -> None:
                 open_scores(folders["trained"] / f"shift-{lambda_}"),
             )
             found = measure_deviation(*pair)
-            cells = [format_interval(found[name], form, scale) for name, (scale, form, _) in UNITS.items()]
+            cells = [format_interval(each, UNITS[name][1], UNITS[name][0]) for name, each in found.items()]
             print(f"| {' | '.join([str(seed), lambda_, *cells, *times])} |", flush=True)
             times = ["", "", ""]
 

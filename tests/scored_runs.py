@@ -1,8 +1,9 @@
-"""Run folders with a manifest and a score table, as `dpotool train` and `score` leave them, without a model."""
+"""Run folders with manifest, score table and judgments, as `train`, `score` and `judge` leave them, without a model."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,12 @@ from dpotool.compare.comparison import METRICS
 from dpotool.compare.differences import Comparison, _find_problems, adjust_family, compare_pairs
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
-from dpotool.runs.folder import RunFolder
+from dpotool.compare.win_rates import summarize_judgments
+from dpotool.judging.judgments import Judgment, build_judgment_frame
+from dpotool.runs.atomic import write_json
+from dpotool.runs.folder import RunFolder, summary_path
 from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.schemas import JUDGMENT_SCHEMA
 from dpotool.runs.tables import SCORE_SCHEMA, write_table
 
 
@@ -43,6 +48,19 @@ def write_scored_run(
     metadata = {"data": data, "split": split, "beta": beta, "fingerprints": fingerprints or {"data": "rows"}}
     write_table(frame, run.table_path("score", data, split), SCORE_SCHEMA, metadata | (about or {}))
     return run
+
+
+def write_judgments(run: RunFolder, label: str, verdicts: Sequence[str], judge: str = "grammar", **more: Any) -> None:
+    """Judgments of a run's answers against DPO's to the questions "0", "1", ...; `more` goes into the summary."""
+    rows = [
+        Judgment(str(n), 0, "apart", "judged", verdict, model_length=9, baseline_length=9)
+        for n, verdict in enumerate(verdicts)
+    ]
+    frame = build_judgment_frame(rows)
+    about = {"label": label, "baseline": "DPO", "judge": judge, "caveat": "exact", "is_proxy": False, **more}
+    path = run.table_path("judgment", f"{label}-test", "vs", "DPO", judge)
+    write_table(frame, path, JUDGMENT_SCHEMA, about)
+    write_json(summary_path(path), about | summarize_judgments(frame))
 
 
 def compare_frames(frames: dict[str, pd.DataFrame], *, seed: int = 0, n_resamples: int = 500) -> Comparison:

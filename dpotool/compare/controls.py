@@ -1,17 +1,7 @@
-"""What costs nothing, beside every run: DPO scaled back and DPO stopped early, at the run's own chosen likelihood.
+"""What costs nothing: the curves of DPO scaled back and DPO stopped early, and what is said of a run beside them.
 
 A control is a curve of scored models: start + t (DPO - start) for several t, or DPO's checkpoints; at one end the
-start, at the other the finished DPO run. Between two neighbours on it everything is on the chord: what one gets who
-takes one of the two models at random, so that a mean, unlike a single pair's score, is reached and nothing invented.
-
-A run is compared with the mixture c of two neighbours that has the run's own mean chosen likelihood x. The mixture was
-chosen by these same pairs, which the interval must know: with S the chord's slope, the pair values
-
-    d = (y_run - y_c) - S (x_run - x_c)
-
-have the difference as their mean, and the spread that the delta method gives it (tests/compare/test_controls.py draws
-the mixture anew in every resample, and finds the same interval). Where no model of the control is as likely to give the
-chosen answers, x and y change places: the chosen likelihood is compared at the same margin.
+start, at the other the finished DPO run. `compare.control_checks` compares runs with them.
 """
 
 from __future__ import annotations
@@ -19,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,21 +17,22 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dpotool.compare.comparison import find_scores
-from dpotool.compare.differences import Comparison, is_shown
+from dpotool.compare.differences import is_shown
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.compare.seeds import find_repetitions
 from dpotool.errors import DpotoolError
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
-from dpotool.stats.paired import adjust_holm, compare_means
 from dpotool.stats.wording import format_interval
 
 SCALED, STOPPED = "scaled back", "stopped early"
 FOLDER = "controls"
 """In a DPO run's folder: blends of its start and itself."""
-CHOSEN, MARGIN, ACCURACY = "chosen", "margin", "accuracy"
-UNITS = {CHOSEN: (1, "+z.2f", "nats"), MARGIN: (1, "+z.2f", "nats"), ACCURACY: (100, "+z.1f", "points")}
-"""Metric -> scale, format and unit; the margin is that of log-ratios, not times beta."""
-NAMES = {CHOSEN: "chosen likelihood", MARGIN: "margin", ACCURACY: "accuracy"}
+CHOSEN, MARGIN, ACCURACY, WINS = "chosen", "margin", "accuracy", "win rate"
+UNITS = {
+    CHOSEN: (1, "+z.2f", "nats"), MARGIN: (1, "+z.2f", "nats"), ACCURACY: (100, "+z.1f", "points"),
+    WINS: (100, "+z.1f", "points"),
+}  # fmt: skip
+"""Metric -> scale, format and unit; the margin is that of log-ratios, not times beta; the win rate has ties as half."""
+NAMES = {CHOSEN: "chosen likelihood", MARGIN: "margin", ACCURACY: "accuracy", WINS: "win rate"}
 _VERBS = {SCALED: "scaling back", STOPPED: "stopping early"}
 _SHORT = {SCALED: "scaled to", STOPPED: "stopped at"}
 Values = NDArray[np.float64]
@@ -104,12 +94,19 @@ class Check:
     """Of the mixture it is compared with: t, or the share of the steps."""
     differences: dict[str, dict[str, Any]]
     """Metric -> `difference` (run minus control, an interval), `p_value`, `p_adjusted` (Holm over the runs)."""
+    seeds: tuple[int, ...] = ()
+    """Of a setting, each of its runs beside the controls of the DPO run of its seed; empty for a single run."""
+
+    @property
+    def name(self) -> str:
+        """What is compared, as a table names it."""
+        return f"{self.label}, {len(self.seeds)} seeds" if self.seeds else self.label
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the form of `--json`."""
         return {
             "label": self.label, "control": self.kind, "at_same": self.at, "share": self.share,
-            "differences": self.differences,
+            "differences": self.differences, "seeds": list(self.seeds),
         }  # fmt: skip
 
 
@@ -121,10 +118,13 @@ class Controls:
     """Of the baseline."""
     checks: tuple[Check, ...] = ()
 
-    def say(self, label: str) -> str | None:
-        """Returns what one run does that its controls do not, in a sentence; None where there are none."""
-        found = [check for check in self.checks if check.label == label]
-        return _say(found) or None
+    def say(self, label: str, *, pooled: bool = False) -> str | None:
+        """Returns what one run does that its controls do not, in a sentence; None where there are none.
+
+        Args:
+            pooled: the label is that of a setting with several seeds, which are taken together.
+        """
+        return _say([check for check in self.checks if check.label == label and bool(check.seeds) is pooled]) or None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the form of `--json`."""
@@ -199,80 +199,12 @@ def _count_steps(folder: RunFolder) -> int | None:
     return max((int(row["step"]) for row in rows if row.get("step")), default=None)
 
 
-def check_controls(comparison: Comparison, *, seed: int = 0) -> Controls:
-    """Compares every run but the baseline's own repetitions with the controls of the DPO run of its seed."""
-    runs = {run.label: run for run in comparison.scored}
-    own = find_repetitions(comparison, {comparison.baseline})
-    by_seed = {runs[label].manifest.get("seed"): find_curves(runs[label]) for label in sorted(own)}
-    curves = find_curves(runs[comparison.baseline])
-    checks = []
-    for label, run in runs.items():
-        if label not in own and run.is_referenced:
-            theirs = by_seed.get(run.manifest.get("seed")) or curves
-            checks += [check for curve in theirs if (check := check_run(run, curve, seed=seed)) is not None]
-    _adjust(checks)
-    return Controls(curves, tuple(checks))
-
-
-def _adjust(checks: Sequence[Check]) -> None:
-    for kind in _VERBS:
-        for name in UNITS:
-            family = [each.differences[name] for each in checks if each.kind == kind and name in each.differences]
-            for member, p in zip(family, adjust_holm([each["p_value"] for each in family]), strict=True):
-                member["p_adjusted"] = None if np.isnan(p) else p
-
-
-def check_run(run: ScoredRun, curve: Curve, *, seed: int = 0) -> Check | None:
-    """Compares a run with a control at the same chosen likelihood, else at the same margin; None without either."""
-    shared = run.scored.index.intersection(curve.pair_ids)
-    if not len(shared):
-        return None
-    restricted = run.restrict(shared)
-    ours, (shares, theirs) = read_columns(restricted), curve.read(shared)
-    for at, others in ((CHOSEN, (MARGIN, ACCURACY)), (MARGIN, (CHOSEN, ACCURACY))):
-        place = _find_place(ours, theirs, at, best_in=others[0])
-        if place is None:
-            continue
-        first, weight = place
-        differences = {}
-        for name in others:
-            d = compare_on_chord(ours, theirs[first], theirs[first + 1], weight, at, name)
-            found = compare_means(d, np.zeros(len(d)), clusters=restricted.clusters, seed=seed)
-            differences[name] = {"difference": found.difference.to_dict("mean"), "p_value": found.p_value}
-        share = (1 - weight) * shares[first] + weight * shares[first + 1]
-        return Check(run.label, curve.kind, at, share, differences)
-    return None
-
-
-def _find_place(
-    ours: Mapping[str, Values], theirs: Sequence[Mapping[str, Values]], at: str, best_in: str
-) -> tuple[int, float] | None:
-    """Returns the chord that holds the run's mean of `at`, and where on it; of several the best one."""
-    wanted = ours[at].mean()
-    means = [each[at].mean() for each in theirs]
-    found = []
-    for first, (low, high) in enumerate(pairwise(means)):
-        if low != high and min(low, high) <= wanted <= max(low, high):
-            weight = float((wanted - low) / (high - low))
-            value = (1 - weight) * theirs[first][best_in].mean() + weight * theirs[first + 1][best_in].mean()
-            found.append((value, first, weight))
-    return max(found)[1:] if found else None
-
-
-def compare_on_chord(
-    ours: Mapping[str, Values], low: Mapping[str, Values], high: Mapping[str, Values], weight: float, at: str, name: str
-) -> Values:
-    """Returns the pair values d of the module's text, y being `name` and x being `at`."""
-    slope = (high[name].mean() - low[name].mean()) / (high[at].mean() - low[at].mean())
-    x, y = (ours[each] - ((1 - weight) * low[each] + weight * high[each]) for each in (at, name))
-    return np.asarray(y - slope * x, dtype=np.float64)
-
-
 def _say(checks: Sequence[Check]) -> str:
     """Returns "At the same chosen likelihood DPO-Shift λ=0.9 beats scaling back in margin by 0.31 nats [..]; ..."."""
     sentences, before = [], None
     for check in checks:
-        who = "it" if check.at == before else f"at the same {NAMES[check.at]} {check.label}"
+        over = f" (over {len(check.seeds)} seeds)" if check.seeds else ""
+        who = "it" if check.at == before else f"at the same {NAMES[check.at]} {check.label}{over}"
         sentences.append(f"{who} {_weigh(check)}.")
         before = check.at
     return " ".join(f"{sentence[0].upper()}{sentence[1:]}" for sentence in sentences)
@@ -313,18 +245,21 @@ def _format(name: str, interval: Mapping[str, float]) -> str:
 
 CONTROLS_TITLE = (
     "Against what costs nothing: DPO scaled back, and DPO stopped early. Run minus control at the same chosen "
-    "likelihood (or, where it says so, margin); margins of log-ratios in nats, accuracy in points, 95 % intervals"
+    "likelihood (or, where it says so, margin); margins of log-ratios in nats, accuracy and, where judged, win rate in "
+    "points, 95 % intervals"
 )
 
 
 def tabulate_controls(controls: Controls) -> tuple[list[str], list[list[str]]]:
     """Returns columns and rows, a row for each run and control."""
     rows = []
+    judged = [WINS] if any(WINS in check.differences for check in controls.checks) else []
     for check in controls.checks:
         cells = [_fill(check, name, "the same") for name in (CHOSEN, MARGIN, ACCURACY)]
+        cells += [_fill(check, name, "-") for name in judged]
         share = f"{check.share:.2f}" if check.kind == SCALED else f"{100 * check.share:.0f} %"
-        rows.append([check.label, f"{_SHORT[check.kind]} {share}", *cells])
-    return ["run", "DPO", "chosen", "margin", "accuracy"], rows
+        rows.append([check.name, f"{_SHORT[check.kind]} {share}", *cells])
+    return ["run", "DPO", "chosen", "margin", "accuracy", *judged], rows
 
 
 def _fill(check: Check, name: str, missing: str) -> str:
@@ -345,5 +280,5 @@ def summarize_controls(controls: Controls) -> tuple[list[str], list[list[str]]]:
     for check in controls.checks:
         if check.kind == SCALED:
             gain = _fill(check, MARGIN, "") or f"chosen {_fill(check, CHOSEN, '')}"
-            rows.append([check.label, f"{check.share:.2f}", gain, _fill(check, ACCURACY, "-")])
+            rows.append([check.name, f"{check.share:.2f}", gain, _fill(check, ACCURACY, "-")])
     return ["run", "t", "margin", "accuracy"], rows

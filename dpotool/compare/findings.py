@@ -15,7 +15,8 @@ from typing import Any
 from dpotool.compare.blends import say_deviations, say_how_to_save
 from dpotool.compare.compared_table import describe_differences
 from dpotool.compare.comparison import expand_sweeps, open_runs
-from dpotool.compare.controls import Controls, check_controls
+from dpotool.compare.control_checks import check_controls
+from dpotool.compare.controls import Controls
 from dpotool.compare.differences import Comparison, compare_runs
 from dpotool.compare.eligibility import Rule
 from dpotool.compare.recommendation import TAKE, Recommendation, recommend
@@ -214,13 +215,14 @@ def conclude(
     table = find_theory(folders, comparison.runs)
     theory, no_theory = _check_theory(comparison, table)
     judged = read_judged([run.folder for run in comparison.scored if run.path is not None])
-    controls = check_controls(comparison, seed=seed)
-    said = [sentence for run in comparison.scored if (sentence := controls.say(run.label)) is not None]
+    controls = check_controls(comparison, seeds, seed=seed)
+    said = [controls.say(run.label) for run in comparison.scored]
+    said += [controls.say(row["label"], pooled=True) for row in seeds]
     return Findings(
         comparison=comparison,
         folders=list(folders),
         verdicts=verdicts,
-        sentences=[*describe_differences(comparison), *say_deviations(comparison, seed=seed), *said],
+        sentences=[*describe_differences(comparison), *say_deviations(comparison, seed=seed), *filter(None, said)],
         recommendation=recommend(comparison, seeds, rule, controls),
         theory=theory,
         theory_table=table,

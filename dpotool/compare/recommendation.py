@@ -122,7 +122,8 @@ def _choose(
         return Recommendation(STAY, text, recommended=label, **_locate(table[label]), **about)
     neighbours = () if best.seeds else find_neighbours(comparison, best.run)
     steps = [each.say(best.name) for each in neighbours if each.name != label]  # that from the baseline is said before
-    checked = controls.say(best.run)
+    checked = controls.say(best.name, pooled=True) if best.seeds else None
+    checked = checked or controls.say(best.run)
     text = " ".join([_state_best(comparison, best), *steps, *([checked] if checked else [])])
     text += _say_free(comparison, controls, rule, above=best.gain.ci_high)
     return Recommendation(

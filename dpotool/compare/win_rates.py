@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import pandas as pd
 from scipy.stats import permutation_test, rankdata
 
 from dpotool.runs.folder import RunFolder, read_summary
+from dpotool.runs.tables import read_table
 from dpotool.stats.bootstrap import Interval
 from dpotool.stats.length_control import control_length
 from dpotool.stats.paired import adjust_holm
@@ -171,19 +173,46 @@ def find_alike(folders: Sequence[RunFolder], kind: str) -> list[tuple[RunFolder,
     They are by the same judge with the same prompt, against the same baseline, on the same questions; of a model that
     occurs twice in a folder the newest.
     """
+    return [(folder, summary) for folder, _, summary in _list_alike(folders, kind)]
+
+
+def _list_alike(folders: Sequence[RunFolder], kind: str) -> list[tuple[RunFolder, Path, dict[str, Any]]]:
     tables = [(path.stat().st_mtime_ns, folder, path) for folder in folders for path in folder.list_tables(kind)]
-    read = [(time, folder, summary) for time, folder, path in tables if (summary := read_summary(path))]
+    read = [(time, folder, path, summary) for time, folder, path in tables if (summary := read_summary(path))]
     if not read:
         return []
     read.sort(key=lambda each: each[0])
     alike = ("judge", "prompt", "baseline", "questions")
-    wanted = [read[-1][2].get(name) for name in alike]
+    wanted = [read[-1][3].get(name) for name in alike]
     newest = {
-        (folders.index(folder), str(summary["label"])): (folder, summary)
-        for _, folder, summary in read
+        (folders.index(folder), str(summary["label"])): (folder, path, summary)
+        for _, folder, path, summary in read
         if [summary.get(name) for name in alike] == wanted
     }
     return [newest[place] for place in sorted(newest, key=lambda place: place[0])]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcomes:
+    """What one judge said of several models' answers, question by question."""
+
+    baseline: str
+    """Label of the model that all of them were judged against."""
+    questions: str | None
+    """What the questions are called: of pairs, their data and split."""
+    by_folder: Mapping[Path, pd.Series]
+    """Run folder -> 1 for a win over the baseline, 0.5 for a tie, 0 for a loss, by question id; a mean over samples."""
+
+
+def read_outcomes(folders: Sequence[RunFolder]) -> Outcomes | None:
+    """Returns the outcomes behind the judgments that `find_alike` chooses; None where nothing was judged."""
+    found = _list_alike(folders, "judgment")
+    if not found:
+        return None
+    merged = {folder.path: merge_judgments(read_table(path)).dropna(subset="outcome") for folder, path, _ in found}
+    by_folder = {path: (1 + rows.groupby("question_id")["outcome"].mean()) / 2 for path, rows in merged.items()}
+    about = found[0][2]
+    return Outcomes(str(about["baseline"]), about.get("questions"), by_folder)
 
 
 def relate_displacement(judged: Sequence[JudgedRun], runs: pd.DataFrame) -> dict[str, Any] | None:

@@ -8,20 +8,21 @@ import numpy as np
 import pandas as pd
 import pytest
 from control_runs import N, draw, make_frame, write_dpo_with_controls
-from scored_runs import write_scored_run
+from scored_runs import write_judgments, write_scored_run
 
+from dpotool.compare.control_checks import check_run, compare_on_chord
 from dpotool.compare.controls import (
     ACCURACY,
     CHOSEN,
     MARGIN,
     SCALED,
     STOPPED,
+    WINS,
     ControlPoint,
     Curve,
-    check_run,
-    compare_on_chord,
     find_curves,
     read_columns,
+    tabulate_controls,
 )
 from dpotool.compare.findings import find_out
 from dpotool.compare.scored_run import ScoredRun
@@ -139,6 +140,57 @@ def test_every_run_is_weighed_and_the_control_that_does_as_well_is_named(dpo: Ru
     assert {check["control"] for check in told["checks"]} == {SCALED, STOPPED}
     adjusted = [each["p_adjusted"] for check in told["checks"] for each in check["differences"].values()]
     assert all(0 <= p <= 1 for p in adjusted)
+
+
+def test_a_win_rate_is_compared_at_the_same_chosen_likelihood(tmp_path: Path):
+    """DPO is at -4 nats and wins half against itself. Scaled back by half it is at -2, with 75 wins, 150 ties and 75
+    losses of 300: one half too. So at the run's -3 the control wins half; the run wins 165, ties 60, loses 75: 65 %."""
+    dpo = write_scored_run(tmp_path / "dpo", frame=make_frame(-4.0, 4.0), loss="dpo")
+    point = write_scored_run(dpo.path / "controls" / "half", kind="blend", frame=make_frame(-2.0, 2.0), loss="blend")
+    point.update_manifest(blend={"first": "m", "second": str(dpo.path), "weight": 0.5, "lambda": None})
+    shift = write_scored_run(tmp_path / "shift", frame=make_frame(-3.0, 3.5), loss="shift", lambda_=0.9)
+    paths = [str(dpo.path), str(shift.path)]
+    write_judgments(shift, "DPO-Shift λ=0.9", ["win"] * 165 + ["tie"] * 60 + ["loss"] * 75, questions="demo-test")
+    assert WINS not in find_out(paths).controls.checks[0].differences, "the control was not judged"
+    told = ["tie"] * 60 + ["loss"] * 75 + ["win"] * 75 + ["tie"] * 90
+    write_judgments(point, "blend", told, questions="demo-test")
+    found = find_out(paths)
+    [check] = found.controls.checks
+    gain = check.differences[WINS]
+    assert gain["difference"]["mean"] == pytest.approx(0.15) and gain["difference"]["ci_low"] > 0
+    naive = compare_means(*(np.repeat([1, 0.5, 0], counts) for counts in ((165, 60, 75), (0, 300, 0)))).difference
+    assert gain["difference"]["ci_high"] - gain["difference"]["ci_low"] > naive.ci_high - naive.ci_low, "paired"
+    text = found.controls.say("DPO-Shift λ=0.9")
+    assert text is not None and " and in win rate by 15.0 points [" in text
+    columns, rows = tabulate_controls(found.controls)
+    assert columns[-1] == WINS and rows[0][-1].startswith("+15.0 [")
+    write_judgments(shift, "DPO-Shift λ=0.9", ["win"] * 300, questions="others")
+    assert WINS not in find_out(paths).controls.checks[0].differences, "answers to other questions are no pairs"
+
+
+def test_a_setting_with_two_seeds_is_weighed_as_a_whole(tmp_path: Path):
+    """Each seed's run beside DPO scaled back of its own seed: 0.3 and 0.5 nats of margin more, 0.4 over both."""
+    paths = []
+    for seed, gain in ((1, 0.3), (2, 0.5)):
+        noise = np.random.default_rng(seed).normal(0, 0.3, N)
+        dpo = write_scored_run(tmp_path / f"dpo{seed}", frame=make_frame(-4.0, 4.0), loss="dpo")
+        point = write_scored_run(dpo.path / "controls" / "h", kind="blend", frame=make_frame(-2.0, 2.0), loss="blend")
+        point.update_manifest(blend={"first": "m", "second": str(dpo.path), "weight": 0.5, "lambda": None}, seed=seed)
+        frame = make_frame(-3.0, 3.0 + gain + noise - noise.mean())
+        shift = write_scored_run(tmp_path / f"shift{seed}", frame=frame, loss="shift", lambda_=0.9)
+        for run in (dpo, shift):
+            run.update_manifest(seed=seed)
+        paths += [str(dpo.path), str(shift.path)]
+    found = find_out(paths, baseline=paths[0])
+    *single, pooled = found.controls.checks
+    assert [check.seeds for check in single] == [(), ()] and pooled.seeds == (1, 2)
+    gains = [check.differences[MARGIN]["difference"] for check in (*single, pooled)]
+    assert [each["mean"] for each in gains] == pytest.approx([0.3, 0.5, 0.4])
+    assert gains[2]["ci_low"] < 0.3 and gains[2]["ci_high"] > 0.5, "the seeds differ by more than the pairs do"
+    assert pooled.differences[MARGIN]["seed_sd"] == pytest.approx(0.1 * 2**0.5)
+    text = found.controls.say("DPO-Shift λ=0.9", pooled=True)
+    assert text is not None and text in found.sentences
+    assert text.startswith("At the same chosen likelihood DPO-Shift λ=0.9 (over 2 seeds) does not beat scaling back;")
 
 
 def test_without_controls_nothing_is_said(tmp_path: Path):

@@ -7,14 +7,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from scored_runs import write_scored_run
+from scored_runs import write_judgments, write_scored_run
 
 from dpotool.compare.compared_table import build_comparison_frame, tabulate_comparison
 from dpotool.compare.findings import find_out
 from dpotool.compare.ratings import read_rated, summarize_ratings
-from dpotool.compare.win_rates import JudgedRun, describe_judged, read_judged, relate_displacement, summarize_judgments
+from dpotool.compare.win_rates import JudgedRun, describe_judged, read_judged, relate_displacement
 from dpotool.errors import DpotoolError
-from dpotool.judging.judgments import Judgment, build_judgment_frame
 from dpotool.plots.gallery import draw as draw_kind
 from dpotool.plots.ratings import plot_ratings
 from dpotool.plots.registry import choose_plots
@@ -22,19 +21,13 @@ from dpotool.plots.scene import read_scene
 from dpotool.plots.win_rates import draw, draw_tradeoff, plot_win_rates
 from dpotool.runs.atomic import write_json
 from dpotool.runs.folder import RunFolder, summary_path
-from dpotool.runs.schemas import JUDGMENT_SCHEMA, RATING_SCHEMA
+from dpotool.runs.schemas import RATING_SCHEMA
 from dpotool.runs.tables import write_table
 from dpotool.settings.reading import PlotConfig
 
 
 def judge(run: RunFolder, label: str, wins: int, ties: int, losses: int, judge: str = "grammar") -> None:
-    said = ["win"] * wins + ["tie"] * ties + ["loss"] * losses
-    rows = [Judgment(str(n), 0, "apart", "judged", v, model_length=9, baseline_length=9) for n, v in enumerate(said)]
-    frame = build_judgment_frame(rows)
-    about = {"label": label, "baseline": "DPO", "judge": judge, "caveat": "exact", "is_proxy": False}
-    path = run.table_path("judgment", f"{label}-test", "vs", "DPO", judge)
-    write_table(frame, path, JUDGMENT_SCHEMA, about)
-    write_json(summary_path(path), about | summarize_judgments(frame))
+    write_judgments(run, label, ["win"] * wins + ["tie"] * ties + ["loss"] * losses, judge)
 
 
 @pytest.fixture
