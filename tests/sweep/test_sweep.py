@@ -20,6 +20,7 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.scorer import Scorer
 from dpotool.losses.registry import LOSSES
+from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.sweep import run as sweep_run
 from dpotool.sweep.config import SweepConfig
@@ -252,6 +253,25 @@ def test_all_losses_are_cells_and_dpo_and_shift_are_not_trained_twice() -> None:
         "simpo",
         "shift-0.95",
     ]
+
+
+def test_all_losses_without_scores_are_all_but_those_that_need_them_and_a_note_names_these(tmp_path: Path) -> None:
+    class Told(Progress):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    told = Told()
+    scored = SweepConfig(losses="all", data="builtin:demo", limit=8)
+    assert "mappo" in sweep_run.leave_out_unusable(scored, told).losses.split(",") and not told.notes
+    pairs = str(write_pairs(tmp_path / "pairs.jsonl", 6, scores=False))
+    left = sweep_run.leave_out_unusable(SweepConfig(losses="all", data=pairs), told).losses.split(",")
+    assert set(LOSSES) - set(left) == {"sft", "odpo", "mappo"}
+    assert told.notes == [f"left out, as {pairs} has no scores of its pairs: odpo, mappo"]
+    named = SweepConfig(losses="odpo", data=pairs)
+    assert sweep_run.leave_out_unusable(named, told) is named, "one that is named is not left out but refused"
 
 
 def test_a_grid_spans_options_and_beta_goes_to_losses_with_a_reference() -> None:
