@@ -56,7 +56,7 @@ def read_config(
         if name not in known | elsewhere:
             remedy = _suggest(name, command, settings, known)
             raise DpotoolError(f"unknown setting {str(key)!r}", where=str(path), remedy=remedy)
-        found[name] = value
+        found[name] = _join_list(value, where=f"{path}: {key}")
     if found.get("eval_data") is not None and "eval_data" not in known:
         found |= {name: found.pop(f"eval_{name}", None) for name in ("data", "split", "limit")}
     found = {name: value for name, value in found.items() if value is not None}
@@ -67,6 +67,16 @@ def read_config(
     if n_left_out:
         note(f"{path}: {n_left_out} {'setting' if n_left_out == 1 else 'settings'} of other commands left out")
     return {name: value for name, value in found.items() if name in known}
+
+
+def _join_list(value: Any, *, where: str) -> Any:
+    """Returns a YAML list as the command line takes several values, separated by commas; any other value as it is."""
+    values = value if isinstance(value, list) else [value]
+    if any(isinstance(each, dict | list) for each in values):
+        raise DpotoolError(
+            "is no value of a setting", where=where, expected="a text, a number or a list of such", got=str(value)[:60]
+        )
+    return ",".join(map(str, values)) if isinstance(value, list) else value
 
 
 def _is_switched_off(name: str, settings: type[Settings], found: Mapping[str, Any]) -> bool:

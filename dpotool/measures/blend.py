@@ -173,14 +173,14 @@ def _prepare(ends: Ends, subject: Subject, progress: Progress) -> _Setting:
     check_same_tokenizer(tokenizer, other, ends.models)
     model = _load(subject, progress, ends.owner)
     max_length = resolve_max_length(config.max_length, model, tokenizer)
-    dtype = str(next(model.parameters()).dtype).removeprefix("torch.")
+    subject = replace(subject, dtype=str(next(model.parameters()).dtype).removeprefix("torch."))
     pair_set = load_pair_set(config, tokenizer, max_length=max_length, seed=config.seed, progress=progress)
     check_token_ids(model, pair_set.pairs, tokenizer, where=ends.owner)
     del model
     if subject.reference is None:
         return _Setting(subject, tokenizer, pair_set, max_length, None)
     check_same_tokens(tokenizer, subject.reference, pair_set.pairs, trust_remote_code=trust)
-    reference = _load(replace(subject, dtype=dtype), progress, subject.reference).requires_grad_(requires_grad=False)
+    reference = _load(subject, progress, subject.reference).requires_grad_(requires_grad=False)
     check_token_ids(reference, pair_set.pairs, tokenizer, where=subject.reference)
     scorer = Scorer.configured(reference, config, bf16=subject.bf16, label=subject.reference)
     opened = OpenSubject(subject, tokenizer, scorer, scorer, pair_set, max_length)

@@ -13,7 +13,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
+from dpotool.errors import DpotoolError
 from dpotool.progress import SILENT, Progress
+from dpotool.settings.shared import DEMO
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,21 @@ _stand_ins: ContextVar[Path | None] = ContextVar("stand_ins", default=None)
 def register_builtin(name: str, load: Callable[[], BuiltinModel]) -> None:
     """Makes a name known; `load` is called when the model is first wanted, so it may import what it likes."""
     _makers[name] = load
+
+
+def choose_pairs(model: str, data: str | None) -> str:
+    """Returns the pairs that were named; only a built-in model goes with the built-in pairs unasked.
+
+    Raises:
+        DpotoolError: none are named for any other model.
+    """
+    if data is None and not is_builtin(model):
+        raise DpotoolError(
+            "no pairs are named",
+            where=model,
+            remedy=f"Name them with --data FILE (the built-in ones, which are toys, are --data {DEMO})",
+        )
+    return DEMO if data is None else data
 
 
 def is_builtin(name: str) -> bool:

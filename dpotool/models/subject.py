@@ -10,7 +10,7 @@ from typing import Any
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.hub import check_name
 from dpotool.models.adapters import is_adapter_folder, read_adapter_base
-from dpotool.models.builtin import is_builtin
+from dpotool.models.builtin import choose_pairs, is_builtin
 from dpotool.models.library_calls import refuse_without_model
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
 from dpotool.runs.tables import FORMATS
@@ -174,18 +174,6 @@ def _refuse_other_scores(folder: RunFolder, model: str) -> None:
         )
 
 
-def _name_data(model: str, config: SubjectSettings, needs_pairs: bool) -> str:
-    """Returns the pairs that were asked for; only the built-in model goes with the built-in pairs unasked."""
-    if config.data is None and needs_pairs and not is_builtin(model):
-        refuse_without_model(model)
-        raise DpotoolError(
-            "no pairs are named, and this model is no run of dpotool train, which would know its own",
-            where=model,
-            remedy=f"Name them with --data FILE (the built-in ones, which are toys, are --data {DEMO})",
-        )
-    return DEMO if config.data is None else config.data
-
-
 def _from_elsewhere(model: str, config: SubjectSettings, needs_pairs: bool) -> Subject:
     base = read_adapter_base(model) if is_adapter_folder(model) else None
     path = Path(model)
@@ -193,13 +181,15 @@ def _from_elsewhere(model: str, config: SubjectSettings, needs_pairs: bool) -> S
     name = (local if path.exists() else model).replace("/", "--").replace(":", "-")
     folder = RunFolder(Path(config.output) if config.output else Path("runs") / name)
     _refuse_other_scores(folder, model)
+    if needs_pairs and config.data is None and not is_builtin(model):
+        refuse_without_model(model)
     return Subject(
         model=model,
         label=name,
         reference=config.reference or base,
         reference_fingerprint=None,
         folder=folder,
-        config=replace(config, data=_name_data(model, config, needs_pairs)),
+        config=replace(config, data=choose_pairs(model if needs_pairs else DEMO, config.data)),
         beta=DEFAULT_BETA,
         dtype=config.dtype,
         bf16=False,

@@ -28,6 +28,8 @@ STATUSES = ("running", "finished", "failed", "interrupted")
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Count = Annotated[int, msgspec.Meta(ge=0)]
 Scalar = bool | int | float | str | None
+LossName = Annotated[str, msgspec.Meta(pattern=r"^[\w.+-]{1,64}$")]
+"""Of a loss, which need not be known here: it may come with a package of another machine."""
 
 
 class Config(msgspec.Struct, kw_only=True):
@@ -36,7 +38,7 @@ class Config(msgspec.Struct, kw_only=True):
     model: str | None = None
     reference: str | None = None
     output: str | None = None
-    loss: str | None = None
+    loss: LossName | None = None
     beta: Positive | None = None
     lambda_: float | None = None
     lambda_schedule: str | None = None

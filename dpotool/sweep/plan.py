@@ -14,6 +14,7 @@ from dpotool.errors import DpotoolError
 from dpotool.losses.adaptive import ADAPTIVE
 from dpotool.losses.registry import find_losses, get_loss
 from dpotool.losses.schedules import DEFAULT_LAMBDA
+from dpotool.models.builtin import choose_pairs
 from dpotool.runs.folder import RunFolder
 from dpotool.sweep.config import NOT_SETTINGS, SweepConfig
 from dpotool.training.config import TrainConfig, TrainingSettings
@@ -103,7 +104,9 @@ def choose_folder(config: SweepConfig) -> Path:
         return Path(config.output)
     settings = {name: value for name, value in config.to_dict().items() if name not in NOT_SETTINGS}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    data = re.sub(r"[^\w.-]+", "-", Path(config.data.removeprefix("builtin:")).name.split(".")[0])
+    data = re.sub(
+        r"[^\w.-]+", "-", Path(choose_pairs(config.model, config.data).removeprefix("builtin:")).name.split(".")[0]
+    )
     return Path("runs") / f"sweep-{data}-{digest}"
 
 

@@ -12,7 +12,7 @@ from dpotool.losses.page import describe_losses, explain_loss, list_loss_options
 from dpotool.losses.registry import BETA, get_loss
 from dpotool.losses.schedules import DEFAULT_LAMBDA, DEFAULT_LAMBDA_MAX, DEFAULT_LAMBDA_MIN
 from dpotool.losses.spec import SFT_WEIGHT
-from dpotool.models.builtin import is_builtin
+from dpotool.models.builtin import choose_pairs, is_builtin
 from dpotool.settings.fields import COUNT, Kinds, Range, setting
 from dpotool.settings.shared import DEMO, DRY_RUN, ComputeSettings, DataSettings, parse_batch_tokens, parse_steps
 
@@ -59,6 +59,11 @@ class TrainingSettings(ComputeSettings, DataSettings):
         "Reference model. The default is the model as it is before training.",
         near=("ref_model", "ref_model_path"),
     )
+    data: str | None = setting(  # type: ignore[assignment]  # resolved below; what is left open is refused
+        None,
+        "Preference pairs: a .jsonl, .json, .parquet or .csv file, a saved dataset folder, a hub id or builtin:demo. "
+        "Only the built-in model has pairs of its own.",
+    )
     output: str | None = setting(
         None, "Folder of the run. The default is runs/<loss>-<data>-<time>.", near=("output_dir",)
     )
@@ -75,6 +80,7 @@ class TrainingSettings(ComputeSettings, DataSettings):
         f"The default is {SFT_WEIGHT.default:g}.",
         panel=_LOSS,
         range=SFT_WEIGHT.range,
+        near=("rpo_alpha",),
     )
     lambda_min: float | None = setting(
         None, f"Lower end of a linear schedule. The default is {DEFAULT_LAMBDA_MIN:g}.", panel=_LAMBDA
@@ -200,6 +206,12 @@ class TrainingSettings(ComputeSettings, DataSettings):
         near=("lora_target_modules",),
     )
 
+    def __post_init__(self) -> None:
+        """Gives the built-in model its pairs; for another one `choose_pairs` refuses to take them unasked."""
+        super().__post_init__()
+        if self.data is None and is_builtin(self.model):
+            object.__setattr__(self, "data", DEMO)
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(TrainingSettings):
@@ -296,3 +308,4 @@ def check_config(config: TrainConfig) -> None:
     for model in (config.model, config.reference):
         if model is not None and not is_builtin(model):
             check_name(model)
+    choose_pairs(config.model, config.data)

@@ -18,6 +18,7 @@ from transformers import Trainer
 
 from dpotool.errors import DpotoolError
 from dpotool.interruption import deferred
+from dpotool.models.builtin import choose_pairs
 from dpotool.models.library_calls import quiet_transformers
 from dpotool.runs.atomic import ensure_writable, writing_to
 from dpotool.runs.folder import RunFolder
@@ -146,7 +147,9 @@ def refuse_changes(folder: RunFolder, fingerprints: Mapping[str, str | None]) ->
 
 def _new_name(config: TrainConfig) -> Path:
     """Returns runs/shift-0.9-demo-20261121-101500, or that with a number behind it if it is taken."""
-    data = re.sub(r"[^\w.-]+", "-", Path(config.data.removeprefix("builtin:")).name.split(".")[0])
+    data = re.sub(
+        r"[^\w.-]+", "-", Path(choose_pairs(config.model, config.data).removeprefix("builtin:")).name.split(".")[0]
+    )
     parts = [config.loss, *([f"{config.lambda_:g}"] if config.lambda_ is not None else [])]
     parts += [config.lambda_schedule.replace("_", "-")] if config.lambda_schedule else []
     name = "-".join([*parts, data, datetime.now().strftime("%Y%m%d-%H%M%S")])

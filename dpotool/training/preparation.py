@@ -21,6 +21,7 @@ from dpotool.gradients.monitor import TheoryMonitor
 from dpotool.likelihood.finite import refuse_non_finite
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
+from dpotool.models.builtin import choose_pairs
 from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import load_model, load_tokenizer
@@ -146,7 +147,7 @@ def describe_evaluation(config: S) -> S | None:
 
     Without `eval_data` these are the data's own test split. Data from elsewhere is not cut.
     """
-    if config.eval_data is None and not has_test_split(config.data, config.test_fraction):
+    if config.eval_data is None and not has_test_split(choose_pairs(config.model, config.data), config.test_fraction):
         return None
     data = config.eval_data or config.data
     test_fraction = config.test_fraction if data == config.data else None

@@ -286,6 +286,8 @@ def test_config_files(fails: Any, tmp_path: Path) -> None:
     assert "Did you mean 'lambda'?" in fails("train", "--config", broken)
     broken.write_text("epocs: 1")
     assert "unknown setting 'epocs'" in fails("score", "--config", broken), "no command has it"
+    broken.write_text("beta: {a: 1}")
+    assert "broken.yaml: beta: is no value of a setting" in fails("train", "--config", broken)
     broken.write_text("- loss")
     assert "holds no settings" in fails("train", "--config", broken)
 
@@ -329,3 +331,9 @@ def test_a_model_that_is_not_there_leaves_no_folder(
 ) -> None:
     assert "no such folder, and no " in fails(*words, "nobody/nothing", "--data", pairs)
     assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name == "runs"] == []
+
+
+@pytest.mark.parametrize("verb", ["train", "sweep"])
+def test_another_model_is_not_trained_on_the_toy_pairs_unasked(fails: Any, verb: str, model: Path) -> None:
+    assert f"{model}: no pairs are named. Name them with --data FILE" in fails(verb, "--model", model)
+    assert not Path("runs").exists()

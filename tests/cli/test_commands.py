@@ -165,11 +165,14 @@ def test_theory_gap_writes_its_table_beside_the_papers_shares(dpotool: Any, trai
 
 def test_config_file_presets_and_flags_win(dpotool: Any, model: Path, pairs: Path, tmp_path: Path) -> None:
     config = tmp_path / "recipe.yaml"
-    config.write_text(f"model: {model}\ndata: {pairs}\nloss: shift\nlambda: 0.5\nmax-steps: 1\nbeta: 0.3\n")
+    config.write_text(
+        f"model: {model}\ndata: {pairs}\nloss: shift\nlambda: 0.5\nmax-steps: 1\nbeta: 0.3\nsave_at: [1]\n"
+    )
     outcome = dpotool("train", "--config", config, "--lambda", "0.7", "--output", "run", "--json")
     assert outcome.code == 0, outcome.err
     settings = __import__("yaml").safe_load(Path("run/run.yaml").read_text())["config"]
     assert (settings["loss"], settings["lambda_"], settings["beta"]) == ("shift", 0.7, 0.3)
+    assert settings["save_at"] == "1", "a list is what the command line separates by commas"
     again = dpotool("train", "--config", "run/run.yaml", "--output", "again")
     assert again.code == 0, again.err
     assert Path("again/model.safetensors").read_bytes() == Path("run/model.safetensors").read_bytes()

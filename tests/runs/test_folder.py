@@ -73,6 +73,7 @@ RUN = "kind: train\nstatus: finished\ncreated: x\n"
         (f"{RUN}config: {{beta: .nan}}\n", "config.beta: is not what it has to be; expected a number > 0, got nan."),
         (f"{RUN}config: {{beta: 0}}\n", "config.beta: is not what it has to be; expected a number > 0, got 0."),
         (f"{RUN}config: {{learning_rate: .inf}}\n", "config.learning_rate: is not a finite number."),
+        (f"{RUN}config: {{loss: 'not a loss'}}\n", "config.loss: is not what it has to be; expected text matching"),
         (f"{RUN}config: {{limit: many}}\n", "config.limit: is not what it has to be; expected a whole number"),
         (f"{RUN}config: {{}}\ndata: [1]\n", "data: is not what it has to be; expected a mapping, got [1]."),
         (f"{RUN}config: {{}}\ndata: {{train: {{n_pairs: x}}}}\n", "data.train.n_pairs: is not what it has to be"),
