@@ -10,9 +10,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from dpotool.cache.entries import CacheEntry, list_own_files
-from dpotool.cache.root import MAKING_PREFIX, cache_root
+from dpotool.cache.root import MADE, MAKING_PREFIX, cache_root
 from dpotool.errors import DpotoolError
-from dpotool.runs.locks import InUseError, refuse_held
+from dpotool.runs.locks import InUseError, keeping_users_out, refuse_held
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +24,8 @@ class Cleared:
     n_bytes: int
     left: tuple[Path, ...]
     """Folders that stay, for the files in them that are not dpotool's."""
+    used: tuple[Path, ...] = ()
+    """Built-in models that stay, because another command is using them."""
 
 
 def choose_entries(
@@ -64,15 +66,19 @@ def clear_entries(entries: Sequence[CacheEntry]) -> Cleared:
         DpotoolError: a file cannot be deleted.
     """
     n_files = n_bytes = 0
-    left = []
+    left, used = [], []
     for entry in entries:
-        for path in list_own_files(entry.path):
-            n_bytes += _delete(path)
-            n_files += 1
-        _remove_empty_folders(entry.path)
+        with keeping_users_out(entry.path / MADE) as is_free:
+            if not is_free:
+                used.append(entry.path)
+                continue
+            for path in list_own_files(entry.path):
+                n_bytes += _delete(path)
+                n_files += 1
+            _remove_empty_folders(entry.path)
         if entry.path.exists():
             left.append(entry.path)
-    return Cleared(len(entries), n_files, n_bytes, tuple(left))
+    return Cleared(len(entries) - len(used), n_files, n_bytes, tuple(left), tuple(used))
 
 
 def clear_unfinished() -> None:

@@ -133,6 +133,8 @@ def clear_cache(config: CacheClearConfig, console: Console) -> None:
     console.say(f"freed {format_bytes(cleared.n_bytes)}: {cleared.n_files} files of {cleared.n_entries} entries")
     for path in cleared.left:
         console.note(f"{path} stays, because it holds files that are not dpotool's")
+    for path in cleared.used:
+        console.note(f"{path} stays, because another command is using it")
     console.finish(asdict(cleared))
 
 

@@ -185,9 +185,8 @@ def read_summary(table: Path) -> dict[str, Any] | None:
         return None
     remedy = "Write it again with the command that made it"
     summary = read_json(path, dict[str, Any], what="a summary", remedy=remedy)
-    seal = summary.pop(_SEAL, None)
-    if seal is not None and seal != _hash(summary):  # version 0.1 wrote none at first
-        raise DpotoolError("was changed after it was written", where=str(path), remedy=remedy)
+    if summary.pop(_SEAL, None) != _hash(summary):
+        raise DpotoolError("is not what a command wrote, or was changed since", where=str(path), remedy=remedy)
     return summary
 
 

@@ -16,6 +16,11 @@ from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
+try:
+    import fcntl
+except ImportError:  # Windows, where a file in use cannot be deleted anyway
+    fcntl = None  # type: ignore[assignment]
+
 from filelock import FileLock, Timeout
 
 from dpotool.errors import DpotoolError
@@ -122,6 +127,51 @@ def refuse_held(folder: Path) -> None:
     except OSError:
         return
     lock.release()
+
+
+_used: dict[Path, int] = {}
+"""Files that this process marked as used, with the descriptor that holds the mark."""
+
+
+def mark_used(path: Path) -> bool:
+    """Marks a file as in use until this process ends, as any number of processes may; False where it is gone."""
+    if path in _used or fcntl is None:
+        return path.is_file()
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return False
+    with suppress(OSError):  # a file system that knows no such marks
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    if path.is_file() and os.path.samestat(path.stat(), os.fstat(descriptor)):
+        _used[path] = descriptor
+        return True
+    os.close(descriptor)
+    return False
+
+
+@contextmanager
+def keeping_users_out(path: Path) -> Iterator[bool]:
+    """Yields whether no other process uses a file (`mark_used`); if so, none begins to before the block is left."""
+    if (own := _used.pop(path, None)) is not None:
+        os.close(own)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        yield True
+        return
+    try:
+        is_free = True
+        if fcntl is not None:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                is_free = False
+            except OSError:
+                pass
+        yield is_free
+    finally:
+        os.close(descriptor)
 
 
 def _in_use(path: Path, holder: str) -> InUseError:

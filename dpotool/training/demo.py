@@ -39,7 +39,7 @@ from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import write_json, writing_to
 from dpotool.runs.checked import parse_json
 from dpotool.runs.folder import RunFolder
-from dpotool.runs.locks import holding
+from dpotool.runs.locks import holding, mark_used
 from dpotool.runs.manifest import collect_versions
 from dpotool.settings.shared import DEMO
 from dpotool.training.config import TrainConfig
@@ -59,19 +59,20 @@ def ensure_demo_model(progress: Progress = SILENT) -> Path:
 
     One process at a time makes it, for itself and for all that wait. It is trained in a process of its own, on one
     core and with an environment that nobody has changed: the same bit for bit, whatever asks for it, under a launcher,
-    with other settings of torch, or in a notebook.
+    with other settings of torch, or in a notebook. Until this process ends no `cache clear` removes it.
 
     Raises:
         DpotoolError: the cache cannot be written.
         KeyboardInterrupt: its training was interrupted; nothing is kept, and the next use begins anew.
     """
-    found = find_demo_model()
-    if found is not None:
-        return found
     root = cache_root()
-    with holding(root, f"making {DEMO}", waits=True, in_every_process=True, note=progress.note):
+    while True:
         found = find_demo_model()
-        return found or _make(root, demo_folder(), progress)
+        if found is None:
+            with holding(root, f"making {DEMO}", waits=True, in_every_process=True, note=progress.note):
+                found = find_demo_model() or _make(root, demo_folder(), progress)
+        if mark_used(found / MADE):  # so that it cannot be cleared away between now and its being read, or read again
+            return found
 
 
 def _make(root: Path, folder: Path, progress: Progress) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from dpotool.cache.entries import ABOUT, CacheEntry, list_entries, name_store, r
 from dpotool.cache.parts import write_part
 from dpotool.cache.root import store_root
 from dpotool.errors import DpotoolError
+from dpotool.runs.locks import mark_used
 
 VERSIONS = {"torch": "2.13.0"}
 A, B = "a" * 16, "b" * 16
@@ -124,6 +126,18 @@ def test_clearing_deletes_what_is_ours_and_nothing_else(own_cache: Path, tmp_pat
     assert (outside / f"{1:016x}.parquet").exists()
     assert [entry.n_pairs for entry in list_entries()] == [0]
     assert not (other / ABOUT).exists()
+
+
+def test_a_built_in_model_that_another_command_uses_is_not_cleared(own_cache: Path) -> None:
+    demo = add_demo(own_cache)
+    assert mark_used(demo / "made.json") and clear_entries(list_entries()).used == (), "its own use counts for nothing"
+    demo = add_demo(own_cache)
+    with (demo / "made.json").open() as file:  # as another process would
+        fcntl.flock(file, fcntl.LOCK_SH)
+        cleared = clear_entries(list_entries())
+    assert (cleared.used, cleared.n_files) == ((demo,), 0)
+    assert clear_entries(list_entries()).n_files == 5
+    assert not mark_used(demo / "made.json"), "it is gone"
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"models": 5}', '{"models": [[1]]}', '{"versions": []}', "null"])

@@ -198,7 +198,7 @@ def test_the_summary_beside_a_table_is_read_if_there_is_one(tmp_path):
     table = RunFolder(tmp_path).table_path("theory", "demo", "test")
     table.parent.mkdir(parents=True)
     assert read_summary(table) is None
-    summary_path(table).write_text('{"n": 3}')
+    write_summary(table, {"n": 3})
     assert read_summary(table) == {"n": 3}
 
 
@@ -218,7 +218,7 @@ def test_a_broken_summary_is_one_line_that_names_it(tmp_path, text, message):
         read_summary(table)
 
 
-@pytest.mark.parametrize("change", [{"n": [1]}, {"chosen_logps": 7}, {"chosen_logps": {"mean": "x"}}, {"more": 1}])
+@pytest.mark.parametrize("change", [{"n": [1]}, {"chosen_logps": {"mean": "x"}}, {"more": 1}, {"seal": None}])
 def test_a_summary_that_somebody_changed_is_not_believed(tmp_path, change):
     table = tmp_path / "demo-test.parquet"
     table.touch()
@@ -228,6 +228,6 @@ def test_a_summary_that_somebody_changed_is_not_believed(tmp_path, change):
     assert read_summary(table) == read_score_summary(table) == plain
     path = summary_path(table)
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(DpotoolError, match=r"was changed after it was written\. Write it again"):
+    with pytest.raises(DpotoolError, match=r"or was changed since\. Write it again"):
         read_summary(table)
     assert read_score_summary(table) is None, "it is made anew from the table"
