@@ -1,4 +1,4 @@
-"""The study of docs/results.md: a real model on TL;DR pairs, SFT first, then every remedy, several seeds, and controls.
+r"""The study of docs/results.md: a real model on TL;DR pairs, SFT first, then every remedy, seeds, and controls.
 
     python examples/smollm2/study.py MODEL DATA --out runs/study --jobs 4
     python examples/smollm2/study.py --out runs/study --collect docs/data/tldr-study.csv
@@ -8,7 +8,10 @@ MODEL is a folder as get_model.py writes it; DATA holds tldr_train.jsonl and tld
 `dpotool` command, written to `commands.log`. What is finished is passed over, so the same command goes on where it
 stopped. `--jobs` commands run at a time on one device, the most valuable ones first, and `--minutes` begins no command
 after that long. A training takes about 15 GB of a GPU's memory: four at a time fit on one of 80 GB, and ten did not. On
-two CPU cores the whole is a matter of days: `--pairs 150 --steps 19` makes it hours.
+two CPU cores the whole is a matter of days: `--pairs 150 --steps 19` makes it hours. A part of it, in an hour on one:
+
+    python examples/smollm2/study.py MODEL DATA --out runs/small --short 1100 --test 48 --steps 8 \
+        --only sft,dpo-seed42,shift-0.5-seed42,shift-0.75-seed42 --scales 0.5 --blends 0.75
 
 The training posts are cut in two, the first part for SFT and the rest for preferences, so that the start has not
 learned the very answers that are compared.
@@ -65,6 +68,15 @@ class Study:
     deadline: float
     length: str
     options: tuple[str, ...]
+    short: int | None = None
+    """Characters of prompt and longer answer up to which pairs are taken; all pairs without it."""
+    n_test: int | None = None
+    only: frozenset[str] = frozenset()
+    """Names of the only commands to run, but for scorings; empty: all."""
+
+    @property
+    def sft_batch(self) -> int:
+        return 16 if self.short is None else 8
 
     @property
     def start(self) -> Path:
@@ -81,8 +93,9 @@ class Study:
             list(pool.map(self.run, jobs))
 
     def run(self, job: Job) -> None:
-        """Runs one job, unless it is done or there is no time left."""
-        if job.done.exists() or time.monotonic() > self.deadline:
+        """Runs one job, unless it is done, not asked for, or there is no time left."""
+        is_wanted = not self.only or job.name in self.only or job.name.startswith("score-")
+        if not is_wanted or job.done.exists() or time.monotonic() > self.deadline:
             return
         began = time.monotonic()
         with (self.out / f"{job.name}.log").open("w") as log:
@@ -99,25 +112,38 @@ class Study:
 
 
 def cut_data(study: Study) -> None:
-    """Writes tldr_sft.jsonl and tldr_pairs.jsonl: whole posts, in the order in which they first appear."""
-    lines = (study.data / "tldr_train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    """Writes tldr_sft.jsonl and tldr_pairs.jsonl, whole posts in the order of the file, and tldr_test.jsonl."""
+    lines = _read_pairs(study, "tldr_train.jsonl")
+    n_first = SFT_ROWS if study.short is None else study.sft_batch * (study.steps or SFT_ROWS // study.sft_batch)
     by_post: dict[str, list[str]] = {}
     for line in lines:
         by_post.setdefault(json.loads(line)["prompt"], []).append(line)
     first: list[str] = []
     rest: list[str] = []
     for rows in by_post.values():
-        (first if len(first) < SFT_ROWS else rest).extend(rows)
+        (first if len(first) < n_first else rest).extend(rows)
     study.out.mkdir(parents=True, exist_ok=True)
     (study.out / "tldr_sft.jsonl").write_text("".join(first), encoding="utf-8")
     (study.out / "tldr_pairs.jsonl").write_text("".join(rest[: study.pairs]), encoding="utf-8")
+    test = _read_pairs(study, "tldr_test.jsonl")[: study.n_test]
+    (study.out / "tldr_test.jsonl").write_text("".join(test), encoding="utf-8")
+
+
+def _read_pairs(study: Study, name: str) -> list[str]:
+    lines = (study.data / name).read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if study.short is None or _count_characters(json.loads(line)) <= study.short]
+
+
+def _count_characters(row: dict[str, str]) -> int:
+    return len(row["prompt"]) + max(len(row["chosen"]), len(row["rejected"]))
 
 
 def plan_sft(study: Study) -> Job:
     steps = ("--max-steps", str(study.steps)) if study.steps else ()
     words = (
         *("train", "--loss", "sft", "--model", study.model, "--data", str(study.out / "tldr_sft.jsonl")),
-        *("--max-length", study.length, "--batch-size", "16", "--save-steps", "1000", "--output", str(study.start)),
+        *("--max-length", study.length, "--batch-size", str(study.sft_batch), "--save-steps", "1000"),
+        *("--output", str(study.start)),
         *(*steps, *study.options),
     )
     return Job("sft", words, study.start / "model.safetensors")
@@ -130,7 +156,7 @@ def plan_training(study: Study, name: str, *words: str, seed: int = SEEDS[0]) ->
         name,
         (
             *("train", *words, "--model", str(study.start), "--data", str(study.out / "tldr_pairs.jsonl")),
-            *("--eval-data", str(study.data / "tldr_test.jsonl"), "--max-length", study.length),
+            *("--eval-data", str(study.out / "tldr_test.jsonl"), "--max-length", study.length),
             *("--batch-size", "8", "--learning-rate", "1e-5", "--eval-steps", "1000", "--save-steps", "1000"),
             *("--seed", str(seed), "--output", str(study.out / name), *steps, *study.options),
         ),
@@ -179,7 +205,7 @@ def plan_scores(study: Study, n_parts: int) -> Iterator[Job]:
         "--reference",
         str(study.start),
         "--data",
-        str(study.data / "tldr_test.jsonl"),
+        str(study.out / "tldr_test.jsonl"),
         "--max-length",
         study.length,
     )
@@ -231,7 +257,8 @@ def tabulate(source: Path) -> str:
     table = pd.read_csv(source)
     runs = {name: rows.set_index("pair_id") for name, rows in table.groupby("run")}
     dpo = f"dpo-seed{SEEDS[0]}"
-    curve = [(scale, runs[f"scaled-{scale:g}"]) for scale in sorted(SCALES)] + [(1.0, runs[dpo])]
+    scaled = {float(name.removeprefix("scaled-")): rows for name, rows in runs.items() if name.startswith("scaled-")}
+    curve = [*sorted(scaled.items()), (1.0, runs[dpo])]
 
     def margins(rows: pd.DataFrame) -> pd.Series:
         return rows["chosen_displacement"] - rows["rejected_displacement"]
@@ -268,6 +295,19 @@ def tabulate(source: Path) -> str:
         cells += [_write(rates["accuracy"], 100, 1)]
         cells += [_write(means["against"]), _write(means["points"], 100, 1)] if found is not None else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
+    for name, rows in runs.items():
+        trained = runs.get(f"shift-{name.removeprefix('blend-')}-seed{SEEDS[0]}") if name.startswith("blend-") else None
+        if trained is not None:
+            rights = [(margins(each) > 0).astype(float) for each in (rows, trained)]
+            differences = {
+                "chosen": rows["chosen_displacement"] - trained["chosen_displacement"],
+                "margin": margins(rows) - margins(trained),
+                "accuracy": rights[0] - rights[1],
+            }
+            clusters = rows["prompt_id"].to_numpy(dtype=str)
+            found = bootstrap_means({key: each.to_numpy() for key, each in differences.items()}, clusters=clusters)
+            told = f"chosen {_write(found['chosen'])} and margin {_write(found['margin'])} nats"
+            lines.append(f"\n{name} less the trained run: {told}, accuracy {_write(found['accuracy'], 100, 1)} points.")
     return "\n".join(lines)
 
 
@@ -285,6 +325,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="commands at a time on one device")
     parser.add_argument("--pairs", type=int, help="preference pairs to train on; all of the second part without it")
     parser.add_argument("--steps", type=int, help="optimiser steps of each run; one pass without it")
+    parser.add_argument("--short", type=int, metavar="CHARACTERS", help="take only pairs up to this long")
+    parser.add_argument("--test", type=int, help="test pairs to score; all without it")
+    parser.add_argument("--only", default="", help="run only these, e.g. sft,dpo-seed42,shift-0.5-seed42")
+    parser.add_argument("--scales", default=",".join(map(str, SCALES)), help="DPO scaled back to these")
+    parser.add_argument("--blends", default=",".join(map(str, BLENDS)), help="lambdas to blend at")
     parser.add_argument("--minutes", type=float, default=1e6, help="begin no training after this long")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-tokens", default="auto")
@@ -301,15 +346,20 @@ def main() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "2")
     options = ("--device", told.device, "--batch-tokens", told.batch_tokens)
     end = time.monotonic() + 60 * told.minutes
-    study = Study(told.model, told.data, told.out, told.pairs, told.steps, told.jobs, end, told.max_length, options)
+    only = frozenset(filter(None, told.only.split(",")))
+    study = Study(
+        told.model, told.data, told.out, told.pairs, told.steps, told.jobs, end, told.max_length, options,
+        told.short, told.test, only,
+    )  # fmt: skip
     cut_data(study)
     study.run(plan_sft(study))
     shifts = [plan_shift(study, lambda_, seed) for seed in SEEDS for lambda_ in LAMBDAS]
     losses = [plan_training(study, f"{loss}-seed{SEEDS[0]}", "--loss", loss) for loss in OTHER_LOSSES]
     study.run_all([plan_theory(study), *shifts[:8], *losses, *shifts[8:]])
     dpo, half = f"dpo-seed{SEEDS[0]}", f"shift-0.5-seed{SEEDS[0]}"
-    write_line(study, "sft", dpo, [(f"scaled-{scale:g}", scale) for scale in SCALES])
-    write_line(study, dpo, half, [(f"blend-{lambda_:g}", (1 - lambda_) / 0.5) for lambda_ in BLENDS])
+    scales, blends = ([float(each) for each in text.split(",") if each] for text in (told.scales, told.blends))
+    write_line(study, "sft", dpo, [(f"scaled-{scale:g}", scale) for scale in scales])
+    write_line(study, dpo, half, [(f"blend-{lambda_:g}", (1 - lambda_) / 0.5) for lambda_ in blends])
     late = replace(study, deadline=end + 60)
     late.run_all([*plan_diagnoses(late), *plan_scores(late, told.jobs)])
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from judge_server import serving
 
 from dpotool.compare.ratings import compare_ratings, state_ratings, summarize_ratings
@@ -14,8 +19,12 @@ from dpotool.errors import DpotoolError
 from dpotool.judging.mt_bench import grade_answers, import_grades, plan_grading
 from dpotool.judging.prompts import SINGLE, fill_single, open_prompts
 from dpotool.judging.questions import read_questions
+from dpotool.models.loading import load_model, load_tokenizer
+from dpotool.plots.gallery import draw
 from dpotool.settings.answers import JudgeConfig
+from dpotool.settings.reading import PlotConfig
 
+MODEL = os.environ.get("DPOTOOL_REAL_MODEL", "")
 REAL = Path(__file__).parents[3] / "shared" / "data" / "judging" / "mt_bench"
 
 
@@ -112,6 +121,51 @@ def test_mt_bench_itself():
     assert [(plan.label, plan.n_requests) for plan in plans] == [(n, 160) for n in ("dpo", "sft", "shift-0.95")]
     asked = read_questions(questions["questions"], questions["references"])
     assert len({each.category for each in asked}) == 8 and sum(bool(each.references) for each in asked) == 30
+
+
+def open_grader() -> Callable[[str], str]:
+    """A real model that can only answer with a grade: the mean of 1 to 9 by its probabilities of them after "[["."""
+    model, tokenizer = load_model(MODEL, dtype="float32", device="cpu"), load_tokenizer(MODEL)
+    digits = [tokenizer.encode(str(number), add_special_tokens=False)[-1] for number in range(1, 10)]
+
+    def grade(text: str) -> str:
+        asked = [{"role": "user", "content": text}]
+        opened = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False) + "Grade: [["
+        ids = torch.tensor([tokenizer.encode(opened, add_special_tokens=False)])
+        with torch.no_grad():
+            logits = model(input_ids=ids, logits_to_keep=1).logits[0, -1, digits]
+        return f"Grade: [[{float(logits.softmax(0) @ torch.arange(1.0, 10.0)):.2f}]]"
+
+    return grade
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not REAL.is_dir(), reason="MT-Bench's files are not here (../shared/data/judging)")
+@pytest.mark.skipif(not Path(MODEL or "absent").is_dir(), reason="DPOTOOL_REAL_MODEL names no model folder")
+def test_real_answers_graded_by_a_real_model(tmp_path: Path):
+    """A question of each category, two models, two turns: 32 grades, a table by category, and the radar of them."""
+    chosen: dict[str, dict[str, object]] = {}
+    for line in (REAL / "question.jsonl").read_text(encoding="utf-8").splitlines():
+        chosen.setdefault(json.loads(line)["category"], json.loads(line))
+    ids = {row["question_id"] for row in chosen.values()}
+    files = {"questions": write(tmp_path / "question.jsonl", list(chosen.values()))}
+    for name in ("reference", "sft", "dpo"):
+        source = REAL / ("reference.jsonl" if name == "reference" else f"answers/{name}.jsonl")
+        rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+        files[name] = write(tmp_path / f"{name}.jsonl", [row for row in rows if row["question_id"] in ids])
+    config = JudgeConfig(
+        bench="mt-bench", questions=files["questions"], references=files["reference"], judge_model="forced",
+        output=str(tmp_path / "run"), concurrency=1, timeout=600,
+    )  # fmt: skip
+    with serving(open_grader()) as server:
+        server.tells_usage = False  # it counts words
+        results = grade_answers([files["sft"], files["dpo"]], replace(config, endpoint=server.url))
+    assert Counter(row["status"] for each in results for row in each.frame.to_dict("records")) == {"judged": 32}
+    assert all(1 < rating < 9 for each in results for rating in each.frame["rating"])
+    assert all(set(each.summary["by_category"]) == set(chosen) for each in results)
+    assert results[0].summary["difference"]["n"] == 16
+    [picture] = draw("mt-bench", [str(tmp_path / "run")], PlotConfig(output=str(tmp_path / "out"))).paths
+    assert picture.stat().st_size > 20_000
 
 
 def test_an_unknown_bench_is_refused():
