@@ -87,7 +87,7 @@ def choose_baseline(runs: pd.DataFrame, name: str | None) -> int:
     for row, (label, path) in enumerate(zip(runs["label"], paths, strict=True)):
         if name in (label, path.resolve().name) or Path(name).resolve() == path.resolve():
             return row
-    known = [*runs["label"], *(path.resolve().name for path in paths)]
+    known = {*runs["label"], *(path.resolve().name for path in paths)}
     raise DpotoolError(f"no run {name!r} to compare with", where="--baseline", remedy=suggest_nearest(name, known))
 
 

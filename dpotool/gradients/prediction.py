@@ -217,9 +217,17 @@ def measure_distance(first: nn.Module, second: nn.Module) -> float:
 
 
 def _find_start(subject: Subject) -> str | None:
-    """Returns the model that a run began with, or an adapter's base; not its reference, which may be another."""
+    """Returns the model that a run began with, or an adapter's base; not its reference, which may be another.
+
+    Of any other model: the reference that it was scored against.
+    """
     run = read_training_run(subject.model)
-    return str(run["config"]["model"]) if run is not None else subject.reference
+    if run is not None:
+        return str(run["config"]["model"])
+    if subject.reference is None and subject.folder.manifest_path.is_file():
+        reference: str | None = subject.folder.read_manifest()["config"].get("reference")
+        return reference
+    return subject.reference
 
 
 def _check_parameters(start: dict[str, nn.Parameter], end: dict[str, nn.Parameter]) -> None:

@@ -9,16 +9,18 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 import yaml
 
 from dpotool.errors import DpotoolError
+from dpotool.settings.fields import Settings
 
 T = TypeVar("T")
+S = TypeVar("S", bound=Settings)
 _KEY = re.compile(r"\.([^.\[]+)|\[([^\]]*)\]")
 _PLAIN = {"object": "a mapping", "array": "a list", "str": "text", "int": "a whole number", "float": "a number"}
 _PLAIN |= {"bool": "true or false", "null": "nothing"}
@@ -102,6 +104,14 @@ def check_value(value: Any, schema: type[T], *, where: str, remedy: str) -> T:
             got=_show(_follow(value, keys)),
             remedy=remedy,
         ) from error
+
+
+def read_settings(values: Mapping[str, Any], settings: type[S], *, where: str, remedy: str) -> S:
+    """Returns what a run.yaml holds as a command's settings; raises DpotoolError where a value is of another type."""
+    hints = get_type_hints(settings)
+    for name in values.keys() & hints.keys():
+        check_value(values[name], hints[name], where=f"{where}.{name}", remedy=remedy)
+    return settings.read(values)
 
 
 def _join(where: str, key: str) -> str:

@@ -92,13 +92,19 @@ class RunFolder:
         """
         about = TABLES[kind]
         name = "-".join(_slug(part) for part in (*parts, variant) if part)
-        return self.path / about.folder / ".".join(filter(None, (name, about.suffix, format)))
+        return self._folder_of(kind) / ".".join(filter(None, (name, about.suffix, format)))
+
+    def _folder_of(self, kind: str) -> Path:
+        """Where tables of a kind lie; a folder that has that name itself, and holds no training, needs none inside."""
+        inside = self.path / TABLES[kind].folder
+        others = (inside, self.metrics_path, self.path / "runs.csv")
+        return inside if self.path.name != inside.name or any(path.exists() for path in others) else self.path
 
     def list_tables(self, kind: str) -> list[Path]:
         """Returns the folder's tables of a kind (a key of `schemas.TABLES`), newest first."""
         about = TABLES[kind]
         others = {each.suffix for each in TABLES.values() if each.folder == about.folder} - {about.suffix}
-        folder = self.path / about.folder
+        folder = self._folder_of(kind)
         found = [
             file
             for file in (folder.iterdir() if folder.is_dir() else ())

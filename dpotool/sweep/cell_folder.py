@@ -13,6 +13,7 @@ from typing import Any
 
 from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import writing_to
+from dpotool.runs.checked import read_settings
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import LOCK_NAME
 from dpotool.sweep.config import GRID, NOT_SETTINGS, ONCE, SweepConfig
@@ -110,7 +111,8 @@ def _check_same_sweep(run: RunFolder, config: SweepConfig) -> None:
     manifest = run.read_manifest()
     if manifest["kind"] != "sweep":
         raise _not_own(run.path, "a sweep", f"a run of kind {manifest['kind']}")
-    recorded = fill_adapter(SweepConfig.read(manifest["config"])).to_dict()
+    where, remedy = f"{run.manifest_path}: config", "Choose another --output"
+    recorded = fill_adapter(read_settings(manifest["config"], SweepConfig, where=where, remedy=remedy)).to_dict()
     for name, value in fill_adapter(config).to_dict().items():
         known = recorded[name]
         if name in (*GRID, *NOT_SETTINGS) or (name in ONCE and known is None):

@@ -21,6 +21,7 @@ from dpotool.interruption import deferred
 from dpotool.models.builtin import choose_pairs
 from dpotool.models.library_calls import quiet_transformers
 from dpotool.runs.atomic import ensure_writable, writing_to
+from dpotool.runs.checked import read_settings
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import LOCK_NAME, refuse_held
 from dpotool.training.config import TrainConfig
@@ -97,7 +98,9 @@ def reopen(config: TrainConfig) -> tuple[TrainConfig, RunFolder]:
             expected="a training run",
             got=f"kind {manifest['kind']}",
         )
-    began = TrainConfig.read(manifest["config"])
+    began = read_settings(
+        manifest["config"], TrainConfig, where=f"{folder.manifest_path}: config", remedy="Start a new run"
+    )
     unset, known = TrainConfig().to_dict(), began.to_dict()
     for name, value in config.to_dict().items():
         if name not in _NOT_SETTINGS and value not in (unset.get(name), known.get(name)):

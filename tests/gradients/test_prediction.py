@@ -19,6 +19,7 @@ from dpotool.errors import DpotoolError
 from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.gradients.prediction import compute_prediction, measure_distance, run_prediction
 from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.manifest import collect_manifest
 from dpotool.settings.scoring import PredictConfig
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train
@@ -103,6 +104,15 @@ def test_a_run_is_compared_with_the_model_it_began_with(settings: dict[str, Any]
 def test_a_model_from_elsewhere_needs_the_one_it_came_from(settings: dict[str, Any]) -> None:
     with pytest.raises(DpotoolError, match=r"nothing says which model .* dpotool predict FROM TO"):
         run_prediction(settings["model"], None, PredictConfig(data=settings["data"]))
+
+
+def test_a_model_from_elsewhere_came_from_the_reference_it_was_scored_against(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "scored")
+    folder.write_manifest(collect_manifest("score", {"model": settings["model"], "reference": settings["model"]}))
+    config = PredictConfig(data=settings["data"], limit=4, output=str(folder.path))
+    assert run_prediction(settings["model"], None, config).summary["from"] == settings["model"]
 
 
 def test_what_is_not_there_is_not_asked_for_its_beginning(settings: dict[str, Any]) -> None:

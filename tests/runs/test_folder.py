@@ -202,6 +202,18 @@ def test_the_summary_beside_a_table_is_read_if_there_is_one(tmp_path):
     assert read_summary(table) == {"n": 3}
 
 
+def test_a_folder_that_is_called_as_its_tables_are_holds_them_itself(tmp_path):
+    scores = RunFolder(tmp_path / "scores")
+    table = scores.table_path("score", "demo", "test")
+    assert table == tmp_path / "scores" / "demo-test.parquet"
+    assert scores.table_path("theory", "demo", "test").parent == tmp_path / "scores" / "theory"
+    table.parent.mkdir()
+    table.touch()
+    assert scores.list_tables("score") == [table]
+    scores.metrics_path.touch()
+    assert scores.list_tables("score") == [], "a training logged there"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -272,6 +272,10 @@ def test_resuming_with_other_settings_is_an_error(
         DpotoolError, match=r"--beta: a run is resumed with the settings it began with; expected 0.1, got 0.5"
     ):
         train(TrainConfig(output=settings["output"], resume=True, beta=0.5))
+    folder = RunFolder(Path(settings["output"]))
+    folder.update_manifest(config=folder.read_manifest()["config"] | {"device": 1.5})
+    with pytest.raises(DpotoolError, match=r"run.yaml: config.device: is not what it has to be; expected text, got"):
+        train(TrainConfig(output=settings["output"], resume=True))
 
 
 def test_resuming_a_finished_run_changes_nothing(run: Run, settings: dict[str, Any]) -> None:
