@@ -18,19 +18,69 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import msgspec
+from msgspec import to_builtins
 from safetensors import SafetensorError
 
 from dpotool.errors import DpotoolError
 from dpotool.interruption import deferred
 from dpotool.runs.atomic import write_json
-from dpotool.runs.checked import parse_json
+from dpotool.runs.checked import parse_json, read_json
 from dpotool.runs.folder import is_checkpoint_name
 
 SEAL = "seal.json"
 STATE = "trainer_state.json"
 _MUST_HAVE = (STATE, "progress.json")
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _State(msgspec.Struct, forbid_unknown_fields=True):
+    """What transformers' Trainer saves of itself."""
+
+    global_step: _Count
+    max_steps: int = 0
+    epoch: float | None = None
+    logging_steps: float = 1
+    eval_steps: float = 1
+    save_steps: float = 1
+    train_batch_size: _Count | None = None
+    num_train_epochs: _Count = 0
+    num_input_tokens_seen: _Count = 0
+    total_flos: float = 0.0
+    log_history: list[dict[str, Any]] = []
+    best_metric: float | None = None
+    best_global_step: _Count | None = None
+    best_model_checkpoint: str | None = None
+    is_local_process_zero: bool = True
+    is_world_process_zero: bool = True
+    is_hyper_param_search: bool = False
+    trial_name: str | None = None
+    trial_params: dict[str, Any] | None = None
+    stateful_callbacks: dict[str, dict[str, dict[str, Any]]] | None = None
+
+
+class _PairSums(msgspec.Struct):
+    sums: dict[str, float | None]
+    n_pairs: _Count
+    shift: float | None
+
+
+class _Sums(msgspec.Struct):
+    pairs: _PairSums
+    monitor: dict[str, float]
+
+
+class _Progress(msgspec.Struct):
+    """What a process had counted and summed up when a checkpoint was saved (`ResumableTrainer`)."""
+
+    loss: float
+    total_loss: float
+    last_logged: _Count
+    seconds: float
+    n_pairs: dict[str, _Count]
+    sums: _Sums
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +143,18 @@ def find_fault(path: Path, run: str) -> str | None:
     lacking = [name for name in _MUST_HAVE if name not in sums]
     if lacking:
         return f"lacks {', '.join(lacking)}"
-    return next((wrong for name, known in sums.items() if (wrong := _find_damage(path / name, *known))), None)
+    damage = next((wrong for name, known in sums.items() if (wrong := _find_damage(path / name, *known))), None)
+    return damage or _find_nonsense(path, step)
+
+
+def _find_nonsense(path: Path, step: int) -> str | None:
+    """Looks into the files that say how far the run was, which whoever wrote the seal may have got wrong too."""
+    try:
+        state = read_json(path / STATE, _State, what="a trainer's state", remedy="")
+        read_json(path / name_progress(0), _Progress, what="a run's progress", remedy="")
+    except DpotoolError as error:
+        return f"has nonsense in {str(error).removeprefix(f'{path}{os.sep}').removesuffix('.')}"
+    return None if state.global_step == step else f"has a {STATE} of step {state.global_step}"
 
 
 def _find_damage(path: Path, n_bytes: int, sha256: str) -> str | None:
@@ -193,17 +254,15 @@ def slim(checkpoint: Path) -> None:
 
 def read_progress(path: Path, process: int) -> dict[str, Any]:
     """Returns what a process had counted and summed up when a checkpoint was saved."""
-    try:
-        state = parse_json((path / name_progress(process)).read_bytes())
-    except (OSError, ValueError):
-        state = None
-    if not isinstance(state, dict):
+    place = path / name_progress(process)
+    if not place.is_file():
         raise DpotoolError(
             "was saved by another number of processes",
             where=str(path),
             remedy="Continue with as many processes as the run began with",
         )
-    return state
+    remedy = "Delete this checkpoint: --resume then goes on from the one before"
+    return to_builtins(read_json(place, _Progress, what="a run's progress", remedy=remedy))
 
 
 def name_progress(process: int) -> str:

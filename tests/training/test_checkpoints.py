@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,8 @@ from dpotool.training import checkpoints
 from dpotool.training.checkpoints import SEAL, find_fault, find_whole, publish, rotate, staging
 
 RUN = "2026-11-21T10:15:00"
+SUMS = {"pairs": {"sums": {"logps/chosen": -1.5}, "n_pairs": 2, "shift": None}, "monitor": {}}
+PROGRESS = {"loss": 0.5, "total_loss": 1.5, "last_logged": 1, "seconds": 2.5, "n_pairs": {"shared": 2}, "sums": SUMS}
 
 
 def save(folder: Path, step: int, run: str = RUN) -> Path:
@@ -25,7 +28,7 @@ def save(folder: Path, step: int, run: str = RUN) -> Path:
         torch.save({"step": step}, place / "optimizer.pt")
         (place / "model.safetensors").write_bytes(bytes(range(200)))
         (place / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-        (place / "progress.json").write_text("{}")
+        (place / "progress.json").write_text(json.dumps(PROGRESS))
         return publish(place, run)
 
 
@@ -53,6 +56,18 @@ def change_seal(**changes: object) -> Callable[[Path], None]:
 
 def on(name: str, change: Callable[[Path], object]) -> Callable[[Path], object]:
     return lambda path: change(path / name)
+
+
+def seal_in(name: str, text: str) -> Callable[[Path], None]:
+    """Writes a file, and a seal as if it had been saved so."""
+
+    def change(path: Path) -> None:
+        (path / name).write_text(text)
+        known = {"bytes": len(text), "sha256": hashlib.sha256(text.encode()).hexdigest()}
+        files = json.loads((path / SEAL).read_text())["files"]
+        change_seal(files=files | {name: known})(path)
+
+    return change
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -86,6 +101,13 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "step of another": (change_seal(step=4), "of step 4"),
     "step a truth value": (change_seal(step=True), "of step True"),
     "another run": (change_seal(run="2026-01-01"), "is of another run"),
+    "sealed state empty": (seal_in("trainer_state.json", ""), "nonsense in trainer_state.json: cannot be read"),
+    "sealed state a list": (seal_in("trainer_state.json", "[]"), "nonsense in trainer_state.json: is not what"),
+    "sealed state beyond": (seal_in("trainer_state.json", '{"global_step": 100}'), "trainer_state.json of step 100"),
+    "sealed progress": (
+        seal_in("progress.json", json.dumps(PROGRESS | {"loss": "x"})),
+        "nonsense in progress.json: loss: is not what it has to be; expected a number, got 'x'",
+    ),
     "files of nothing": (change_seal(files={}), "lacks trainer_state.json, progress.json"),
     "file outside": (
         change_seal(
