@@ -10,8 +10,9 @@ stopped. `--jobs` commands run at a time on one device, the most valuable ones f
 after that long. A training takes about 15 GB of a GPU's memory: four at a time fit on one of 80 GB, and ten did not. On
 two CPU cores the whole is a matter of days: `--pairs 150 --steps 19` makes it hours. A part of it, in an hour on one:
 
-    python examples/smollm2/study.py MODEL DATA --out runs/small --short 1100 --test 48 --steps 8 \
-        --only sft,dpo-seed42,shift-0.5-seed42,shift-0.75-seed42 --scales 0.5 --blends 0.75
+    python examples/smollm2/study.py MODEL DATA --out runs/small --short 1100 --pairs 32 --test 32 \
+        --steps 4 --learning-rate 5e-5 --only sft,dpo-seed42,shift-0.5-seed42,shift-0.75-seed42 \
+        --scales 0.5 --blends 0.75
 
 The training posts are cut in two, the first part for SFT and the rest for preferences, so that the start has not
 learned the very answers that are compared.
@@ -34,7 +35,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-SFT_ROWS = 700
+SFT_ROWS, SFT_ROWS_SHORT = 700, 64
 LAMBDAS = (1.0, 0.75, 0.5, 0.9, 0.95)
 SEEDS = (42, 1, 2)
 OTHER_LOSSES = ("dpop", "ipo", "rpo", "cal-dpo", "simpo", "apo-zero", "nca", "orpo", "cpo", "r-dpo", "sppo")
@@ -71,6 +72,7 @@ class Study:
     short: int | None = None
     """Characters of prompt and longer answer up to which pairs are taken; all pairs without it."""
     n_test: int | None = None
+    rate: str = "1e-5"
     only: frozenset[str] = frozenset()
     """Names of the only commands to run, but for scorings; empty: all."""
 
@@ -114,7 +116,7 @@ class Study:
 def cut_data(study: Study) -> None:
     """Writes tldr_sft.jsonl and tldr_pairs.jsonl, whole posts in the order of the file, and tldr_test.jsonl."""
     lines = _read_pairs(study, "tldr_train.jsonl")
-    n_first = SFT_ROWS if study.short is None else study.sft_batch * (study.steps or SFT_ROWS // study.sft_batch)
+    n_first = SFT_ROWS if study.short is None else SFT_ROWS_SHORT
     by_post: dict[str, list[str]] = {}
     for line in lines:
         by_post.setdefault(json.loads(line)["prompt"], []).append(line)
@@ -139,7 +141,7 @@ def _count_characters(row: dict[str, str]) -> int:
 
 
 def plan_sft(study: Study) -> Job:
-    steps = ("--max-steps", str(study.steps)) if study.steps else ()
+    steps = ("--max-steps", str(study.steps)) if study.steps and study.short is None else ()
     words = (
         *("train", "--loss", "sft", "--model", study.model, "--data", str(study.out / "tldr_sft.jsonl")),
         *("--max-length", study.length, "--batch-size", str(study.sft_batch), "--save-steps", "1000"),
@@ -157,7 +159,7 @@ def plan_training(study: Study, name: str, *words: str, seed: int = SEEDS[0]) ->
         (
             *("train", *words, "--model", str(study.start), "--data", str(study.out / "tldr_pairs.jsonl")),
             *("--eval-data", str(study.out / "tldr_test.jsonl"), "--max-length", study.length),
-            *("--batch-size", "8", "--learning-rate", "1e-5", "--eval-steps", "1000", "--save-steps", "1000"),
+            *("--batch-size", "8", "--learning-rate", study.rate, "--eval-steps", "1000", "--save-steps", "1000"),
             *("--seed", str(seed), "--output", str(study.out / name), *steps, *study.options),
         ),
         study.out / name / "model.safetensors",
@@ -327,6 +329,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimiser steps of each run; one pass without it")
     parser.add_argument("--short", type=int, metavar="CHARACTERS", help="take only pairs up to this long")
     parser.add_argument("--test", type=int, help="test pairs to score; all without it")
+    parser.add_argument("--learning-rate", default="1e-5", help="of the preference trainings")
     parser.add_argument("--only", default="", help="run only these, e.g. sft,dpo-seed42,shift-0.5-seed42")
     parser.add_argument("--scales", default=",".join(map(str, SCALES)), help="DPO scaled back to these")
     parser.add_argument("--blends", default=",".join(map(str, BLENDS)), help="lambdas to blend at")
@@ -349,7 +352,7 @@ def main() -> None:
     only = frozenset(filter(None, told.only.split(",")))
     study = Study(
         told.model, told.data, told.out, told.pairs, told.steps, told.jobs, end, told.max_length, options,
-        told.short, told.test, only,
+        told.short, told.test, told.learning_rate, only,
     )  # fmt: skip
     cut_data(study)
     study.run(plan_sft(study))
