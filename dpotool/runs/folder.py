@@ -33,8 +33,10 @@ from dpotool.runs.checked import parse_json, read_json
 from dpotool.runs.manifest import read_manifest
 from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import TABLES
+from dpotool.settings.fields import Range
 
 _SEAL = "seal"
+_STEPS = Range(0, 2**53)
 _NO_RUNS_INSIDE = re.compile(rf"checkpoint-\d+|controls|plots|{'|'.join(kind.folder for kind in TABLES.values())}|\..*")
 
 
@@ -140,7 +142,8 @@ class RunFolder:
                 os.fsync(file.fileno())
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Returns the rows of metrics.jsonl in order; lines torn by a crash are left out, counted in a warning.
+        """Returns the rows of metrics.jsonl in order, numbers by name; lines torn by a crash, or of anything else, are
+        left out, counted in a warning.
 
         Raises DpotoolError when there is no metrics.jsonl.
         """
@@ -197,6 +200,8 @@ def read_summary(table: Path) -> dict[str, Any] | None:
 
 
 def _hash(summary: Mapping[str, Any]) -> str:
+    """Hashes what was found; `layouts` says how: what is computed anew for one command another has from the store."""
+    summary = {name: value for name, value in summary.items() if name != "layouts"}
     return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -249,9 +254,8 @@ def _walk_runs(root: Path) -> Iterator[RunFolder]:
 
 
 def _is_at_most(row: Mapping[str, Any], step: int) -> bool:
-    """Whether a row was logged at a step or before it; one that says no number is none that a run logged."""
-    logged = row.get("step", 0)
-    return isinstance(logged, int | float) and logged <= step
+    """Whether a row was logged at a step or before it."""
+    return bool(row.get("step", 0) <= step)
 
 
 def _slug(name: str) -> str:
@@ -273,8 +277,11 @@ def _ends_in_newline(file: BinaryIO) -> bool:
 
 
 def _parse_row(line: str) -> dict[str, Any] | None:
+    """Returns what a run logged at a step: numbers, or nothing where one was not finite."""
     try:
         row = parse_json(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) else None
+    if not isinstance(row, dict) or any(isinstance(v, str | list | dict) for v in row.values()):
+        return None
+    return row if row.get("step", 0) in _STEPS else None

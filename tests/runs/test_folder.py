@@ -102,7 +102,7 @@ def test_a_folder_without_manifest_is_no_run_folder(tmp_path):
 
 def test_metrics_are_appended_and_read_in_order(tmp_path):
     run = RunFolder(tmp_path / "new")
-    rows = [{"step": 1, "logps/chosen": -1.5}, {"step": 2, "note": "a\u2028b"}]
+    rows = [{"step": 1, "logps/chosen": -1.5}, {"step": 2, "a\u2028b": 0.5}]
     for row in rows:
         run.append_metrics(row)
     run.append_metrics({"step": 3, "loss": float("nan")})
@@ -243,3 +243,21 @@ def test_a_summary_that_somebody_changed_is_not_believed(tmp_path, change):
     with pytest.raises(DpotoolError, match=r"or was changed since\. Write it again"):
         read_summary(table)
     assert read_score_summary(table) is None, "it is made anew from the table"
+
+
+def test_the_seal_of_what_was_found_does_not_depend_on_what_the_store_had(tmp_path):
+    seals = []
+    for layouts in ({"stored": 3}, {"shared": 3}):
+        write_summary(tmp_path / "t.parquet", {"n": 3, "layouts": layouts})
+        seals.append(json.loads((tmp_path / "t.summary.json").read_text())["seal"])
+    assert seals[0] == seals[1]
+
+
+@pytest.mark.parametrize(
+    "odd", [{"step": "x"}, {"step": -1}, {"step": [1]}, {"loss": "low"}, {"loss": {}}, {"step": 1e300}]
+)
+def test_a_logged_row_of_anything_but_numbers_is_left_out(tmp_path, odd):
+    folder = RunFolder(tmp_path)
+    folder.metrics_path.write_text(json.dumps({"step": 1, "loss": None}) + "\n" + json.dumps({"step": 2} | odd) + "\n")
+    with pytest.warns(UserWarning, match="1 half-written lines left out"):
+        assert folder.read_metrics() == [{"step": 1, "loss": None}]
