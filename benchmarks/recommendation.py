@@ -17,8 +17,9 @@ from dataclasses import replace
 import numpy as np
 
 from dpotool.compare.eligibility import Candidate, Rule
-from dpotool.stats.bootstrap import Interval, bootstrap_shares
-from dpotool.stats.paired import compare_shares
+from dpotool.stats.bootstrap import bootstrap_shares
+from dpotool.stats.paired import Tested, compare_shares
+from dpotool.stats.wording import Interval
 
 LOSSES = (0.0, 1.5, 3.0, 5.0, 8.0)
 """Points."""
@@ -26,8 +27,8 @@ SIZES = (100, 400, 2000)
 ACCURACY, DISCORDANT = 0.75, 0.15
 _KNOWN = Interval(1.0, 0.9, 1.1)
 CANDIDATE = Candidate(
-    name="run", run="run", rule=Rule(), gain=_KNOWN, gain_p_adjusted=0.0, accuracy_difference=None, accuracy=None,
-    margin_left=_KNOWN, margin_kept=0.9, n=0, n_baseline=0, n_discordant=None,
+    name="run", run="run", rule=Rule(), chosen=Tested(difference=_KNOWN, p_value=0.0, p_adjusted=0.0),
+    accuracy_difference=None, accuracy=None, margin_left=_KNOWN, margin_kept=0.9, n=0, n_baseline=0, n_discordant=None,
 )  # fmt: skip
 
 

@@ -35,10 +35,10 @@ def main() -> None:
     findings = dpotool.compare_runs(*folders)
     for metric in ("chosen_logps", "reward_margins"):
         for label, difference in findings.comparison.differences.items():
-            found = difference[metric]["difference"]
+            found = difference.metrics[metric].difference
             print(
-                f"{metric}, {label} minus {findings.comparison.baseline}: {found['mean']:+.3f} nats "
-                f"[{found['ci_low']:+.3f}, {found['ci_high']:+.3f}]"
+                f"{metric}, {label} minus {findings.comparison.baseline}: {found.value:+.3f} nats "
+                f"[{found.ci_low:+.3f}, {found.ci_high:+.3f}]"
             )
     print(findings.statement)
 

@@ -11,7 +11,7 @@ import pandas as pd
 from synthetic_frames import make_score_frame
 
 from dpotool.compare.comparison import METRICS
-from dpotool.compare.differences import Comparison, _find_problems, adjust_family, compare_pairs
+from dpotool.compare.differences import Comparison, _find_problems, adjust_differences, compare_pairs
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.win_rates import summarize_judgments
@@ -77,6 +77,5 @@ def compare_frames(frames: dict[str, pd.DataFrame], *, seed: int = 0, n_resample
             row[name] = found.get("mean", found.get("value", math.nan))
             row |= {f"{name}_{end}": found.get(f"ci_{end}", math.nan) for end in ("low", "high")}
         rows.append(row)
-    differences = {run.label: compare_pairs(run, base, n_resamples, seed) for run in scored[1:]}
-    adjust_family(differences.values())
+    differences = adjust_differences({run.label: compare_pairs(run, base, n_resamples, seed) for run in scored[1:]})
     return Comparison(pd.DataFrame(rows), scored, base.label, differences, _find_problems(scored, base, differences))

@@ -11,9 +11,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from dpotool.compare.differences import Comparison
+from dpotool.compare.differences import Comparison, Difference
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.runs.schemas import SCORE_SCHEMA
+from dpotool.stats.paired import Tested
+from dpotool.stats.wording import Interval
 
 
 def make_score_frame(
@@ -139,13 +141,14 @@ def make_comparison(runs: pd.DataFrame | None = None, baseline: str | None = Non
     runs = make_runs_table() if runs is None else runs
     table = runs.set_index("label")
     baseline = baseline or ("DPO" if "DPO" in table.index else str(table.index[0]))
-    differences: dict = {}
+    differences = {}
     for label, run in table.drop(baseline).iterrows():
-        differences[str(label)] = {"n": 300}
+        metrics = {}
         for name in ("chosen_logps", "reward_accuracy", "reward_margins"):
             mean, half = run[name] - table.loc[baseline, name], (run[f"{name}_high"] - run[f"{name}_low"]) / 4
-            interval = {"mean": mean, "ci_low": mean - half, "ci_high": mean + half}
-            differences[str(label)][name] = None if np.isnan(mean) else {"difference": interval}
+            interval = Interval(mean, mean - half, mean + half)
+            metrics[name] = None if np.isnan(mean) else Tested(difference=interval, p_value=0.01)
+        differences[str(label)] = Difference(300, None, False, metrics, None)
     scored = [make_scored_run(str(label)) for label in runs["label"]]
     return Comparison(runs, scored, baseline, differences, [])
 

@@ -137,6 +137,6 @@ def write_page(findings: Findings, format_: str) -> str:
 def describe_setting(findings: Findings) -> str:
     """Returns what stands above the table: the data, the number of pairs, and what the columns are."""
     base = findings.comparison.runs.set_index("label").loc[findings.comparison.baseline]
-    prompts = {each["n_prompts"] for each in findings.comparison.differences.values() if each["prompts_repeat"]}
+    prompts = {each.n_prompts or 0 for each in findings.comparison.differences.values() if each.prompts_repeat}
     drawn = f", drawn by prompt ({', '.join(map(str, sorted(prompts)))} prompts)" if prompts else ""
     return f"{base['data']} [{base['split']}], n = {base['n']}, 95 % bootstrap intervals over pairs{drawn}"

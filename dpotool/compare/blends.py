@@ -10,7 +10,7 @@ from dpotool.compare.controls import ACCURACY, CHOSEN, MARGIN, UNITS, read_colum
 from dpotool.compare.differences import Comparison
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.stats.paired import compare_means
-from dpotool.stats.wording import format_interval
+from dpotool.stats.wording import Interval, format_interval
 
 OUT = "OUT"
 """Stands for a folder of the user's choice in a command that is printed."""
@@ -25,16 +25,13 @@ def say_deviations(comparison: Comparison, *, seed: int = 0) -> list[str]:
     ]
 
 
-def measure_deviation(blend: ScoredRun, trained: ScoredRun, *, seed: int = 0) -> dict[str, dict[str, float]]:
+def measure_deviation(blend: ScoredRun, trained: ScoredRun, *, seed: int = 0) -> dict[str, Interval]:
     """Returns blend minus trained run over the same pairs, metric -> mean with its 95 % interval (`controls.UNITS`)."""
     shared = blend.scored.index.intersection(trained.scored.index)
     ours, theirs = (run.restrict(shared) for run in (blend, trained))
     left, right = read_columns(ours), read_columns(theirs)
     options: dict[str, Any] = {"clusters": theirs.clusters, "seed": seed}
-    return {
-        name: compare_means(left[name], right[name], **options).difference.to_dict("mean")
-        for name in (CHOSEN, MARGIN, ACCURACY)
-    }
+    return {name: compare_means(left[name], right[name], **options).difference for name in (CHOSEN, MARGIN, ACCURACY)}
 
 
 def _match(comparison: Comparison) -> Iterator[tuple[ScoredRun, ScoredRun]]:
@@ -50,7 +47,7 @@ def _match(comparison: Comparison) -> Iterator[tuple[ScoredRun, ScoredRun]]:
             yield run, found
 
 
-def _say(deviation: Mapping[str, Mapping[str, float]]) -> str:
+def _say(deviation: Mapping[str, Interval]) -> str:
     parts = []
     for name, interval in deviation.items():
         scale, form, unit = UNITS[name]

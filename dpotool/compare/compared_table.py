@@ -10,15 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from dpotool.compare.differences import (
-    MEAN_METRICS,
-    SHARE_METRICS,
-    Comparison,
-    excludes_zero,
-    is_beyond_chance,
-    is_shown,
-)
+from dpotool.compare.differences import MEAN_METRICS, SHARE_METRICS, Comparison, Difference
+from dpotool.compare.seeds import PooledSetting
+from dpotool.compare.verdict import Verdict
 from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.stats.paired import PairedDifference, Tested, read_difference
 from dpotool.stats.wording import format_ends, format_interval, say_if_few
 
 FORMATS = ("table", "csv", "markdown", "latex")
@@ -29,13 +25,12 @@ _LATEX_SIGNS = {
 }  # fmt: skip
 
 
+Verdicts = Mapping[str, Verdict | None]
 Rates = Mapping[str, Mapping[str, float]]
 """Label -> win rate over the baseline, ties as half: value, ci_low, ci_high; of runs whose answers were judged."""
 
 
-def tabulate_differences(
-    comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None]
-) -> tuple[list[str], list[list[str]]]:
+def tabulate_differences(comparison: Comparison, verdicts: Verdicts) -> tuple[list[str], list[list[str]]]:
     """Returns columns and rows within 80 columns: what each model gains in likelihood and costs, and its verdict."""
     columns = ["model", "chosen, nats", "accuracy, points", "kept", "verdict"]
     runs = comparison.runs.set_index("label")
@@ -47,13 +42,13 @@ def tabulate_differences(
         found = comparison.differences.get(str(label))
         cells = ["baseline", "baseline"]
         if found is not None:
-            cells = [_brief(found["chosen_logps"], 2), _brief(found["reward_accuracy"], 1, 100)]
-        rows.append([str(label), *cells, kept, (verdicts.get(str(label)) or {}).get("kind", "-")])
+            cells = [_brief(found.metrics["chosen_logps"], 2), _brief(found.metrics["reward_accuracy"], 1, 100)]
+        rows.append([str(label), *cells, kept, _say_kind(verdicts.get(str(label)))])
     return columns, rows
 
 
 def tabulate_comparison(
-    comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None], win_rates: Rates | None = None
+    comparison: Comparison, verdicts: Verdicts, win_rates: Rates | None = None
 ) -> tuple[list[str], list[list[str]]]:
     """Returns columns and rows for a reader: each model's numbers, its differences with intervals, adjusted p.
 
@@ -66,18 +61,18 @@ def tabulate_comparison(
     for run in comparison.runs.to_dict("records"):
         label = str(run["label"])
         difference = comparison.differences.get(label)
-        verdict = verdicts.get(label)
-        kind = verdict["kind"] if verdict else "-"
+        kind = _say_kind(verdicts.get(label))
         chosen, accuracy = _number(run["chosen_logps"], 2), _number(run["reward_accuracy"], 1, 100)
         perplexity = _number(run["chosen_perplexity"], 3)
         judged = [format_interval((win_rates or {}).get(label), ".1f", 100)] if win_rates else []
         if difference is None:
             rows.append([label, chosen, perplexity, "baseline", "", accuracy, "baseline", "", kind, "", "", *judged])
             continue
-        kept, ranked = difference["chosen_logps"], difference["reward_accuracy"]
+        found = difference.metrics
+        kept, ranked = found["chosen_logps"], found["reward_accuracy"]
         cells = [label, chosen, perplexity, _interval(kept, 2), format_p(kept)]
         cells += [accuracy, _interval(ranked, 1, 100), format_p(ranked), kind]
-        cells += [_interval(difference["rejected_logps"], 2), _interval(difference["reward_margins"], 3)]
+        cells += [_interval(found["rejected_logps"], 2), _interval(found["reward_margins"], 3)]
         rows.append([*cells, *judged])
     return columns, rows
 
@@ -105,50 +100,51 @@ def tabulate_effects(comparison: Comparison) -> tuple[list[str], list[list[str]]
     for run in comparison.scored:
         margins = run.scored["reward_margins"]
         zero = "-" if margins.isna().any() else f"{int((margins == 0).sum())} of {len(margins)}"
-        found = comparison.differences.get(run.label)
-        if found is None:
+        difference = comparison.differences.get(run.label)
+        if difference is None:
             rows.append([run.label, "baseline", *[""] * 6, zero])
             continue
+        found = difference.metrics
         cells = [_effect(found[name]) for name in ("chosen_logps", "rejected_logps", "reward_margins")]
         ranked, chosen = found["reward_accuracy"], found["chosen_logps"]
-        cells.append("-" if ranked is None else f"{ranked['only_model']} : {ranked['only_baseline']}")
+        only = None if ranked is None else ranked.discordant
+        cells.append("-" if only is None else f"{only[0]} : {only[1]}")
         cells.append(_effect(ranked, sign=""))
-        cells += ["-" if each is None else f"{each['n_ties']} of {each['n']}" for each in (ranked, chosen)]
+        cells += ["-" if each is None else f"{each.n_ties} of {each.n}" for each in (ranked, chosen)]
         rows.append([run.label, *cells, zero])
     return columns, rows
 
 
-def _effect(difference: Mapping[str, Any] | None, sign: str = "+") -> str:
+def _effect(found: PairedDifference | None, sign: str = "+") -> str:
     """Returns "+0.42 [+0.31, +0.53]"; "-" where nothing varies, so that there is no scale to measure on."""
-    return "-" if difference is None else format_interval(difference["effect_size"], f"{sign}z.2f")
+    return format_interval(None if found is None else found.effect_size, f"{sign}z.2f")
 
 
-def tabulate_seeds(seeds: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
+def tabulate_seeds(seeds: Sequence[PooledSetting]) -> tuple[list[str], list[list[str]]]:
     """Returns columns and rows for settings trained with several seeds: differences, intervals over training too."""
     columns = ["setting", "seeds", "chosen, difference", "SD over seeds", "accuracy, difference in points"]
     columns += ["SD over seeds (accuracy)", "margin, difference"]
     rows = []
     for pooled in seeds:
-        cells = [str(pooled["label"]), str(len(pooled["seeds"]))]
+        cells = [pooled.label, str(len(pooled.seeds))]
         for name, digits, scale, has_spread in (
             ("chosen_logps", 2, 1, True),
             ("reward_accuracy", 1, 100, True),
             ("reward_margins", 3, 1, False),
         ):
-            found = pooled[name]
-            cells.append(_interval(None if found is None else {"difference": found}, digits, scale))
+            found = pooled.metrics[name]
+            cells.append(_interval(found, digits, scale))
             if has_spread:
-                cells.append("-" if found is None else f"{scale * found['seed_sd']:.{digits}f}")
+                cells.append("-" if found is None else f"{scale * found.seed_sd:.{digits}f}")
         rows.append(cells)
     return columns, rows
 
 
-def format_p(difference: Mapping[str, Any] | None) -> str:
+def format_p(found: PairedDifference | None) -> str:
     """Returns the adjusted p-value: "0.012", "< 0.001"."""
-    p_value = (difference or {}).get("p_adjusted")
-    if p_value is None:
+    if found is None or found.p_adjusted is None:
         return "-"
-    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+    return "< 0.001" if found.p_adjusted < 0.001 else f"{found.p_adjusted:.3f}"
 
 
 def describe_differences(comparison: Comparison) -> list[str]:
@@ -156,43 +152,39 @@ def describe_differences(comparison: Comparison) -> list[str]:
     return [_describe(label, comparison.baseline, each) for label, each in comparison.differences.items()]
 
 
-def _describe(label: str, baseline: str, difference: Mapping[str, Any]) -> str:
-    accuracy = difference["reward_accuracy"]
-    few = say_if_few(difference["n"], difference["n_prompts"])
-    if difference["chosen_logps"] is None:
+def _describe(label: str, baseline: str, difference: Difference) -> str:
+    kept, accuracy = difference.metrics["chosen_logps"], difference.metrics["reward_accuracy"]
+    few = say_if_few(difference.n, difference.n_prompts)
+    if kept is None:
         known = "there is nothing to compare" if accuracy is None else _describe_accuracy(accuracy)
         return f"{label} against {baseline}: {known}.{few}"
-    chosen = difference["chosen_logps"]["difference"]
-    if is_shown(difference["chosen_logps"]):
-        way = "higher" if chosen["mean"] > 0 else "lower"
-        verb = "keeps" if chosen["mean"] > 0 else "pushes"
-        low, high = sorted((abs(chosen["ci_low"]), abs(chosen["ci_high"])))
-        text = f"{label} {verb} the chosen log-likelihood {abs(chosen['mean']):.2f} nats {way} than {baseline} "
+    chosen = kept.difference
+    if kept.is_shown:
+        verb, way = ("keeps", "higher") if chosen.value > 0 else ("pushes", "lower")
+        low, high = sorted((abs(chosen.ci_low), abs(chosen.ci_high)))
+        text = f"{label} {verb} the chosen log-likelihood {abs(chosen.value):.2f} nats {way} than {baseline} "
         text += f"[{low:.2f}, {high:.2f}]"
     else:
         text = f"{label} and {baseline} cannot be told apart by the chosen log-likelihood "
-        doubt = f"; p = {format_p(difference['chosen_logps'])}" if excludes_zero(chosen) else ""
+        doubt = f"; p = {format_p(kept)}" if chosen.excludes_zero else ""
         text += f"({format_interval(chosen, unit=' nats')}{doubt})"
     if accuracy is None:
         return f"{text}; there is no reference, so no reward accuracy.{few}"
     return f"{text}; {_describe_accuracy(accuracy)}.{few}"
 
 
-def _describe_accuracy(accuracy: Mapping[str, Any]) -> str:
-    difference = accuracy["difference"]
-    told = "" if is_beyond_chance(accuracy) else ", not beyond chance"
-    n_disagreeing = accuracy["only_model"] + accuracy["only_baseline"]
-    ends = format_ends(difference, "+z.1f", 100)
-    tail = f"{ends}{told}; the two rank {n_disagreeing} of {accuracy['n']} pairs differently"
-    points = 100 * difference["mean"]
+def _describe_accuracy(accuracy: PairedDifference) -> str:
+    told = "" if accuracy.is_beyond_chance else ", not beyond chance"
+    n_disagreeing = sum(accuracy.discordant or ())
+    ends = format_ends(accuracy.difference, "+z.1f", 100)
+    tail = f"{ends}{told}; the two rank {n_disagreeing} of {accuracy.n} pairs differently"
+    points = 100 * accuracy.difference.value
     if points == 0:
         return f"reward accuracy is the same{tail.replace(told, '')}"
     return f"reward accuracy is {abs(points):.1f} points {'higher' if points > 0 else 'lower'}{tail}"
 
 
-def build_comparison_frame(
-    comparison: Comparison, verdicts: Mapping[str, Mapping[str, Any] | None], win_rates: Rates | None = None
-) -> pd.DataFrame:
+def build_comparison_frame(comparison: Comparison, verdicts: Verdicts, win_rates: Rates | None = None) -> pd.DataFrame:
     """Returns a row per model and a column per number, for other programs; nothing rounded.
 
     `<metric>_difference` with `_low`, `_high`, `<metric>_p_value`, `_p_adjusted`, `_effect_size` with its ends (Cohen's
@@ -205,16 +197,13 @@ def build_comparison_frame(
         label = str(run["label"])
         row: dict[str, Any] = {name: run.get(name) for name in kept}
         row["is_baseline"] = label == comparison.baseline
-        row["verdict"] = (verdicts.get(label) or {}).get("kind")
-        differences = comparison.differences.get(label, {})
-        row["n_shared"] = differences.get("n")
+        verdict, difference = verdicts.get(label), comparison.differences.get(label)
+        row["verdict"] = None if verdict is None else verdict.kind
+        row["n_shared"] = None if difference is None else difference.n
         row |= {f"chosen_perplexity{end}": run.get(f"chosen_perplexity{end}") for end in ("", "_low", "_high")}
         for name in (*MEAN_METRICS, *SHARE_METRICS):
             row |= {name: run.get(name), f"{name}_low": run.get(f"{name}_low"), f"{name}_high": run.get(f"{name}_high")}
-            row |= _flatten(name, differences.get(name))
-            if name in SHARE_METRICS:
-                found = differences.get(name) or {}
-                row |= {f"{name}_{who}": found.get(who) for who in ("only_model", "only_baseline")}
+            row |= _flatten(name, None if difference is None else difference.metrics[name])
         rate = (win_rates or {}).get(label, {})
         row |= {f"win_rate{end}": rate.get(name) for end, name in _RATE_ENDS.items()}
         rows.append(row)
@@ -226,20 +215,18 @@ def build_comparison_frame(
 _RATE_ENDS = {"": "value", "_low": "ci_low", "_high": "ci_high"}
 
 
-def _flatten(name: str, difference: Mapping[str, Any] | None) -> dict[str, Any]:
-    found = difference or {"difference": {}, "effect_size": {}}
-    shift, effect = found["difference"], found["effect_size"]
-    return {
-        f"{name}_difference": shift.get("mean"),
-        f"{name}_difference_low": shift.get("ci_low"),
-        f"{name}_difference_high": shift.get("ci_high"),
-        f"{name}_effect_size": effect.get("value"),
-        f"{name}_effect_size_low": effect.get("ci_low"),
-        f"{name}_effect_size_high": effect.get("ci_high"),
-        f"{name}_p_value": found.get("p_value"),
-        f"{name}_p_adjusted": found.get("p_adjusted"),
-        f"{name}_ties": found.get("n_ties"),
-    }
+def _flatten(name: str, found: PairedDifference | None) -> dict[str, Any]:
+    ends = ("value", "ci_low", "ci_high")
+    shift = [found and getattr(found.difference, end) for end in ends]
+    effect = [found and getattr(found.effect_size, end) for end in ends]
+    row = dict(zip((f"{name}_difference{end}" for end in _RATE_ENDS), shift, strict=True))
+    row |= dict(zip((f"{name}_effect_size{end}" for end in _RATE_ENDS), effect, strict=True))
+    row |= {f"{name}_p_value": found and found.p_value, f"{name}_p_adjusted": found and found.p_adjusted}
+    row[f"{name}_ties"] = found and found.n_ties
+    if name in SHARE_METRICS:
+        only = (found and found.discordant) or (None, None)
+        row |= {f"{name}_only_model": only[0], f"{name}_only_baseline": only[1]}
+    return row
 
 
 def write_rows(columns: Sequence[str], rows: Sequence[Sequence[str]], format: str) -> str:  # noqa: A002
@@ -266,16 +253,20 @@ def _escape_latex(text: str) -> str:
     return "".join(_LATEX_SIGNS.get(sign, sign) for sign in text)
 
 
-def _interval(difference: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> str:
-    return "-" if difference is None else format_interval(difference["difference"], f"+z.{digits}f", scale)
+def _interval(found: Tested | None, digits: int, scale: float = 1.0) -> str:
+    return format_interval(read_difference(found), f"+z.{digits}f", scale)
 
 
-def _brief(difference: Mapping[str, Any] | None, digits: int, scale: float = 1.0) -> str:
+def _brief(found: Tested | None, digits: int, scale: float = 1.0) -> str:
     """Returns "+1.23 [1.10, 1.36]": only the difference itself has a sign where it is above 0."""
-    if difference is None:
+    if found is None:
         return "-"
-    found = difference["difference"]
-    return f"{scale * found['mean']:+z.{digits}f}{format_ends(found, f'z.{digits}f', scale)}"
+    interval = found.difference
+    return f"{scale * interval.value:+z.{digits}f}{format_ends(interval, f'z.{digits}f', scale)}"
+
+
+def _say_kind(verdict: Verdict | None) -> str:
+    return "-" if verdict is None else verdict.kind
 
 
 def _number(value: float, digits: int, scale: float = 1.0) -> str:

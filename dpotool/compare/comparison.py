@@ -22,6 +22,7 @@ from dpotool.compare.summaries import MEANS, MEDIANS, PERPLEXITIES, SHARES, get_
 from dpotool.errors import DpotoolError
 from dpotool.runs.about import ScoreAbout, read_about
 from dpotool.runs.folder import RunFolder, list_runs
+from dpotool.stats.wording import Interval
 
 METRICS = (*MEANS, *(f"{name}_median" for name in MEDIANS), *SHARES, *PERPLEXITIES)
 COLUMNS = (
@@ -89,6 +90,11 @@ def tabulate_runs(runs: Sequence[ScoredRun]) -> pd.DataFrame:
     # names of files are no text for pandas' own type of texts, which must be UTF-8
     kinds = {name: object if name in ("label", "path", "model") else None for name in rows[0]}
     return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in kinds.items()})
+
+
+def read_interval(row: Mapping[Any, Any], metric: str) -> Interval:
+    """Returns a metric of a row of the runs table with its interval."""
+    return Interval(*(float(row[f"{metric}{end}"]) for end in ("", "_low", "_high")))
 
 
 def find_scores(

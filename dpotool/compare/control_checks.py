@@ -43,9 +43,9 @@ from dpotool.compare.controls import (
 )
 from dpotool.compare.differences import Comparison
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.compare.seeds import combine_seeds, find_repetitions
+from dpotool.compare.seeds import PooledSetting, SeedDifference, combine_seeds, find_repetitions
 from dpotool.compare.win_rates import Outcomes, read_outcomes
-from dpotool.stats.paired import adjust_holm, compare_means
+from dpotool.stats.paired import Tested, adjust_metrics, compare_means
 
 Columns = Mapping[str, Values]
 _ORDER = ((CHOSEN, (MARGIN, ACCURACY)), (MARGIN, (CHOSEN, ACCURACY)))
@@ -65,7 +65,7 @@ class Weighed:
     clusters: np.ndarray | None
 
 
-def check_controls(comparison: Comparison, seeds: Sequence[Mapping[str, Any]] = (), *, seed: int = 0) -> Controls:
+def check_controls(comparison: Comparison, seeds: Sequence[PooledSetting] = (), *, seed: int = 0) -> Controls:
     """Compares every run but the baseline's own repetitions with the controls of the DPO run of its seed.
 
     Args:
@@ -93,13 +93,11 @@ def check_controls(comparison: Comparison, seeds: Sequence[Mapping[str, Any]] = 
 
 def _adjust(checks: Sequence[Check]) -> None:
     """Holm over the runs, and over the settings, of each control and metric."""
-    families: dict[Any, list[dict[str, Any]]] = {}
-    for each in checks:
-        for name in UNITS.keys() & each.differences.keys():
-            families.setdefault((each.kind, name, bool(each.seeds)), []).append(each.differences[name])
-    for family in families.values():
-        for member, p in zip(family, adjust_holm([each["p_value"] for each in family]), strict=True):
-            member["p_adjusted"] = None if np.isnan(p) else p
+    for kind, has_seeds in {(each.kind, bool(each.seeds)) for each in checks}:
+        family = [each for each in checks if (each.kind, bool(each.seeds)) == (kind, has_seeds)]
+        adjusted = adjust_metrics([{name: each.differences.get(name) for name in UNITS} for each in family])
+        for each, found in zip(family, adjusted, strict=True):
+            each.differences.update({name: difference for name, difference in found.items() if difference is not None})
 
 
 def check_run(run: ScoredRun, curve: Curve, *, outcomes: Outcomes | None = None, seed: int = 0) -> Check | None:
@@ -107,26 +105,25 @@ def check_run(run: ScoredRun, curve: Curve, *, outcomes: Outcomes | None = None,
     found = weigh_run(run, curve)
     if found is None:
         return None
-    differences = {name: _compare(d, found.clusters, seed) for name, d in found.values.items()}
+    differences: dict[str, Tested] = {name: _compare(d, found.clusters, seed) for name, d in found.values.items()}
     judged = None if outcomes is None else weigh_win_rate(run, curve, outcomes)
     if judged is not None:
         differences[WINS] = _compare(judged.values[WINS], judged.clusters, seed)
     return Check(run.label, curve.kind, found.at, found.share, differences)
 
 
-def _compare(d: Values, clusters: np.ndarray | None, seed: int) -> dict[str, Any]:
-    found = compare_means(d, np.zeros(len(d)), clusters=clusters, seed=seed)
-    return {"difference": found.difference.to_dict("mean"), "p_value": found.p_value}
+def _compare(d: Values, clusters: np.ndarray | None, seed: int) -> Tested:
+    return compare_means(d, np.zeros(len(d)), clusters=clusters, seed=seed)
 
 
 def _check_setting(
-    row: Mapping[str, Any],
+    row: PooledSetting,
     runs: Mapping[str, ScoredRun],
     curves: Mapping[str, Sequence[Curve]],
     outcomes: Outcomes | None,
 ) -> list[Check]:
     """Compares a setting with the controls of the DPO runs of its seeds, where every seed has its place on them."""
-    sides = [(runs[row["runs"][seed]], curves.get(row["baselines"][seed], ())) for seed in row["seeds"]]
+    sides = [(runs[row.runs[seed]], curves.get(row.baselines[seed], ())) for seed in row.seeds]
     kinds = [curve.kind for curve in sides[0][1]]
     checks = []
     for kind in kinds:
@@ -138,13 +135,13 @@ def _check_setting(
         whole = [each for each in found if each is not None]
         if len(whole) < len(found) or len({each.at for each in whole}) > 1:
             continue
-        differences = {name: _combine(whole, name) for name in whole[0].values}
+        differences: dict[str, Tested] = {name: _combine(whole, name) for name in whole[0].values}
         judged = [None if outcomes is None else weigh_win_rate(run, curve, outcomes) for run, curve in pairs]
         known = [each for each in judged if each is not None]
         if len(known) == len(judged) and len({len(each.values[WINS]) for each in known}) == 1:
             differences[WINS] = _combine(known, WINS)
         share = float(np.mean([each.share for each in whole]))
-        checks.append(Check(row["label"], kind, whole[0].at, share, differences, tuple(row["seeds"])))
+        checks.append(Check(row.label, kind, whole[0].at, share, differences, tuple(row.seeds)))
     return checks
 
 
@@ -155,10 +152,8 @@ def _intersect(indices: Any) -> pd.Index:
     return first
 
 
-def _combine(found: Sequence[Weighed], name: str) -> dict[str, Any]:
-    pooled = combine_seeds([each.values[name] for each in found], found[0].clusters)
-    difference = {end: pooled[end] for end in ("mean", "ci_low", "ci_high")}
-    return {"difference": difference, "p_value": pooled["p_value"], "seed_sd": pooled["seed_sd"]}
+def _combine(found: Sequence[Weighed], name: str) -> SeedDifference:
+    return combine_seeds([each.values[name] for each in found], found[0].clusters)
 
 
 def weigh_run(run: ScoredRun, curve: Curve, shared: pd.Index | None = None) -> Weighed | None:

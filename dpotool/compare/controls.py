@@ -6,7 +6,7 @@ start, at the other the finished DPO run. `compare.control_checks` compares runs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +17,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dpotool.compare.comparison import find_scores
-from dpotool.compare.differences import is_shown
 from dpotool.compare.scored_run import ScoredRun
+from dpotool.compare.seeds import SeedDifference
 from dpotool.errors import DpotoolError
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
-from dpotool.stats.wording import format_interval
+from dpotool.stats.paired import Tested
+from dpotool.stats.wording import Interval, format_interval
 
 SCALED, STOPPED = "scaled back", "stopped early"
 FOLDER = "controls"
@@ -92,8 +93,8 @@ class Check:
     """What both have the same of: CHOSEN, or MARGIN where no model of the control is as likely to give them."""
     share: float
     """Of the mixture it is compared with: t, or the share of the steps."""
-    differences: dict[str, dict[str, Any]]
-    """Metric -> `difference` (run minus control, an interval), `p_value`, `p_adjusted` (Holm over the runs)."""
+    differences: dict[str, Tested]
+    """Metric -> run minus control; of a setting a `seeds.SeedDifference`. P-values adjusted by Holm over the runs."""
     seeds: tuple[int, ...] = ()
     """Of a setting, each of its runs beside the controls of the DPO run of its seed; empty for a single run."""
 
@@ -104,10 +105,12 @@ class Check:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the form of `--json`."""
-        return {
-            "label": self.label, "control": self.kind, "at_same": self.at, "share": self.share,
-            "differences": self.differences, "seeds": list(self.seeds),
-        }  # fmt: skip
+        about = {"label": self.label, "control": self.kind, "at_same": self.at, "share": self.share}
+        differences = {}
+        for name, each in self.differences.items():
+            spread = {"seed_sd": each.seed_sd} if isinstance(each, SeedDifference) else {}
+            differences[name] = {**Tested.to_dict(each), **spread}
+        return {**about, "differences": differences, "seeds": list(self.seeds)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +220,7 @@ def _weigh(check: Check) -> str:
     )
     verb = _VERBS[check.kind]
     counted = [" and in ".join(_count(name, each) for name, each in group.items()) for group in (won, lost)]
-    same = " or ".join(f"{NAMES[name]} ({_format(name, each['difference'])})" for name, each in level.items())
+    same = " or ".join(f"{NAMES[name]} ({_format(name, each.difference)})" for name, each in level.items())
     if won:
         behind = f", but falls behind it in {counted[1]}" if lost else ""
         return f"beats {verb} in {counted[0]}{behind}" + (f"; not in {same}" if same else "")
@@ -225,20 +228,20 @@ def _weigh(check: Check) -> str:
     return start + (f"; no difference is shown in {same}" if same else "")
 
 
-def _sign(difference: Mapping[str, Any]) -> int:
-    return int(np.sign(difference["difference"]["mean"])) if is_shown(difference) else 0
+def _sign(found: Tested) -> int:
+    return int(np.sign(found.difference.value)) if found.is_shown else 0
 
 
-def _count(name: str, difference: Mapping[str, Any]) -> str:
+def _count(name: str, found: Tested) -> str:
     scale, _, unit = UNITS[name]
-    interval = difference["difference"]
-    low, high = sorted((abs(interval["ci_low"]), abs(interval["ci_high"])))
+    interval = found.difference
+    low, high = sorted((abs(interval.ci_low), abs(interval.ci_high)))
     digits = 1 if unit == "points" else 2
-    size = f"{scale * abs(interval['mean']):.{digits}f} {unit} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
+    size = f"{scale * abs(interval.value):.{digits}f} {unit} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
     return f"{NAMES[name]} by {size}"
 
 
-def _format(name: str, interval: Mapping[str, float]) -> str:
+def _format(name: str, interval: Interval) -> str:
     scale, form, unit = UNITS[name]
     return format_interval(interval, form, scale, f" {unit}")
 
@@ -265,7 +268,7 @@ def tabulate_controls(controls: Controls) -> tuple[list[str], list[list[str]]]:
 def _fill(check: Check, name: str, missing: str) -> str:
     scale, form, _ = UNITS[name]
     found = check.differences.get(name)
-    return missing if found is None else format_interval(found["difference"], form, scale)
+    return missing if found is None else format_interval(found.difference, form, scale)
 
 
 SCALED_TITLE = "Against DPO scaled back, start + t (DPO - start), at equal chosen likelihood"

@@ -6,9 +6,8 @@ adjusted by Holm over all models of the comparison, so that the chance of even o
 
 from __future__ import annotations
 
-import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,37 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.runs.commands import repeat_import
 from dpotool.stats.bootstrap import N_RESAMPLES, bootstrap_shares, has_repeats
-from dpotool.stats.paired import ALPHA, adjust_holm, compare_means, compare_shares
+from dpotool.stats.paired import PairedDifference, adjust_metrics, compare_means, compare_shares
+from dpotool.stats.wording import Interval
 
 MEAN_METRICS = ("chosen_logps", "rejected_logps", "chosen_displacement", "reward_margins")
 SHARE_METRICS = ("reward_accuracy", "chosen_displaced_share")
 NEEDS_REFERENCE = ("chosen_displacement", "reward_margins", *SHARE_METRICS)
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A model minus the baseline, over the pairs that both were scored on."""
+
+    n: int
+    n_prompts: int | None
+    """How many prompts these pairs have; None where a table does not say."""
+    prompts_repeat: bool
+    metrics: Mapping[str, PairedDifference | None]
+    """One for each of MEAN_METRICS and SHARE_METRICS; None for what one of the two tables lacks."""
+    accuracies: tuple[Interval, Interval] | None
+    """Reward accuracy of the model and of the baseline."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the form of `--json`."""
+        sides = zip(("model", "baseline"), self.accuracies or (), strict=False)
+        return {
+            "n": self.n,
+            "n_prompts": self.n_prompts,
+            "prompts_repeat": self.prompts_repeat,
+            **{name: found and found.to_dict() for name, found in self.metrics.items()},
+            "accuracies": {name: found.to_dict() for name, found in sides} if self.accuracies else None,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +62,8 @@ class Comparison:
     """The same runs with their pairs."""
     baseline: str
     """Label of the model the others are compared with."""
-    differences: dict[str, dict[str, Any]]
-    """label -> `n`, `n_prompts` and, per metric, a PairedDifference as a dict with `p_adjusted`; None without one.
-
-    And `accuracies`: reward accuracy of `model` and `baseline` with intervals, on the pairs they share; or None.
-    """
+    differences: dict[str, Difference]
+    """By label; the baseline has none."""
     problems: list[str]
     """What stands in the way of reading the differences plainly, as sentences."""
 
@@ -71,7 +93,7 @@ def compare_runs(
         if run is not base:
             _check_same_data(run, base)
             differences[run.label] = compare_pairs(run, base, n_resamples, seed)
-    adjust_family(differences.values())
+    differences = adjust_differences(differences)
     return Comparison(runs, list(scored), base.label, differences, _find_problems(scored, base, differences))
 
 
@@ -89,26 +111,6 @@ def choose_baseline(runs: pd.DataFrame, name: str | None) -> int:
             return row
     known = {*runs["label"], *(path.resolve().name for path in paths)}
     raise DpotoolError(f"no run {name!r} to compare with", where="--baseline", remedy=suggest_nearest(name, known))
-
-
-def is_beyond_chance(difference: Mapping[str, Any] | None) -> bool:
-    """Whether the adjusted p-value of a metric's difference is below ALPHA; False where there is none."""
-    p_value = (difference or {}).get("p_adjusted")
-    return p_value is not None and p_value < ALPHA
-
-
-def excludes_zero(interval: Mapping[str, float]) -> bool:
-    """Whether the whole interval lies on one side of zero."""
-    return bool(interval["ci_low"] > 0 or interval["ci_high"] < 0)
-
-
-def is_shown(difference: Mapping[str, Any] | None) -> bool:
-    """Whether a metric's difference can be claimed: its interval and its adjusted test both say so.
-
-    Neither alone will do. Bootstrap intervals are too narrow for few pairs (of five with no true difference one in six
-    leaves zero out), and know nothing of how many models are compared.
-    """
-    return difference is not None and is_beyond_chance(difference) and excludes_zero(difference["difference"])
 
 
 def _check_same_data(run: ScoredRun, base: ScoredRun) -> None:
@@ -151,42 +153,37 @@ def _say_how_to_match(run: ScoredRun, base: ScoredRun, key: str) -> str:
     return f"If they are of the same pairs, import again: `{command}`"
 
 
-def compare_pairs(run: ScoredRun, base: ScoredRun, n_resamples: int = N_RESAMPLES, seed: int = 0) -> dict[str, Any]:
-    """Returns an entry of `Comparison.differences`, before its p-values are adjusted."""
+def compare_pairs(run: ScoredRun, base: ScoredRun, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Difference:
+    """Returns a run minus the baseline; its p-values are not adjusted yet."""
     shared = run.scored.index.intersection(base.scored.index)
     both = [each.restrict(shared) for each in (run, base)]
-    sides = [each.columns for each in both]
+    ours, theirs = (each.columns for each in both)
     clusters = both[1].clusters if both[1].clusters is not None else both[0].clusters
     options: dict[str, Any] = {"clusters": clusters, "n_resamples": n_resamples, "seed": seed}
-    result: dict[str, Any] = {
-        "n": len(shared),
-        "n_prompts": None if clusters is None else len(np.unique(clusters)),
-        "prompts_repeat": has_repeats(clusters),
+    metrics = {
+        name: compare(ours[name], theirs[name], **options) if name in ours and name in theirs else None
+        for names, compare in ((MEAN_METRICS, compare_means), (SHARE_METRICS, compare_shares))
+        for name in names
     }
-    for metrics, compare in ((MEAN_METRICS, compare_means), (SHARE_METRICS, compare_shares)):
-        for name in metrics:
-            has_both = name in sides[0] and name in sides[1]
-            result[name] = compare(sides[0][name], sides[1][name], **options).to_dict() if has_both else None
-    result["accuracies"] = None
-    if result["reward_accuracy"] is not None:
-        shares = dict(zip(("model", "baseline"), (side["reward_accuracy"] for side in sides), strict=True))
-        found = bootstrap_shares(shares, **options)
-        result["accuracies"] = {name: interval.to_dict() for name, interval in found.items()}
-    return result
+    accuracies = None
+    if metrics["reward_accuracy"] is not None:
+        sides = {"ours": ours["reward_accuracy"], "theirs": theirs["reward_accuracy"]}
+        found = bootstrap_shares(sides, **options)
+        accuracies = (found["ours"], found["theirs"])
+    n_prompts = None if clusters is None else len(np.unique(clusters))
+    return Difference(len(shared), n_prompts, has_repeats(clusters), metrics, accuracies)
 
 
-def adjust_family(differences: Collection[Mapping[str, Any]]) -> None:
-    """Adds `p_adjusted` to every metric of these differences: Holm over them, each metric a family of its own."""
-    for name in (*MEAN_METRICS, *SHARE_METRICS):
-        family = [difference[name] for difference in differences if difference[name] is not None]
-        adjusted = adjust_holm([member["p_value"] for member in family])
-        for member, p_value in zip(family, adjusted, strict=True):
-            member["p_adjusted"] = None if math.isnan(p_value) else p_value
+def adjust_differences(differences: Mapping[str, Difference]) -> dict[str, Difference]:
+    """Returns the same differences with adjusted p-values: Holm over them, each metric a family of its own."""
+    adjusted = adjust_metrics([each.metrics for each in differences.values()])
+    return {
+        label: replace(each, metrics=metrics)
+        for (label, each), metrics in zip(differences.items(), adjusted, strict=True)
+    }
 
 
-def _find_problems(
-    scored: Sequence[ScoredRun], base: ScoredRun, differences: Mapping[str, Mapping[str, Any]]
-) -> list[str]:
+def _find_problems(scored: Sequence[ScoredRun], base: ScoredRun, differences: Mapping[str, Difference]) -> list[str]:
     problems = []
     for run in scored:
         if run.scored["chosen_logps"].isna().all():
@@ -200,7 +197,7 @@ def _find_problems(
                 f"{run.label} has beta {run.beta}, {base.label} {base.beta}: "
                 "their reward margins are on different scales; accuracies and log-likelihoods are not affected."
             )
-        n_shared, n_most = differences[run.label]["n"], max(len(run.scored), len(base.scored))
+        n_shared, n_most = differences[run.label].n, max(len(run.scored), len(base.scored))
         if n_shared < n_most:
             problems.append(
                 f"{run.label} and {base.label} share {n_shared} of {n_most} scored pairs; differences and the "

@@ -8,23 +8,25 @@ stated share of the baseline's, lies above zero. Few pairs give wide intervals, 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dpotool.compare.differences import Comparison, adjust_family, compare_pairs, excludes_zero, is_beyond_chance
+from dpotool.compare.comparison import read_interval
+from dpotool.compare.differences import Comparison, Difference, compare_pairs
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.compare.seeds import combine_seeds
-from dpotool.stats.bootstrap import Interval, bootstrap_means
+from dpotool.compare.seeds import PooledSetting, SeedDifference, combine_seeds
+from dpotool.stats.bootstrap import bootstrap_means
+from dpotool.stats.paired import PairedDifference, Tested, adjust_family, read_difference
 from dpotool.stats.power import count_pairs_needed
+from dpotool.stats.wording import Interval
 
 SHARED = 0.95
 """Least share of the baseline's scored pairs that a run must have finite values for."""
 COIN = 0.5
-_ENDS = ("", "_low", "_high")
 _ROUNDING = 1e-12
 
 
@@ -46,9 +48,8 @@ class Candidate:
     run: str
     """Label of the run; of a setting, of the one with the baseline's seed."""
     rule: Rule
-    gain: Interval
+    chosen: Tested
     """Difference in mean chosen log-likelihood, nats."""
-    gain_p_adjusted: float | None
     accuracy_difference: Interval | None
     """Model minus baseline, a share between -1 and 1; None where it is not known."""
     accuracy: Interval | None
@@ -65,6 +66,11 @@ class Candidate:
     n_prompts: int | None = None
     seeds: tuple[Any, ...] = field(default=())
     """Of a setting that was trained with several; empty for a run."""
+
+    @property
+    def gain(self) -> Interval:
+        """Difference in mean chosen log-likelihood, nats."""
+        return self.chosen.difference
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -87,8 +93,7 @@ class Candidate:
     @property
     def is_gaining(self) -> bool:
         """Whether its chosen log-likelihood is shown to be higher than the baseline's."""
-        is_told = is_beyond_chance({"p_adjusted": self.gain_p_adjusted}) and excludes_zero(self.gain.to_dict("mean"))
-        return is_told and self.gain.value > 0
+        return self.chosen.is_shown and self.gain.value > 0
 
     @property
     def n_needed(self) -> float:
@@ -99,74 +104,82 @@ class Candidate:
 
 
 def list_candidates(
-    comparison: Comparison, seeds: Sequence[Mapping[str, Any]], left_out: Collection[str], rule: Rule
+    comparison: Comparison, seeds: Sequence[PooledSetting], left_out: Collection[str], rule: Rule
 ) -> list[Candidate]:
     """Returns every run but those left out, then every setting with several seeds, as far as likelihoods are known."""
     runs = {run.label: run for run in comparison.scored}
     base = runs[comparison.baseline]
     found = [
-        _measure_run(runs[label], base, difference, rule)
+        _measure_run(runs[label], base, difference, chosen, rule)
         for label, difference in comparison.differences.items()
-        if label not in left_out and difference["chosen_logps"] is not None
+        if label not in left_out and (chosen := difference.metrics["chosen_logps"]) is not None
     ]
-    accuracies = comparison.runs.set_index("label")
+    rows = {str(row["label"]): row for row in comparison.runs.to_dict("records")}
     for row in seeds:
-        if row["chosen_logps"] is not None:
-            found.append(_measure_setting(row, runs, base, accuracies, rule))
+        kept = row.metrics["chosen_logps"]
+        if kept is not None:
+            found.append(_measure_setting(row, runs, base, kept, rows, rule))
     return found
 
 
 def measure_alone(run: ScoredRun, base: ScoredRun, rule: Rule) -> Candidate:
-    """Returns a run that is not part of a comparison, against a baseline."""
+    """Returns a run that is not part of a comparison, against a baseline; both have log-likelihoods."""
     difference = compare_pairs(run, base)
-    adjust_family([difference])
-    return _measure_run(run, base, difference, rule)
+    found = difference.metrics["chosen_logps"]
+    assert found is not None
+    [chosen] = adjust_family([found])
+    return _measure_run(run, base, difference, chosen, rule)
 
 
-def _measure_run(run: ScoredRun, base: ScoredRun, difference: Mapping[str, Any], rule: Rule) -> Candidate:
+def _measure_run(
+    run: ScoredRun, base: ScoredRun, difference: Difference, chosen: PairedDifference, rule: Rule
+) -> Candidate:
     """A run by itself, on the pairs that it shares with the baseline."""
-    chosen, accuracy = difference["chosen_logps"], difference["reward_accuracy"]
+    accuracy, accuracies = difference.metrics["reward_accuracy"], difference.accuracies
     left, kept = _measure_margin([(run, base)], rule.margin_share)
     return Candidate(
         name=run.label,
         run=run.label,
         rule=rule,
-        gain=_read(chosen["difference"]),
-        gain_p_adjusted=chosen["p_adjusted"],
-        accuracy_difference=None if accuracy is None else _read(accuracy["difference"]),
-        accuracy=None if accuracy is None else _read(difference["accuracies"]["model"]),
+        chosen=chosen,
+        accuracy_difference=read_difference(accuracy),
+        accuracy=None if accuracies is None else accuracies[0],
         margin_left=left,
         margin_kept=kept,
-        n=difference["n"],
+        n=difference.n,
         n_baseline=base.n,
-        n_discordant=None if accuracy is None else accuracy["only_model"] + accuracy["only_baseline"],
-        n_prompts=difference["n_prompts"],
+        n_discordant=None if accuracy is None or accuracy.discordant is None else sum(accuracy.discordant),
+        n_prompts=difference.n_prompts,
     )
 
 
 def _measure_setting(
-    row: Mapping[str, Any], runs: Mapping[str, ScoredRun], base: ScoredRun, table: pd.DataFrame, rule: Rule
+    row: PooledSetting,
+    runs: Mapping[str, ScoredRun],
+    base: ScoredRun,
+    chosen: SeedDifference,
+    rows: Mapping[str, Mapping[Hashable, Any]],
+    rule: Rule,
 ) -> Candidate:
     """A setting with several seeds, against the baseline of the same seeds; its intervals cover training too."""
-    ours = [row["runs"][seed] for seed in row["seeds"]]
-    theirs = [row["baselines"][seed] for seed in row["seeds"]]
-    run = row["runs"].get(base.manifest.get("seed")) or ours[0]
-    accuracies = [Interval(*(float(table[f"reward_accuracy{end}"][label]) for end in _ENDS)) for label in ours]
+    ours, theirs = list(row.runs.values()), list(row.baselines.values())
+    run = row.runs.get(base.manifest.get("seed")) or ours[0]
+    accuracy = row.metrics["reward_accuracy"]
+    accuracies = [read_interval(rows[label], "reward_accuracy") for label in ours]
     left, kept = _measure_margin([(runs[a], runs[b]) for a, b in zip(ours, theirs, strict=True)], rule.margin_share)
     return Candidate(
-        name=row["label"],
+        name=row.label,
         run=run,
         rule=rule,
-        gain=_read(row["chosen_logps"]),
-        gain_p_adjusted=row["chosen_logps"]["p_adjusted"],
-        accuracy_difference=None if row["reward_accuracy"] is None else _read(row["reward_accuracy"]),
-        accuracy=None if row["reward_accuracy"] is None else min(accuracies, key=lambda each: each.ci_low),
+        chosen=chosen,
+        accuracy_difference=read_difference(accuracy),
+        accuracy=None if accuracy is None else min(accuracies, key=lambda each: each.ci_low),
         margin_left=left,
         margin_kept=kept,
-        n=row["n"],
+        n=row.n,
         n_baseline=base.n,
         n_discordant=None,
-        seeds=tuple(row["seeds"]),
+        seeds=tuple(row.seeds),
     )
 
 
@@ -186,8 +199,10 @@ def _measure_margin(sides: Sequence[tuple[ScoredRun, ScoredRun]], share: float) 
         return None, math.nan
     left = [ours - share * theirs for ours, theirs in margins]
     clusters = everyone[-1].restrict(shared).clusters
-    found = combine_seeds(left, clusters) if len(left) > 1 else None
-    interval = _read(found) if found else bootstrap_means({"": left[0]}, clusters=clusters)[""]
+    if len(left) > 1:
+        interval = combine_seeds(left, clusters).difference
+    else:
+        interval = bootstrap_means({"": left[0]}, clusters=clusters)[""]
     ours, theirs = np.mean(margins, axis=(0, 2))
     return interval, float(ours / theirs) if theirs else math.nan
 
@@ -196,7 +211,3 @@ def _read_margins(run: ScoredRun, shared: pd.Index, is_scaled: bool) -> np.ndarr
     """Margins of these pairs; of log-ratios in nats where every beta is known, so that they are on one scale."""
     margins = run.scored.loc[shared, "reward_margins"].to_numpy(dtype=np.float64)
     return margins / run.beta if is_scaled and run.beta else margins
-
-
-def _read(found: Mapping[str, float]) -> Interval:
-    return Interval(found.get("mean", found.get("value", math.nan)), found["ci_low"], found["ci_high"])

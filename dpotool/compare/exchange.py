@@ -7,9 +7,8 @@ from typing import Any
 
 from dpotool.compare.differences import Comparison
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.stats.bootstrap import Interval
 from dpotool.stats.paired import compare_means, compare_shares
-from dpotool.stats.wording import format_interval
+from dpotool.stats.wording import Interval, format_interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +34,7 @@ class Neighbour:
 
     def say(self, name: str) -> str:
         """Returns what the step costs, in a sentence."""
-        gain = format_interval(self.gain.to_dict("mean"))
-        cost = format_interval(self.cost.to_dict("mean"), "+z.1f", 100)
+        gain, cost = format_interval(self.gain), format_interval(self.cost, "+z.1f", 100)
         way = f"The next step, to {self.name}," if self.is_above else f"The step to {name} from {self.name}"
         return f"{way} brings {gain} nats for {cost} points ({self.points_per_nat:+z.1f} points per nat)."
 

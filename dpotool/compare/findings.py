@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ from dpotool.compare.differences import Comparison, compare_runs
 from dpotool.compare.eligibility import Rule
 from dpotool.compare.recommendation import TAKE, Recommendation, recommend
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.compare.seeds import pool_seeds
+from dpotool.compare.seeds import PooledSetting, pool_seeds
 from dpotool.compare.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
-from dpotool.compare.verdict import MISSING, find_missing, judge_displacement
+from dpotool.compare.verdict import MISSING, Verdict, find_missing, judge_displacement
 from dpotool.compare.win_rates import JudgedRun, describe_judged, read_judged, relate_displacement
 from dpotool.errors import DpotoolError
 from dpotool.runs.about import read_metadata
@@ -37,7 +37,7 @@ class Findings:
     comparison: Comparison
     folders: list[RunFolder]
     """All run folders named, a sweep's own and unscored ones included."""
-    verdicts: dict[str, dict[str, Any] | None]
+    verdicts: dict[str, Verdict | None]
     """label -> verdict; None where something is missing for one (`find_missing`)."""
     sentences: list[str]
     recommendation: Recommendation | None
@@ -47,7 +47,7 @@ class Findings:
     """The theory table that is a forecast of any of these runs, whether or not it stands beside a measurement."""
     no_theory: str | None
     """Why `theory` is None, as a clause."""
-    seeds: list[dict[str, Any]]
+    seeds: list[PooledSetting]
     """Settings trained with several seeds, pooled (`pool_seeds`)."""
     controls: Controls
     """The baseline scaled back and stopped early, and every run beside them; empty where none were scored."""
@@ -78,7 +78,7 @@ class Findings:
         verdict = self.verdicts[self.comparison.baseline]
         if verdict is None:
             return f"No verdict: {MISSING[self.find_missing(self.comparison.baseline)][0]}"
-        return str(verdict["statement"])
+        return verdict.statement
 
     def find_missing(self, label: str) -> str:
         """Returns what a run without a verdict lacks for one, of `verdict.MISSING`."""
@@ -88,7 +88,7 @@ class Findings:
     def say_kind(self, label: str) -> str:
         """Returns a run's verdict in a word, or which of its numbers there is none without."""
         verdict = self.verdicts[label]
-        return f"no {self.find_missing(label)}" if verdict is None else str(verdict["kind"])
+        return f"no {self.find_missing(label)}" if verdict is None else verdict.kind
 
     @property
     def next_action(self) -> str:
@@ -97,37 +97,39 @@ class Findings:
         verdict = self.verdicts[base]
         if self.recommendation is not None and self.recommendation.kind == TAKE:
             best = self.verdicts[str(self.recommendation.recommended)]
-            return _advise(self.comparison, self.recommendation, (best or {}).get("kind"))
+            return _advise(self.comparison, self.recommendation, None if best is None else best.kind)
         if verdict is None:
             return MISSING[self.find_missing(base)][1]
-        return str(verdict["next"])
+        return verdict.next
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the whole as one object for JSON."""
         return {
             "baseline": self.comparison.baseline,
-            "models": [
-                {
-                    "label": str(run["label"]),
-                    "path": str(run["path"]),
-                    "lambda": run["lambda"],
-                    "seed": run["seed"],
-                    "n": int(run["n"]),
-                    "verdict": self.verdicts[str(run["label"])],
-                    "differences": self.comparison.differences.get(str(run["label"])),
-                }
-                for run in self.comparison.runs.to_dict("records")
-            ],
+            "models": [self._describe(run) for run in self.comparison.runs.to_dict("records")],
             "sentences": self.sentences,
             "problems": self.comparison.problems,
             "statement": self.statement,
             "recommendation": None if self.recommendation is None else self.recommendation.to_dict(),
             "theory": self.theory,
-            "seeds": self.seeds,
+            "seeds": [each.to_dict() for each in self.seeds],
             "controls": self.controls.to_dict(),
             "next": self.next_action,
             "win_rates": {run.label: dict(run.summary) for run in self.judged},
             "win_rate_and_displacement": self.win_rate_and_displacement,
+        }
+
+    def _describe(self, run: Mapping[Hashable, Any]) -> dict[str, Any]:
+        label = str(run["label"])
+        verdict, difference = self.verdicts[label], self.comparison.differences.get(label)
+        return {
+            "label": label,
+            "path": str(run["path"]),
+            "lambda": run["lambda"],
+            "seed": run["seed"],
+            "n": int(run["n"]),
+            "verdict": None if verdict is None else verdict.to_dict(),
+            "differences": None if difference is None else difference.to_dict(),
         }
 
 
@@ -217,7 +219,7 @@ def conclude(
     judged = read_judged([run.folder for run in comparison.scored if run.path is not None])
     controls = check_controls(comparison, seeds, seed=seed)
     said = [controls.say(run.label) for run in comparison.scored]
-    said += [controls.say(row["label"], pooled=True) for row in seeds]
+    said += [controls.say(row.label, pooled=True) for row in seeds]
     return Findings(
         comparison=comparison,
         folders=list(folders),

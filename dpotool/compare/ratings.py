@@ -12,7 +12,7 @@ from dpotool.compare.win_rates import find_alike
 from dpotool.errors import DpotoolError
 from dpotool.runs.folder import RunFolder
 from dpotool.stats.bootstrap import bootstrap_ratios
-from dpotool.stats.paired import adjust_holm, compare_means
+from dpotool.stats.paired import adjust_family, compare_means
 from dpotool.stats.wording import format_interval
 
 
@@ -65,11 +65,8 @@ def compare_ratings(tables: Mapping[str, pd.DataFrame], baseline: str, *, seed: 
             continue
         both = pd.concat([table.set_index(key)["rating"], base], axis=1, keys=["model", "base"]).dropna()
         clusters = both.index.get_level_values("question_id").to_numpy(dtype=str)
-        found[label] = compare_means(both["model"], both["base"], clusters=clusters, seed=seed).to_dict()
-    adjusted = adjust_holm([each["p_value"] for each in found.values()])
-    for each, p in zip(found.values(), adjusted, strict=True):
-        each["p_adjusted"] = p
-    return found
+        found[label] = compare_means(both["model"], both["base"], clusters=clusters, seed=seed)
+    return {label: each.to_dict() for label, each in zip(found, adjust_family(list(found.values())), strict=True)}
 
 
 def state_ratings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpotool.compare.blends import write_command
+from dpotool.compare.comparison import read_interval
 from dpotool.compare.controls import SCALED, Controls
-from dpotool.compare.differences import Comparison, is_shown
+from dpotool.compare.differences import Comparison
 from dpotool.compare.eligibility import COIN, Candidate, Rule, list_candidates, measure_alone
 from dpotool.compare.exchange import Neighbour, find_neighbours
-from dpotool.compare.seeds import find_repetitions
-from dpotool.stats.bootstrap import Interval
-from dpotool.stats.wording import format_interval, say_if_few
+from dpotool.compare.seeds import PooledSetting, find_repetitions
+from dpotool.stats.wording import Interval, format_interval, say_if_few
 
 TAKE, STAY, NOTHING_DISPLACED, NO_BASELINE = "take", "stay", "nothing displaced", "no baseline"
 
@@ -74,7 +74,7 @@ class Recommendation:
 
 def recommend(
     comparison: Comparison,
-    seeds: Sequence[Mapping[str, Any]] = (),
+    seeds: Sequence[PooledSetting] = (),
     rule: Rule | None = None,
     controls: Controls | None = None,
 ) -> Recommendation | None:
@@ -89,14 +89,14 @@ def recommend(
     rule = rule or Rule()
     table: dict[str, dict[Hashable, Any]] = {str(run["label"]): run for run in comparison.runs.to_dict("records")}
     base = table[comparison.baseline]
-    is_known = [each["chosen_logps"] is not None for each in comparison.differences.values()]
+    is_known = [each.metrics["chosen_logps"] is not None for each in comparison.differences.values()]
     if math.isnan(base["reward_accuracy"]) or (is_known and not any(is_known)):
         return None
     problem = _find_baseline_problem(comparison.baseline, base)
     if problem is not None:
         kind, text = problem
         return Recommendation(kind, text + _say_if_dominated(comparison), rule)
-    pooled = {label for row in seeds for label in row["runs"].values()}
+    pooled = {label for row in seeds for label in row.runs.values()}
     left_out = find_repetitions(comparison, pooled | {comparison.baseline})
     return _choose(comparison, table, list_candidates(comparison, seeds, left_out, rule), rule, controls or Controls())
 
@@ -150,7 +150,7 @@ def _say_free(comparison: Comparison, controls: Controls, rule: Rule, *, above: 
             return (
                 f" {comparison.baseline} {point.name}, which needs no training, meets the conditions too and holds the "
                 f"chosen log-likelihood {'higher still' if above else 'higher'}: "
-                f"{format_interval(free.gain.to_dict('mean'))} nats, with {100 * free.margin_kept:.0f} % of the margin "
+                f"{format_interval(free.gain)} nats, with {100 * free.margin_kept:.0f} % of the margin "
                 f"(`{write_command(point.run.manifest['blend'])}`)."
             )
     return ""
@@ -168,7 +168,7 @@ def _locate(run: Mapping[Hashable, Any]) -> dict[str, Any]:
 
 def _find_baseline_problem(label: str, base: Mapping[Hashable, Any]) -> tuple[str, str] | None:
     """Why nothing can be recommended against a baseline: it does not rank, was not trained, or displaces nothing."""
-    accuracy = format_interval(_read_row(base, "reward_accuracy").to_dict(), "z.1f", 100, " %")
+    accuracy = format_interval(read_interval(base, "reward_accuracy"), "z.1f", 100, " %")
     if base["reward_accuracy"] == 0 and base["reward_margins"] == 0:
         text = f"Nothing is recommended: every margin of {label} is 0, so it is its own reference, not a trained run."
         return NO_BASELINE, f"{text} Choose a trained run with --baseline."
@@ -178,14 +178,10 @@ def _find_baseline_problem(label: str, base: Mapping[Hashable, Any]) -> tuple[st
         )
         return NO_BASELINE, f"{text} Choose a run that does with --baseline, or train it further."
     if not base["chosen_displacement_high"] < 0:
-        change = format_interval(_read_row(base, "chosen_displacement").to_dict("mean"))
+        change = format_interval(read_interval(base, "chosen_displacement"))
         text = f"Nothing is recommended: {label} is not shown to lower the chosen answers ({change} nats on average)"
         return NOTHING_DISPLACED, f"{text}, so there is no displacement to undo."
     return None
-
-
-def _read_row(run: Mapping[Hashable, Any], name: str) -> Interval:
-    return Interval(*(float(run[f"{name}{end}"]) for end in ("", "_low", "_high")))
 
 
 def _say_if_dominated(comparison: Comparison) -> str:
@@ -194,7 +190,7 @@ def _say_if_dominated(comparison: Comparison) -> str:
     better = [
         label
         for label, each in comparison.differences.items()
-        if all(is_shown(each[name]) and each[name]["difference"]["mean"] > 0 for name in names)
+        if all((found := each.metrics[name]) and found.is_shown and found.difference.value > 0 for name in names)
     ]
     if not better:
         return ""
@@ -238,7 +234,7 @@ def _say_loss(nearest: Candidate) -> str:
     """What a run that was not admitted may lose, and how many pairs would tell."""
     assert nearest.accuracy_difference is not None
     cost, delta = nearest.accuracy_difference, nearest.rule.delta
-    change = format_interval(cost.to_dict("mean"), "+z.1f", 100)
+    change = format_interval(cost, "+z.1f", 100)
     if 100 * cost.value <= -delta:
         return (
             f"every run that holds the chosen log-likelihood higher costs too much, or cannot be told from one that "
@@ -259,7 +255,7 @@ def _say_loss(nearest: Candidate) -> str:
 def _say_failures(candidate: Candidate, names: Sequence[str] | None = None) -> str:
     accuracy, rule = candidate.accuracy, candidate.rule
     kept = "an unknown share" if math.isnan(candidate.margin_kept) else f"{100 * candidate.margin_kept:.1f} %"
-    own = "-" if accuracy is None else format_interval(accuracy.to_dict(), "z.1f", 100, " %")
+    own = format_interval(accuracy, "z.1f", 100, " %")
     texts = {
         "accuracy unknown": "has no known reward accuracy",
         "pairs": f"shares only {candidate.n} of the baseline's {candidate.n_baseline} pairs",
@@ -272,12 +268,7 @@ def _say_failures(candidate: Candidate, names: Sequence[str] | None = None) -> s
 
 def _state_best(comparison: Comparison, best: Candidate) -> str:
     base, rule = comparison.baseline, best.rule
-    gain = format_interval(best.gain.to_dict("mean"))
-    cost = (
-        "-"
-        if best.accuracy_difference is None
-        else format_interval(best.accuracy_difference.to_dict("mean"), "+z.1f", 100)
-    )
+    gain, cost = format_interval(best.gain), format_interval(best.accuracy_difference, "+z.1f", 100)
     over = f" of the same seed, over seeds {', '.join(map(str, best.seeds))}" if best.seeds else ""
     return (
         f"Take {best.name}: of the runs shown to lose less than {rule.delta:g} points of reward accuracy it holds the "

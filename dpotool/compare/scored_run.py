@@ -20,6 +20,7 @@ from dpotool.runs.about import ScoreAbout, read_about
 from dpotool.runs.folder import RunFolder, read_score_summary
 from dpotool.runs.tables import read_table
 from dpotool.stats.bootstrap import count_prompts, read_clusters
+from dpotool.stats.wording import Interval
 
 NOT_FINITE = "log-likelihood is not finite"
 SIDES = ("chosen", "rejected")
@@ -27,6 +28,7 @@ _LOGPS = ("chosen_logps", "rejected_logps")
 _TOKENS = ("chosen_tokens", "rejected_tokens")
 _REF_LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
 _REWARDS = ("chosen_rewards", "rejected_rewards", "reward_margins")
+BEYOND_NOISE = "reward_accuracy_beyond_noise"
 DISPLACEMENTS = ("chosen_displacement", "rejected_displacement")
 
 
@@ -48,6 +50,11 @@ class ScoredRun:
     """Where the table is; None for one that was never written."""
     manifest: Mapping[str, Any] = field(default_factory=dict)
     """The folder's run.yaml; empty where there is none."""
+
+    @cached_property
+    def intervals(self) -> dict[tuple[int, int], dict[str, Interval]]:
+        """What `summaries.measure` has bootstrapped of this run, by number of resamples and seed."""
+        return {}
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "table", add_displacement(self.table))
@@ -136,8 +143,9 @@ class ScoredRun:
         """Every number of a pair, one value per scored pair; what is not known of all of them is not there.
 
         Nats, float64: `*_logps`, `ref_*_logps`, `*_displacement` (policy minus reference), `*_rewards` and
-        `reward_margins` (beta times). Tokens: `*_tokens`. True or false: `reward_accuracy` (margin above 0) and
-        `*_displaced_share` (displacement below 0).
+        `reward_margins` (beta times). Tokens: `*_tokens`. True or false: `reward_accuracy` (margin above 0),
+        `reward_accuracy_beyond_noise` (above the noise floor, where that is known) and `*_displaced_share`
+        (displacement below 0).
         """
         names = [*_LOGPS, *_TOKENS]
         if self.n:
@@ -150,6 +158,8 @@ class ScoredRun:
                 columns[f"{side}_displaced_share"] = columns[f"{side}_displacement"] < 0
         if "reward_margins" in columns:
             columns["reward_accuracy"] = columns["reward_margins"] > 0
+            if self.noise_floor is not None:
+                columns[BEYOND_NOISE] = columns["reward_margins"] > self.noise_floor
         return columns
 
 

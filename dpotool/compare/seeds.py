@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +19,11 @@ import pandas as pd
 from scipy.stats import t
 
 from dpotool.compare.comparison import describe_run, make_unique
-from dpotool.compare.differences import (
-    MEAN_METRICS,
-    SHARE_METRICS,
-    Comparison,
-    adjust_family,
-)
+from dpotool.compare.differences import MEAN_METRICS, SHARE_METRICS, Comparison
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.stats.bootstrap import CONFIDENCE, has_repeats, sum_clusters
+from dpotool.stats.paired import Tested, adjust_metrics
+from dpotool.stats.wording import Interval
 
 _NO_SETTING = (
     "seed", "split_seed", "output", "resume", "dry_run", "device", "batch_tokens", "layout", "trust_remote_code",
@@ -34,15 +32,53 @@ _NO_SETTING = (
 )  # fmt: skip
 """What may differ between repetitions of one setting: the seed, and what says where, how and how often to look."""
 
+_METRICS = (*MEAN_METRICS, *SHARE_METRICS)
 
-def pool_seeds(comparison: Comparison) -> list[dict[str, Any]]:
+
+@dataclass(frozen=True, kw_only=True)
+class SeedDifference(Tested):
+    """A mean difference over seeds and pairs, by Welch's t."""
+
+    seed_sd: float
+    """Standard deviation over the seeds."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the form of `--json`."""
+        tested = {"p_value": self.p_value, "p_adjusted": self.p_adjusted}
+        return {**self.difference.to_dict("mean"), "seed_sd": self.seed_sd, **tested}
+
+
+@dataclass(frozen=True, slots=True)
+class PooledSetting:
+    """A setting that was trained, like the baseline's, with two or more of the same seeds."""
+
+    label: str
+    runs: dict[Any, str]
+    """Seed -> label of its run."""
+    baselines: dict[Any, str]
+    """Seed -> label of the baseline's run."""
+    n: int
+    """Pairs that all of these were scored on."""
+    metrics: dict[str, SeedDifference | None]
+    """None without a reference."""
+
+    @property
+    def seeds(self) -> list[Any]:
+        """The seeds, in their order."""
+        return list(self.runs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the form of `--json`."""
+        about = {"label": self.label, "seeds": self.seeds, "n": self.n, "runs": self.runs, "baselines": self.baselines}
+        return about | {name: found and found.to_dict() for name, found in self.metrics.items()}
+
+
+def pool_seeds(comparison: Comparison) -> list[PooledSetting]:
     """Returns a row for each setting that was trained, like the baseline's, with two or more of the same seeds.
 
     Runs are of one setting where their run.yaml records the same of all that training depends on, but for the seed.
-    Each is compared with the baseline's run of the same seed; where a setting has two runs of one seed, the later is
-    left out, with a warning. A row has `label`, `seeds`, `runs` and `baselines` (seed -> label), `n` and, per metric,
-    `{"mean", "ci_low", "ci_high", "seed_sd", "p_value", "p_adjusted"}` (Welch's t; Holm over the rows), or None without
-    a reference.
+    Each is compared with the baseline's run of the same seed, and p-values are adjusted by Holm over the rows; where a
+    setting has two runs of one seed, the later is left out, with a warning.
     """
     groups: dict[Hashable, dict[Any, ScoredRun]] = {}
     repeats: list[tuple[Hashable, str]] = []
@@ -62,8 +98,8 @@ def pool_seeds(comparison: Comparison) -> list[dict[str, Any]]:
         _pool(label, {seed: (run, base[seed]) for seed, run in runs.items() if seed in base})
         for label, runs in zip(_name_settings(pooled.values()), pooled.values(), strict=True)
     ]
-    adjust_family(rows)
-    return rows
+    adjusted = adjust_metrics([row.metrics for row in rows])
+    return [replace(row, metrics=metrics) for row, metrics in zip(rows, adjusted, strict=True)]
 
 
 def find_repetitions(comparison: Comparison, labels: Collection[str]) -> set[str]:
@@ -73,7 +109,7 @@ def find_repetitions(comparison: Comparison, labels: Collection[str]) -> set[str
     return {label for label, setting in settings.items() if setting in theirs}
 
 
-def build_seeds_frame(seeds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+def build_seeds_frame(seeds: Sequence[PooledSetting]) -> pd.DataFrame:
     """Returns a row per pooled setting, nothing rounded, in the columns of `compared_table.build_comparison_frame`.
 
     `label`, `is_baseline`, `n_shared`, `seeds` ("42 43"), and per metric `<metric>_difference` with `_low` and
@@ -82,10 +118,11 @@ def build_seeds_frame(seeds: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     names = {"mean": "difference", "ci_low": "difference_low", "ci_high": "difference_high", "seed_sd": "seed_sd"}
     rows = []
     for pooled in seeds:
-        row: dict[str, Any] = {"label": pooled["label"], "is_baseline": False, "n_shared": pooled["n"]}
-        row["seeds"] = " ".join(map(str, pooled["seeds"]))
-        for metric in (*MEAN_METRICS, *SHARE_METRICS):
-            row |= {f"{metric}_{column}": (pooled[metric] or {}).get(key) for key, column in names.items()}
+        row: dict[str, Any] = {"label": pooled.label, "is_baseline": False, "n_shared": pooled.n}
+        row["seeds"] = " ".join(map(str, pooled.seeds))
+        for metric, found in pooled.metrics.items():
+            values = {} if found is None else found.to_dict()
+            row |= {f"{metric}_{column}": values.get(key) for key, column in names.items()}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -105,7 +142,7 @@ def _name_settings(pooled: Iterable[Mapping[Any, ScoredRun]]) -> list[str]:
     return make_unique([describe_run(run.config) for run in first], [run.folder for run in first])
 
 
-def _pool(label: str, pairs: Mapping[Any, tuple[ScoredRun, ScoredRun]]) -> dict[str, Any]:
+def _pool(label: str, pairs: Mapping[Any, tuple[ScoredRun, ScoredRun]]) -> PooledSetting:
     shared = None
     for runs in pairs.values():
         for run in runs:
@@ -114,22 +151,20 @@ def _pool(label: str, pairs: Mapping[Any, tuple[ScoredRun, ScoredRun]]) -> dict[
     both = [tuple(run.restrict(shared) for run in runs) for runs in pairs.values()]
     columns = [tuple(_to_numbers(run) for run in runs) for runs in both]
     clusters = both[0][0].clusters
-    row: dict[str, Any] = {"label": label, "seeds": sorted(pairs), "n": len(shared)}
-    row["runs"] = {seed: pairs[seed][0].label for seed in row["seeds"]}
-    row["baselines"] = {seed: pairs[seed][1].label for seed in row["seeds"]}
-    for name in (*MEAN_METRICS, *SHARE_METRICS):
+    metrics = {}
+    for name in _METRICS:
         is_known = all(name in side for sides in columns for side in sides)
-        row[name] = (
-            combine_seeds([ours[name] - theirs[name] for ours, theirs in columns], clusters) if is_known else None
-        )
-    return row
+        differences = [ours[name] - theirs[name] for ours, theirs in columns] if is_known else []
+        metrics[name] = combine_seeds(differences, clusters) if is_known else None
+    ours, theirs = ({seed: pairs[seed][side].label for seed in sorted(pairs)} for side in (0, 1))
+    return PooledSetting(label, ours, theirs, len(shared), metrics)
 
 
 def _to_numbers(run: ScoredRun) -> dict[str, np.ndarray]:
     return {name: np.asarray(values, dtype=np.float64) for name, values in run.columns.items()}
 
 
-def combine_seeds(differences: Sequence[np.ndarray], clusters: np.ndarray | None) -> dict[str, float]:
+def combine_seeds(differences: Sequence[np.ndarray], clusters: np.ndarray | None) -> SeedDifference:
     """The mean over seeds and pairs with Welch's interval; `differences` has one array over pairs for each seed."""
     by_seed = np.array([each.mean() for each in differences])
     over_pairs = np.mean(differences, axis=0)
@@ -144,8 +179,8 @@ def combine_seeds(differences: Sequence[np.ndarray], clusters: np.ndarray | None
     seed_sd = float(by_seed.std(ddof=1))
     if not total > 0:
         p_value = math.nan if mean else 1.0  # no spread at all to measure a difference by
-        return {"mean": mean, "ci_low": mean, "ci_high": mean, "seed_sd": seed_sd, "p_value": p_value}
+        return SeedDifference(difference=Interval(mean, mean, mean), seed_sd=seed_sd, p_value=p_value)
     freedom = total**2 / (from_pairs**2 / max(1, n - 1) + from_seeds**2 / (n_seeds - 1))
     half = float(t.ppf((1 + CONFIDENCE) / 2, freedom)) * math.sqrt(total)
     p_value = 2 * float(t.sf(abs(mean) / math.sqrt(total), freedom))
-    return {"mean": mean, "ci_low": mean - half, "ci_high": mean + half, "seed_sd": seed_sd, "p_value": p_value}
+    return SeedDifference(difference=Interval(mean, mean - half, mean + half), seed_sd=seed_sd, p_value=p_value)

@@ -6,13 +6,15 @@ as wrong. Pairs that were left out are counted by reason; none of them enters a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from dpotool.compare.scored_run import ScoredRun
+from dpotool.compare.scored_run import BEYOND_NOISE, ScoredRun
 from dpotool.stats.bootstrap import N_RESAMPLES, bootstrap_interval, bootstrap_ratios, bootstrap_shares
+from dpotool.stats.wording import Interval
 
 MEANS = (
     "chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps",
@@ -20,13 +22,15 @@ MEANS = (
 )  # fmt: skip
 MEDIANS = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps", "reward_margins")
 SHARES = ("reward_accuracy", "chosen_displaced_share", "rejected_displaced_share")
-BEYOND_NOISE = "reward_accuracy_beyond_noise"
 PERPLEXITIES = {
     "chosen_perplexity": ("chosen_logps", "chosen_tokens"),
     "rejected_perplexity": ("rejected_logps", "rejected_tokens"),
     "ref_chosen_perplexity": ("ref_chosen_logps", "chosen_tokens"),
     "ref_rejected_perplexity": ("ref_rejected_logps", "rejected_tokens"),
 }
+CHANGE_GAP, KEPT = "rejected_minus_chosen_change", "chosen_probability_kept"
+"""Mean change of the rejected minus that of the chosen answers, nats; and the geometric mean over chosen tokens of
+pi / pi_ref. With MEANS and SHARES they are what a verdict rests on."""
 _IDENTITY_TOLERANCE = 1e-9  # relative to the largest term; float64 sums of 60,000 pairs stay far inside it
 
 
@@ -51,37 +55,58 @@ def summarize_scores(
         counts: PairCounts as a dict, passed through.
     """
     options = {"n_resamples": n_resamples, "seed": seed}
-    columns, clusters = dict(run.columns), run.clusters
-    ratios = {name: (columns[name], np.ones(run.n)) for name in MEANS if name in columns}
-    ratios |= {
-        name: (columns[logps], columns[tokens])
-        for name, (logps, tokens) in PERPLEXITIES.items()
-        if logps in columns and tokens in columns
-    }
-    intervals = bootstrap_ratios(ratios, clusters=clusters, **options)
-    n_exact_ties = int(np.sum(columns["reward_margins"] == 0)) if "reward_margins" in columns else None
-    n_ties = _set_beyond_noise(columns, run.noise_floor)
-    names = [name for name in (*SHARES, BEYOND_NOISE) if name in columns]
-    shares = bootstrap_shares({name: columns[name] for name in names}, clusters=clusters, **options)
+    columns = run.columns
+    found = measure(run, (*MEANS, *PERPLEXITIES, *SHARES, BEYOND_NOISE, CHANGE_GAP, KEPT), **options)
     summary: dict[str, Any] = {
         "n": run.n,
         "n_prompts": run.n_prompts,
         "n_excluded": run.excluded,
         "counts": dict(counts) if counts is not None else None,
         "beta": run.beta,
-        "ties": n_exact_ties if n_ties is None else n_ties,
-        "n_exact_ties": n_exact_ties,
+        **_count_ties(run),
     }
-    summary |= {name: intervals[name].to_dict("mean") if name in intervals else None for name in MEANS}
+    summary |= {name: found[name].to_dict("mean") if name in found else None for name in MEANS}
     for name in MEDIANS:
         median = bootstrap_interval(columns[name], "median", **options).to_dict() if name in columns else None
         summary[f"{name}_median"] = median
-    summary |= {name: shares[name].to_dict() if name in shares else None for name in (*SHARES, BEYOND_NOISE)}
+    summary |= {name: found[name].to_dict() if name in found else None for name in (*SHARES, BEYOND_NOISE)}
     summary["noise_floor"] = dict(run.noise) if run.noise is not None else None
-    for name in PERPLEXITIES:
-        summary[name] = intervals[name].to_perplexity().to_dict() if name in intervals else None
+    summary |= {name: found[name].to_dict() if name in found else None for name in PERPLEXITIES}
     summary["margin_identity"] = check_margin_identity(run)
     return summary
+
+
+def measure(
+    run: ScoredRun, names: Iterable[str], *, n_resamples: int = N_RESAMPLES, seed: int = 0
+) -> dict[str, Interval]:
+    """Returns statistics of a run over its pairs with their intervals; those it has no columns for are not there.
+
+    Each is bootstrapped once for a run: the summary and the verdict ask for the same ones.
+
+    Args:
+        names: of MEANS, PERPLEXITIES, SHARES, BEYOND_NOISE, CHANGE_GAP and KEPT.
+    """
+    known = run.intervals.setdefault((n_resamples, seed), {})
+    wanted = [name for name in names if name not in known]
+    options: dict[str, Any] = {"clusters": run.clusters, "n_resamples": n_resamples, "seed": seed}
+    ratios = {name: ratio for name in wanted if (ratio := _find_ratio(run, name)) is not None}
+    for name, found in bootstrap_ratios(ratios, **options).items():
+        known[name] = found.to_perplexity() if name in PERPLEXITIES else found.exponentiate() if name == KEPT else found
+    shares = {name: run.columns[name] for name in wanted if name in (*SHARES, BEYOND_NOISE) and name in run.columns}
+    known |= bootstrap_shares(shares, **options)
+    return {name: known[name] for name in names if name in known}
+
+
+def _find_ratio(run: ScoredRun, name: str) -> tuple[NDArray[Any], NDArray[Any]] | None:
+    """What is summed over pairs, and what that sum is divided by; None for no ratio, or one without its columns."""
+    columns, ones = run.columns, np.ones(run.n)
+    parts = {**PERPLEXITIES, KEPT: ("chosen_displacement", "chosen_tokens")}
+    if name in parts:
+        top, bottom = parts[name]
+        return (columns[top], columns[bottom]) if top in columns and bottom in columns else None
+    if name == CHANGE_GAP and "chosen_displacement" in columns and "rejected_displacement" in columns:
+        return columns["rejected_displacement"] - columns["chosen_displacement"], ones
+    return (columns[name], ones) if name in MEANS and name in columns else None
 
 
 def get_summary(run: ScoredRun) -> Mapping[str, Any]:
@@ -89,12 +114,14 @@ def get_summary(run: ScoredRun) -> Mapping[str, Any]:
     return summarize_scores(run) if run.recorded is None else run.recorded
 
 
-def _set_beyond_noise(columns: dict[str, np.ndarray], floor: float | None) -> int | None:
-    """Adds which margins are larger than noise; returns how many are no larger in size, or None where nobody knows."""
-    if floor is None or "reward_margins" not in columns:
-        return None
-    columns[BEYOND_NOISE] = columns["reward_margins"] > floor
-    return int(np.sum(np.abs(columns["reward_margins"]) <= floor))
+def _count_ties(run: ScoredRun) -> dict[str, int | None]:
+    """Margins of exactly 0, and those no larger than noise where that is known; None without margins."""
+    margins = run.columns.get("reward_margins")
+    if margins is None:
+        return {"ties": None, "n_exact_ties": None}
+    n_exact = int(np.sum(margins == 0))
+    floor = run.noise_floor
+    return {"ties": n_exact if floor is None else int(np.sum(np.abs(margins) <= floor)), "n_exact_ties": n_exact}
 
 
 def check_margin_identity(run: ScoredRun) -> dict[str, Any] | None:

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from dpotool.compare.diagnosed_run import find_diagnosis
 from dpotool.compare.diagnosis import say_mass
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.stats.bootstrap import N_RESAMPLES, Interval, bootstrap_means, bootstrap_ratios, bootstrap_shares
-from dpotool.stats.wording import format_interval, say_if_few
+from dpotool.compare.summaries import CHANGE_GAP, KEPT, measure
+from dpotool.stats.bootstrap import N_RESAMPLES
+from dpotool.stats.wording import Interval, format_interval, say_if_few
 
 MISSING = {
     "scored pairs": ("no pair could be scored.", "See why pairs were left out: the summary beside the scores says it."),
@@ -35,6 +37,8 @@ KINDS = ("none", "benign", "harmful", "unclear")
 MET, FAILED, OPEN = "met", "failed", "open"
 NEAR = 0.9
 """Chosen tokens keep on (geometric) average at least this share of the probability the reference gave them."""
+_MEANS = ("chosen_displacement", "rejected_displacement", CHANGE_GAP)
+_VALUES = ("reward_accuracy", "chosen_displaced_share", KEPT)
 _CRITERIA = {
     "rejected_falls_more": "the rejected completions fall more",
     "ranking_kept": "more than half of the pairs are ranked right",
@@ -47,22 +51,50 @@ _DENIALS = {
 }
 
 
-def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> dict[str, Any] | None:
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Whether a model is displaced, and whether that matters."""
+
+    kind: str
+    """One of KINDS."""
+    statement: str
+    """A sentence with the numbers."""
+    criteria: dict[str, str]
+    """`displaced` and the three criteria -> met, failed or open."""
+    evidence: dict[str, Interval]
+    """The numbers behind: nats, shares, and `chosen_probability_kept`."""
+    n: int
+    """Scored pairs."""
+    next: str
+    """What to do."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the form of every summary and of `--json`."""
+        return {
+            "kind": self.kind,
+            "statement": self.statement,
+            "criteria": self.criteria,
+            "evidence": {
+                name: each.to_dict("mean" if name in _MEANS else "value") for name, each in self.evidence.items()
+            },
+            "n": self.n,
+            "next": self.next,
+        }
+
+
+def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Verdict | None:
     """Returns the verdict on a scored run, or None where it lacks what `find_missing` names.
 
-    Returns:
-        `kind` (one of KINDS), `statement` (a sentence with numbers), `criteria` (name -> met, failed or open),
-        `evidence` (the numbers with intervals: nats, shares, and `chosen_probability_kept`, the geometric mean over
-        tokens of pi / pi_ref) and `next`, what to do. Where chosen tokens are shown to lose their probability and a
-        diagnosis of the run lies beside its scores, the statement also says where that probability went.
+    Where chosen tokens are shown to lose their probability and a diagnosis of the run lies beside its scores, the
+    statement also says where that probability went.
     """
     if find_missing(run) is not None:
         return None
-    evidence = _measure(run, n_resamples, seed)
+    evidence = measure(run, (*_MEANS, *_VALUES), n_resamples=n_resamples, seed=seed)
     criteria = {
-        "rejected_falls_more": _judge(evidence["rejected_minus_chosen_change"], 0.0, is_above=False),
+        "rejected_falls_more": _judge(evidence[CHANGE_GAP], 0.0, is_above=False),
         "ranking_kept": _judge(evidence["reward_accuracy"], 0.5),
-        "mass_near_chosen": _judge(evidence["chosen_probability_kept"], NEAR),
+        "mass_near_chosen": _judge(evidence[KEPT], NEAR),
     }
     displaced = _judge(evidence["chosen_displacement"], 0.0, is_above=False)
     within_noise = _is_within_noise(run, evidence["chosen_displacement"])
@@ -75,16 +107,8 @@ def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: 
         statement = _state_noise(run, evidence)
     if criteria["mass_near_chosen"] == FAILED:
         statement += _say_where_it_went(run)
-    return {
-        "kind": kind,
-        "statement": statement,
-        "criteria": {"displaced": displaced, **criteria},
-        "evidence": {
-            name: interval.to_dict("value" if name in _VALUES else "mean") for name, interval in evidence.items()
-        },
-        "n": run.n,
-        "next": _NEXT_WITHIN_NOISE if within_noise else _NEXT_WITHOUT_RANKING if is_lost else _advise(kind),
-    }
+    next_ = _NEXT_WITHIN_NOISE if within_noise else _NEXT_WITHOUT_RANKING if is_lost else _advise(kind)
+    return Verdict(kind, statement, {"displaced": displaced, **criteria}, evidence, run.n, next_)
 
 
 def _say_where_it_went(run: ScoredRun) -> str:
@@ -104,29 +128,6 @@ def find_missing(run: ScoredRun) -> str | None:
     if not run.is_referenced:
         return "reference"
     return None if "chosen_tokens" in run.columns else "lengths"
-
-
-_VALUES = ("reward_accuracy", "chosen_displaced_share", "chosen_probability_kept")
-
-
-def _measure(run: ScoredRun, n_resamples: int, seed: int) -> dict[str, Interval]:
-    columns = run.columns
-    chosen, rejected = columns["chosen_displacement"], columns["rejected_displacement"]
-    options: dict[str, Any] = {"clusters": run.clusters, "n_resamples": n_resamples, "seed": seed}
-    means = bootstrap_means(
-        {
-            "chosen_displacement": chosen,
-            "rejected_displacement": rejected,
-            "rejected_minus_chosen_change": rejected - chosen,
-        },
-        **options,
-    )
-    shares = bootstrap_shares(
-        {name: columns[name] for name in ("reward_accuracy", "chosen_displaced_share")}, **options
-    )
-    per_token = bootstrap_ratios({"": (chosen, columns["chosen_tokens"])}, **options)[""]
-    kept = Interval(*(math.exp(min(end, 700.0)) for end in (per_token.value, per_token.ci_low, per_token.ci_high)))
-    return {**means, **shares, "chosen_probability_kept": kept}
 
 
 def _judge(interval: Interval, bound: float, *, is_above: bool = True) -> str:
@@ -188,11 +189,11 @@ def _with_number(name: str, clause: str, evidence: Mapping[str, Interval]) -> st
         return f"{clause} ({_percent(evidence['reward_accuracy'])})"
     if name == "mass_near_chosen":
         return f"{clause} ({_kept(evidence)})"
-    return f"{clause} (by {format_change(evidence['rejected_minus_chosen_change'])} nats against the chosen)"
+    return f"{clause} (by {format_change(evidence[CHANGE_GAP])} nats against the chosen)"
 
 
 def _kept(evidence: Mapping[str, Interval]) -> str:
-    return _percent(evidence["chosen_probability_kept"])
+    return _percent(evidence[KEPT])
 
 
 _NEXT_WITHIN_NOISE = "Score again with --dtype float32, where rounding is some thousand times smaller."
@@ -230,8 +231,8 @@ def _advise(kind: str) -> str:
 
 def format_change(interval: Interval) -> str:
     """Returns "-3.79 [-4.39, -3.30]"."""
-    return format_interval(interval.to_dict())
+    return format_interval(interval)
 
 
 def _percent(interval: Interval) -> str:
-    return format_interval(interval.to_dict(), "z.1f", 100, " %")
+    return format_interval(interval, "z.1f", 100, " %")

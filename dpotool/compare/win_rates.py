@@ -127,7 +127,7 @@ def adjust_family(summaries: Sequence[dict[str, Any]]) -> None:
 
 def state_result(label: str, baseline: str, summary: Mapping[str, Any]) -> str:
     """Returns one sentence: whether the model's answers are preferred, how often, and how sure that is."""
-    rate = Interval(*(summary["win_rate"]["ties_half"][key] for key in ("value", "ci_low", "ci_high")))
+    rate = Interval.read(summary["win_rate"]["ties_half"])
     if not summary["n"] or math.isnan(rate.ci_low):
         return f"Nothing can be said about {label} against {baseline}: no question has a verdict."
     p = summary.get("p_adjusted", summary["p_value"])

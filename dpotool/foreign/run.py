@@ -112,8 +112,9 @@ def _write(folder: RunFolder, path: Path, config: ImportConfig, content: Any) ->
         )
         run = ScoredRun(content.reindex(columns=SCORE_SCHEMA.names), folder.name, about, path=target)
         write_table(run.table, target, SCORE_SCHEMA, about.to_dict())
-        summary = {**about.to_dict(), **summarize_scores(run), "verdict": judge_displacement(run)}
-        write_summary(target, summary)
+        summary, verdict = summarize_scores(run), judge_displacement(run)
+        told = None if verdict is None else verdict.to_dict()
+        write_summary(target, {**about.to_dict(), **summary, "verdict": told})
         return target
     target = folder.table_path("imported", data, config.split, format="csv")
     with atomic_path(target) as temporary:

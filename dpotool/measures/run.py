@@ -197,7 +197,8 @@ def _write(
         summary |= measure.summarize_run(run, config.seed)
     summary["counts"] = opened.pair_set.counts.to_dict()
     summary["layouts"] = layouts
-    summary["verdict"] = judge_displacement(run, seed=config.seed)
+    verdict = judge_displacement(run, seed=config.seed)
+    summary["verdict"] = None if verdict is None else verdict.to_dict()
     if PartialState().is_main_process:
         write_table(run.table, path, build_schema(measures), about.to_dict(), format=config.format)
         write_summary(path, summary)

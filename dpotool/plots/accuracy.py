@@ -96,7 +96,7 @@ def _lambda(point: Point) -> float:
 
 def _draw_constant(axes: Axes, points: Sequence[Point], recommended: str | None) -> None:
     lambdas = np.array([_lambda(each) for each in points])
-    values = np.array([each.y["mean"] for each in points])
+    values = np.array([each.y.value for each in points])
     distinct = np.unique(lambdas)
     axes.plot(distinct, [values[lambdas == one].mean() for one in distinct], color=COLORS[0], linewidth=1.2, zorder=2)
     for each in points:
@@ -122,12 +122,12 @@ def _draw_point(
 ) -> None:
     is_named = name in axes.get_legend_handles_labels()[1]
     axes.errorbar(
-        x, point.y["mean"], yerr=measure_bars(point.y), fmt=marker, color=color,
+        x, point.y.value, yerr=measure_bars(point.y), fmt=marker, color=color,
         markersize=11 if marker == "*" else 6, markeredgecolor=INK, markeredgewidth=0.6, capsize=3, elinewidth=1.1,
         label=name if name and not is_named else None, zorder=3,
     )  # fmt: skip
     if point.label == recommended:
-        ring_recommended(axes, x, point.y["mean"])
+        ring_recommended(axes, x, point.y.value)
 
 
 def _add_scale(axes: Axes, base: float) -> None:

@@ -14,7 +14,7 @@ from dpotool.plots.registry import Drawing
 from dpotool.plots.scene import Scene
 from dpotool.plots.theme import COLORS, DASHES, MARKERS, make_figure, set_note, set_title, styled
 from dpotool.plots.tradeoff import measure_bars
-from dpotool.stats.wording import capitalize, format_interval
+from dpotool.stats.wording import Interval, capitalize, format_interval
 
 FEWEST_SPOKES = 3
 LOWEST, HIGHEST = 1, 10
@@ -49,9 +49,9 @@ def plot_ratings(rated: Sequence[Mapping[str, Any]]) -> Figure:
     axes: Any = figure.add_subplot(projection="polar", theta_offset=np.pi / 2, theta_direction=-1)
     angles = np.linspace(0, 2 * np.pi, len(categories), endpoint=False)
     for place, each in enumerate(rated):
-        means = [each["by_category"][name] for name in categories]
+        means = [Interval.read(each["by_category"][name]) for name in categories]
         shifted = angles + _APART * (place - (len(rated) - 1) / 2)
-        color, values = COLORS[place % len(COLORS)], [mean["mean"] for mean in means]
+        color, values = COLORS[place % len(COLORS)], [mean.value for mean in means]
         axes.plot(
             [*shifted, shifted[0]], [*values, values[0]], marker=MARKERS[place % len(MARKERS)], color=color,
             linestyle=DASHES[place % len(DASHES)], linewidth=1.3, markersize=5, label=each["label"],

@@ -33,7 +33,8 @@ from dpotool.plots.theme import (
     styled,
     wrap,
 )
-from dpotool.stats.wording import format_interval
+from dpotool.stats.paired import read_difference
+from dpotool.stats.wording import Interval, format_interval
 
 _X = "chosen_logps"
 AGAINST = {
@@ -45,13 +46,13 @@ AGAINST = {
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A run: its differences from the baseline, `mean`, `ci_low`, `ci_high`, in the units of the axes."""
+    """A run: its differences from the baseline, in the units of the axes."""
 
     label: str
     run: Mapping[Any, Any]
     """Its row in the runs table."""
-    x: Mapping[str, float]
-    y: Mapping[str, float]
+    x: Interval
+    y: Interval
 
 
 def draw(scene: Scene) -> Drawing:
@@ -94,22 +95,22 @@ def _draw(scene: Scene, against: str) -> Drawing:
 def read_points(comparison: Comparison, against: str) -> list[Point]:
     """Returns a point per run whose two differences are known, the baseline at the origin."""
     _, _, scale = AGAINST[against]
-    found = {label: each[against] for label, each in comparison.differences.items()}
-    return place_points(comparison, {label: y and y["difference"] for label, y in found.items()}, scale)
+    found = {label: each.metrics[against] for label, each in comparison.differences.items()}
+    return place_points(comparison, {label: read_difference(y) for label, y in found.items()}, scale)
 
 
-def place_points(comparison: Comparison, y: Mapping[str, Mapping[str, float] | None], scale: float) -> list[Point]:
+def place_points(comparison: Comparison, y: Mapping[str, Interval | None], scale: float) -> list[Point]:
     """Returns the points of the runs whose y is given, and the baseline's; those without a likelihood have none."""
     points = []
     for run in comparison.runs.to_dict("records"):
         label = str(run["label"])
         if label == comparison.baseline:
-            none = dict.fromkeys(("mean", "ci_low", "ci_high"), 0.0)
+            none = Interval(0.0, 0.0, 0.0)
             points.append(Point(label, run, none, none))
             continue
-        x, found = comparison.differences[label][_X], y.get(label)
+        x, found = comparison.differences[label].metrics[_X], y.get(label)
         if x is not None and found is not None:
-            points.append(Point(label, run, x["difference"], {end: scale * value for end, value in found.items()}))
+            points.append(Point(label, run, x.difference, found.scale(scale)))
     return points
 
 
@@ -155,7 +156,7 @@ def read_lines(comparison: Comparison, controls: Controls, against: str) -> list
     for name, group in groups.items():
         ordered = [group[order] for order in sorted(group)]
         if len(ordered) > 1:
-            x, y = ([getattr(each, axis)["mean"] for each in ordered] for axis in "xy")
+            x, y = ([getattr(each, axis).value for each in ordered] for axis in "xy")
             lines.append(Line(name, x, y, _RUN_STYLES[name]))
     return lines
 
@@ -250,10 +251,10 @@ def need_differences(comparison: Comparison, is_known: bool, metric: str) -> Non
         raise DpotoolError(f"no run's {what} can be compared", remedy="Score the runs with a reference first")
 
 
-def measure_bars(interval: Mapping[str, float]) -> NDArray[np.float64]:
+def measure_bars(interval: Interval) -> NDArray[np.float64]:
     """Returns how far an interval reaches below and above its mean, (2, 1); 0 where its ends are not known."""
-    mean = interval["mean"]
-    return np.nan_to_num(np.array([[mean - interval["ci_low"]], [interval["ci_high"] - mean]]))
+    ends = [[interval.value - interval.ci_low], [interval.ci_high - interval.value]]
+    return np.nan_to_num(np.array(ends))
 
 
 def is_on_front(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -263,7 +264,7 @@ def is_on_front(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bo
 
 
 def _centres(points: list[Point]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    return np.array([each.x["mean"] for each in points]), np.array([each.y["mean"] for each in points])
+    return np.array([each.x.value for each in points]), np.array([each.y.value for each in points])
 
 
 def _draw_front(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
@@ -307,16 +308,16 @@ def draw_runs(axes: Axes, points: list[Point], recommended: str | None) -> None:
             marker, color, name = MARKERS[1 + position % (len(MARKERS) - 1)], COLORS[2 + position % 5], ""
             position += 1
         axes.errorbar(
-            each.x["mean"], each.y["mean"], xerr=measure_bars(each.x), yerr=measure_bars(each.y), fmt="none",
+            each.x.value, each.y.value, xerr=measure_bars(each.x), yerr=measure_bars(each.y), fmt="none",
             ecolor=color, elinewidth=1.1, capsize=2, zorder=3,
         )  # fmt: skip
         axes.plot(
-            each.x["mean"], each.y["mean"], marker, color=color, markersize=12 if marker == "*" else 7,
+            each.x.value, each.y.value, marker, color=color, markersize=12 if marker == "*" else 7,
             markeredgecolor=INK, markeredgewidth=0.6, label=name if name and name not in named else None, zorder=4,
         )  # fmt: skip
         named.add(name)
         if each.label == recommended:
-            ring_recommended(axes, each.x["mean"], each.y["mean"])
+            ring_recommended(axes, each.x.value, each.y.value)
 
 
 def _describe(comparison: Comparison, n_points: int, n_on_front: int) -> str:

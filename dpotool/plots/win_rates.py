@@ -24,7 +24,7 @@ from dpotool.plots.theme import (
     wrap,
 )
 from dpotool.plots.tradeoff import Point, draw_points, place_points
-from dpotool.stats.wording import capitalize, format_interval
+from dpotool.stats.wording import Interval, capitalize, format_interval
 
 _PARTS = (("wins", COLORS[0], ""), ("ties", FAINT, ""), ("losses", COLORS[1], "/////"))
 
@@ -51,7 +51,7 @@ def draw_tradeoff(scene: Scene) -> Drawing:
     """Draws win rate against the difference in chosen log-likelihood; raises DpotoolError where either is not known."""
     judged, comparison = need_judged(scene), scene.comparison
     above_half = {
-        label: {"mean": rate["value"] - 0.5, "ci_low": rate["ci_low"] - 0.5, "ci_high": rate["ci_high"] - 0.5}
+        label: Interval.read({end: number - 0.5 for end, number in rate.items()})
         for label, rate in scene.findings.win_rates.items()
     }
     points = place_points(comparison, above_half, 100)
@@ -62,7 +62,7 @@ def draw_tradeoff(scene: Scene) -> Drawing:
             got=str(judged[0].summary["baseline"]),
             remedy=f"Judge the answers with --baseline '{comparison.baseline}'",
         )
-    rows = [f"{each.label}: {format_interval(each.x, '+z.2f')} nats, {each.y['mean'] + 50:.1f} %" for each in points]
+    rows = [f"{each.label}: {format_interval(each.x, '+z.2f')} nats, {each.y.value + 50:.1f} %" for each in points]
     alt = f"Chosen log-likelihood kept, and win rate over {comparison.baseline}. {'; '.join(rows)}."
     return Drawing(plot_tradeoff(points, judged), alt)
 

@@ -106,7 +106,7 @@ def _answer(material: Material) -> list[Block]:
     blocks.append(Paragraph(f"What to do next: {findings.next_action}"))
     rows = []
     for label, verdict in findings.verdicts.items():
-        states = [verdict["criteria"][name] for name in _CRITERIA] if verdict else ["-"] * len(_CRITERIA)
+        states = [verdict.criteria[name] for name in _CRITERIA] if verdict else ["-"] * len(_CRITERIA)
         rows.append([label, findings.say_kind(label), *map(_say_state, states)])
     caption = (
         "The verdict on each model, from four questions. The answer is yes or no where the whole 95 % interval says "

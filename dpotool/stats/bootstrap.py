@@ -12,37 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, norm
 
+from dpotool.stats.wording import Interval
+
 N_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 _CELLS_PER_BLOCK = 65_536  # resamples x pairs drawn at a time; stays in cache, which is what makes it fast
 
 Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """An estimate with its confidence interval; the ends are NaN for fewer than two pairs."""
-
-    value: float
-    ci_low: float
-    ci_high: float
-
-    def to_dict(self, key: str = "value") -> dict[str, float]:
-        """Returns the form of every summary: `{"mean" or "value": ..., "ci_low": ..., "ci_high": ...}`."""
-        return {key: self.value, "ci_low": self.ci_low, "ci_high": self.ci_high}
-
-    def to_perplexity(self) -> Interval:
-        """From log-probability per token (nats) to perplexity exp(-it); BCa intervals carry over, ends swapped."""
-        with np.errstate(over="ignore"):
-            value, low, high = np.exp([-self.value, -self.ci_high, -self.ci_low])
-        return Interval(float(value), float(low), float(high))
 
 
 def read_clusters(table: pd.DataFrame) -> np.ndarray | None:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,19 +40,49 @@ _CELLS_PER_BATCH = 4_000_000  # permutations x pairs that scipy holds at a time
 Floats = NDArray[np.float64]
 
 
-@dataclass(frozen=True, slots=True)
-class PairedDifference:
-    """How a column of one model differs from the same column of another, over the pairs both were scored on."""
+@dataclass(frozen=True, kw_only=True)
+class Tested:
+    """A difference with its interval and its test."""
 
     difference: Interval
     """Mean of model minus baseline, in the column's unit."""
+    p_value: float
+    """Two-sided; NaN where there is too little to test."""
+    p_adjusted: float | None = None
+    """Where several are compared, the p-value adjusted for that (`adjust_family`); None where there is none."""
+
+    @property
+    def is_beyond_chance(self) -> bool:
+        """Whether the adjusted p-value is below ALPHA."""
+        return self.p_adjusted is not None and self.p_adjusted < ALPHA
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the difference can be claimed: its interval and its adjusted test both say so.
+
+        Neither alone will do. Bootstrap intervals are too narrow for few pairs (of five with no true difference one in
+        six leaves zero out), and know nothing of how many models are compared.
+        """
+        return self.is_beyond_chance and self.difference.excludes_zero
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the form of every summary."""
+        return {
+            "difference": self.difference.to_dict("mean"),
+            "p_value": self.p_value,
+            "p_adjusted": self.p_adjusted,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairedDifference(Tested):
+    """How a column of one model differs from the same column of another, over the pairs both were scored on."""
+
     effect_size: Interval
     """No unit. Of means Cohen's d_z, the mean difference over the standard deviation of the differences; of shares the
     matched odds ratio (`stats.odds`)."""
     effect: str
     """STANDARDISED or ODDS."""
-    p_value: float
-    """Two-sided; NaN for fewer than two pairs."""
     test: str
     """MCNEMAR or SIGN_FLIPS."""
     n: int
@@ -62,18 +92,12 @@ class PairedDifference:
     """For a share: pairs that are true for the model alone, and for the baseline alone."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the form of every summary; `p_adjusted` is added where several are compared."""
+        """Returns the form of every summary."""
         only_model, only_baseline = self.discordant or (None, None)
         counts = {} if self.discordant is None else {"only_model": only_model, "only_baseline": only_baseline}
-        return {
-            "difference": self.difference.to_dict("mean"),
-            "effect_size": {"kind": self.effect, **self.effect_size.to_dict()},
-            "p_value": self.p_value,
-            "test": self.test,
-            "n": self.n,
-            "n_ties": self.n_ties,
-            **counts,
-        }
+        effect = {"kind": self.effect, **self.effect_size.to_dict()}
+        about = {"effect_size": effect, "test": self.test, "n": self.n, "n_ties": self.n_ties}
+        return {**super().to_dict(), **about, **counts}
 
 
 def compare_means(
@@ -264,3 +288,29 @@ def adjust_holm(p_values: Sequence[float] | Mapping[str, float]) -> list[float]:
     factors = np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(values[order] * factors), 1.0)
     return [float(value) for value in adjusted]
+
+
+T = TypeVar("T", bound=Tested)
+
+
+def adjust_family(members: Sequence[T]) -> list[T]:
+    """Returns the same differences with `p_adjusted`, Holm over all of them."""
+    adjusted = adjust_holm([member.p_value for member in members])
+    return [
+        replace(member, p_adjusted=None if math.isnan(p) else p) for member, p in zip(members, adjusted, strict=True)
+    ]
+
+
+def adjust_metrics(members: Sequence[Mapping[str, T | None]]) -> list[dict[str, T | None]]:
+    """Returns the same differences by metric with `p_adjusted`, each metric a family of its own."""
+    adjusted: list[dict[str, T | None]] = [dict(member) for member in members]
+    for name in adjusted[0] if adjusted else ():
+        known = [(member, found) for member in adjusted if (found := member[name]) is not None]
+        for (member, _), found in zip(known, adjust_family([found for _, found in known]), strict=True):
+            member[name] = found
+    return adjusted
+
+
+def read_difference(found: Tested | None) -> Interval | None:
+    """Returns the interval of a difference that may not be known."""
+    return None if found is None else found.difference

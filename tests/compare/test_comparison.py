@@ -147,7 +147,7 @@ def test_each_run_is_compared_by_its_own_numbers(tmp_path):
 
     assert set(comparison.differences) == {"IPO (a/ipo)", "DPO (b/dpo)", "IPO (b/ipo)"}
     base, *others = (run.scored["chosen_logps"].mean() for run in comparison.scored)
-    shown = [each["chosen_logps"]["difference"]["mean"] for each in comparison.differences.values()]
+    shown = [each.metrics["chosen_logps"].difference.value for each in comparison.differences.values()]
     assert shown == pytest.approx([other - base for other in others])
 
 

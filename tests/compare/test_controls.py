@@ -45,8 +45,8 @@ def test_worked_by_hand():
     found = check_run(ScoredRun(make_frame(-2.0, 1.5), "run"), curve)
     assert found is not None
     assert (found.at, found.share) == (CHOSEN, pytest.approx(0.5 + 0.5 / 3))
-    assert found.differences[MARGIN]["difference"]["mean"] == pytest.approx(1 / 6)
-    assert found.differences[ACCURACY]["difference"]["mean"] == 0
+    assert found.differences[MARGIN].difference.value == pytest.approx(1 / 6)
+    assert found.differences[ACCURACY].difference.value == 0
 
 
 def test_above_all_of_the_control_the_margin_is_what_both_have():
@@ -54,7 +54,7 @@ def test_above_all_of_the_control_the_margin_is_what_both_have():
     curve = make_curve(half=make_frame(-1.0, 1.0), full=make_frame(-4.0, 2.0))
     found = check_run(ScoredRun(make_frame(1.0, 1.5), "run"), curve)
     assert found is not None and found.at == MARGIN
-    assert found.differences[CHOSEN]["difference"]["mean"] == pytest.approx(3.5)
+    assert found.differences[CHOSEN].difference.value == pytest.approx(3.5)
     assert check_run(ScoredRun(make_frame(1.0, 9.0), "run"), curve) is None, "beyond it in both"
 
 
@@ -62,7 +62,7 @@ def test_between_start_and_first_point_the_start_has_that_points_ranking():
     curve = make_curve(half=make_frame(-1.0, np.where(np.arange(N) < 240, 1.0, -1.0)), full=make_frame(-4.0, 2.0))
     found = check_run(ScoredRun(make_frame(-0.1, 0.5), "run"), curve)
     assert found is not None and found.share == pytest.approx(0.05)
-    assert found.differences[ACCURACY]["difference"]["mean"] == pytest.approx(0.2)
+    assert found.differences[ACCURACY].difference.value == pytest.approx(0.2)
 
 
 def test_a_curve_that_passes_twice_counts_where_it_is_better():
@@ -70,7 +70,7 @@ def test_a_curve_that_passes_twice_counts_where_it_is_better():
     curve = make_curve(STOPPED, early=make_frame(-5.0, 1.0), full=make_frame(-3.0, 3.0))
     found = check_run(ScoredRun(make_frame(-4.0, 2.5), "run"), curve)
     assert found is not None and found.share == pytest.approx(0.75)
-    assert found.differences[MARGIN]["difference"]["mean"] == pytest.approx(0.5)
+    assert found.differences[MARGIN].difference.value == pytest.approx(0.5)
 
 
 def test_a_point_of_the_curve_does_not_differ_from_it():
@@ -78,8 +78,8 @@ def test_a_point_of_the_curve_does_not_differ_from_it():
     found = check_run(ScoredRun(half, "same"), make_curve(half=half, full=draw(2, -4.0, 2.0)))
     assert found is not None
     for each in found.differences.values():
-        assert each["difference"]["mean"] == pytest.approx(0, abs=1e-12)
-        assert each["difference"]["ci_high"] == pytest.approx(0, abs=1e-12)
+        assert each.difference.value == pytest.approx(0, abs=1e-12)
+        assert each.difference.ci_high == pytest.approx(0, abs=1e-12)
 
 
 def test_the_interval_is_that_of_matching_anew_in_every_resample():
@@ -157,9 +157,9 @@ def test_a_win_rate_is_compared_at_the_same_chosen_likelihood(tmp_path: Path):
     found = find_out(paths)
     [check] = found.controls.checks
     gain = check.differences[WINS]
-    assert gain["difference"]["mean"] == pytest.approx(0.15) and gain["difference"]["ci_low"] > 0
+    assert gain.difference.value == pytest.approx(0.15) and gain.difference.ci_low > 0
     naive = compare_means(*(np.repeat([1, 0.5, 0], counts) for counts in ((165, 60, 75), (0, 300, 0)))).difference
-    assert gain["difference"]["ci_high"] - gain["difference"]["ci_low"] > naive.ci_high - naive.ci_low, "paired"
+    assert gain.difference.ci_high - gain.difference.ci_low > naive.ci_high - naive.ci_low, "paired"
     text = found.controls.say("DPO-Shift λ=0.9")
     assert text is not None and " and in win rate by 15.0 points [" in text
     columns, rows = tabulate_controls(found.controls)
@@ -184,10 +184,10 @@ def test_a_setting_with_two_seeds_is_weighed_as_a_whole(tmp_path: Path):
     found = find_out(paths, baseline=paths[0])
     *single, pooled = found.controls.checks
     assert [check.seeds for check in single] == [(), ()] and pooled.seeds == (1, 2)
-    gains = [check.differences[MARGIN]["difference"] for check in (*single, pooled)]
-    assert [each["mean"] for each in gains] == pytest.approx([0.3, 0.5, 0.4])
-    assert gains[2]["ci_low"] < 0.3 and gains[2]["ci_high"] > 0.5, "the seeds differ by more than the pairs do"
-    assert pooled.differences[MARGIN]["seed_sd"] == pytest.approx(0.1 * 2**0.5)
+    gains = [check.differences[MARGIN].difference for check in (*single, pooled)]
+    assert [each.value for each in gains] == pytest.approx([0.3, 0.5, 0.4])
+    assert gains[2].ci_low < 0.3 and gains[2].ci_high > 0.5, "the seeds differ by more than the pairs do"
+    assert pooled.differences[MARGIN].seed_sd == pytest.approx(0.1 * 2**0.5)
     text = found.controls.say("DPO-Shift λ=0.9", pooled=True)
     assert text is not None and text in found.sentences
     assert text.startswith("At the same chosen likelihood DPO-Shift λ=0.9 (over 2 seeds) does not beat scaling back;")

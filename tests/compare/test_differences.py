@@ -49,17 +49,17 @@ def test_differences_are_taken_within_pairs_from_the_dpo_run(runs, comparison):
     ours, theirs = (read_table(run.list_tables("score")[0]) for run in runs[:2])
     difference = comparison.differences["DPO-Shift λ=0.9"]
     expected = (ours["chosen_logps"] - theirs["chosen_logps"]).mean()
-    assert difference["chosen_logps"]["difference"]["mean"] == pytest.approx(expected)
-    assert difference["n"] == 120
+    assert difference.metrics["chosen_logps"].difference.value == pytest.approx(expected)
+    assert difference.n == 120
     only_ours = ((ours["reward_margins"] > 0) & ~(theirs["reward_margins"] > 0)).sum()
-    assert difference["reward_accuracy"]["only_model"] == only_ours
+    assert difference.metrics["reward_accuracy"].discordant[0] == only_ours
     assert comparison.problems == []
 
 
 def test_p_values_are_adjusted_over_the_models_of_each_metric(comparison):
     for metric in (*MEAN_METRICS, *SHARE_METRICS):
         raw, adjusted = (
-            np.array([each[metric][name] for each in comparison.differences.values()])
+            np.array([getattr(each.metrics[metric], name) for each in comparison.differences.values()])
             for name in ("p_value", "p_adjusted")
         )
         assert adjusted.min() == pytest.approx(min(1.0, 2 * raw.min()))
@@ -106,8 +106,8 @@ def test_what_spoils_a_comparison_is_said(tmp_path, runs):
     assert "IPO and DPO share 100 of 120 scored pairs; differences and the recommendation count only these" in problems
     assert "IPO and DPO were measured against different references." in problems
     assert "HINGE was scored without a reference: no rewards" in problems
-    assert comparison.differences["HINGE"]["reward_accuracy"] is None
-    assert comparison.differences["HINGE"]["chosen_logps"]["n"] == 120
+    assert comparison.differences["HINGE"].metrics["reward_accuracy"] is None
+    assert comparison.differences["HINGE"].metrics["chosen_logps"].n == 120
 
 
 def test_pairs_of_one_prompt_are_drawn_together(tmp_path):
@@ -118,8 +118,8 @@ def test_pairs_of_one_prompt_are_drawn_together(tmp_path):
     )
     difference = compare_runs(open_runs([a, b])).differences["IPO"]
 
-    assert (difference["n"], difference["n_prompts"], difference["prompts_repeat"]) == (60, 20, True)
-    assert difference["reward_accuracy"]["test"] == "sign-flip permutation test"
+    assert (difference.n, difference.n_prompts, difference.prompts_repeat) == (60, 20, True)
+    assert difference.metrics["reward_accuracy"].test == "sign-flip permutation test"
 
 
 def test_sentences_say_way_size_and_doubt(comparison):
@@ -133,10 +133,13 @@ def test_sentences_say_way_size_and_doubt(comparison):
 def test_beyond_chance_is_said_of_the_adjusted_p_value(comparison):
     """Raw 0.03, adjusted for four models 0.12: the table shows 0.120, and the sentence doubts with it."""
     half = comparison.differences["DPO-Shift λ=0.5"]
-    accuracy = half["reward_accuracy"] | {"p_value": 0.03, "p_adjusted": 0.12}
+    accuracies = [replace(half.metrics["reward_accuracy"], p_value=0.03, p_adjusted=p) for p in (0.12, 0.04)]
     doubtful, sure = (
-        replace(comparison, differences={"DPO-Shift λ=0.5": half | {"reward_accuracy": accuracy | {"p_adjusted": p}}})
-        for p in (0.12, 0.04)
+        replace(
+            comparison,
+            differences={"DPO-Shift λ=0.5": replace(half, metrics={**half.metrics, "reward_accuracy": accuracy})},
+        )
+        for accuracy in accuracies
     )
 
     assert tabulate_comparison(doubtful, {})[1][2][7] == "0.120"
@@ -172,12 +175,12 @@ def test_effect_sizes_have_intervals_and_ties_are_counted(comparison):
         "model", "chosen, d_z", "rejected, d_z", "margin, d_z", "only it right : only DPO right", "odds ratio",
         "ranked alike", "chosen equally likely", "margin exactly 0",
     ]  # fmt: skip
-    chosen = comparison.differences["DPO-Shift λ=0.9"]["chosen_logps"]["effect_size"]
-    assert ours[1] == f"{chosen['value']:+.2f} [{chosen['ci_low']:+.2f}, {chosen['ci_high']:+.2f}]"
-    accuracy = comparison.differences["DPO-Shift λ=0.5"]["reward_accuracy"]
-    assert half[4] == f"{accuracy['only_model']} : {accuracy['only_baseline']}"
-    assert half[5].startswith(f"{accuracy['only_model'] / accuracy['only_baseline']:.2f} [")
-    assert half[6] == f"{120 - accuracy['only_model'] - accuracy['only_baseline']} of 120"
+    chosen = comparison.differences["DPO-Shift λ=0.9"].metrics["chosen_logps"].effect_size
+    assert ours[1] == f"{chosen.value:+.2f} [{chosen.ci_low:+.2f}, {chosen.ci_high:+.2f}]"
+    only = comparison.differences["DPO-Shift λ=0.5"].metrics["reward_accuracy"].discordant
+    assert half[4] == f"{only[0]} : {only[1]}"
+    assert half[5].startswith(f"{only[0] / only[1]:.2f} [")
+    assert half[6] == f"{120 - sum(only)} of 120"
     assert base[:2] == ["DPO", "baseline"] and base[-1] == "0 of 120"
 
 
@@ -311,7 +314,7 @@ def test_the_same_pairs_under_another_limit_compare(tmp_path):
 
     comparison = compare_runs(open_runs([a, b]))
 
-    assert comparison.differences["IPO"]["n"] == 50
+    assert comparison.differences["IPO"].n == 50
     write_table(
         part.assign(prompt_id="other"), b.list_tables("score")[0], SCORE_SCHEMA, {"data": "demo", "split": "test"}
     )

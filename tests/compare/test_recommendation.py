@@ -12,7 +12,7 @@ from scored_runs import compare_frames, write_scored_run
 from synthetic_frames import make_score_frame
 
 from dpotool.compare.compared_table import describe_differences
-from dpotool.compare.differences import Comparison, excludes_zero
+from dpotool.compare.differences import Comparison
 from dpotool.compare.findings import find_out
 from dpotool.compare.recommendation import recommend
 
@@ -49,8 +49,8 @@ def test_false_claims_are_as_rare_as_the_adjusted_p_value_says():
     claims = np.mean([count_claims(study) for study in studies], axis=0)
 
     assert (claims <= 0.08).all()
-    chosen = [[each["chosen_logps"]["difference"] for each in study.differences.values()] for study in studies]
-    by_interval = np.mean([any(map(excludes_zero, intervals)) for intervals in chosen])
+    chosen = [[each.metrics["chosen_logps"].difference for each in study.differences.values()] for study in studies]
+    by_interval = np.mean([any(each.excludes_zero for each in intervals) for intervals in chosen])
     assert by_interval > 0.2, "what docs/comparing.md says of the intervals by themselves"
 
 
@@ -80,8 +80,7 @@ def test_accuracies_are_those_on_the_pairs_both_were_scored_on():
     """By themselves 64 % of 100 against 25 % of 40, far below; on the 40 they share DPO has 10 %, and loses."""
     comparison = compare_frames(make_unlike())
 
-    accuracies = comparison.differences["IPO"]["accuracies"]
-    assert (accuracies["model"]["value"], accuracies["baseline"]["value"]) == (0.25, 0.1)
+    assert [each.value for each in comparison.differences["IPO"].accuracies] == [0.25, 0.1]
     found = recommend(comparison)
     assert found.recommended == "DPO" and "pairs" in found.failures["IPO"]
 
@@ -144,6 +143,6 @@ def test_a_setting_that_gains_over_its_seeds_is_taken_by_the_baselines_seed(tmp_
 
     recommendation, [pooled] = found.recommendation, found.seeds
     assert (recommendation.path, recommendation.setting) == (better[0], "DPO-Shift λ=0.9")
-    assert recommendation.gain.value == pooled["chosen_logps"]["mean"]
-    assert pooled["chosen_logps"]["p_adjusted"] == pooled["chosen_logps"]["p_value"] < 0.05
+    assert recommendation.gain.value == pooled.metrics["chosen_logps"].difference.value
+    assert pooled.metrics["chosen_logps"].p_adjusted == pooled.metrics["chosen_logps"].p_value < 0.05
     assert " nats above DPO (dpo-42) of the same seed, over seeds 42, 43, 44; " in recommendation.statement

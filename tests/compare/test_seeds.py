@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -22,10 +23,10 @@ def test_two_seeds_by_hand():
     found = combine_seeds([np.array([1.0, 3.0]), np.array([2.0, 4.0])], None)
 
     half = stats.t.ppf(0.975, 25 / 17) * math.sqrt(1.25)
-    assert found["mean"] == 2.5
-    assert (found["ci_low"], found["ci_high"]) == pytest.approx((2.5 - half, 2.5 + half))
-    assert found["seed_sd"] == pytest.approx(math.sqrt(0.5))
-    assert found["p_value"] == pytest.approx(2 * stats.t.sf(2.5 / math.sqrt(1.25), 25 / 17))
+    assert found.difference.value == 2.5
+    assert (found.difference.ci_low, found.difference.ci_high) == pytest.approx((2.5 - half, 2.5 + half))
+    assert found.seed_sd == pytest.approx(math.sqrt(0.5))
+    assert found.p_value == pytest.approx(2 * stats.t.sf(2.5 / math.sqrt(1.25), 25 / 17))
 
 
 def test_seeds_that_agree_leave_the_interval_of_the_pairs():
@@ -33,7 +34,7 @@ def test_seeds_that_agree_leave_the_interval_of_the_pairs():
     found = combine_seeds([values, values, values], None)
 
     t_interval = stats.ttest_1samp(values, 0).confidence_interval()
-    assert (found["ci_low"], found["ci_high"]) == pytest.approx(tuple(t_interval))
+    assert (found.difference.ci_low, found.difference.ci_high) == pytest.approx(tuple(t_interval))
 
 
 def test_about_95_of_100_intervals_hold_the_truth_over_pairs_and_training():
@@ -44,7 +45,7 @@ def test_about_95_of_100_intervals_hold_the_truth_over_pairs_and_training():
         pairs = 1 + rng.normal(0, 1, 80)
         runs = [pairs + rng.normal(0, 0.2) + rng.normal(0, 0.3, 80) for _ in range(3)]
         found = combine_seeds(runs, None)
-        hits.append(found["ci_low"] <= 1 <= found["ci_high"])
+        hits.append(found.difference.ci_low <= 1 <= found.difference.ci_high)
 
     assert 0.92 <= np.mean(hits) <= 0.98
 
@@ -65,12 +66,13 @@ def test_settings_are_pooled_against_the_baseline_of_the_same_seed(tmp_path):
     comparison = compare_runs(open_runs([*runs, alone]))
     [pooled] = pool_seeds(comparison)
 
-    assert (pooled["label"], pooled["seeds"], pooled["n"]) == ("DPO-Shift λ=0.9", [1, 2, 3], 120)
+    assert (pooled.label, pooled.seeds, pooled.n) == ("DPO-Shift λ=0.9", [1, 2, 3], 120)
     frames = [run.scored["chosen_logps"].to_numpy() for run in comparison.scored]
     by_seed = [float(np.mean(shift - dpo)) for dpo, shift in zip(frames[0:6:2], frames[1:6:2], strict=True)]
-    assert pooled["chosen_logps"]["mean"] == pytest.approx(np.mean(by_seed))
-    assert pooled["chosen_logps"]["seed_sd"] == pytest.approx(np.std(by_seed, ddof=1))
-    assert pooled["chosen_logps"]["ci_low"] < pooled["chosen_logps"]["mean"] < pooled["chosen_logps"]["ci_high"]
+    chosen = pooled.metrics["chosen_logps"]
+    assert chosen.difference.value == pytest.approx(np.mean(by_seed))
+    assert chosen.seed_sd == pytest.approx(np.std(by_seed, ddof=1))
+    assert chosen.difference.ci_low < chosen.difference.value < chosen.difference.ci_high
 
 
 def train_seeds(folder, seeds=(1, 2), *, displacement=-8.0, **config):
@@ -107,9 +109,11 @@ def test_runs_of_other_settings_are_no_repetition(tmp_path, ours, theirs):
     assert pool_seeds(compare_runs(open_runs([*base, one[0], other[1]]), n_resamples=50)) == []
 
     rows = pool_seeds(compare_runs(open_runs([*base, *one, *other]), n_resamples=50))
-    assert [row["seeds"] for row in rows] == [[1, 2], [1, 2]]
-    assert rows[0]["label"] != rows[1]["label"]
-    assert rows[0]["chosen_logps"]["mean"] < rows[1]["chosen_logps"]["mean"] - 1, "none of -5 among those of -8"
+    assert [row.seeds for row in rows] == [[1, 2], [1, 2]]
+    assert rows[0].label != rows[1].label
+    assert rows[0].metrics["chosen_logps"].difference.value < rows[1].metrics["chosen_logps"].difference.value - 1, (
+        "none of -5 among those of -8"
+    )
 
 
 def test_labels_say_the_rule_of_a_lambda_per_pair_and_the_folder_where_no_label_tells_settings_apart(tmp_path):
@@ -118,7 +122,7 @@ def test_labels_say_the_rule_of_a_lambda_per_pair_and_the_folder_where_no_label_
     runs = [run for rule in ("sign", "band") for run in train_seeds(tmp_path / rule, adaptive_rule=rule, **adaptive)]
     rates = [run for rate in (1e-6, 5e-7) for run in train_seeds(tmp_path / f"{rate}", **SHIFT, learning_rate=rate)]
 
-    assert [row["label"] for row in pool_seeds(compare_runs(open_runs([*base, *runs, *rates]), n_resamples=50))] == [
+    assert [row.label for row in pool_seeds(compare_runs(open_runs([*base, *runs, *rates]), n_resamples=50))] == [
         "DPO-Shift λ per pair (sign)",
         "DPO-Shift λ per pair (band)",
         "DPO-Shift λ=0.9 (1e-06-1)",
@@ -132,7 +136,7 @@ def test_how_a_run_is_looked_at_is_no_setting(tmp_path):
     runs += train_seeds(tmp_path / "c", (3,), **SHIFT, logging_steps=5, device="cpu")
 
     [row] = pool_seeds(compare_runs(open_runs(runs), n_resamples=50))
-    assert row["seeds"] == [1, 2, 3]
+    assert row.seeds == [1, 2, 3]
 
 
 def test_two_runs_of_one_seed_count_once_and_say_so(tmp_path):
@@ -145,5 +149,5 @@ def test_two_runs_of_one_seed_count_once_and_say_so(tmp_path):
     what = r"same settings and seed: DPO-Shift λ=0\.9 \(more/a-1\), DPO-Shift λ=0\.9 \(more/a-2\)$"
     with pytest.warns(UserWarning, match=what):
         [row] = pool_seeds(compare_runs(open_runs(runs), n_resamples=50))
-    assert row | {"runs": None} == once[0] | {"runs": None}
-    assert ["more" in label for label in row["runs"].values()] == [False, False]
+    assert replace(row, runs={}) == replace(once[0], runs={})
+    assert ["more" in label for label in row.runs.values()] == [False, False]

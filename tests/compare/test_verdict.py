@@ -43,7 +43,7 @@ def make_frame(
 )
 def test_the_criteria_of_the_page(settings, kind):
     """Over 20 tokens, -1 nat keeps exp(-1/20) = 95 % of a token's probability and -6 nats keeps 74 %."""
-    assert judge_displacement(ScoredRun(make_frame(**settings)))["kind"] == kind
+    assert judge_displacement(ScoredRun(make_frame(**settings))).kind == kind
 
 
 def test_the_numbers_behind_it_by_hand():
@@ -51,25 +51,25 @@ def test_the_numbers_behind_it_by_hand():
 
     verdict = judge_displacement(ScoredRun(frame))
 
-    evidence = verdict["evidence"]
-    assert evidence["chosen_displacement"]["mean"] == pytest.approx(-1.0)
-    assert evidence["rejected_minus_chosen_change"]["mean"] == pytest.approx(-2.0)
-    assert evidence["chosen_probability_kept"]["value"] == pytest.approx(math.exp(-0.1))
-    assert evidence["chosen_displaced_share"]["value"] == 1.0
+    evidence = verdict.evidence
+    assert evidence["chosen_displacement"].value == pytest.approx(-1.0)
+    assert evidence["rejected_minus_chosen_change"].value == pytest.approx(-2.0)
+    assert evidence["chosen_probability_kept"].value == pytest.approx(math.exp(-0.1))
+    assert evidence["chosen_displaced_share"].value == 1.0
 
 
 def test_the_statement_holds_its_numbers_and_says_what_to_do():
     verdict = judge_displacement(ScoredRun(make_frame(chosen=-6.0, rejected=-9.0)))
 
-    assert verdict["statement"].startswith("Harmful displacement: log pi(chosen) changed by -5.99 [")
-    assert "chosen tokens lose more than 10 % of their probability (74." in verdict["statement"]
-    assert "ranked right" not in verdict["statement"], "a criterion that is met does not stand among those that fail"
-    assert "dpotool sweep" in verdict["next"]
+    assert verdict.statement.startswith("Harmful displacement: log pi(chosen) changed by -5.99 [")
+    assert "chosen tokens lose more than 10 % of their probability (74." in verdict.statement
+    assert "ranked right" not in verdict.statement, "a criterion that is met does not stand among those that fail"
+    assert "dpotool sweep" in verdict.next
 
 
 def test_few_pairs_are_called_few():
-    assert "12 pairs are few" in judge_displacement(ScoredRun(make_frame(12, chosen=-1, rejected=-4)))["statement"]
-    assert "few" not in judge_displacement(ScoredRun(make_frame(50, chosen=-1, rejected=-4)))["statement"]
+    assert "12 pairs are few" in judge_displacement(ScoredRun(make_frame(12, chosen=-1, rejected=-4))).statement
+    assert "few" not in judge_displacement(ScoredRun(make_frame(50, chosen=-1, rejected=-4))).statement
 
 
 def test_without_a_reference_or_pairs_there_is_no_verdict():
@@ -80,9 +80,9 @@ def test_without_a_reference_or_pairs_there_is_no_verdict():
 def test_one_pair_settles_nothing():
     verdict = judge_displacement(ScoredRun(make_frame(1, chosen=-1, rejected=-4)))
 
-    assert verdict["kind"] == "unclear"
-    assert "log pi(chosen) changed by -0.94 nats on average" in verdict["statement"]
-    assert "nan" not in verdict["statement"]
+    assert verdict.kind == "unclear"
+    assert "log pi(chosen) changed by -0.94 nats on average" in verdict.statement
+    assert "nan" not in verdict.statement
 
 
 def test_pairs_of_one_prompt_count_once():
@@ -91,12 +91,12 @@ def test_pairs_of_one_prompt_count_once():
     frame[["chosen_logps", "ref_chosen_logps"]] = (
         frame[["chosen_logps", "ref_chosen_logps"]].iloc[np.arange(200) // 10 * 10].to_numpy()
     )
-    apart = judge_displacement(ScoredRun(frame))["evidence"]["chosen_displacement"]
+    apart = judge_displacement(ScoredRun(frame)).evidence["chosen_displacement"]
     frame["prompt_id"] = (np.arange(200) // 10).astype(str)
 
-    together = judge_displacement(ScoredRun(frame))["evidence"]["chosen_displacement"]
+    together = judge_displacement(ScoredRun(frame)).evidence["chosen_displacement"]
 
-    assert together["ci_high"] - together["ci_low"] > 2 * (apart["ci_high"] - apart["ci_low"])
+    assert together.ci_high - together.ci_low > 2 * (apart.ci_high - apart.ci_low)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,9 @@ def test_what_a_verdict_lacks_has_a_name(changes, missing):
 def test_none_does_not_hide_a_lost_ranking():
     verdict = judge_displacement(ScoredRun(make_frame(chosen=1.0, rejected=-2.0, right=0.1)))
 
-    assert verdict["kind"] == "none"
-    assert "But fewer than half of the pairs are ranked right (10.0 % [" in verdict["statement"]
-    assert verdict["next"].startswith("Displacement is not the trouble: the ranking is.")
+    assert verdict.kind == "none"
+    assert "But fewer than half of the pairs are ranked right (10.0 % [" in verdict.statement
+    assert verdict.next.startswith("Displacement is not the trouble: the ranking is.")
 
 
 @pytest.mark.parametrize(("largest", "kind"), [(0.001, "none"), (0.3, "unclear")])
@@ -131,5 +131,5 @@ def test_a_change_within_what_rounding_does_is_unclear(largest, kind):
     noise = {"logps": {"largest": largest, "typical": largest}, "ref_logps": None}
     verdict = judge_displacement(ScoredRun(make_frame(chosen=0.26, rejected=-2.0), noise=noise))
 
-    assert verdict["kind"] == kind
-    assert ("Not to be told from rounding" in verdict["statement"]) == (kind == "unclear")
+    assert verdict.kind == kind
+    assert ("Not to be told from rounding" in verdict.statement) == (kind == "unclear")

@@ -44,8 +44,8 @@ def test_bars_span_the_paired_interval():
     (axes,) = plot_accuracy(comparison, model="m", data="d").axes
 
     ((_, low), (_, high)) = axes.containers[0].lines[2][0].get_segments()[0]
-    interval = comparison.differences["DPO-Shift λ=0.5"]["reward_accuracy"]["difference"]
-    assert (low, high) == pytest.approx((100 * interval["ci_low"], 100 * interval["ci_high"]))
+    interval = comparison.differences["DPO-Shift λ=0.5"].metrics["reward_accuracy"].difference
+    assert (low, high) == pytest.approx((100 * interval.ci_low, 100 * interval.ci_high))
 
 
 def test_schedules_and_other_losses_stand_beside_in_shapes_of_their_own():

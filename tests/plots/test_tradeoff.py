@@ -61,7 +61,8 @@ def test_a_point_and_a_label_per_run_with_paired_intervals_of_both_differences(a
     assert "demo, test, n = 300 pairs" in figure.get_suptitle()
     x_bar, y_bar = (bars.get_segments()[0] for bars in axes.containers[0].lines[2])
     first = comparison.differences["DPO-Shift λ=0.5"]
-    ends = [[first[name]["difference"][end] for end in ("ci_low", "ci_high")] for name in ("chosen_logps", against)]
+    found = [first.metrics[name].difference for name in ("chosen_logps", against)]
+    ends = [[each.ci_low, each.ci_high] for each in found]
     np.testing.assert_allclose(x_bar[:, 0], ends[0])
     np.testing.assert_allclose(y_bar[:, 1], scale * np.array(ends[1]))
 

@@ -82,11 +82,11 @@ def test_markdown_names_what_fell(run: str, tmp_path: Path) -> None:
 
 def test_the_verdict_says_where_the_probability_went(run: str, tmp_path: Path) -> None:
     verdict = find_out([run]).verdicts["DPO"]
-    assert verdict is not None and verdict["criteria"]["mass_near_chosen"] == "failed"
-    assert "Of the probability that chosen tokens lost" in verdict["statement"]
+    assert verdict is not None and verdict.criteria["mass_near_chosen"] == "failed"
+    assert "Of the probability that chosen tokens lost" in verdict.statement
     plain = write_scored_run(tmp_path / "dpo", frame=make_score_frame(40, displacement=-14, gap=6), loss="dpo")
     [other] = find_out([str(plain.path)]).verdicts.values()
-    assert other is not None and verdict["statement"].startswith(other["statement"])
+    assert other is not None and verdict.statement.startswith(other.statement)
 
 
 def test_a_token_by_hand() -> None:

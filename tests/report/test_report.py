@@ -278,8 +278,8 @@ def test_reproduction_repeats_what_the_report_was_told(tmp_path: Path, monkeypat
     write_scored_run(Path("shift"), seed=2, loss="shift", lambda_=0.9)
     told = ReportConfig(baseline="shift", data="demo", split="test", seed=3, pairs=2, output="my page.md")
     assert read_commands(["dpo", "shift"], told)[:2] == [
-        "dpotool report dpo shift --output 'my page.md' --baseline shift --data demo --split test --pairs 2 --seed 3",
-        "dpotool compare dpo shift --baseline shift --data demo --split test --seed 3",
+        "dpotool report dpo shift --data demo --split test --output 'my page.md' --baseline shift --pairs 2 --seed 3",
+        "dpotool compare dpo shift --data demo --split test --baseline shift --seed 3",
     ]
 
 
