@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 
 from dpotool.compare.diagnosis import SPANS, summarize_diagnosis
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.schemas import DIAGNOSIS_SCHEMA, DIAGNOSIS_TOKEN_SCHEMA
 from dpotool.runs.tables import write_table
 
@@ -27,7 +26,7 @@ def write_diagnosis(run: RunFolder, *, n: int = 40, seed: int = 0, data: str = "
     write_table(tokens, tokens_path, DIAGNOSIS_TOKEN_SCHEMA, about)
     items = [{"token_id": 5, "token": " wide", "change": 1.5, "n_gained_most": 3}]
     vocabulary = {"gained": items, "lost": [{**items[0], "token": "</script>", "change": -1.5}]}
-    write_json(summary_path(path), about | summarize_diagnosis(frame, tokens) | {"vocabulary": vocabulary})
+    write_summary(path, about | summarize_diagnosis(frame, tokens) | {"vocabulary": vocabulary})
 
 
 def _make_answer(draw: np.random.Generator, pair: int, side: str) -> pd.DataFrame:

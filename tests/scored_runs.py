@@ -16,8 +16,7 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.win_rates import summarize_judgments
 from dpotool.judging.judgments import Judgment, build_judgment_frame
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import JUDGMENT_SCHEMA
 from dpotool.runs.tables import SCORE_SCHEMA, write_table
@@ -60,7 +59,7 @@ def write_judgments(run: RunFolder, label: str, verdicts: Sequence[str], judge: 
     about = {"label": label, "baseline": "DPO", "judge": judge, "caveat": "exact", "is_proxy": False, **more}
     path = run.table_path("judgment", f"{label}-test", "vs", "DPO", judge)
     write_table(frame, path, JUDGMENT_SCHEMA, about)
-    write_json(summary_path(path), about | summarize_judgments(frame))
+    write_summary(path, about | summarize_judgments(frame))
 
 
 def compare_frames(frames: dict[str, pd.DataFrame], *, seed: int = 0, n_resamples: int = 500) -> Comparison:

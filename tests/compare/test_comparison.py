@@ -13,8 +13,7 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.errors import DpotoolError
 from dpotool.runs.about import ScoreAbout
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, summary_path, write_summary
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.tables import SCORE_SCHEMA, write_table
 
@@ -55,9 +54,8 @@ def test_a_table_of_no_runs_has_the_columns_of_any_other(tmp_path):
 def test_a_summary_beside_the_table_is_used_unless_it_is_older(tmp_path):
     run = make_scored_run(tmp_path / "a", loss="dpo")
     table = run.table_path("score", "demo", "test")
-    summary = write_json(
-        summary_path(table), {"n": 7, "n_excluded": {}, "reward_accuracy": {"value": 0.5, "ci_low": None, "ci_high": 1}}
-    )
+    accuracy = {"value": 0.5, "ci_low": None, "ci_high": 1}
+    write_summary(table, {"n": 7, "n_excluded": {}, "reward_accuracy": accuracy})
 
     assert tabulate_runs(open_runs([run]))[["n", "reward_accuracy", "reward_accuracy_high"]].iloc[0].tolist() == [
         7,
@@ -65,7 +63,7 @@ def test_a_summary_beside_the_table_is_used_unless_it_is_older(tmp_path):
         1.0,
     ]
     assert math.isnan(tabulate_runs(open_runs([run])).loc[0, "reward_accuracy_low"])
-    os.utime(summary, ns=(0, 0))
+    os.utime(summary_path(table), ns=(0, 0))
     assert tabulate_runs(open_runs([run])).loc[0, "n"] == 60
 
 

@@ -23,8 +23,7 @@ from dpotool.compare.findings import find_out
 from dpotool.compare.recommendation import recommend
 from dpotool.compare.theory_check import check_theory
 from dpotool.errors import DpotoolError
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.tables import SCORE_SCHEMA, THEORY_SCHEMA, read_table, write_table
 
 
@@ -286,7 +285,7 @@ def test_two_lambdas_rank_nothing(runs):
 def test_findings_put_it_all_into_one_object(runs):
     theory = RunFolder(runs[1].path).table_path("theory", "demo", "test")
     write_table(make_theory_frame(5), theory, THEORY_SCHEMA, {"model": "m", "data": "demo", "at_reference": True})
-    write_json(summary_path(theory), make_advice({"0.5": 0.5, "0.9": -0.5, "1": -1.0}))
+    write_summary(theory, make_advice({"0.5": 0.5, "0.9": -0.5, "1": -1.0}))
 
     found = find_out([str(run.path) for run in runs], rule=Rule(delta=20))
 

@@ -10,8 +10,7 @@ from dpotool.compare.comparison import open_runs, tabulate_runs
 from dpotool.compare.findings import find_out
 from dpotool.compare.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
 from dpotool.report.page import write_report
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.tables import THEORY_SCHEMA, write_table
 from dpotool.settings.reading import ReportConfig
@@ -26,7 +25,7 @@ FORECAST = {"advice_from": "sgd", "advice": {"sgd": {"optimizer": "sgd", "grid":
 def write_theory(run: RunFolder, name: str = "demo", **about: object) -> str:
     path = run.table_path("theory", name, "train")
     write_table(make_theory_frame(8), path, THEORY_SCHEMA, START | about)
-    write_json(summary_path(path), PAPER)
+    write_summary(path, PAPER)
     return str(path)
 
 

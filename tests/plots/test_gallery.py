@@ -12,8 +12,7 @@ from dpotool.plots.gallery import draw
 from dpotool.plots.registry import Drawing, PlotKind, find_plot, list_plots, register_plot, unregister_plot
 from dpotool.plots.theme import make_figure
 from dpotool.report.page import write_report
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import PREDICTION_SCHEMA, SCORE_SCHEMA, THEORY_SCHEMA
 from dpotool.runs.tables import write_table
@@ -32,7 +31,7 @@ def add_theory(run: RunFolder, summary: dict | None, *, split="train") -> None:
     about = {"model": "m", "label": "m", "data": "demo", "split": split, "n_excluded": 1, "at_reference": True}
     write_table(make_theory_frame(40), path, THEORY_SCHEMA, about)
     if summary is not None:
-        write_json(summary_path(path), summary)
+        write_summary(path, summary)
 
 
 def add_prediction(run: RunFolder) -> None:
@@ -42,7 +41,7 @@ def add_prediction(run: RunFolder) -> None:
     path = write_table(
         make_prediction_frame(30), run.table_path("prediction", "demo", "test"), PREDICTION_SCHEMA, about
     )
-    write_json(summary_path(path), about | {"chosen": found, "rejected": found})
+    write_summary(path, about | {"chosen": found, "rejected": found})
 
 
 def add_scores(run: RunFolder, **options) -> None:

@@ -19,8 +19,7 @@ from dpotool.plots.ratings import plot_ratings
 from dpotool.plots.registry import choose_plots
 from dpotool.plots.scene import read_scene
 from dpotool.plots.win_rates import draw, draw_tradeoff, plot_win_rates
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.schemas import RATING_SCHEMA
 from dpotool.runs.tables import write_table
 from dpotool.settings.reading import PlotConfig
@@ -130,7 +129,7 @@ def rate(folder: RunFolder, label: str, points: dict[str, float]) -> None:
     about = {"label": label, "baseline": "DPO", "judge": "gpt-4", "caveat": "a taste", "difference": None}
     path = folder.table_path("rating", label, "gpt-4")
     write_table(table, path, RATING_SCHEMA, about)
-    write_json(summary_path(path), about | summarize_ratings(table))
+    write_summary(path, about | summarize_ratings(table))
 
 
 def test_the_radar_has_a_spoke_per_category(tmp_path: Path):
