@@ -22,6 +22,7 @@ FLOORS = [
     {"gradients", "report"},
     {"training", "measures", "foreign", "judging"},
     {"sweep", "curation"},
+    {"estimates"},
     {"cli", "api"},
 ]
 """A room may import from its own floor's own room and from every floor below it; rooms of one floor are strangers."""

@@ -42,7 +42,7 @@ def run(config: DiagnoseConfig, console: Console, models: list[str] | None) -> N
         models = [str(newest_run(kind="train").path)]
         console.note(f"diagnosing the newest run, {models[0]}")
     if config.dry_run:
-        from dpotool.measures.cost import plan_diagnoses
+        from dpotool.estimates.scoring import plan_diagnoses
 
         plan = partial(plan_diagnoses, models, config, progress=console)
         console.finish({"estimates": show_dry_run(plan, console)})

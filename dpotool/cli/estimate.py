@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dpotool.cli.console import Console, format_bytes, format_duration
 
 if TYPE_CHECKING:
-    from dpotool.likelihood.cost import Estimate
+    from dpotool.estimates.estimate import Estimate
 
 
 def show_dry_run(plan: Callable[[], Iterable[Estimate]], console: Console) -> list[dict[str, Any]]:

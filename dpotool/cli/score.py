@@ -45,7 +45,7 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
         models = [path for model in models for path in list_checkpoints(model, which)]
         config = replace(config, checkpoints=None)  # each table is of one of them, and says so
     if config.dry_run:
-        from dpotool.measures.cost import plan_scorings
+        from dpotool.estimates.scoring import plan_scorings
 
         console.finish({"estimates": show_dry_run(partial(plan_scorings, models, config, progress=console), console)})
         return

@@ -75,7 +75,7 @@ def show_table(table: pd.DataFrame, console: Console, *, is_full: bool) -> None:
 
 def show_plan(config: SweepConfig, console: Console) -> None:
     """Prints the cells and what they cost; nothing is trained."""
-    from dpotool.sweep.cost import plan_sweep
+    from dpotool.estimates.sweep import plan_sweep
 
     plan = plan_sweep(config, console)
     rows = [

@@ -24,7 +24,7 @@ def run(config: TheoryConfig, console: Console) -> None:
     from dpotool.runs.folder import summary_path
 
     if config.dry_run:
-        from dpotool.gradients.cost import plan_theory
+        from dpotool.estimates.theory import plan_theory
 
         (estimate,) = show_dry_run(lambda: [plan_theory(config, progress=console)], console)
         console.finish(estimate)

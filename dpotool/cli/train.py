@@ -20,7 +20,7 @@ def run(config: TrainConfig, console: Console) -> None:
     from dpotool.training.run import train
 
     if config.dry_run:
-        from dpotool.training.cost import plan_training
+        from dpotool.estimates.training import plan_training
 
         (estimate,) = show_dry_run(lambda: [plan_training(config, progress=console)], console)
         console.finish(estimate)

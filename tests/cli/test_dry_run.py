@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tiny_models import save_tiny_model
 
+from dpotool.estimates import scoring as scoring_cost
 from dpotool.likelihood import scorer
-from dpotool.measures import cost as scoring_cost
 
 
 def list_files(*folders: Path) -> set[Path]:

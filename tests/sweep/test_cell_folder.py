@@ -10,11 +10,11 @@ import pytest
 from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.errors import DpotoolError
+from dpotool.estimates.sweep import plan_sweep
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
 from dpotool.sweep.cell_folder import is_finished, make_room, read_own
 from dpotool.sweep.config import SweepConfig
-from dpotool.sweep.cost import plan_sweep
 from dpotool.sweep.plan import Cell, plan_cells
 from dpotool.sweep.run import sweep
 from dpotool.training import checkpoints

@@ -17,6 +17,7 @@ from dpotool.compare.controls import find_curves
 from dpotool.compare.findings import find_out
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
+from dpotool.estimates.sweep import plan_sweep
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.scorer import Scorer
 from dpotool.losses.registry import LOSSES
@@ -24,7 +25,6 @@ from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.sweep import run as sweep_run
 from dpotool.sweep.config import SweepConfig
-from dpotool.sweep.cost import plan_sweep
 from dpotool.sweep.plan import choose_folder, plan_cells
 from dpotool.sweep.run import sweep
 

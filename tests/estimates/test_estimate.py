@@ -9,8 +9,8 @@ import torch
 from conftest import make_pairs
 from model_families import build_family
 
-from dpotool.likelihood import cost
-from dpotool.likelihood.cost import (
+from dpotool.estimates import estimate as cost
+from dpotool.estimates.estimate import (
     count_tokens,
     cut_strata,
     estimate_scoring,

@@ -14,8 +14,7 @@ from dpotool.compare.scored_run import SIDES, ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
 from dpotool.data.pairs import PairSet, TokenizedPair
-from dpotool.likelihood.budget import resolve_batch_tokens
-from dpotool.likelihood.cost import (
+from dpotool.estimates.estimate import (
     Estimate,
     count_tokens,
     estimate_scoring,
@@ -24,6 +23,7 @@ from dpotool.likelihood.cost import (
     seconds_since_start,
     time_strata,
 )
+from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.noise import find_missing_seconds
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.subject import OpenSubject, open_subject

@@ -13,7 +13,7 @@ from accelerate import PartialState
 
 from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
-from dpotool.likelihood.cost import (
+from dpotool.estimates.estimate import (
     Estimate,
     count_tokens,
     estimate_scoring,

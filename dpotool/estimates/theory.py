@@ -10,17 +10,17 @@ import numpy as np
 
 from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
-from dpotool.gradients.batch_products import FEWEST_PAIRS, compute_batch_products
-from dpotool.gradients.engine import GradientEngine
-from dpotool.gradients.run import describe_study, open_study
-from dpotool.likelihood.budget import resolve_batch_tokens
-from dpotool.likelihood.cost import (
+from dpotool.estimates.estimate import (
     Estimate,
     count_tokens,
     measure_peak_bytes,
     seconds_since_start,
     time_strata,
 )
+from dpotool.gradients.batch_products import FEWEST_PAIRS, compute_batch_products
+from dpotool.gradients.engine import GradientEngine
+from dpotool.gradients.run import describe_study, open_study
+from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.store import look_up
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.models.adapters import mark_trained_parameters
