@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from dpotool.compare.comparison import describe_run
 from dpotool.errors import DpotoolError
 from dpotool.judging.lines import Row, read_lines
 from dpotool.judging.questions import Question, read_turns
+from dpotool.runs.checked import check_value
 from dpotool.runs.folder import RunFolder
 
 ENDED, CUT_OFF = "stop", "length"
@@ -72,6 +75,27 @@ class Answer:
         }
 
 
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Row(msgspec.Struct):
+    """A line of `Answer.to_row`, as it has to be when it is read back."""
+
+    question_id: str | int
+    answer: Annotated[list[str], msgspec.Meta(min_length=1)]
+    sample: _Count = 0
+    category: str | None = None
+    prompt: Annotated[list[str | list[dict[str, Any]]], msgspec.Meta(min_length=1)] | None = None
+    reference: list[str] | None = None
+    is_prompt: bool = False
+    tokens: list[_Count | None] | None = None
+    finish: list[str | None] | None = None
+    token_ids: list[list[_Count]] | None = None
+    model: str = ""
+    settings: dict[str, Any] | None = None
+    key: str = ""
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerSet:
     """All answers of one model to one set of questions."""
@@ -110,26 +134,23 @@ def read_row(row: Row, path: str | Path) -> Answer:
     if "answer" not in row:
         turns = tuple(read_turns(row, path))
         return Answer(str(row["question_id"]), turns, model=str(row.get("model_id", "")))
-    question = None
-    if "prompt" in row:
-        question = Question(
-            row["question_id"],
-            tuple(row["prompt"]),
-            tuple(row.get("reference") or ()),
-            row.get("category"),
-            bool(row.get("is_prompt")),
-        )
+    where, remedy = f"{path}: question {str(row.get('question_id'))[:40]}", "Generate the answers again"
+    kept = check_value(row, _Row, where=where, remedy=remedy)
+    id_, question = str(kept.question_id), None
+    if kept.prompt is not None:
+        references = tuple(kept.reference or ())
+        question = Question(id_, tuple(kept.prompt), references, kept.category, kept.is_prompt)
     return Answer(
-        question_id=str(row["question_id"]),
-        turns=tuple(row["answer"]),
-        sample=int(row.get("sample", 0)),
-        token_counts=tuple(row.get("tokens") or ()),
-        finish=tuple(row.get("finish") or ()),
-        token_ids=tuple(tuple(ids) for ids in row.get("token_ids") or ()),
-        model=str(row.get("model", "")),
-        key=str(row.get("key", "")),
+        question_id=id_,
+        turns=tuple(kept.answer),
+        sample=kept.sample,
+        token_counts=tuple(kept.tokens or ()),
+        finish=tuple(kept.finish or ()),
+        token_ids=tuple(tuple(ids) for ids in kept.token_ids or ()),
+        model=kept.model,
+        key=kept.key,
         question=question,
-        settings=row.get("settings") or {},
+        settings=kept.settings or {},
     )
 
 

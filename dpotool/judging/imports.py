@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pandas as pd
 
 from dpotool.data.pairs import hash_prompt
@@ -19,7 +20,7 @@ from dpotool.judging.answers import Answer
 from dpotool.judging.judgments import FIRST, JUDGED, SECOND, Judgment, judge_verdict
 from dpotool.judging.lines import Row, read_lines
 from dpotool.judging.verdicts import NO_VERDICT, RULES
-from dpotool.runs.checked import parse_json
+from dpotool.runs.checked import check_value, parse_json
 
 Answers = Mapping[str, Answer]
 """Question id -> answer; empty where the answers are not at hand."""
@@ -36,14 +37,54 @@ class Imported:
     judgments: list[Judgment]
 
 
+class _Games(msgspec.Struct):
+    question_id: str | int
+    model_1: str
+    model_2: str
+    g1_winner: str
+    g2_winner: str
+    turn: int = 1
+    judge: str | list[str] = "?"
+
+
+class _Annotation(msgspec.Struct):
+    instruction: str | list[dict[str, Any]]
+    output_1: str
+    output_2: str
+    preference: float | None
+    index: str | int | None = None
+    dataset: str | None = None
+    generator_1: str = "baseline"
+    generator_2: str = "model"
+    annotator: str = "annotator"
+
+
+class _PaperReply(msgspec.Struct):
+    question_id: str | int
+    response: str
+
+
+class _Grade(msgspec.Struct):
+    question_id: str | int
+    model: str
+    score: float
+    turn: int
+    judge: str | list[str] = "?"
+
+
 @dataclass(frozen=True, slots=True)
 class JudgmentFormat:
     """A kind of file."""
 
     name: str
-    columns: frozenset[str]
-    """It is recognised by having these."""
+    row: type[msgspec.Struct]
+    """What a row has to be."""
     read: Callable[[Sequence[Row], Answers, Answers], list[Imported]]
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """It is recognised by having these: what a row cannot be without."""
+        return frozenset(about.name for about in msgspec.structs.fields(self.row) if about.required)
 
 
 def import_judgments(path: str, ours: Answers, theirs: Answers) -> tuple[JudgmentFormat, list[Imported]]:
@@ -66,10 +107,16 @@ def import_judgments(path: str, ours: Answers, theirs: Answers) -> tuple[Judgmen
         )
     if any(not format_.columns <= row.keys() for row in rows):
         raise DpotoolError(f"not every row is one of {format_.name}", where=path)
+    _check_rows(rows, format_.row, path)
     found = format_.read(rows, ours, theirs)
     for imported in found:
         _refuse_repeats(imported, path)
     return format_, found
+
+
+def _check_rows(rows: Sequence[Row], schema: type[msgspec.Struct], path: str) -> None:
+    for number, row in enumerate(rows, start=1):
+        check_value(row, schema, where=f"{path}: row {number}", remedy="Check the file")
 
 
 def _read_rows(path: str) -> list[Row]:
@@ -154,17 +201,17 @@ def _read_alpaca_eval(rows: Sequence[Row], _ours: Answers, _theirs: Answers) -> 
 FORMATS = (
     JudgmentFormat(
         "FastChat's pairwise judgments",
-        frozenset({"question_id", "model_1", "model_2", "g1_winner", "g2_winner"}),
+        _Games,
         _read_fastchat,
     ),
     JudgmentFormat(
         "AlpacaEval's annotations",
-        frozenset({"instruction", "output_1", "output_2", "preference"}),
+        _Annotation,
         _read_alpaca_eval,
     ),
     JudgmentFormat(
         "the DPO-Shift paper's replies",
-        frozenset({"question_id", "response"}),
+        _PaperReply,
         _read_paper,
     ),
 )
@@ -184,9 +231,10 @@ def import_ratings(path: str, categories: Mapping[str, str | None]) -> tuple[str
         DpotoolError: it is none, by several judges, or an answer was graded twice.
     """
     rows = read_lines(path)
-    needed = {"question_id", "model", "score", "turn"}
+    needed = {about.name for about in msgspec.structs.fields(_Grade) if about.required}
     if not rows or any(not needed <= row.keys() for row in rows):
         raise DpotoolError("is no single grading of FastChat", where=path, expected=", ".join(sorted(needed)))
+    _check_rows(rows, _Grade, path)
     judges = dict.fromkeys(_name_judge(row) for row in rows)
     if len(judges) > 1:
         raise DpotoolError("holds the grades of several judges", where=path, got=", ".join(judges))
@@ -203,7 +251,7 @@ def import_ratings(path: str, categories: Mapping[str, str | None]) -> tuple[str
 
 def _name_judge(row: Row) -> str:
     judge = row.get("judge", "?")
-    return str(judge[0] if isinstance(judge, list) else judge)
+    return str(judge[0] if isinstance(judge, list) and judge else judge)
 
 
 def _read_rating(row: Row, categories: Mapping[str, str | None]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -147,9 +147,13 @@ class Answerer:
     def score(self, model: nn.Module, answers: Sequence[Answer]) -> dict[tuple[str, int], tuple[float, int]]:
         """Returns log pi of each answer under a model (nats, summed over the tokens of all turns) and their number."""
         rows, owners = [], []
+        n_known = len(cast(Any, model).get_input_embeddings().weight)
         for answer in answers:
             assert answer.question is not None
             for turn, ids in enumerate(answer.token_ids):
+                if max(ids, default=0) >= n_known:
+                    where, remedy = f"question {answer.question_id}", "Generate the answers again"
+                    raise DpotoolError("was answered with tokens that the model has not", where=where, remedy=remedy)
                 rows.append((self.encoder.encode(answer.question, answer.turns[:turn]), ids))
                 owners.append((answer.question_id, answer.sample))
         sums: dict[tuple[str, int], tuple[float, int]] = {}

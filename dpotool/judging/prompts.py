@@ -208,6 +208,10 @@ _FIELDS = {
 
 def _from_fastchat(row: Row, kind: str) -> JudgePrompt:
     """FastChat fills in {question} and the like with str.format; here the same as Jinja."""
+    for name in ("name", "prompt_template", "system_prompt"):
+        if not isinstance(row.get(name), str):
+            where = str(row.get("name"))[:40]
+            raise DpotoolError("is no prompt of FastChat", where=where, expected=f"a text as {name}")
     template = "{% raw %}" + row["prompt_template"] + "{% endraw %}"
     for name, expression in _FIELDS.items():
         template = template.replace("{" + name + "}", "{% endraw %}{{ " + expression + " }}{% raw %}")

@@ -117,8 +117,12 @@ def read_questions(path: str, references: str | None = None) -> list[Question]:
             )
         if str(id_) in questions:
             raise DpotoolError(f"question {id_} occurs twice", where=f"{path}: row {number}")
-        given = () if references else row.get("reference") or ()
-        questions[str(id_)] = Question(str(id_), tuple(turns), tuple(map(str, given)), row.get("category"))
+        given, category = () if references else row.get("reference") or (), row.get("category")
+        if not isinstance(given, list | tuple) or not (category is None or _is_text(category)):
+            raise DpotoolError(
+                "is no question", where=f"{path}: row {number}", expected="texts as reference and category"
+            )
+        questions[str(id_)] = Question(str(id_), tuple(turns), tuple(map(str, given)), category)
     if not questions:
         raise DpotoolError("holds no question", where=path)
     for id_, answers in read_references(references).items() if references else ():
@@ -133,6 +137,10 @@ def read_references(path: str) -> dict[str, tuple[str, ...]]:
     return {str(row["question_id"]): tuple(read_turns(row, path)) for row in read_lines(path)}
 
 
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
 def read_turns(row: Mapping[str, Any], path: str | Path) -> list[str]:
     """Returns the answers of a FastChat row, choices[0].turns.
 
@@ -143,7 +151,7 @@ def read_turns(row: Mapping[str, Any], path: str | Path) -> list[str]:
         turns = row["choices"][0]["turns"]
     except (KeyError, IndexError, TypeError):
         turns = None
-    if not isinstance(turns, list) or "question_id" not in row or not all(isinstance(turn, str) for turn in turns):
+    if not turns or not isinstance(turns, list) or "question_id" not in row or not all(map(_is_text, turns)):
         raise DpotoolError(
             "a row is no answer", where=str(path), expected="FastChat's question_id and choices[0].turns"
         )

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from dpotool.errors import DpotoolError
 from dpotool.judging.endpoint import Client, Endpoint, Reply, ask_all
 from dpotool.judging.lines import append_lines, read_sound_lines
 from dpotool.judging.prompt_length import CountTokens, PromptLengths
 from dpotool.progress import SILENT, Progress
+from dpotool.runs.checked import check_value
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class ReplyBook:
     def __init__(self, path: Path) -> None:
         self.path = path
         rows, self.n_torn = read_sound_lines(path)
-        self._replies = {str(row["key"]): _from_row(row) for row in rows if "key" in row}
+        self._replies = {str(row["key"]): _from_row(row, path) for row in rows if "key" in row}
 
     def find(self, request: Request) -> Reply | None:
         """Returns the final reply to a request, or None: then it is to be asked."""
@@ -116,8 +116,6 @@ def _ask(client: Client, requests: Sequence[Request]) -> Iterator[tuple[str, Rep
     return ask_all(client, ((request.key, request.path, dict(request.body)) for request in requests))
 
 
-def _from_row(row: Mapping[str, Any]) -> Reply:
-    known = {name: row[name] for name in Reply.__slots__ if name in row}
-    if "status" not in known:
-        raise DpotoolError("a line is no reply", where="replies", got=str(row)[:60])
-    return Reply(**(known | {"failures": tuple(known.get("failures") or ())}))
+def _from_row(row: Mapping[str, Any], path: Path) -> Reply:
+    where = f"{path}: reply {str(row['key'])[:40]}"
+    return check_value(row, Reply, where=where, remedy="Take the line out: it is asked again")

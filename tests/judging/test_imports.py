@@ -133,3 +133,39 @@ def test_the_page_is_what_the_command_writes(monkeypatch: pytest.MonkeyPatch):
     page = (root / "docs" / "paper-check.md").read_text(encoding="utf-8")
     assert script.write_tables(found) in page
     assert script.tabulate_answers(REAL / "ultrafeedback") in page
+
+
+ANSWER = {
+    "question_id": "1",
+    "answer": ["yes"],
+    "prompt": ["Is it?"],
+    "token_ids": [[3, 2]],
+    "settings": {},
+    "key": "k",
+}
+ODD = [{"answer": "yes"}, {"answer": []}, {"prompt": [1.5]}, {"settings": "x"}, {"token_ids": [[None]]}, {"sample": -1}]
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_line_that_is_no_answer_is_one_line(tmp_path: Path, odd: dict[str, object]) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps(ANSWER))
+    assert read_answers(path)[0].text == "yes"
+    path.write_text(json.dumps(ANSWER | odd))
+    with pytest.raises(DpotoolError, match=r"a.jsonl: question 1.*is not what it has to be"):
+        read_answers(path)
+
+
+GAME = {"question_id": 1, "model_1": "a", "model_2": "b", "g1_winner": "tie", "g2_winner": "tie", "turn": 1}
+NOTE = {"instruction": "x", "output_1": "a", "output_2": "b", "preference": 1.0}
+REPLY = {"question_id": 1, "response": "A"}
+
+
+@pytest.mark.parametrize(
+    "row", [GAME | {"turn": "x"}, GAME | {"model_1": [1]}, NOTE | {"output_1": None}, REPLY | {"question_id": [1]}]
+)
+def test_a_judgment_of_other_types_is_one_line(tmp_path: Path, row: dict[str, object]) -> None:
+    path = tmp_path / "j.jsonl"
+    path.write_text(json.dumps(row))
+    with pytest.raises(DpotoolError, match=r"j.jsonl: row 1.*is not what it has to be"):
+        import_judgments(str(path), {}, {})
