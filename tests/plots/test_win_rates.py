@@ -143,6 +143,8 @@ def test_the_radar_has_a_spoke_per_category(tmp_path: Path):
     assert lines == {"DPO": [4, 3, 6, 7, 4], "Shift": [4, 4, 7, 7, 4]}
     angles = axes.lines[0].get_xdata()
     assert np.diff(angles[:4]) == pytest.approx(np.pi / 2)
+    alone = {"by_category": {name: {"mean": 5.0, "ci_low": None, "ci_high": None} for name in ("a", "b", "c")}}
+    plot_ratings([{**alone, "label": "a", "judge": "j", "caveat": "a taste", "n_questions": 3}])  # and no interval
     with pytest.raises(DpotoolError, match="too few categories for a picture; expected at least 3, got 1"):
         plot_ratings([{"by_category": {"math": {}}}])
     with pytest.raises(DpotoolError, match="no ratings here"):
