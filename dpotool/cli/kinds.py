@@ -194,10 +194,6 @@ def _join(params: list[Any], kinds: Kinds, chosen: str | None, options: list[tup
     return [*(param for _, param in options), *rest]
 
 
-def _panel_of(param: Any) -> str | None:
-    return getattr(param, "rich_help_panel", None)
-
-
 def _print_kinds(title: str, rows: Mapping[str, str]) -> None:
     """Prints names and what they mean, in a panel like those of the options."""
     from rich.console import Console

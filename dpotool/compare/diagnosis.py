@@ -39,7 +39,6 @@ RISKS = {
 """Risk measures: column -> what tables call it, and the part of the work that it costs beyond a forward pass."""
 POSITION_BINS = (0, 1, 2, 4, 8, 16, 32, 64, 128)
 LENGTH = "chosen_tokens"
-DESTINATIONS = ("other_side", "ref_top", "eos", "elsewhere")
 
 
 def add_head_risk(frame: pd.DataFrame) -> pd.DataFrame:

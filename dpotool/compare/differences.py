@@ -24,7 +24,6 @@ from dpotool.stats.wording import Interval
 
 MEAN_METRICS = ("chosen_logps", "rejected_logps", "chosen_displacement", "reward_margins")
 SHARE_METRICS = ("reward_accuracy", "chosen_displaced_share")
-NEEDS_REFERENCE = ("chosen_displacement", "reward_margins", *SHARE_METRICS)
 
 
 @dataclass(frozen=True, slots=True)
