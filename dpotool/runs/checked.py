@@ -6,10 +6,12 @@ them is trusted: deep nesting, aliases that grow and numbers of thousands of dig
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -51,6 +53,12 @@ _PlainLoader.add_constructor("tag:yaml.org,2002:int", _refuse_long_number)
 
 def parse_yaml(text: str) -> Any:
     """Returns what a YAML text says; raises ValueError in one line for what cannot be read."""
+    return copy.deepcopy(_parse_yaml(text))
+
+
+@lru_cache(maxsize=256)
+def _parse_yaml(text: str) -> Any:
+    """A command opens the same run.yaml many times, and the parser, which is Python, takes 30 ms each time."""
     if len(text) > _LARGEST:
         raise ValueError(f"it has {len(text):,} characters, and no settings have more than {_LARGEST:,}")
     if _TOO_DEEP.search(text):  # the parser would find out too, after seconds

@@ -11,7 +11,8 @@ several pairs share a prompt (`clusters`), all pairs of a prompt together.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from dpotool.stats.wording import Interval
 N_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 _CELLS_PER_BLOCK = 65_536  # resamples x pairs drawn at a time; stays in cache, which is what makes it fast
+_KEPT_CELLS = 2**25  # resamples x pairs whose draws stay in memory, 64 MiB; of rows so few, counts fit 16 bits
 
 Floats = NDArray[np.float64]
 
@@ -156,16 +158,26 @@ def sum_clusters(columns: Floats, clusters: ArrayLike | None) -> Floats:
 def resample_sums(columns: Floats, n_resamples: int, seed: int) -> Floats:
     """Column sums of `n_resamples` samples of rows drawn with replacement, (n_resamples, n_columns)."""
     n_pairs = len(columns)
+    is_kept = n_resamples * n_pairs <= _KEPT_CELLS
+    blocks = (_keep_counts if is_kept else _draw_counts)(n_pairs, n_resamples, seed)
+    return np.concatenate([counts.astype(np.float64) @ columns for counts in blocks])
+
+
+def _draw_counts(n_pairs: int, n_resamples: int, seed: int) -> Iterator[NDArray[np.integer]]:
+    """Yields how often each row is in each resample, some resamples at a time, (block, n_pairs)."""
     rng = np.random.default_rng(seed)
     block = max(1, _CELLS_PER_BLOCK // n_pairs)
-    sums = np.empty((n_resamples, columns.shape[1]))
     for start in range(0, n_resamples, block):
         size = min(block, n_resamples - start)
         drawn = rng.integers(0, n_pairs, size=(size, n_pairs), dtype=np.int32)
         drawn += n_pairs * np.arange(size, dtype=np.int32)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=size * n_pairs).reshape(size, n_pairs)
-        sums[start : start + size] = counts.astype(np.float64) @ columns
-    return sums
+        yield np.bincount(drawn.ravel(), minlength=size * n_pairs).reshape(size, n_pairs)
+
+
+@lru_cache(maxsize=2)
+def _keep_counts(n_pairs: int, n_resamples: int, seed: int) -> tuple[NDArray[np.integer], ...]:
+    """As `_draw_counts`: a comparison asks for the same draws many times, and drawing takes most of its time."""
+    return tuple(counts.astype(np.uint16) for counts in _draw_counts(n_pairs, n_resamples, seed))
 
 
 def bca_interval(value: float, replicates: Floats, jackknife: Floats, confidence: float) -> Interval:
