@@ -1,8 +1,17 @@
 """dpotool: measure, explain and undo likelihood displacement in DPO. docs/python.md says what a notebook can use."""
 
-from typing import Any
+import os
+import signal
+import sys
 
-from dpotool.api import (
+_is_command = sys.argv[0].endswith(f"{os.sep}dpotool") or sys.orig_argv[1:3] == ["-m", "dpotool"]
+if _is_command and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    # In the command, and in no notebook, Ctrl-C during the imports below prints no traceback; then see `interruption`.
+    signal.signal(signal.SIGINT, lambda *_: (os.write(2, b"interrupted\n"), os._exit(130)))
+
+from typing import Any  # noqa: E402
+
+from dpotool.api import (  # noqa: E402
     compare_runs,
     diagnose,
     gradient_products,
@@ -15,8 +24,8 @@ from dpotool.api import (
     verdict,
     write_report,
 )
-from dpotool.errors import DpotoolError
-from dpotool.models.builtin import BuiltinModel, register_builtin
+from dpotool.errors import DpotoolError  # noqa: E402
+from dpotool.models.builtin import BuiltinModel, register_builtin  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [

@@ -106,3 +106,21 @@ def test_an_interruption_that_python_cannot_raise_comes_again() -> None:
         check=True,
     )
     assert (result.stdout, result.stderr) == ("stopped\n", "")
+
+
+@pytest.mark.parametrize(("program", "code"), [("/usr/bin/dpotool", 130), ("/usr/bin/notebook", -signal.SIGINT)])
+def test_ctrl_c_while_the_package_itself_is_imported(program: str, code: int) -> None:
+    """Only the command takes the signal over; whoever imports dpotool keeps their own way of being interrupted."""
+    script = f"""
+import os, signal, sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "dpotool.api":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Interrupt())
+sys.argv = [{program!r}]
+import dpotool
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert ended.returncode == code
+    assert ("Traceback" in ended.stderr) == (code != 130)
