@@ -41,7 +41,7 @@ def sweep_dpotool(train: Workload, held_out: str, folder: Path, *, batch_size: i
     )
     result = sweep(config)
     if result.failures:
-        raise RuntimeError(f"cells failed: {result.failures}")
+        raise RuntimeError(f"runs failed: {result.failures}")
     plain = result.table[result.table["lambda"] == 1.0].iloc[0]
     return {"runs": result.n_trained, "chosen": plain["chosen_logps"], "rejected": plain["rejected_logps"]}
 

@@ -84,25 +84,34 @@ def test_every_example_that_is_started_exists() -> None:
 
 def test_the_tree_names_what_is_there() -> None:
     """Every room of the package is in README's file tree, and nothing else is."""
-    [tree] = re.findall(r"^```text\n(dpotool/\n.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    [tree] = re.findall(r"^```tree\n(dpotool/\n.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     named = set(re.findall(r"^[├└]── (\w+)/", tree, re.MULTILINE))
     rooms = {path.parent.name for path in (ROOT / "dpotool").glob("*/__init__.py")}
     assert named == rooms
 
 
 def test_the_first_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """README's and quickstart's own chain of train, score, theory-gap and plot, on a tiny model for two steps."""
+    """The commands of README and quickstart, on a tiny model for two steps; they leave what run-folder.md lists."""
     save_tiny_model(tmp_path / "tiny")
     write_pairs(tmp_path / "pairs.jsonl", 24)
     monkeypatch.chdir(tmp_path)
     tiny = ["--model", "tiny", "--data", "pairs.jsonl", "--test-fraction", "0.25"]
     words = {
-        "train": ["train", "--loss", "shift", "--lambda", "0.75", *tiny, "--max-steps", "2", "--output", "runs/shift"],
-        "score": ["score", "runs/shift"],
-        "theory-gap": ["theory-gap", "--model", "runs/shift", "--limit", "3"],
+        "train": ["train", "--loss", "shift", "--lambda", "0.75", *tiny, "--max-steps", "2", "--save-at", "1"],
+        "score": ["score", "runs/shift", "--tokens"],
+        "theory-gap": ["theory-gap", "--model", "runs/shift"],
+        "diagnose": ["diagnose", "runs/shift", "--no-mass"],
         "plot": ["plot", "all", "runs/shift"],
     }
+    words["train"] += ["--output", "runs/shift"]
     for name, call in words.items():
         outcome = call_dpotool(call)
         assert outcome.code == 0, f"{name}: {outcome.err}"
     assert (tmp_path / "runs" / "shift" / "plots" / "displacement.png").is_file()
+    page = (ROOT / "docs" / "run-folder.md").read_text(encoding="utf-8")
+    [tree] = re.findall(r"^```tree\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    named = re.findall(r"^[│├└─ ]+── ([\w.-]+)", tree, re.MULTILINE)
+    assert len(named) > 15
+    for name in named:
+        made = name.replace("demo-test", "pairs-test").replace("checkpoint-20", "checkpoint-1")
+        assert list((tmp_path / "runs" / "shift").rglob(made)) or name == "controls", f"no command wrote {name}"

@@ -33,14 +33,17 @@ def run(config: BlendConfig, console: Console, first: str, second: str) -> None:
     from dpotool.measures.blend import score_blends
 
     result = score_blends(first, second, config, progress=console)
-    console.say(describe_blends(result))
+    for sentence in describe_blends(result).splitlines():
+        console.answer(sentence)
     summary = result.scores[0].summary
     title = f"{summary['data']} [{summary['split']}], n = {summary['n']}; changes in nats, 95 % intervals over pairs"
     console.table(title, *tabulate_blends(result))
     places = [str(score.path.parent.parent) for score in result.scores]
     if result.checkpoint is not None:
         console.say(f"checkpoint: {result.checkpoint}")
-    console.say(f"scores: {result.scores[0].path}{' and the like' if len(places) > 1 else ''}")
+    console.say(
+        f"scores: {result.scores[0].path}{' and one such table for each other point' if len(places) > 1 else ''}"
+    )
     runs = [model for model, known in zip(result.ends.models, find_end_summaries(result), strict=True) if known]
     console.say(f"next: {shlex.join(['dpotool', 'compare', *runs, *places])}")
     console.finish(

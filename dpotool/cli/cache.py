@@ -83,14 +83,14 @@ def verify_cache(config: CacheVerifyConfig, console: Console) -> None:
     checks = {entry: check_store(entry) for entry in entries}
     for entry, check in checks.items():
         for name, reason in check.unreadable.items():
-            console.warn(f"{check.path / name}: damaged ({reason}); delete it, and its pairs are computed again")
+            console.warn(f"{check.path / name}: damaged ({reason}). Delete it, and dpotool computes its pairs again")
         if check.n_not_finite:
-            console.warn(f"{check.path}: {check.n_not_finite} values are no numbers; they are not used")
+            console.warn(f"{check.path}: {check.n_not_finite} values are not numbers, so they are not used")
         if check.n_disagreeing:
             remedy = f"dpotool cache clear --model {entry.fingerprint}"
             console.warn(
-                f"{check.path}: {check.n_disagreeing} rows disagree with another of the same pair, "
-                f"by up to {check.largest_difference:.3g} nats; `{remedy}` lets them be computed again"
+                f"{check.path}: {check.n_disagreeing} rows differ from another row of the same pair, "
+                f"by up to {check.largest_difference:.3g} nats. After `{remedy}` they are computed again"
             )
     n_pairs = sum(check.n_pairs for check in checks.values())
     n_files = sum(check.n_files for check in checks.values())
@@ -141,7 +141,7 @@ def clear_cache(config: CacheClearConfig, console: Console) -> None:
 def _ask(question: str) -> None:
     if not sys.stdin.isatty():
         raise DpotoolError(
-            "nobody is there to be asked", where="cache clear", remedy="Pass --yes to delete all the same"
+            "there is no terminal to confirm it", where="cache clear", remedy="Pass --yes to delete without being asked"
         )
     if not typer.confirm(question, err=True):
         raise typer.Exit(1)

@@ -62,8 +62,8 @@ def show_first_screen(findings: Findings, console: Console) -> None:
         console.answer(f"Recommendation: {findings.recommendation.statement}")
     console.table(describe_setting(findings), *tabulate_differences(findings.comparison, findings.verdicts))
     console.answer(
-        f"Differences from {base} over the same pairs. chosen: mean log pi(chosen); kept: share of {base}'s mean "
-        "reward margin that is left."
+        f"Differences from {base} over the same pairs. chosen: mean log pi(chosen); margin: mean reward margin as a "
+        f"share of {base}'s."
     )
     columns, rows = summarize_controls(findings.controls)
     if rows:
@@ -96,7 +96,7 @@ def show_full(findings: Findings, console: Console) -> None:
     from dpotool.compare.controls import CONTROLS_TITLE, tabulate_controls
 
     base = findings.comparison.baseline
-    title = f"Differences from {base}, nats unless it says otherwise, p-values by Holm"
+    title = f"Differences from {base}, in nats unless stated otherwise; p-values adjusted by Holm"
     console.table(title, *tabulate_comparison(findings.comparison, findings.verdicts, findings.win_rates))
     if findings.seeds:
         title = f"Over seeds: differences from {base} of the same seed; intervals over pairs and training"

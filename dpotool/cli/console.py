@@ -86,7 +86,7 @@ class Console(Progress):
         from rich.measure import Measurement
         from rich.table import Table
 
-        table = Table(title=printable(title), title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
         for number, column in enumerate(columns):
             table.add_column(printable(column), justify="right" if number else "left", no_wrap=number > 0)
         for row in rows:
@@ -94,7 +94,9 @@ class Console(Progress):
         if self.is_main and not self.as_json:
             natural = Measurement.get(self._out, self._out.options.update(max_width=10_000), table).maximum
             self._out.width = max(self._out.width, natural)
+            self.say("\n".join([*textwrap.wrap(title, max(ANSWER_WIDTH, natural), break_on_hyphens=False), ""]))
             self._out.print(table)
+            self.say()
 
     def finish(self, result: dict[str, Any]) -> None:
         """Prints the machine-readable result, if that was asked for."""

@@ -50,7 +50,7 @@ def run(config: DiagnoseConfig, console: Console, models: list[str] | None) -> N
     results = diagnose_models(models, config, progress=console)
     for result in results:
         for sentence in say_diagnosis(result.summary, result.label):
-            console.say(sentence)
+            console.answer(sentence)
         show_spans(result, console)
         if config.full:
             show_positions(result, console)
@@ -59,8 +59,9 @@ def run(config: DiagnoseConfig, console: Console, models: list[str] | None) -> N
         console.say(f"pairs: {result.path}")
         console.say(f"tokens: {result.tokens_path}")
         if not config.full:
-            console.say(
-                "--full prints places, masses and risk measures; `dpotool plot spans` and `plot tokens` show them."
+            console.answer(
+                "--full adds the change by position, where the probability went, and the risk measures.",
+                "`dpotool plot spans` and `dpotool plot tokens` draw the result.",
             )
     console.finish({"results": [_to_json(result) for result in results]})
 
@@ -78,7 +79,7 @@ def show_spans(result: DiagnosisResult, console: Console) -> None:
     ]
     rows.append(["all tokens", *(cell for side in sides for cell in ("", _format_change(side["displacement"])))])
     columns = ["tokens", "%", "chosen, nats", "%", "rejected, nats"]
-    title = f"Change by tokens, and how many % of the tokens they are; n = {result.summary['n']}"
+    title = f"Change by kind of token; %: share of all tokens; n = {result.summary['n']}"
     console.table(title, columns, rows)
 
 
@@ -141,7 +142,7 @@ def show_risks(result: DiagnosisResult, console: Console) -> None:
         for risk in result.summary["risks"].values()
     ]
     columns = ["known before", "rank correlation", "given the length", "ms"]
-    console.table("Risk measures against the change of chosen answers; ms: price of a pair", columns, rows)
+    console.table("How well each measure ranks the change of the chosen answers; ms: time per pair", columns, rows)
 
 
 def _to_json(result: DiagnosisResult) -> dict[str, Any]:

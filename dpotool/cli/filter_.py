@@ -26,13 +26,13 @@ def run(config: FilterConfig, console: Console, pairs: str | None) -> None:
     result = filter_pairs(replace(config, data=pairs or config.data), progress=console)
     manifest = result.manifest
     console.say(
-        f"{manifest['n_kept']} pairs are kept and {manifest['n_dropped']} dropped, those with the {manifest['risky']} "
-        f"{manifest['by']} ({manifest['measure']})."
+        f"{manifest['n_kept']} pairs are kept. The {manifest['n_dropped']} pairs with the {manifest['risky']} "
+        f"{manifest['by']} ({manifest['measure']}) are dropped."
     )
     rows = [[part, str(manifest[f"n_{part}"]), _format(manifest[part]["mean"])] for part in ("kept", "dropped")]
     console.table("", ["pairs", "number", f"mean {manifest['by']}"], rows)
     if manifest["n_kept_without_value"]:
-        console.say(f"{manifest['n_kept_without_value']} of those kept have no value of this measure.")
+        console.say(f"{manifest['n_kept_without_value']} of the pairs that are kept have no value of this measure.")
     if manifest["n_malformed"]:
         console.say(f"{manifest['n_malformed']} malformed rows are in neither file; the manifest lists them.")
     console.say(f"kept: {result.kept}")

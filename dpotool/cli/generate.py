@@ -38,7 +38,7 @@ def run(config: GenerateConfig, console: Console, models: list[str] | None) -> N
     names = expand_models(models or [])
     results = generate_answers(names, config, progress=console)
     for sentence in describe_answers(results):
-        console.say(sentence)
+        console.answer(sentence)
     console.table(describe_setting(results), *tabulate_answers(results))
     for result in results:
         for reason, n in result.left_out.items():
@@ -70,7 +70,7 @@ def describe_setting(results: Sequence[GenerateResult]) -> str:
     """Returns what stands above the table."""
     n = sorted({result.summary["n"] for result in results})
     base = next((each.summary["baseline"] for each in results if each.summary["baseline"]), None)
-    same = f"; same: as {base}'s" if base else ""
+    same = f"; same: identical to {base}'s" if base else ""
     asked = next((result.path.stem for result in results if result.path), "the same questions")
     return f"Answers to {asked}, n = {' to '.join(map(str, n))}{same}; 95 % intervals"
 

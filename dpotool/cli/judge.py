@@ -21,6 +21,12 @@ _ANSWERS = Positional(
 )
 
 
+_COLUMNS_NOTE = (
+    "ties half: a tie counts as half a win; no ties: ties are left out; ties win: a tie counts as a win; same length: "
+    "estimated for answers of equal length."
+)
+
+
 def register(app: typer.Typer) -> None:
     """Adds the command."""
     epilog = "Example: dpotool judge runs/demo"
@@ -44,10 +50,11 @@ def run(config: JudgeConfig, console: Console, answers: list[str] | None) -> Non
     else:
         results = judge_answers(names, config, progress=console)
     for result in results:
-        console.say(state_result(result.label, result.summary["baseline"], result.summary))
+        console.answer(state_result(result.label, result.summary["baseline"], result.summary))
     console.table(describe_judge(results), *tabulate_results(results))
+    console.answer(_COLUMNS_NOTE)
     for line in describe_checks(results):
-        console.say(line)
+        console.answer(line)
     for result in results:
         console.say(f"judgments: {result.path}")
     console.finish({"results": [{"path": str(result.path), **result.summary} for result in results]})
@@ -60,7 +67,7 @@ def grade(names: Sequence[str], config: JudgeConfig, console: Console) -> None:
 
     results = import_grades(config) if config.judgments else grade_answers(names, config, progress=console)
     for sentence in state_ratings([result.summary for result in results]):
-        console.say(sentence)
+        console.answer(sentence)
     keys = ["overall", *(f"turn_{turn}" for turn in (1, 2) if all(f"turn_{turn}" in r.summary for r in results))]
     rows = []
     for result in results:
@@ -99,7 +106,7 @@ def show_plan(names: Sequence[str], config: JudgeConfig, console: Console) -> No
         for p in plans
     ]
     columns = ["", "answers", "identical", "replies there", "requests", "characters"]
-    console.table("What would be asked; four characters taken as a token", columns, rows)
+    console.table("What would be asked, counting four characters as a token", columns, rows)
     console.finish({"plans": [asdict(plan) for plan in plans]})
 
 
@@ -107,12 +114,12 @@ def describe_judge(results: Sequence[JudgeResult]) -> str:
     """Returns what stands above the table: who judged, against what, and what must be said of it."""
     summary = results[0].summary
     proxy = " (a proxy, not a judgment of quality)" if summary["is_proxy"] else ""
-    return f"Win rate over {summary['baseline']} by {summary['judge']}{proxy}, %; 95 % intervals"
+    return f"Win rate in % over {summary['baseline']}, judged by {summary['judge']}{proxy}; 95 % intervals"
 
 
 def tabulate_results(results: Sequence[JudgeResult]) -> tuple[list[str], list[list[str]]]:
     """Returns header and rows, a model a row."""
-    columns = ["", "win/tie/loss", "ties half", "no ties", "ties win", "equal length"]
+    columns = ["", "win/tie/loss", "ties half", "no ties", "ties win", "same length"]
     return columns, [[result.label, *_cells(result.summary)] for result in results]
 
 
@@ -141,9 +148,9 @@ def describe_checks(results: Sequence[JudgeResult]) -> list[str]:
             told = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
             said.append(f"{summary['without_outcome']} of {summary['n_questions']} questions have no verdict ({told})")
         if summary["identical"]:
-            said.append(f"{summary['identical']} questions were answered alike, which is a tie")
+            said.append(f"{summary['identical']} questions got the same answer from both, which counts as a tie")
         if summary["doubtful"]:
-            said.append(f"{summary['doubtful']} replies open with a verdict and go on against it")
+            said.append(f"{summary['doubtful']} replies open with a verdict and then contradict it")
         order, control = summary["order_effect"], summary["length_control"]
         if order:
             agreement = format_interval(order["agreement"], 0, 100)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = ("run", "state", "log pi(chosen)", "log pi(rejected)", "margin", "left")
 _CAPTION = (
-    "Means in nats: while training of the last logged batch, once done of the test pairs.\n"
-    "Ctrl-C stops after this step; the same command goes on from there."
+    "Means in nats, over the last logged batch while a run trains and over the test pairs once it is done.\n"
+    "Ctrl-C stops after the current step. Run the same command again to continue."
 )
 _SECONDS_BETWEEN_LOOKS = 1.0
 

@@ -29,9 +29,12 @@ def run(config: PredictConfig, console: Console, checkpoints: list[str] | None) 
     show_answer(summary, console)
     if config.full:
         console.table("How well the prediction fits the single pairs", *_tabulate_fit(summary))
-        console.say("ratio and slope: 1 means that sizes are right. correlation: 1 means a perfect order of the pairs")
+        console.say(
+            "ratio and slope: 1 means that the sizes are right. correlation: 1 means that the order of the "
+            "pairs is right."
+        )
     else:
-        console.say("predicted/measured: 1 means a perfect prediction. --full adds correlations, slopes and signs.")
+        console.answer("predicted/measured: 1 means a perfect prediction. --full adds correlations, slopes and signs.")
     console.say(f"prediction table: {result.path}")
     console.finish({"path": str(result.path), **summary})
 
@@ -73,7 +76,9 @@ def say_prediction(summary: dict[str, Any]) -> list[str]:
         at = {"from": "at the start", "to": "at the end", "middle": "half-way"}[summary["at"]]
         sentences.append(f"Gradients taken {at} {' and '.join(parts)}.")
     if share is None:
-        sentences.append(f"On these pairs the mean {what} cannot be told from 0, so no share of it can be stated.")
+        sentences.append(
+            f"On these pairs the mean {what} cannot be distinguished from 0, so no share of it can be stated."
+        )
     return sentences
 
 

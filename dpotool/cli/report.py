@@ -39,7 +39,7 @@ def run(config: ReportConfig, console: Console, runs: list[str]) -> None:
     for problem in report.findings.comparison.problems:
         console.warn(problem)
     console.say(f"report: {report.path}")
-    console.say(f"verdict on {report.findings.comparison.baseline}: {report.findings.statement}")
+    console.say(f"Verdict on {report.findings.comparison.baseline}: {report.findings.statement}")
     console.finish({"path": str(report.path), **report.findings.to_dict()})
 
 

@@ -39,7 +39,9 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
         console.note(f"scoring the newest run, {models[0]}")
     which = config.checkpoints
     if which is None and all(has_only_checkpoints(model) for model in models):
-        console.note(f"{', '.join(models)}: no model but its checkpoints are there, so each of them is scored")
+        console.note(
+            f"{', '.join(models)}: the folder holds checkpoints but no final model, so each checkpoint is scored"
+        )
         which = ALL
     if which is not None:
         models = [path for model in models for path in list_checkpoints(model, which)]
@@ -61,7 +63,7 @@ def _show_scores(results: Sequence[ScoreResult], is_full: bool, console: Console
     """Prints the verdict on each model, a table, and where the rest stands."""
     judged = [(result.label, result.summary["verdict"]) for result in results if result.summary["verdict"] is not None]
     for label, verdict in judged:
-        console.answer(f"verdict on {label}: {verdict['statement']}")
+        console.answer(f"Verdict on {label}: {verdict['statement']}")
     is_whole = is_full or len(results) == 1
     for title, columns, rows in tabulate_scores(results) if is_whole else summarize_models(results):
         console.table(title, columns, rows)
@@ -72,9 +74,9 @@ def _show_scores(results: Sequence[ScoreResult], is_full: bool, console: Console
         if result.tokens_path is not None:
             console.say(f"tokens: {result.tokens_path}")
     if not is_whole:
-        console.say("--full prints every measure of each model; `dpotool compare` prints paired differences.")
+        console.answer("--full prints every measure of each model. `dpotool compare` prints paired differences.")
     for next_ in dict.fromkeys(verdict["next"] for _, verdict in judged):
-        console.say(f"next: {next_}")
+        console.answer(f"Next: {next_}")
 
 
 def summarize_models(results: Sequence[ScoreResult]) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -110,7 +112,7 @@ def _show_trajectory(results: Sequence[ScoreResult], console: Console) -> None:
         rows.append([name_checkpoint(summary), *texts, kind])
     columns = ["checkpoint", "change of chosen", "accuracy", "displacement"]
     console.table(f"{first['data']} [{first['split']}], n = {first['n']}, changes in nats", columns, rows)
-    console.say(f"scores: {results[0].path} and the like in every checkpoint")
+    console.say(f"scores: {results[0].path} and one such table in every checkpoint")
     console.finish({"trajectory": answer, "results": [_to_json(result) for result in results]})
 
 

@@ -40,9 +40,11 @@ def run(config: SweepConfig, console: Console) -> None:
         show_table(result.table, console, is_full=config.full)
     is_whole = len(result.table) > 0 and not result.was_interrupted
     conclusion = conclude(str(result.folder), console) if is_whole and PartialState().is_main_process else {}
-    console.say(f"sweep folder: {result.folder} ({result.n_trained} trained now, {len(result.table)} in all)")
+    console.say(f"sweep folder: {result.folder} ({result.n_trained} runs trained now, {len(result.table)} in all)")
     if len(result.table) and not config.full:
-        console.say("--full adds log-likelihoods and margins to the table; runs.csv in that folder has every number.")
+        console.answer(
+            "--full adds log-likelihoods and margins to the table. runs.csv in that folder has every number."
+        )
     console.finish(
         {
             "sweep": str(result.folder),
@@ -54,14 +56,14 @@ def run(config: SweepConfig, console: Console) -> None:
         }
     )
     if result.was_interrupted:
-        console.note("interrupted, work saved: run the same command again to continue")
+        console.note("Interrupted; the work is saved. Run the same command again to continue.")
         raise typer.Exit(130)
     if result.failures:
         names = ", ".join(result.failures)
         raise DpotoolError(
-            f"{len(result.failures)} cells failed: {names}",
+            f"{len(result.failures)} runs failed: {names}",
             where=str(result.folder),
-            remedy="See the warnings above; running the same command again tries only these",
+            remedy="See the warnings above. The same command tries only these runs again",
         )
 
 
@@ -89,20 +91,26 @@ def show_plan(config: SweepConfig, console: Console) -> None:
         for cell in plan.cells
     ]
     console.table(f"{plan.folder}: what would be trained", ["cell", "lambda", "seed", "steps", ""], rows)
-    console.say(f"{plan.n_open} of {len(plan.cells)} runs to train, {plan.n_steps} optimiser steps in all")
+    console.say(
+        f"{plan.n_open} of {len(plan.cells)} runs would be trained, with {plan.n_steps} optimiser steps in all."
+    )
     if plan.seconds:
         console.say(
-            f"about {format_duration(plan.seconds)} of training, one at a time, at the pace of the finished runs"
+            f"At the pace of the finished runs this takes about {format_duration(plan.seconds)}, one run at a time."
         )
-    tested = "no test pairs" if plan.n_test is None else f"{plan.n_test} test pairs scored after each run"
+    tested = "no test pairs" if plan.n_test is None else f"{plan.n_test} test pairs, which are scored after each run"
     if config.blend:
         from dpotool.sweep.plan import plan_blends
 
         lambdas = ", ".join(f"{value:g}" for value in plan_blends(config))
-        console.say(f"then blends at lambda {lambdas}, which need no training, only a scoring each")
+        console.answer(f"Then blends at lambda {lambdas} are scored, which need no training.")
     if config.controls:
-        console.say("then DPO scaled back and stopped early, a scoring each: some six, and one for each other run")
-    console.say(f"{plan.n_train} training pairs, {tested}; the reference is computed once")
+        console.answer(
+            "Then DPO scaled back and DPO stopped early are scored for comparison: about six scorings, and one "
+            "more for "
+            "each other run. --no-controls leaves them out."
+        )
+    console.answer(f"There are {plan.n_train} training pairs and {tested}. The reference is computed once.")
     console.finish(plan.to_dict())
 
 

@@ -37,10 +37,10 @@ def run(config: TheoryConfig, console: Console) -> None:
     console.say(f"theory table: {result.path}")
     console.say(f"summary, with the texts of these pairs: {summary_path(result.path)}")
     if not config.full:
-        console.say("--full also prints u and v, bands, gaps, entanglement and the pairs that drive displacement.")
+        console.answer("--full also prints u and v, bands, gaps, entanglement and the texts of the pairs named above.")
     console.finish({"path": str(result.path), "interrupted": result.was_interrupted, **result.summary})
     if result.was_interrupted:
-        console.note("interrupted: what was finished so far is in the table")
+        console.note("interrupted: the table holds what was finished so far")
         raise typer.Exit(130)
 
 
@@ -50,7 +50,7 @@ def show_answer(summary: dict[str, Any], console: Console) -> None:
     console.answer(*theory_tables.say_advice(advice))
     console.answer(theory_tables.say_signs(summary))
     if advice is None:
-        console.note("There is no forecast: it needs at least 4 pairs, and is left out with --pairs-only.")
+        console.note("There is no forecast: it needs at least 4 pairs, and --pairs-only leaves it out.")
     elif not summary["at_reference"]:
         console.note(
             "The forecast is for a DPO training that would start from this model and take it as its reference."

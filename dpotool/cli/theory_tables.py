@@ -91,7 +91,10 @@ def say_advice(advice: Mapping[str, Any] | None) -> list[str]:
         "limits_cost": "It is the smallest lambda for which these pairs rule out a loss of 3 points of accuracy.",
     }[advice["basis"]]
     if f == 1:
-        why = "Of no smaller lambda do these pairs rule out that it costs 3 points of accuracy or half of the margin."
+        why = (
+            "On these pairs no smaller lambda is shown to lose less than 3 points of accuracy and to keep half of the "
+            "margin."
+        )
     else:
         change = cell["chosen_change"]["mean"]
         dpo_effect += f", and lambda {f:g} to {'lower' if change < 0 else 'raise'} them by {abs(change):.2f}"
@@ -120,7 +123,7 @@ def say_drivers(summary: Mapping[str, Any]) -> list[str]:
     if not drivers:
         return ["No pair pushes the chosen answers of the other pairs down."]
     pairs = ", ".join(str(pair["pair_id"]) for pair in drivers)
-    return [f"Pairs that push the chosen answers of the others down most: {pairs}."]
+    return [f"These pairs push the chosen answers of the others down most: {pairs}."]
 
 
 def tabulate_forecast(advice: Mapping[str, Any]) -> Table:

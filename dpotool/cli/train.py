@@ -29,7 +29,9 @@ def run(config: TrainConfig, console: Console) -> None:
     rows = result.folder.read_metrics()
     last = {name: value for row in rows for name, value in row.items()}
     if result.was_interrupted:
-        console.say(f"interrupted, work saved: continue with dpotool train --resume --output {result.folder.path}")
+        console.say(
+            f"Interrupted; the work is saved. Continue with: dpotool train --resume --output {result.folder.path}"
+        )
     else:
         console.table(*summarize_training(result.folder.name, last))
         console.say(f"run folder: {result.folder.path}")

@@ -53,15 +53,15 @@ def show(validation: Validation, console: Console, *, full: bool) -> None:
     """Prints the answer and the table; with `full` the examples, reasons and remedies behind it."""
     from dpotool.curation import pages
 
-    console.say(pages.say_outcome(validation))
+    console.answer(pages.say_outcome(validation))
     if validation.checkup.findings:
         columns, rows = pages.tabulate_findings(validation)
         order = (1, 0, 2, 3)  # the finding leads, and what is so would not fit
         console.table("", [columns[place] for place in order], [[row[place] for place in order] for row in rows])
     if not full:
         for finding in validation.checkup.findings:
-            console.say(f"{finding.check.name}: {finding.found.says or finding.check.title}")
-        console.say("--full shows two examples of each, why it matters and what to do.")
+            console.answer(f"{finding.check.name}: {finding.found.says or finding.check.title}.")
+        console.answer("--full shows two examples of each finding, why it matters and what to do.")
         return
     for finding in validation.checkup.findings:
         console.say()

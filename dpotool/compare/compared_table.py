@@ -32,7 +32,7 @@ Rates = Mapping[str, Mapping[str, float]]
 
 def tabulate_differences(comparison: Comparison, verdicts: Verdicts) -> tuple[list[str], list[list[str]]]:
     """Returns columns and rows within 80 columns: what each model gains in likelihood and costs, and its verdict."""
-    columns = ["model", "chosen, nats", "accuracy, points", "kept", "verdict"]
+    columns = ["model", "chosen, nats", "accuracy, points", "margin", "verdict"]
     runs = comparison.runs.set_index("label")
     margins = runs["reward_margins"].astype(float) / runs["beta"].astype(float)
     base = margins[comparison.baseline]

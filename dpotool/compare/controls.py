@@ -247,9 +247,9 @@ def _format(name: str, interval: Interval) -> str:
 
 
 CONTROLS_TITLE = (
-    "Against what costs nothing: DPO scaled back, and DPO stopped early. Run minus control at the same chosen "
-    "likelihood (or, where it says so, margin); margins of log-ratios in nats, accuracy and, where judged, win rate in "
-    "points, 95 % intervals"
+    "Differences from DPO scaled back and from DPO stopped early, which need no second training, at the same chosen "
+    "likelihood (or, where marked, the same margin). Margins of log-ratios in nats; accuracy and, where answers were "
+    "judged, win rate in points; 95 % intervals"
 )
 
 
@@ -271,9 +271,10 @@ def _fill(check: Check, name: str, missing: str) -> str:
     return missing if found is None else format_interval(found.difference, form, scale)
 
 
-SCALED_TITLE = "Against DPO scaled back, start + t (DPO - start), at equal chosen likelihood"
+SCALED_TITLE = "Differences from DPO scaled back, start + t (DPO - start), at equal chosen likelihood"
 SCALED_NOTE = (
-    "Margin of log-ratios in nats, accuracy in points, 95 % intervals; a row with “chosen” is compared at equal margin."
+    "Margins are of log-ratios, in nats; accuracy is in points; brackets are 95 % intervals. A row that says "
+    "“chosen” is compared at equal margin."
 )
 
 

@@ -199,13 +199,13 @@ def say_diagnosis(summary: dict[str, Any], label: str) -> list[str]:
     """Returns what a diagnosis says in plain sentences, the answer first."""
     chosen = summary["chosen"]
     if chosen is None:
-        return [f"{label} has no reference, so nothing can be said of changes; the risk measures are in the table."]
+        return [f"{label} has no reference, so its changes are unknown. The risk measures are in the table."]
     sentences = [_say_spans(chosen, label)]
     worst = chosen["worst"]
     if worst is not None:
         half = f", and {worst['n_for_half']:.0f} tokens make up half of it" if worst["n_for_half"] > 1 else ""
         sentences.append(
-            f"In the typical falling answer one token carries {100 * worst['share']:.0f} % of the fall{half}."
+            f"In a typical answer that fell, one token carries {100 * worst['share']:.0f} % of the fall{half}."
         )
     if summary["mass"] is not None and summary["mass"]["shares"] is not None:
         sentences.append(say_mass(summary["mass"], summary.get("vocabulary")))
@@ -238,7 +238,7 @@ def say_mass(mass: dict[str, Any], vocabulary: dict[str, Any] | None) -> str:
     shares = {name: f"{100 * share:z.0f} %" for name, share in mass["shares"].items()}
     text = (
         f"Of the probability that chosen tokens lost, {shares['other_side']} went to the rejected answer's next token, "
-        f"{shares['ref_top']} to what was most likely already, {shares['eos']} to the end token and "
+        f"{shares['ref_top']} to the token that was most likely already, {shares['eos']} to the end token and "
         f"{shares['elsewhere']} elsewhere."
     )
     gained = (vocabulary or {}).get("gained") or []
@@ -259,7 +259,7 @@ def _find_best_risk(risks: dict[str, Any] | None) -> str | None:
         return None
     known = {name: each for name, each in known.items() if _is_beyond_chance(each["rank_correlation"])}
     if not known:
-        return "No measure that was known before training ranks the pairs by their fall beyond chance."
+        return "No measure that was known before training predicts which answers fell better than chance does."
     name = max(known, key=lambda name: abs(known[name]["rank_correlation"]["value"]))
     risk = known[name]
     value = risk["rank_correlation"]

@@ -186,9 +186,13 @@ def _find_problems(scored: Sequence[ScoredRun], base: ScoredRun, differences: Ma
     problems = []
     for run in scored:
         if run.scored["chosen_logps"].isna().all():
-            problems.append(f"{run.label} has rewards but no log-likelihoods: only margins and accuracy compare.")
+            problems.append(
+                f"{run.label} has rewards but no log-likelihoods, so only margins and accuracy are compared."
+            )
         elif not run.is_referenced:
-            problems.append(f"{run.label} was scored without a reference: no rewards, accuracy or displacement.")
+            problems.append(
+                f"{run.label} was scored without a reference, so it has no rewards, accuracy or displacement."
+            )
         if run is base:
             continue
         if run.beta != base.beta:
@@ -199,13 +203,16 @@ def _find_problems(scored: Sequence[ScoredRun], base: ScoredRun, differences: Ma
         n_shared, n_most = differences[run.label].n, max(len(run.scored), len(base.scored))
         if n_shared < n_most:
             problems.append(
-                f"{run.label} and {base.label} share {n_shared} of {n_most} scored pairs; differences and the "
-                "recommendation count only these, verdicts and what is said of one model by itself all of its own."
+                f"{run.label} and {base.label} share {n_shared} of {n_most} scored pairs. Differences and the "
+                "recommendation use only the shared pairs; verdicts and values of a single model use all of its pairs."
             )
         shared = run.scored.index.intersection(base.scored.index)
         ours, theirs = (each.scored.loc[shared] for each in (run, base))
         if _differ(ours["chosen_tokens"], theirs["chosen_tokens"]):
-            problems.append(f"{run.label} and {base.label} tokenize the pairs differently; sums of logs still compare.")
+            problems.append(
+                f"{run.label} and {base.label} tokenize the pairs differently. Sums of log-probabilities can "
+                "still be compared."
+            )
         is_referenced = run.is_referenced and base.is_referenced
         if is_referenced and _differ(ours["ref_chosen_logps"], theirs["ref_chosen_logps"]):
             problems.append(f"{run.label} and {base.label} were measured against different references.")

@@ -35,8 +35,9 @@ class Neighbour:
     def say(self, name: str) -> str:
         """Returns what the step costs, in a sentence."""
         gain, cost = format_interval(self.gain), format_interval(self.cost, "+z.1f", 100)
-        way = f"The next step, to {self.name}," if self.is_above else f"The step to {name} from {self.name}"
-        return f"{way} brings {gain} nats for {cost} points ({self.points_per_nat:+z.1f} points per nat)."
+        way = f"The next step, to {self.name}," if self.is_above else f"The step from {self.name} to {name}"
+        rate = f"{self.points_per_nat:+z.1f} points per nat"
+        return f"{way} changes the chosen answers by {gain} nats and accuracy by {cost} points ({rate})."
 
 
 def find_neighbours(comparison: Comparison, label: str) -> tuple[Neighbour, ...]:

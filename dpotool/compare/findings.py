@@ -139,10 +139,13 @@ def _advise(comparison: Comparison, recommendation: Recommendation, kind: str | 
     command = say_how_to_save(run)
     go_on = f"Save it with `{command}`" if command is not None else f"Go on with {recommendation.path}"
     if kind == "unclear":
-        return f"{go_on}, and score more pairs: these do not tell whether its own displacement harms."
+        return f"{go_on}, and score more pairs: these do not show whether its displacement is harmful."
     if kind != "harmful":
         return f"{go_on}."
-    return f"{recommendation.path} is the better one, but harmfully displaced itself: {_try_smaller(comparison, run)}"
+    return (
+        f"{recommendation.path} is better than the baseline, but its displacement is harmful too: "
+        f"{_try_smaller(comparison, run)}"
+    )
 
 
 def _try_smaller(comparison: Comparison, run: ScoredRun) -> str:

@@ -32,7 +32,7 @@ def find_pair_scores(folders: Sequence[RunFolder], base: ScoredRun) -> tuple[lis
         if mine in tables:
             found.append((folder.name, read_pair_scores(mine)))
         problems += [
-            f"{folder.name}: {path.name} is not by name of these pairs. If it is of them, import it again with "
+            f"{folder.name}: {path.name} names other pairs. If it belongs to these pairs, import it again with "
             f"--data {data} --split {split}."
             for path in tables
             if mine not in tables

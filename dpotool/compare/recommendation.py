@@ -148,9 +148,10 @@ def _say_free(comparison: Comparison, controls: Controls, rule: Rule, *, above: 
             if free.gain.value <= above or not (free.is_eligible and free.is_gaining):
                 continue
             return (
-                f" {comparison.baseline} {point.name}, which needs no training, meets the conditions too and holds the "
-                f"chosen log-likelihood {'higher still' if above else 'higher'}: "
-                f"{format_interval(free.gain)} nats, with {100 * free.margin_kept:.0f} % of the margin "
+                f" {comparison.baseline} {point.name}, which needs no training, also meets the conditions and "
+                f"keeps the chosen answers {'even more likely' if above else 'more likely'}: "
+                f"{format_interval(free.gain)} nats more than {comparison.baseline}, with "
+                f"{100 * free.margin_kept:.0f} % of its margin "
                 f"(`{write_command(point.run.manifest['blend'])}`)."
             )
     return ""
@@ -173,10 +174,8 @@ def _find_baseline_problem(label: str, base: Mapping[Hashable, Any]) -> tuple[st
         text = f"Nothing is recommended: every margin of {label} is 0, so it is its own reference, not a trained run."
         return NO_BASELINE, f"{text} Choose a trained run with --baseline."
     if not base["reward_accuracy_low"] > COIN or not base["reward_margins_low"] > 0:
-        text = (
-            f"Nothing is recommended: {label}, the baseline, is not shown to rank pairs itself (accuracy {accuracy})."
-        )
-        return NO_BASELINE, f"{text} Choose a run that does with --baseline, or train it further."
+        text = f"Nothing is recommended: the baseline {label} is not shown to rank the pairs (accuracy {accuracy})."
+        return NO_BASELINE, f"{text} Choose another run with --baseline, or train this one further."
     if not base["chosen_displacement_high"] < 0:
         change = format_interval(read_interval(base, "chosen_displacement"))
         text = f"Nothing is recommended: {label} is not shown to lower the chosen answers ({change} nats on average)"
@@ -217,17 +216,17 @@ def _state_none(comparison: Comparison, candidates: Sequence[Candidate], nearest
     if not comparison.differences:
         return f"Only {comparison.baseline} here: there is nothing to choose from."
     if not candidates:
-        return f"{stay} all other runs are of its own setting, or without log-likelihoods."
+        return f"{stay} all other runs have the same settings as it, or no log-likelihoods."
     if all(each.accuracy_difference is None for each in candidates):
         return f"{stay} no other run's reward accuracy is known."
     if not any(each.is_gaining for each in candidates):
-        return f"{stay} no run is shown to hold the chosen log-likelihood higher."
+        return f"{stay} no run is shown to keep the chosen answers more likely."
     if any(each.is_eligible for each in candidates):
-        return f"{stay} no run that is shown to be no worse is shown to hold the chosen log-likelihood higher."
+        return f"{stay} no run that meets the conditions is shown to keep the chosen answers more likely."
     if nearest is not None:
         return f"{stay} {_say_loss(nearest)}"
     named = "; ".join(f"{each.name} {_say_failures(each)}" for each in candidates if each.is_gaining)
-    return f"{stay} of the runs that hold the chosen log-likelihood higher, {named}."
+    return f"{stay} of the runs that keep the chosen answers more likely, {named}."
 
 
 def _say_loss(nearest: Candidate) -> str:
@@ -237,19 +236,20 @@ def _say_loss(nearest: Candidate) -> str:
     change = format_interval(cost, "+z.1f", 100)
     if 100 * cost.value <= -delta:
         return (
-            f"every run that holds the chosen log-likelihood higher costs too much, or cannot be told from one that "
-            f"does; the least, {nearest.name}, changes accuracy by {change} points, where {delta:g} may be lost."
+            f"every run that keeps the chosen answers more likely costs too much accuracy, or may do so. The cheapest, "
+            f"{nearest.name}, changes accuracy by {change} points, and at most {delta:g} points may be lost."
         )
     text = (
-        f"these {nearest.n} pairs cannot rule out that {nearest.name}, which comes nearest, loses "
-        f"{max(0.0, -100 * cost.ci_low):.1f} points of reward accuracy ({change}), and at most {delta:g} may be lost."
+        f"these {nearest.n} pairs cannot rule out that {nearest.name}, which comes closest, loses "
+        f"{max(0.0, -100 * cost.ci_low):.1f} points of reward accuracy ({change}), and at most {delta:g} points "
+        "may be lost."
     )
     others = [name for name in nearest.failures if name != "loss"]
     if others:
         return f"{text} It also {_say_failures(nearest, others)}."
     if math.isnan(nearest.n_needed):
         return text
-    return f"{text} About {nearest.n_needed:,.0f} pairs would tell, if it loses none."
+    return f"{text} About {nearest.n_needed:,.0f} pairs would be enough to rule that out, if it loses none."
 
 
 def _say_failures(candidate: Candidate, names: Sequence[str] | None = None) -> str:
@@ -271,7 +271,7 @@ def _state_best(comparison: Comparison, best: Candidate) -> str:
     gain, cost = format_interval(best.gain), format_interval(best.accuracy_difference, "+z.1f", 100)
     over = f" of the same seed, over seeds {', '.join(map(str, best.seeds))}" if best.seeds else ""
     return (
-        f"Take {best.name}: of the runs shown to lose less than {rule.delta:g} points of reward accuracy it holds the "
-        f"chosen log-likelihood highest, {gain} nats above {base}{over}; accuracy changes by {cost} points, and it "
-        f"keeps {100 * best.margin_kept:.0f} % of the margin."
+        f"Take {best.name}. Of the runs that are shown to lose less than {rule.delta:g} points of reward accuracy, it "
+        f"keeps the chosen answers most likely: {gain} nats above {base}{over}. Accuracy changes by {cost} points, and "
+        f"{100 * best.margin_kept:.0f} % of the margin remains."
     )

@@ -16,8 +16,8 @@ from dpotool.runs.folder import RunFolder, read_summary
 
 ADVICE, PAPER = "The forecast of theory-gap", "Theorem 2.1 as printed"
 _NO_SCALE = (
-    "On these pairs DPO's mean margin cannot be told from none: only the order of the predicted changes means "
-    "something, not their size."
+    "On these pairs DPO's mean margin cannot be distinguished from 0, so only the order of the predicted "
+    "changes means something, not their size."
 )
 _MIN_RANKED = 3
 """Lambdas from which a rank agreement is worth stating: two agree by chance half of the time."""
@@ -177,8 +177,8 @@ def _state_theory(
     best = (advice or {}).get("recommended_lambda")
     named = f" It recommended lambda {best:g} before any training." if best is not None else ""
     if n < _MIN_RANKED:
-        return f"{n} lambdas are too few to say whether theory orders them right.{named}"
+        return f"{n} lambdas are too few to say whether theory puts them in the right order.{named}"
     return (
-        f"{source} orders {n} runs by chosen log-likelihood with a rank agreement of {say('chosen')}, by reward "
-        f"accuracy with {say('accuracy')} (Kendall's tau: 1 is the order measured, -1 its reverse).{named}"
+        f"{source} orders {n} runs by chosen log-likelihood with a rank agreement of {say('chosen')}, and by "
+        f"reward accuracy with {say('accuracy')} (Kendall's tau: 1 means the measured order, -1 its reverse).{named}"
     )

@@ -18,17 +18,17 @@ from dpotool.stats.bootstrap import N_RESAMPLES
 from dpotool.stats.wording import Interval, format_interval, say_if_few
 
 MISSING = {
-    "scored pairs": ("no pair could be scored.", "See why pairs were left out: the summary beside the scores says it."),
+    "scored pairs": ("no pair could be scored.", "The summary beside the scores says why the pairs were left out."),
     "log-likelihoods": (
-        "there are rewards, but no log-likelihoods of which anything could be said.",
+        "there are rewards but no log-likelihoods.",
         "Score the model itself: `dpotool score MODEL --reference START`.",
     ),
     "reference": (
-        "without a reference nothing can be said of displacement.",
+        "displacement is a change from a reference, and there is none.",
         "Score with a reference: `dpotool score RUN --reference START`.",
     ),
     "lengths": (
-        "the table has no lengths, and without them nobody can say which share of its probability a token keeps.",
+        "the table has no completion lengths, so the loss of probability per token is unknown.",
         "Import again with chosen_tokens and rejected_tokens, or score the model itself: `dpotool score MODEL`.",
     ),
 }
@@ -168,7 +168,7 @@ def _state(
     if kind == "none":
         return f"No displacement shown: {details}; chosen tokens keep {_kept(evidence)} of their probability.{few}"
     if displaced == OPEN:
-        return f"Displacement is not settled: {details}.{few}"
+        return f"It is not settled whether there is displacement: {details}.{few}"
     if kind == "benign":
         met = "; ".join(_with_number(name, _CRITERIA[name], evidence) for name in criteria)
         return f"Benign displacement: {details}. But {met}.{few}"
@@ -180,8 +180,8 @@ def _state(
     unsettled = ", nor whether ".join(
         _with_number(name, _CRITERIA[name], evidence) for name, state in criteria.items() if state == OPEN
     )
-    doubt = f"These pairs do not tell whether {unsettled}."
-    return f"Displaced, but whether that harms is not settled: {details}. {doubt}{few}"
+    doubt = f"These pairs do not show whether {unsettled}."
+    return f"Displaced, but it is not settled whether that is harmful: {details}. {doubt}{few}"
 
 
 def _with_number(name: str, clause: str, evidence: Mapping[str, Interval]) -> str:
@@ -199,8 +199,8 @@ def _kept(evidence: Mapping[str, Interval]) -> str:
 _NEXT_WITHIN_NOISE = "Score again with --dtype float32, where rounding is some thousand times smaller."
 
 _NEXT_WITHOUT_RANKING = (
-    "Displacement is not the trouble: the ranking is. See whether chosen and rejected are swapped, or train further, "
-    "before anything else."
+    "The problem is the ranking, not displacement. First check whether chosen and rejected "
+    "are swapped, or train longer."
 )
 
 
@@ -214,18 +214,19 @@ def _is_within_noise(run: ScoredRun, change: Interval) -> bool:
 def _state_noise(run: ScoredRun, evidence: Mapping[str, Interval]) -> str:
     change = format_change(evidence["chosen_displacement"])
     return (
-        f"Not to be told from rounding: log pi(chosen) changed by {change} nats on average over {run.n} pairs, no more "
-        f"than what scoring the same pair twice can differ by.{say_if_few(run.n, run.n_prompts)}"
+        f"No larger than rounding error: log pi(chosen) changed by {change} nats on average over {run.n} pairs, "
+        "and two "
+        f"scorings of the same pair can differ by as much.{say_if_few(run.n, run.n_prompts)}"
     )
 
 
 def _advise(kind: str) -> str:
     return {
-        "none": "Nothing to undo. If accuracy or margin is wanting, a larger lambda, up to DPO's 1, may buy some.",
-        "benign": "Keep it, or see what a smaller lambda gives back and what it costs: `dpotool sweep`.",
-        "harmful": "Train with a smaller lambda: `dpotool sweep` finds the one that costs least, "
-        "`dpotool theory-gap` says what to expect before training.",
-        "unclear": "Score more pairs: a larger --limit, or more held-out --data.",
+        "none": "There is nothing to undo. If accuracy or margin is too low, a larger lambda (1 is DPO) may raise it.",
+        "benign": "Keep this model, or run `dpotool sweep` to see what a smaller lambda gains and costs.",
+        "harmful": "Train with a smaller lambda. `dpotool sweep` finds the one that costs least, and "
+        "`dpotool theory-gap` forecasts its effect before training.",
+        "unclear": "Score more pairs, with a larger --limit or more held-out --data.",
     }[kind]
 
 

@@ -131,12 +131,18 @@ def state_result(label: str, baseline: str, summary: Mapping[str, Any]) -> str:
     if not summary["n"] or math.isnan(rate.ci_low):
         return f"Nothing can be said about {label} against {baseline}: no question has a verdict."
     p = summary.get("p_adjusted", summary["p_value"])
-    numbers = f"win rate {100 * rate.value:.1f} % [{100 * rate.ci_low:.1f}, {100 * rate.ci_high:.1f}], ties as half"
+    numbers = (
+        f"win rate {100 * rate.value:.1f} % [{100 * rate.ci_low:.1f}, {100 * rate.ci_high:.1f}], counting a tie as half"
+    )
     if p < 0.05:
         better = label if rate.value > 0.5 else baseline
         return f"{better} answers better than {baseline if better is label else label} by this judge: {numbers}."
     needed = summary["power"]["questions_needed"]
-    more = "" if not math.isfinite(needed) else f"; a difference as small would take about {needed:,.0f} questions"
+    more = (
+        ""
+        if not math.isfinite(needed)
+        else f". To confirm a difference of this size takes about {needed:,.0f} questions"
+    )
     return f"{label} and {baseline} cannot be told apart on {summary['n']} questions: {numbers}{more}."
 
 
@@ -244,12 +250,15 @@ def describe_judged(judged: Sequence[JudgedRun], relation: Mapping[str, Any] | N
     first = judged[0].summary
     proxy = " (a proxy, not a judgment of quality)" if first.get("is_proxy") else ""
     rates = [f"{run.label} {format_interval(run.rate, '.1f', 100)}" for run in judged]
-    lines = [f"Win rate over {first['baseline']} by {first['judge']}{proxy}, ties as half, %: {'; '.join(rates)}."]
+    lines = [
+        f"Win rate over {first['baseline']} by {first['judge']}{proxy}, in %, counting a tie as half: "
+        f"{'; '.join(rates)}."
+    ]
     if relation:
         lines.append(
             f"Displacement and win rate over {relation['n']} runs: rank correlation "
             f"{relation['rank_correlation']:+.2f}, p = {relation['p_value']:.2g}; "
-            "runs of one sweep are no sample of models."
+            "runs of one sweep are not a sample of models."
         )
     return lines
 

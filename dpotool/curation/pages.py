@@ -69,10 +69,10 @@ def say_outcome(validation: Validation) -> str:
     found = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for n, name in counts if n) or "nothing"
     text = f"{source.name} [{source.split}]: {validation.data.n_rows} rows were checked; found: {found}."
     if counts[0][0]:
-        return f"{text} Errors first: such pairs make the numbers of a training false or teach nothing."
+        return f"{text} Deal with the errors first: such pairs teach nothing or make the numbers wrong."
     if counts[1][0]:
-        return f"{text} Nothing makes training impossible; the warnings are worth a look."
-    return f"{text} Nothing stands in the way of training on it."
+        return f"{text} You can train on these pairs, but look at the warnings."
+    return f"{text} You can train on these pairs."
 
 
 def tabulate_findings(validation: Validation) -> tuple[list[str], list[list[str]]]:
@@ -87,7 +87,7 @@ def tabulate_findings(validation: Validation) -> tuple[list[str], list[list[str]
         ]
         for finding in validation.checkup.findings
     ]
-    return ["severity", "finding", "rows", "%", "what is so"], rows
+    return ["severity", "finding", "rows", "%", "meaning"], rows
 
 
 def say_rest(validation: Validation) -> list[str]:

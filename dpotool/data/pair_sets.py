@@ -30,12 +30,10 @@ def load_pair_set(
     progress.note(describe_pair_set(pair_set))
     if pair_set.source.unread:
         columns = ", ".join(pair_set.source.unread)
-        progress.warn(
-            f"{settings.data}: not read, beside the prompt: {columns}. Put them into prompt if they belong there"
-        )
+        progress.warn(f"{settings.data}: the columns {columns} are not read. Put them into prompt if they belong there")
     if pair_set.source.template_date:
         progress.note(
-            f"the chat template prints today's date; every prompt says {pair_set.source.template_date} instead"
+            f"the chat template prints today's date; every prompt contains {pair_set.source.template_date} instead"
         )
     return pair_set
 

@@ -151,7 +151,7 @@ def _add_model(
     estimate.n_cached[name] = len(pairs) - len(missing)
     todo = pairs if config.tokens else missing
     if not (todo or again):
-        estimate.probe.append(f"{name}: no batch was run, all its values are in the store by then")
+        estimate.probe.append(f"{name}: no batch was run, because all its values will be in the store")
         return
     cost = estimate_scoring(scorer, todo or again)
     estimate.batch_tokens = cost.batch_tokens

@@ -86,21 +86,21 @@ JUDGES = {
         JudgeKind(
             "endpoint",
             "a model on a server that speaks the OpenAI protocol, shown both answers and the reference",
-            "a language model's taste: it may like length, its own style, and the first answer",
+            "a language model may prefer long answers, its own style, or the first answer",
             None,
             needs=("endpoint", "judge_model"),
         ),
         JudgeKind(
             "reward",
             "a reward model (AutoModelForSequenceClassification) that scores each answer",
-            "what its training data preferred; far from those data its scores mean little",
+            "it repeats the preferences of its training data; far from those data its scores mean little",
             _open_reward,
             needs=("judge_model",),
         ),
         JudgeKind(
             "grammar",
             "the grammar of the built-in pairs, which knows the right answer",
-            "exact, and about a toy language only",
+            "exact, but only for a toy language",
             _open_grammar,
         ),
         JudgeKind(

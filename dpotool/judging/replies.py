@@ -99,7 +99,7 @@ def _tell_how_much_was_read(lengths: PromptLengths, progress: Progress) -> None:
     """Whether the server read whole prompts, and how that is known."""
     if lengths.n_unknown:
         progress.warn(
-            f"{lengths.n_unknown} replies do not say how many tokens were read: a cut prompt would go unnoticed"
+            f"{lengths.n_unknown} replies do not say how many tokens were read, so a cut prompt would go unnoticed"
         )
     if lengths.n_checked and lengths.count is not None:
         progress.note(
@@ -107,8 +107,8 @@ def _tell_how_much_was_read(lengths: PromptLengths, progress: Progress) -> None:
         )
     elif lengths.n_checked:
         progress.note(
-            "whether the server read whole prompts was estimated from their lengths; the judge's is exact with "
-            "--judge-tokenizer"
+            "whether the server read whole prompts was estimated from their lengths; --judge-tokenizer makes the check "
+            "exact"
         )
 
 

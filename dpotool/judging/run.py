@@ -91,7 +91,9 @@ def judge_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progre
 def plan_asking(names: Sequence[str], config: JudgeConfig) -> list[AskingPlan]:
     """Returns what a server would be asked about each model, without asking."""
     if config.judgments is not None:
-        raise DpotoolError("reading judgments asks nobody", where="--judgments", remedy="Leave --dry-run out")
+        raise DpotoolError(
+            "no judge is asked when judgments are read", where="--judgments", remedy="Leave --dry-run out"
+        )
     sets, base = open_sets(names, config)
     judge = choose_judge(config, _is_demo(sets))
     prompts = open_prompts(config.prompt, PAIRWISE, config.verdict_rule)
@@ -209,7 +211,9 @@ def _split(pairs: Pairs) -> tuple[list[tuple[Answer, Answer]], list[tuple[Answer
 
 def _warn_of_one_order(config: JudgeConfig, progress: Progress) -> None:
     if config.one_order:
-        progress.warn("--one-order: the model's answer stands first throughout, and what its place does is in the rate")
+        progress.warn(
+            "--one-order: the model's answer is always shown first, so the win rate includes the judge's position bias"
+        )
 
 
 def place_table(kind: str, answers: AnswerSet, config: JudgeConfig, *parts: str) -> Path:

@@ -142,8 +142,7 @@ def open_subject(
     config = subject.config
     if subject.on_training_pairs:
         progress.warn(
-            f"{subject.label} was evaluated on nothing, so these are the pairs it was trained on; "
-            "name held-out ones with --data"
+            f"{subject.label} has no evaluation pairs, so its training pairs are used. Name held-out pairs with --data"
         )
     trust = config.trust_remote_code
     tokenizer = load_tokenizer(subject.model, trust_remote_code=trust, progress=progress)

@@ -70,7 +70,7 @@ _ENTRIES = (
     LossSpec(
         "shift",
         f"{_MARGIN}:compute_shift_losses",
-        "DPO-Shift: the rejected reward counts by a factor, --lambda; holds the chosen answers up.",
+        "DPO-Shift: multiplies the rejected reward by --lambda, so that the chosen answers fall less.",
         "-log s(beta a - f beta b), f from lambda",
         r"-\log\sigma(\beta a - f\beta b)",
         "arXiv:2502.07599",
@@ -82,7 +82,7 @@ _ENTRIES = (
     LossSpec(
         "odpo",
         f"{_MARGIN}:compute_odpo_losses",
-        "DPO with an offset: a clear win is pushed further apart than a narrow one; needs scores.",
+        "DPO with an offset: pushes pairs with a large score difference further apart. Needs scores.",
         "-log s(beta (a - b) - alpha offset(scores))",
         r"-\log\sigma(\beta(a-b) - \alpha\,\Delta), \Delta = \text{offset of the scores}",
         "arXiv:2402.10571",
@@ -103,7 +103,7 @@ _ENTRIES = (
     LossSpec(
         "ipo",
         f"{_MARGIN}:compute_ipo_losses",
-        "Draws the margin per token to a target instead of without end; against over-fitting.",
+        "Pulls the margin per token to a target, so that it does not grow without end and over-fit.",
         "(a/|chosen| - b/|rejected| - 1/(2 beta))^2",
         r"\left(\frac{a}{\lvert y_w\rvert} - \frac{b}{\lvert y_l\rvert} - \frac{1}{2\beta}\right)^2",
         "arXiv:2310.12036",
@@ -113,7 +113,7 @@ _ENTRIES = (
     LossSpec(
         "hinge",
         f"{_MARGIN}:compute_hinge_losses",
-        "Leaves pairs alone that are apart by a reward margin of 1 (SLiC).",
+        "Stops pushing a pair once its reward margin is 1 (SLiC).",
         "max(0, 1 - beta (a - b))",
         r"\max(0, 1 - \beta(a-b))",
         "arXiv:2305.10425",
@@ -156,7 +156,7 @@ _ENTRIES = (
     LossSpec(
         "r-dpo",
         f"{_AGAINST}:compute_r_dpo_losses",
-        "DPO with a price on length, so that longer answers do not win by being long.",
+        "DPO with a penalty on length, so that longer answers do not win by being long.",
         "-log s(beta (a - b) + alpha (|chosen| - |rejected|))",
         r"-\log\sigma(\beta(a-b) + \alpha(\lvert y_w\rvert - \lvert y_l\rvert))",
         "arXiv:2403.19159",
@@ -167,7 +167,7 @@ _ENTRIES = (
     LossSpec(
         "ld-dpo",
         f"{_AGAINST}:compute_ld_dpo_losses",
-        "DPO in which the tokens that the longer answer has more than the other count less.",
+        "DPO in which tokens beyond the length of the shorter answer count less.",
         "dpo, with log pi = log pi(first min(|chosen|, |rejected|) tokens) + alpha log pi(the rest)",
         r"-\log\sigma(\beta(a'-b')), \log\pi' = \log\pi(y_{\le m}) + \alpha\log\pi(y_{>m}), "
         r"m = \min(\lvert y_w\rvert, \lvert y_l\rvert)",
@@ -179,7 +179,7 @@ _ENTRIES = (
     LossSpec(
         "mappo",
         f"{_AGAINST}:compute_mappo_losses",
-        "Like DPO-Shift, with each pair's factor from its scores: a narrow win pushes the rejected answer less.",
+        "Like DPO-Shift with a factor from each pair's scores: close pairs push the rejected answer down less.",
         "-log s(beta a - D beta b), D = (score_chosen - score_rejected) / score_range",
         r"-\log\sigma(\beta a - \Delta_r\beta b), \Delta_r = (s_w - s_l)\,/\,\text{score range}",
         "arXiv:2507.21183",
@@ -201,7 +201,7 @@ _ENTRIES = (
     LossSpec(
         "bdpo",
         f"{_AGAINST}:compute_bdpo_losses",
-        "Bounded DPO: what can be gained by pushing the rejected answer down is bounded.",
+        "Bounded DPO: pushing the rejected answer down lowers the loss only up to a bound.",
         "-log s(beta a - beta log(l e^b + 1 - l)), l = lambda_bdpo",
         r"-\log\sigma(\beta a - \beta\log(\lambda e^{b} + 1 - \lambda))",
         "arXiv:2506.12725",
@@ -214,7 +214,7 @@ _ENTRIES = (
     LossSpec(
         "cal-dpo",
         f"{_EACH}:compute_cal_dpo_losses",
-        "DPO that also draws each answer's log-ratio to a target: +1/(2 beta) chosen, -1/(2 beta) rejected.",
+        "DPO that also pulls each answer's log-ratio to a target: +1/(2 beta) chosen, -1/(2 beta) rejected.",
         "-log s(a - b) + (a - 1/(2 beta))^2 + (b + 1/(2 beta))^2",
         r"-\log\sigma(a-b) + (a - \tfrac{1}{2\beta})^2 + (b + \tfrac{1}{2\beta})^2",
         "arXiv:2412.14516",
@@ -251,7 +251,7 @@ _ENTRIES = (
     LossSpec(
         "sppo",
         f"{_EACH}:compute_sppo_losses",
-        "Draws log-ratios to +1/(2 beta) and -1/(2 beta) (self-play preference optimisation, hard labels).",
+        "Pulls log-ratios to +1/(2 beta) and -1/(2 beta) (self-play preference optimisation, hard labels).",
         "(a - 1/(2 beta))^2 + (b + 1/(2 beta))^2",
         r"(a - \tfrac{1}{2\beta})^2 + (b + \tfrac{1}{2\beta})^2",
         "arXiv:2405.00675",

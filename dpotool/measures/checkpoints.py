@@ -66,10 +66,12 @@ def describe_trajectory(summaries: Sequence[Mapping[str, Any]]) -> str | None:
     fallen = next((name for name, verdict in judged if verdict["criteria"]["displaced"] == "met"), None)
     harmful = next((name for name, verdict in judged if verdict["kind"] == "harmful"), None)
     if fallen is None:
-        return f"At none of {len(judged)} checkpoints has the probability of chosen answers fallen for certain."
-    text = f"The probability of chosen answers has fallen for certain from {fallen} on"
+        return f"The probability of the chosen answers is not shown to have fallen at any of {len(judged)} checkpoints."
+    text = f"The probability of the chosen answers is shown to have fallen from {fallen} on"
     return (
-        f"{text}; harmful from {harmful} on." if harmful else f"{text}; harmful at none of {len(judged)} checkpoints."
+        f"{text}. The fall is harmful from {harmful} on."
+        if harmful
+        else f"{text}. The fall is not shown to be harmful at any of {len(judged)} checkpoints."
     )
 
 

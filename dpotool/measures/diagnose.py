@@ -80,7 +80,7 @@ def _diagnose(subject: Subject, config: DiagnoseConfig, progress: Progress) -> D
         opened = open_subject(subject, progress, device_map=config.device_map)
         if opened.reference_scorer is None:
             progress.warn(
-                f"{subject.label}: there is no reference, so only what one model says of the pairs can be told. "
+                f"{subject.label}: there is no reference, so changes cannot be measured. "
                 "Name a reference with --reference"
             )
         gains, watch = VocabularyGains(), Stopwatch()

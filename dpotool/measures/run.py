@@ -130,7 +130,10 @@ def score_opened(
     reference_logps = opened.compute_reference_logps(progress, with_tokens=with_tokens)
     opened, policy_logps, reference_logps = _leave_out_non_finite(opened, policy_logps, reference_logps, progress)
     if reference_logps is None:
-        progress.warn(f"{subject.label}: no reference, so no rewards and no displacement. Name one with --reference")
+        progress.warn(
+            f"{subject.label}: there is no reference, so rewards and displacement are missing. Name "
+            "one with --reference"
+        )
     noise = None
     if config.noise_floor and opened.pair_set.pairs:
         noise = _measure_noise(opened, policy_logps, reference_logps, progress)

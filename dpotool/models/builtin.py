@@ -75,7 +75,7 @@ def locate_model(name: str, progress: Progress = SILENT) -> str:
     if found is None:
         found = stand_ins / name.replace(":", "-")
         if not found.exists():
-            progress.note(f"{name} is not made yet: making it comes on top, about a minute")
+            progress.note(f"{name} does not exist yet; making it takes about a minute more")
             model.save_untrained(found)
     return str(found)
 

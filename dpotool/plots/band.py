@@ -56,7 +56,9 @@ def draw(scene: Scene) -> Drawing:
     recommended = advice.get("recommended_lambda")
     figure = plot_band(frame, **found.title, n_excluded=found.n_excluded, recommended=recommended)
     usable, _ = split_usable(frame)
-    text = "Share of pairs that a step on the pair alone moves as wished, against the shift factor f."
+    text = (
+        "Share of pairs for which a step on the pair alone raises the chosen or lowers the rejected answer, against f."
+    )
     return Drawing(figure, f"{text} {_describe(count_pairs(usable), usable, 0)}")
 
 

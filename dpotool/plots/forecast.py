@@ -200,15 +200,16 @@ def _make_handles(is_measured: bool) -> list[Line2D]:
 
 def _describe(outcomes: pd.DataFrame | None) -> str:
     text = (
-        "Lines show what one small step does to pairs that it was not taken from. Horizontal dashes: DPO's predicted "
+        "Lines show the effect of one small step on pairs that were not used for the step. Horizontal dashes: "
+        "DPO's predicted "
         "accuracy. Shaded areas and bars: 95 % bootstrap intervals over pairs."
     )
     if outcomes is None:
         return text
     if not len(outcomes):
         return (
-            f"{text} No outcomes are shown: that takes runs of this model with fixed λ, and a DPO run among them whose "
-            "mean margin is above 0."
+            f"{text} No outcomes are shown. They need runs of this model with fixed λ, among them a DPO run whose mean "
+            "margin is above 0."
         )
     about = sorted({f"{row['data']} [{row['split']}] (n = {row['n']:,})" for _, row in outcomes.iterrows()})
     return (

@@ -27,8 +27,8 @@ from dpotool.plots.theme import (
 )
 
 _GAPS = {
-    "g1": "left over of g1,\nchosen log-likelihood (nats)",
-    "g2": "left over of g2,\nsmoothed reward accuracy",
+    "g1": "error of g1,\nchosen log-likelihood (nats)",
+    "g2": "error of g2,\nsmoothed reward accuracy",
 }
 _OPTIMIZERS = {"sgd": "gradient descent", "adamw": "AdamW, first step"}
 _OFFSET = 3.0  # of the line with slope 2 over the highest residual
@@ -46,8 +46,8 @@ def draw(scene: Scene) -> Drawing:
         for name, gap in gaps.items()
         if name in _GAPS
     )
-    text = "What the first order leaves over of measured gaps against the learning rate, on logarithmic axes."
-    return Drawing(figure, f"{text} Slopes, 2 where the first order is right: {slopes}.")
+    text = "Error of the first-order gaps against the learning rate, on logarithmic axes."
+    return Drawing(figure, f"{text} Slopes (2 means that the first order is right): {slopes}.")
 
 
 @styled
@@ -75,11 +75,12 @@ def plot_gap_ladder(verification: Mapping[str, Any], *, model: str, data: str) -
         column[-1].set_xlabel("learning rate of the step")
     for axes, label in zip(grid[:, 0], _GAPS.values(), strict=True):
         axes.set_ylabel(label)
-    set_title(figure, "What the first order leaves over", model, data, describe_n(int(verification["n"])))
+    set_title(figure, "Error of the first-order prediction", model, data, describe_n(int(verification["n"])))
     set_note(
         figure,
-        "Left over: root mean square over pairs of measured minus predicted gap. If the first order is right, only "
-        f"second order is left, which falls as the square of the rate: slope 2. Computed in {verification['dtype']}.",
+        "Error: root mean square over pairs of measured minus predicted gap. If the prediction is right to "
+        "first order, "
+        f"its error falls with the square of the learning rate: slope 2. Computed in {verification['dtype']}.",
     )
     return figure
 

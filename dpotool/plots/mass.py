@@ -87,7 +87,7 @@ def plot_mass(table: pd.DataFrame, *, n: int, model: str, data: str) -> Figure:
     set_title(figure, "Where the probability of the next token lies", model, data, describe_n(n))
     set_note(
         figure,
-        "Where two of these are the same token, the first that is named has it. The rejected answer's next token is "
+        "If two of these are the same token, it counts for the first one. The rejected answer's next token is "
         "there only where the two answers have just diverged.",
     )
     return figure

@@ -168,12 +168,12 @@ _BUILT_IN = (
         "win-rate", 27, "judgments",
         "how often each run's answers were preferred to the baseline's: wins, ties and losses",
         "Wins, ties and losses of each run's answers against the baseline's. The win rate on the right counts a tie as "
-        "half; its interval is over questions. A judge has a taste of its own: see what is said of it.",
+        "half; its interval is over questions. Every judge has preferences; the note on the judge names them.",
         "dpotool.plots.win_rates:draw", "Does it answer better",
     ),
     PlotKind(
         "tradeoff-win-rate", 28, "judgments",
-        "win rate against the chosen log-likelihood kept",
+        "win rate against the difference in chosen log-likelihood",
         "To the right: chosen answers more likely than under the baseline; above the line: answers preferred to its.",
         "dpotool.plots.win_rates:draw_tradeoff",
     ),
@@ -228,15 +228,15 @@ _BUILT_IN = (
     PlotKind(
         "risk", 66, "diagnosis",
         "which measure that was known before training ranks the pairs by how far their chosen answers fell",
-        "Left: Spearman's rank correlation of each measure with the change of chosen answers, and what is left of it "
-        "once the length of the answer is known. Right: the two that rank best, pair by pair.",
+        "Left: Spearman's rank correlation of each measure with the change of chosen answers, by itself and given "
+        "the length of the answer. Right: the two that rank best, pair by pair.",
         "dpotool.plots.risk:draw", "Where the probability went",
     ),
     PlotKind(
         "tokens", 68, "diagnosis",
         "both answers of a pair (--pair, else the worst), each token coloured by the change of its log-probability",
         "Each token with the change of its log-probability in nats: falls orange, gains violet, the stronger the "
-        "further. The other answer does not have a token with a frame.",
+        "further. A framed token does not occur in the other answer.",
         "dpotool.plots.tokens:draw",
     ),
     PlotKind(
@@ -261,7 +261,8 @@ _BUILT_IN = (
     PlotKind(
         "band", 100, "theory",
         "for which λ a step on a pair alone raises the chosen and lowers the rejected answer",
-        "Share of the pairs that a step on the pair alone moves as wished, against λ.",
+        "Share of the pairs for which a step on the pair alone raises the chosen or lowers the rejected answer, "
+        "against λ.",
         "dpotool.plots.band:draw",
     ),
     PlotKind(
@@ -272,8 +273,9 @@ _BUILT_IN = (
     ),
     PlotKind(
         "gap-ladder", 120, "theory",
-        "whether what the first order leaves over falls as the square of the learning rate (`theory-gap --verify`)",
-        "What the exact first-order gaps leave over of measured ones. Slope 2 means that the first order is right.",
+        "whether the error of the first-order prediction falls with the square of the learning rate "
+        "(`theory-gap --verify`)",
+        "Error of the exact first-order gaps against the learning rate. A slope of 2 means that they are right.",
         "dpotool.plots.gap_ladder:draw",
     ),
     PlotKind(

@@ -71,11 +71,11 @@ def plot_risk(pairs: pd.DataFrame, risks: Mapping[str, Mapping[str, Any]], *, mo
     for panel, name in zip(axes[1:], shown, strict=True):
         _draw_pairs(panel, pairs[name], pairs["chosen_displacement"], risks[name]["called"])
     axes[1].set_ylabel("change of log π(chosen), nats")
-    set_title(figure, "What was known before training and what came of it", model, data, describe_n(len(pairs)))
+    set_title(figure, "Measures known before training and the result of training", model, data, describe_n(len(pairs)))
     set_note(
         figure,
         "Left of zero: the higher the measure, the further the chosen answer fell. Lines: 95 % intervals over pairs. "
-        "Sums over tokens grow with length, and so does displacement: the open marks say what is left without it.",
+        "Open marks: the correlation given the length of the answer, as displacement grows with length.",
     )
     return figure
 

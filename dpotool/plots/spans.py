@@ -73,8 +73,9 @@ def plot_spans(summary: Mapping[str, Any], *, model: str, data: str) -> Figure:
     set_title(figure, "On which tokens the answers moved", model, data, describe_n(summary["n"]))
     set_note(
         figure,
-        "The parts of an answer add up to its change, by tokens and by place. In per cent beside the bars: how many "
-        "of the answers' tokens are of that kind. Lines: 95 % intervals over pairs.",
+        "The parts of an answer add up to its change, by tokens and by place. The percentages beside the bars "
+        "are shares "
+        "of the answers' tokens. Lines: 95 % intervals over pairs.",
     )
     return figure
 

@@ -115,8 +115,8 @@ def plot_tokens(sides: dict[str, pd.DataFrame], *, pair_id: int, model: str, dat
     set_note(
         figure,
         "Below each token: the change of its log-probability in nats. Orange: it fell; violet: it rose; full "
-        f"and dashed lines underline changes of {_STRONG:g} nats and more. A frame: the other answer does not have "
-        f"this token here. Left to right as the model reads. ↵ is a line break."
+        f"and dashed lines underline changes of {_STRONG:g} nats and more. A framed token does not occur "
+        f"in the other answer at this place. Left to right as the model reads. ↵ is a line break."
         + (f" The last {count(n_left_out, 'token')} are left out." if n_left_out else ""),
     )
     return figure

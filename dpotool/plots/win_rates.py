@@ -42,7 +42,7 @@ def plot_tradeoff(points: list[Point], judged: Sequence[JudgedRun]) -> Figure:
     """Draws a point per run with intervals of both: difference in log pi(chosen), and win rate less one half."""
     first = judged[0].summary
     figure = draw_points(points, first["baseline"], f"win rate over {first['baseline']} less one half (points)")
-    set_title(figure, "Likelihood kept and answers preferred", f"judge: {first['judge']}", _tell_n(judged))
+    set_title(figure, "Chosen likelihood and win rate", f"judge: {first['judge']}", _tell_n(judged))
     set_note(figure, _describe(judged))
     return figure
 
@@ -63,7 +63,7 @@ def draw_tradeoff(scene: Scene) -> Drawing:
             remedy=f"Judge the answers with --baseline '{comparison.baseline}'",
         )
     rows = [f"{each.label}: {format_interval(each.x, '+z.2f')} nats, {each.y.value + 50:.1f} %" for each in points]
-    alt = f"Chosen log-likelihood kept, and win rate over {comparison.baseline}. {'; '.join(rows)}."
+    alt = f"Difference in chosen log-likelihood, and win rate over {comparison.baseline}. {'; '.join(rows)}."
     return Drawing(plot_tradeoff(points, judged), alt)
 
 

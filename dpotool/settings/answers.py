@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields
 from dpotool.settings.fields import Settings, setting
 from dpotool.settings.shared import ComputeSettings, DataSettings, SubjectSettings
 
-QUESTIONS = "Questions in FastChat's layout (question_id, turns), in the place of --data."
-REFERENCES = "Reference answers to them, in the layout of FastChat's answers."
+QUESTIONS = "Questions in FastChat's layout (question_id, turns), instead of --data."
+REFERENCES = "Reference answers to these questions, in FastChat's layout."
 ENDPOINT = "Address of a server that speaks the OpenAI protocol, e.g. http://localhost:8000/v1."
 
 
@@ -17,7 +17,7 @@ class ServerSettings(Settings):
     """How a server is asked."""
 
     endpoint: str | None = setting(None, ENDPOINT, panel="Server")
-    concurrency: int = setting(8, "Requests under way at once.", panel="Server")
+    concurrency: int = setting(8, "Number of requests at the same time.", panel="Server")
     timeout: float = setting(300.0, "Seconds to wait for one reply.", panel="Server")
     attempts: int = setting(
         6, "Attempts per request, with growing pauses, after 429, 5xx and time-outs.", panel="Server"
@@ -33,7 +33,9 @@ class GenerateConfig(ServerSettings, ComputeSettings, DataSettings):
     )
     questions: str | None = setting(None, QUESTIONS)
     references: str | None = setting(None, REFERENCES)
-    reference: str | None = setting(None, "Reference model for the estimate of KL. The default is the run's own.")
+    reference: str | None = setting(
+        None, "Reference model for the estimate of KL. The default is the reference of the run."
+    )
     temperature: float | None = setting(
         None, "Sampling temperature; 0 is greedy. The default is the checkpoint's setting."
     )
@@ -52,7 +54,7 @@ class GenerateConfig(ServerSettings, ComputeSettings, DataSettings):
         None, "Model to compare the others with. The default is the DPO run, else the first."
     )
     served_model: str | None = setting(None, "Name of the model on the server.", panel="Server")
-    overwrite: bool = setting(False, "Answer anew what was answered with other settings.")
+    overwrite: bool = setting(False, "Generate answers again that exist with other settings.")
     output: str | None = setting(None, "Folder to write to. The default is the run folder, or runs/<model name>.")
 
     def to_subject_settings(self) -> SubjectSettings:
@@ -70,15 +72,17 @@ class JudgeConfig(ServerSettings):
         "Judge: endpoint, reward, grammar or chrf. The default is grammar for the built-in pairs, and "
         "endpoint with --endpoint.",
     )
-    judge_model: str | None = setting(None, "Judge: its name on the server, or a reward model's folder or hub id.")
+    judge_model: str | None = setting(None, "Name of the judge on the server, or folder or hub id of a reward model.")
     judge_tokenizer: str | None = setting(
-        None, "Tokenizer of the judge: a folder or hub id, to see exactly whether the server reads whole prompts."
+        None, "Tokenizer of the judge, a folder or hub id. It makes the check for cut prompts exact."
     )
     baseline: str | None = setting(
-        None, "Answers to judge the others against. The default is those of the DPO run, else of the last."
+        None, "Answers to judge the others against. The default is the answers of the DPO run, else of the last run."
     )
     data: str | None = setting(None, "Name of the answers' file, if a run has several. The default is the newest.")
-    questions: str | None = setting(None, QUESTIONS + " Needed for answers that do not hold their questions.")
+    questions: str | None = setting(
+        None, QUESTIONS + " Questions file. Answers that do not contain their questions need it."
+    )
     references: str | None = setting(None, REFERENCES)
     prompt: str | None = setting(
         None,
@@ -86,16 +90,18 @@ class JudgeConfig(ServerSettings):
         "what --bench needs.",
     )
     verdict_rule: str = setting("first-word", "How replies to a Jinja file are read: first-word, brackets or rating.")
-    one_order: bool = setting(False, "Show each pair in one order only: half the cost, and position bias stays in.")
+    one_order: bool = setting(
+        False, "Show each pair in one order only. This halves the cost, but win rates then include position bias."
+    )
     bench: str | None = setting(None, "mt-bench: grade answers of two turns one by one, 1 to 10.")
     judgments: str | None = setting(
-        None, "Read judgments made elsewhere in the place of judging: the paper's, FastChat's or AlpacaEval's file."
+        None, "Read existing judgments instead of asking a judge: a file of the paper, FastChat or AlpacaEval."
     )
     judge_max_tokens: int = setting(512, "Longest reply of the judge in tokens.", panel="Server")
     dry_run: bool = setting(False, "Only show how much would be asked; nothing is sent or written.")
     limit: int | None = setting(None, "Judge the first N questions.")
     device: str = setting("auto", "Device of a reward model: cpu, cuda, cuda:N, or auto.")
-    dtype: str = setting("auto", "Its numeric type: float32, bfloat16, float16, or auto.")
+    dtype: str = setting("auto", "Numeric type of a reward model: float32, bfloat16, float16, or auto.")
     batch_tokens: int = setting(4096, "Padded tokens per batch of a reward model.")
     trust_remote_code: bool = setting(False, "Run code that comes with a reward model.")
     seed: int = setting(0, "Seed of the bootstrap.")

@@ -96,12 +96,15 @@ class ImportConfig(Settings):
     output: str | None = setting(None, "Folder to write to. The default is runs/<name of the file or of its folder>.")
     run: str | None = setting(None, "Run to read from a trackio database that holds several.")
     beta: float | None = setting(
-        None, "Beta of that training: TRL's rewards become displacement, reward-bench's log-ratios rewards."
+        None,
+        "Beta of that training. It turns TRL's rewards into displacement, and reward-bench's log-ratios into rewards.",
     )
-    loss: str | None = setting(None, "Loss that was trained with, for labels: dpo, shift, ipo, ...")
-    lambda_: float | None = setting(None, "Its lambda, for labels and axes; with --loss shift.", flag="--lambda")
+    loss: str | None = setting(None, "Loss of that training, for labels: dpo, shift, ipo, ...")
+    lambda_: float | None = setting(
+        None, "Lambda of that training, for labels and axes. Needs --loss shift.", flag="--lambda"
+    )
     data: str | None = setting(None, "Name of the pairs. The default is the name of the file.")
-    split: str = setting("test", "Name of their split.")
+    split: str = setting("test", "Name of the split of the pairs.")
 
 
 SEED = Range(0, 2**32 - 1)
@@ -111,8 +114,8 @@ SEED = Range(0, 2**32 - 1)
 class CurationSettings(DataSettings):
     """What both commands share."""
 
-    model: str | None = setting(None, "Model whose tokenizer, chat template and positions are meant.")
-    seed: int = setting(42, "Seed of everything random.", range=SEED)
+    model: str | None = setting(None, "Model whose tokenizer, chat template and maximum length are used.")
+    seed: int = setting(42, "Seed for everything random.", range=SEED)
     trust_remote_code: bool = setting(False, "Run code that comes with a checkpoint.")
 
 
@@ -124,7 +127,7 @@ class ValidateConfig(CurationSettings):
         None, "Pairs that should share no prompt with these. The default is the other splits of the same data."
     )
     full: bool = setting(False, "Also print two examples of each finding, why it matters and what to do.")
-    strict: bool = setting(False, "Exit with code 1 where a finding is an error.")
+    strict: bool = setting(False, "Exit with code 1 if a finding is an error.")
     output: str | None = setting(None, "Write the findings as a page, FILE.md or FILE.html.")
     format: str | None = setting(
         None, "Form of the page, markdown or html; without --output it is printed in place of the table."
@@ -147,7 +150,7 @@ class FilterConfig(CurationSettings):
     keep: float | None = setting(
         None, "Keep this share of the pairs, the least risky: 0.5 is half.", range=Range(0, 1, includes_low=False)
     )
-    drop_top: int | None = setting(None, "Drop so many of the riskiest pairs.", range=COUNT)
+    drop_top: int | None = setting(None, "Drop this many of the riskiest pairs.", range=COUNT)
     drop: str | None = setting(
         None, "Which values are risky: highest, lowest or furthest (from 0). The default depends on the measure."
     )
@@ -169,7 +172,7 @@ class CacheVerifyConfig(ComputeSettings, DataSettings):
     """Settings of one check."""
 
     data: str | None = setting(  # type: ignore[assignment]  # resolved as `score` does
-        None, "With --recompute: the pairs as they were scored. The default is the pairs that the run was evaluated on."
+        None, "With --recompute: the pairs that were scored. The default is the pairs that the run was evaluated on."
     )
     model: str | None = setting(
         None, "Check only the values of this model. Give a name, path or fingerprint as `cache ls` shows it."

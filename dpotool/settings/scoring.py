@@ -8,7 +8,9 @@ from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.settings.fields import COUNT, ScreenSettings, setting
 from dpotool.settings.shared import DEMO, DRY_RUN, SubjectSettings
 
-_DEVICE_MAP = "Spread a model that one device does not hold over all GPUs, then memory, then disk: auto. Disk is slow."
+_DEVICE_MAP = (
+    "With auto, spread a model that does not fit on one device over all GPUs, then memory, then disk. Disk is slow."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +29,8 @@ class ScoreConfig(ScreenSettings, SubjectSettings):
     label: str | None = setting(
         None, "Name of the model in tables and pictures. The default is the name of its folder."
     )
-    loss: str | None = setting(
-        None, "Loss that a model from elsewhere was trained with, for labels; a run knows its own."
-    )
-    lambda_: float | None = setting(None, "Its lambda, for labels and axes; with --loss shift.")
+    loss: str | None = setting(None, "Loss of a model that dpotool did not train, for labels.")
+    lambda_: float | None = setting(None, "Lambda of that training, for labels and axes. Needs --loss shift.")
     checkpoints: str | None = setting(
         None,
         "Score the checkpoints of the named run, oldest first, and say from which step on it is displaced. Give all, "
@@ -72,7 +72,8 @@ class DiagnoseConfig(SubjectSettings):
     positions: int | None = setting(None, "Look only at the first N positions of each answer.", range=COUNT)
     theory: str | None = setting(
         None,
-        "Theory table of the same pairs, whose driver scores join the risk measures. The default is one near the run.",
+        "Theory table of the same pairs, whose driver scores join the risk measures. The default is a table in "
+        "the run folder.",
     )
     device_map: str | None = setting(None, _DEVICE_MAP)
     dry_run: bool = setting(False, DRY_RUN)

@@ -8,7 +8,7 @@ from dpotool.errors import DpotoolError
 from dpotool.settings.fields import COUNT, Range, Settings, setting
 
 DEMO = "builtin:demo"
-DRY_RUN = "Only show pairs, tokens, stored values, time and memory, from a few measured batches; nothing is written."
+DRY_RUN = "Only estimate pairs, tokens, stored values, time and memory from a few batches. Nothing is written."
 """Help text of --dry-run."""
 DEFAULT_BETA = 0.1
 AUTO = "auto"
@@ -85,7 +85,7 @@ class ComputeSettings(Settings):
 
     batch_tokens: int | str = setting(
         AUTO,
-        "Padded tokens in a scoring batch. auto takes what free memory allows, on a CPU at most 2048. A "
+        "Padded tokens in a scoring batch. auto uses as many as free memory allows, on a CPU at most 2048. A "
         "batch that does "
         "not fit into memory is halved.",
         parser=parse_batch_tokens,
@@ -115,6 +115,8 @@ class SubjectSettings(ComputeSettings, DataSettings):
         None,
         "Preference pairs. The default is what the run was evaluated on; a model that is not a run needs this option.",
     )
-    reference: str | None = setting(None, "Reference model. The default is the run's own, or an adapter's base model.")
+    reference: str | None = setting(
+        None, "Reference model. The default is the reference of the run, or the base model of an adapter."
+    )
     format: str = setting("parquet", "Format of the tables: parquet, csv or jsonl.")
     output: str | None = setting(None, "Folder to write to. The default is the run folder, or runs/<model name>.")

@@ -39,7 +39,7 @@ def score_between(
                 score_blends(str(first.path), str(second.path), settings, progress=progress)
             found[seed] = list(points.values())
         except DpotoolError as error:
-            progress.warn(f"nothing is blended: {error}")
+            progress.warn(f"no blend was made: {error}")
     return found
 
 

@@ -88,7 +88,7 @@ def advise(
     if not scaled.ci_low > 0:
         reason = (
             f"On these {len(gain)} pairs DPO's first step raises the margin of other pairs by an amount that cannot be "
-            "told from none, so there is no scale to forecast on; more pairs would give one."
+            "distinguished from 0, so the forecast has no scale. More pairs would give it one."
         )
         nothing = {"recommended_lambda": None, "lowest_affordable_lambda": None}
         return {**about, "grid": {}, **nothing, "basis": "no_scale", "reason": reason}
@@ -159,8 +159,8 @@ def _explain(
     if basis == "dpo":
         return (
             f"DPO itself (lambda 1) is predicted to move log pi(chosen) by {fall} nats for each nat of margin it "
-            "gains: to first order there is no displacement to undo. Training can still displace by curvature, which "
-            "no first step shows: see log pi(chosen) of a short DPO run, or `dpotool predict` on it. "
+            "gains, so to first order there is no displacement to undo. Training can still displace through curvature, "
+            "which no first step shows. Check log pi(chosen) in a short DPO run, or run `dpotool predict` on it. "
             f"If it falls there, {_describe_lowest(lowest)}."
         )
     effect = (
@@ -172,7 +172,7 @@ def _explain(
     if basis == "keeps_chosen":
         return f"{effect} It is the largest lambda at which the chosen answers do not fall, and its cost is affordable."
     cure = (
-        f"Only at lambda {keeping[0]:g} would the chosen answers stop falling, which costs more"
+        f"Only at lambda {keeping[0]:g} would the chosen answers stop falling, and that costs more"
         if keeping
         else "No lambda of the grid keeps the chosen answers from falling"
     )
@@ -182,8 +182,9 @@ def _explain(
 def _describe_lowest(lowest: float) -> str:
     if lowest == 1:
         return (
-            f"of no smaller lambda of the grid these pairs rule out that it loses {100 * ALLOWED_LOSS:g} points of "
-            f"accuracy or {100 * (1 - MARGIN_FLOOR):.0f} % of the margin"
+            f"no smaller lambda of the grid is shown to lose less than {100 * ALLOWED_LOSS:g} points of "
+            "accuracy and to "
+            f"keep {100 * MARGIN_FLOOR:.0f} % of the margin"
         )
     return (
         f"{lowest:g} is the smallest lambda that is shown to lose less than {100 * ALLOWED_LOSS:g} points of accuracy "

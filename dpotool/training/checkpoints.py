@@ -131,7 +131,7 @@ def find_fault(path: Path, run: str) -> str | None:
         step, owner, files = seal["step"], seal["run"], seal["files"]
         sums = {str(name): (int(about["bytes"]), str(about["sha256"])) for name, about in files.items()}
     except FileNotFoundError:
-        return f"was not saved to its end (it has no {SEAL})"
+        return f"was not saved completely (it has no {SEAL})"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"has a {SEAL} that cannot be read"
     if type(step) is not int or step != read_step(path) or step < 1:

@@ -56,13 +56,13 @@ class TrainingSettings(ComputeSettings, DataSettings):
     )
     reference: str | None = setting(
         None,
-        "Reference model. The default is the model as it is before training.",
+        "Reference model. The default is the model before training.",
         near=("ref_model", "ref_model_path"),
     )
     data: str | None = setting(  # type: ignore[assignment]  # resolved below; what is left open is refused
         None,
         "Preference pairs: a .jsonl, .json, .parquet or .csv file, a saved dataset folder, a hub id or builtin:demo. "
-        "Only the built-in model has pairs of its own.",
+        "Only the built-in model needs no --data.",
     )
     output: str | None = setting(
         None, "Folder of the run. The default is runs/<loss>-<data>-<time>.", near=("output_dir",)

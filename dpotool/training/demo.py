@@ -77,8 +77,8 @@ def ensure_demo_model(progress: Progress = SILENT) -> Path:
 
 def _make(root: Path, folder: Path, progress: Progress) -> Path:
     """Makes the model beside its folder and then gives it its place; only for who holds the cache."""
-    changed = ", as the one there is not as it was made" if folder.exists() else ""
-    progress.note(f"first use of {DEMO}: training the built-in model, kept in {folder}{changed}")
+    changed = ", because the stored one was changed" if folder.exists() else ""
+    progress.note(f"first use of {DEMO}: training the built-in model, which is stored in {folder}{changed}")
     for left in root.glob(f"{MAKING_PREFIX}*"):  # by a kill
         shutil.rmtree(left, ignore_errors=True)
     with (

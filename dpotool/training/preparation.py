@@ -135,7 +135,10 @@ def load_run_pairs(
     config = replace(config, split=train.source.split)
     evaluation = describe_evaluation(config)
     if evaluation is None:
-        progress.note(f"{config.data} has no test split: no evaluation. Name one with --eval-data or --test-fraction")
+        progress.note(
+            f"{config.data} has no test split, so the run is not evaluated. Name one with --eval-data "
+            "or --test-fraction"
+        )
         return config, {TRAIN: train}
     held_out = load(evaluation, default_split="test")
     config = replace(config, eval_data=evaluation.data, eval_split=held_out.source.split)

@@ -107,12 +107,12 @@ def _find_checkpoint(trainer: PreferenceTrainer, config: TrainConfig, folder: Ru
         remove_unfinished(folder.path)
         found = [find_whole(folder.path, trainer.run_id, count_steps(config, len(trainer.pairs)))]
         for name, reason in found[0].passed_over.items():
-            progress.warn(f"{folder.path / name}: {reason}; it is passed over")
+            progress.warn(f"{folder.path / name}: {reason}, so this checkpoint is not used")
         folder.truncate_metrics(found[0].step if found[0].path is not None else -1)
     if PartialState().num_processes > 1:
         broadcast_object_list(found)
     if found[0].path is None:
-        progress.note(f"{folder.path}: no whole checkpoint to continue from; beginning anew")
+        progress.note(f"{folder.path}: there is no complete checkpoint to continue from, so the run starts again")
     else:
         progress.note(f"continuing after step {found[0].step}")
     return found[0]

@@ -35,7 +35,7 @@ def check_step_zero(
     )
     if not is_own_start:
         progress.note(
-            "the reference is another model: before training, log-ratios differ from 0 by "
+            "the reference is not the model that training starts from: before training, log-ratios differ from 0 by "
             f"{np.abs(difference).mean():.3g} nats on average ({n_pairs} pairs)"
         )
         return

@@ -90,7 +90,7 @@ def test_verify_names_a_damaged_file(dpotool, scored: Path) -> None:  # type: ig
     part.write_bytes(b"half")
     result = dpotool("cache", "verify")
     assert result.code == 1
-    assert f"{part}: damaged" in " ".join(result.err.split()) and "delete it" in result.err
+    assert f"{part}: damaged" in " ".join(result.err.split()) and "Delete it" in result.err
     assert "1 of 1 models have problems" in result.out
 
 

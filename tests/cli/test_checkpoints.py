@@ -39,7 +39,7 @@ def test_a_folder_of_checkpoints_alone_is_scored_one_by_one(dpotool: Any, model:
     told = ["--data", pairs, "--reference", model, "--label", "mine", "--device", "cpu", "--no-noise-floor", "--json"]
     scored = dpotool("score", "sft", *told)
     assert scored.code == 0, scored.err
-    assert "no model but its checkpoints" in scored.err
+    assert "the folder holds checkpoints but no final model" in scored.err
     found = json.loads(scored.out)["results"]
     assert [result["model"] for result in found] == ["sft/checkpoint-20", "sft/checkpoint-100"]
     assert [result["label"] for result in found] == ["mine/checkpoint-20", "mine/checkpoint-100"]
@@ -52,13 +52,15 @@ def test_the_sentence_names_the_first_certain_step() -> None:
 
     early = [summary("r/checkpoint-10", "open", "none"), summary("r/checkpoint-20", "met", "unclear")]
     assert describe_trajectory(early[:1]) == (
-        "At none of 1 checkpoints has the probability of chosen answers fallen for certain."
+        "The probability of the chosen answers is not shown to have fallen at any of 1 checkpoints."
     )
     assert describe_trajectory(early) == (
-        "The probability of chosen answers has fallen for certain from step 20 on; harmful at none of 2 checkpoints."
+        "The probability of the chosen answers is shown to have fallen from step 20 on. The fall is not shown "
+        "to be harmful at any of 2 checkpoints."
     )
     assert describe_trajectory([*early, summary("r", "met", "harmful")]) == (
-        "The probability of chosen answers has fallen for certain from step 20 on; harmful from the end on."
+        "The probability of the chosen answers is shown to have fallen from step 20 on. The fall is harmful "
+        "from the end on."
     )
     assert describe_trajectory([{"model": "r", "verdict": None}]) is None
 

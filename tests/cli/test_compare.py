@@ -28,13 +28,13 @@ def test_a_verdict_a_recommendation_a_table_and_what_to_do_fit_a_narrow_terminal
         "Verdict on DPO: Harmful",
         "Recommendation: Take DPO-Shift λ=0.9",
         "demo [test], n = 120",
-        "Next: shift is the better one",
+        "Next: shift is better than the baseline",
     ]
     assert [line for line in lines if line.startswith(tuple(begins))] == [
         line for begin in begins for line in lines if line.startswith(begin)
     ]
     assert sum(line.startswith(tuple(begins)) for line in lines) == 4
-    [row] = [line.split() for line in lines if line.startswith("  DPO-Shift λ=0.9")]
+    [row] = [line.split() for line in lines if line.startswith("DPO-Shift λ=0.9  ")]
     assert row[-1] == "harmful" and row[-2] == "%"
     assert not any(line.startswith("DPO-Shift λ=0.9 keeps") for line in lines)
 
@@ -50,7 +50,7 @@ def test_a_loss_that_may_be_is_not_recommended(dpotool: Any) -> None:
     outcome = dpotool("compare", "dpo", "shift")
     said = " ".join(outcome.out.split())
     assert "Recommendation: Stay with DPO: these 120 pairs cannot rule out that DPO-Shift λ=0.9" in said or (
-        "Recommendation: Stay with DPO: every run that holds" in said
+        "Recommendation: Stay with DPO: every run that keeps" in said
     )
     refused = dpotool("compare", "dpo", "shift", "--delta", "0")
     assert refused.code == 1 and "delta" in refused.err
@@ -164,7 +164,7 @@ def test_a_sweep_ends_with_comparison_pictures_and_report(dpotool: Any, model: P
     flags = ("--model", model, "--data", pairs, "--test-fraction", "0.25", "--max-steps", 2, "--lambdas", "0.5,1.0")
     plan = dpotool("sweep", *flags, "--output", "s", "--dry-run")
     assert plan.code == 0, plan.err
-    assert "2 of 2 runs to train, 4 optimiser steps in all" in plan.out
+    assert "2 of 2 runs would be trained, with 4 optimiser steps in all." in plan.out
     assert not Path("s").exists()
     outcome = dpotool("sweep", *flags, "--output", "s")
     assert outcome.code == 0, outcome.err

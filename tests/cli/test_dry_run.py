@@ -96,7 +96,7 @@ def test_train_and_theory_gap(dpotool, plan, model: Path, pairs: Path) -> None: 
     assert set(found["seconds"]) >= {"products of each pair", "products with the batch"}
     shown = dpotool("theory-gap", *base, "--dry-run", "--pairs-only", "--check", 3, "--device", "cpu")
     assert "peak memory" in shown.out and "without --check and --verify" in shown.out
-    assert shown.out.rstrip().endswith("nothing was written") and "with the batch" not in shown.out
+    assert shown.out.rstrip().endswith("Nothing was written.") and "with the batch" not in shown.out
 
 
 def test_what_cannot_be_measured_is_refused(dpotool, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]

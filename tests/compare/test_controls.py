@@ -132,7 +132,7 @@ def test_every_run_is_weighed_and_the_control_that_does_as_well_is_named(dpo: Ru
     assert "; not in accuracy (" in text and " It beats stopping early in margin by 2." in text
     assert text in found.sentences and found.controls.say("DPO") is None
     assert found.recommendation is not None and text in found.recommendation.statement
-    free = "DPO scaled back to 0.6, which needs no training, meets the conditions too and holds the chosen"
+    free = "DPO scaled back to 0.6, which needs no training, also meets the conditions and keeps the chosen"
     assert free in found.recommendation.statement
     assert f"`dpotool blend m {dpo.path} --weight 0.6 --write OUT`" in found.recommendation.statement
     told = found.to_dict()["controls"]

@@ -102,9 +102,12 @@ def test_what_spoils_a_comparison_is_said(tmp_path, runs):
 
     problems = " ".join(comparison.problems)
     assert "IPO has beta 0.01, DPO 0.1: their reward margins are on different scales" in problems
-    assert "IPO and DPO share 100 of 120 scored pairs; differences and the recommendation count only these" in problems
+    assert (
+        "IPO and DPO share 100 of 120 scored pairs. Differences and the recommendation use only the shared "
+        "pairs" in problems
+    )
     assert "IPO and DPO were measured against different references." in problems
-    assert "HINGE was scored without a reference: no rewards" in problems
+    assert "HINGE was scored without a reference, so it has no rewards" in problems
     assert comparison.differences["HINGE"].metrics["reward_accuracy"] is None
     assert comparison.differences["HINGE"].metrics["chosen_logps"].n == 120
 
@@ -224,7 +227,9 @@ def test_of_the_runs_that_lose_little_enough_the_highest_is_taken(comparison):
 
     assert (recommendation.recommended, recommendation.lambda_) == ("DPO-Shift λ=0.9", 0.9)
     assert recommendation.eligible == ("DPO-Shift λ=0.9",)
-    assert recommendation.statement.startswith("Take DPO-Shift λ=0.9: of the runs shown to lose less than 20 points")
+    assert recommendation.statement.startswith(
+        "Take DPO-Shift λ=0.9. Of the runs that are shown to lose less than 20 points"
+    )
     assert recommend(comparison).recommended == "DPO", "a loss of 3 points these pairs do not rule out"
 
 
@@ -236,7 +241,7 @@ def test_stays_with_dpo_where_nothing_is_gained(tmp_path):
     recommendation = recommend(compare_runs(open_runs(pair)))
 
     assert recommendation.recommended == "DPO"
-    assert "no run is shown to hold the chosen log-likelihood higher" in recommendation.statement
+    assert "no run is shown to keep the chosen answers more likely" in recommendation.statement
     alone = recommend(compare_runs(open_runs(pair[:1])))
     assert alone.statement == "Only DPO here: there is nothing to choose from."
 
@@ -258,7 +263,10 @@ def test_the_forecast_stands_beside_what_was_measured(comparison):
     assert theory["rows"][0]["measured_chosen"] == pytest.approx(dpo["chosen_displacement"])
     assert theory["rank_agreement"]["chosen"]["tau"] == pytest.approx(1.0)
     assert theory["rank_agreement"]["accuracy"]["tau"] is None, "the forecast holds them all equal"
-    assert "rank agreement of +1.00, by reward accuracy with not defined (Kendall's tau: 1 is" in theory["statement"]
+    assert (
+        "rank agreement of +1.00, and by reward accuracy with not defined (Kendall's tau: 1 "
+        "means" in theory["statement"]
+    )
     assert "It recommended lambda 0.9 before any training" in theory["statement"]
 
 

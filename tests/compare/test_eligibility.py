@@ -57,8 +57,8 @@ def test_none_qualifies_and_the_loss_and_the_pairs_it_would_take_are_said():
     assert (found.kind, found.recommended, found.eligible) == (STAY, "DPO", ())
     assert found.failures == {"one": ("loss",)}
     assert found.n_needed == 1309
-    assert "these 60 pairs cannot rule out that one, which comes nearest, loses " in found.statement
-    assert "About 1,309 pairs would tell, if it loses none." in found.statement
+    assert "these 60 pairs cannot rule out that one, which comes closest, loses " in found.statement
+    assert "About 1,309 pairs would be enough to rule that out, if it loses none." in found.statement
 
 
 def test_one_qualifies_and_is_taken_over_the_higher_one_that_does_not():
@@ -73,7 +73,7 @@ def test_one_qualifies_and_is_taken_over_the_higher_one_that_does_not():
     assert "shown to lose less than 3 points" in found.statement
     [step] = [each for each in found.neighbours if each.is_above]
     assert step.name == "far" and f"{step.cost.value:.4f}" == f"{(10 - 60 - 5 + 4) / 400:.4f}"
-    assert "The next step, to far, brings +2.0" in found.statement
+    assert "The next step, to far, changes the chosen answers by +2.0" in found.statement
 
 
 def test_of_all_that_qualify_the_highest_likelihood_is_taken():
@@ -109,7 +109,7 @@ def test_identical_models_are_no_choice():
     found = choose(DPO, same=DPO)
 
     assert (found.kind, found.recommended) == (STAY, "DPO")
-    assert "no run is shown to hold the chosen log-likelihood higher" in found.statement
+    assert "no run is shown to keep the chosen answers more likely" in found.statement
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_a_baseline_of_ties_is_no_baseline_whoever_ranks_ten_percent():
 def test_a_baseline_that_ranks_like_a_coin_is_no_baseline():
     found = choose(make_run(first(55, 100)), other=make_run(first(55, 100), change=-1))
 
-    assert found.kind == NO_BASELINE and "is not shown to rank pairs itself (accuracy 55.0 % [" in found.statement
+    assert found.kind == NO_BASELINE and "is not shown to rank the pairs (accuracy 55.0 % [" in found.statement
 
 
 def test_where_nothing_is_displaced_nothing_is_recommended():

@@ -22,23 +22,26 @@ from dpotool.compare.recommendation import TAKE, Recommendation
         (
             "unclear",
             "DPO-Shift λ=0.9",
-            "Go on with {}/b, and score more pairs: these do not tell whether its own displacement harms.",
+            "Go on with {}/b, and score more pairs: these do not show whether its displacement is harmful.",
         ),
         (
             "harmful",
             "DPO-Shift λ=0.9",
-            "{0}/b is the better one, but harmfully displaced itself: see what lies between lambda 0.75 and 0.9, "
+            "{0}/b is better than the baseline, but its displacement is harmful too: see what lies between "
+            "lambda 0.75 and 0.9, "
             "without training: `dpotool blend {0}/b {0}/c`.",
         ),
         (
             "harmful",
             "DPO-Shift λ=0.75",
-            "{}/c is the better one, but harmfully displaced itself: train one with a lambda above 0 and below 0.75.",
+            "{}/c is better than the baseline, but its displacement is harmful too: train one with a lambda "
+            "above 0 and below 0.75.",
         ),
         (
             "harmful",
             "IPO",
-            "{}/d is the better one, but harmfully displaced itself: `dpotool sweep` finds what a smaller lambda of "
+            "{}/d is better than the baseline, but its displacement is harmful too: `dpotool sweep` finds what "
+            "a smaller lambda of "
             "DPO-Shift gives and costs.",
         ),
         ("none", "blend λ=0.8", "Save it with `dpotool blend x y --at 0.8 --write OUT`."),
@@ -61,5 +64,5 @@ def test_a_run_without_lengths_is_not_called_one_without_reference(tmp_path):
     found = find_out([str(write_scored_run(tmp_path / "dpo", frame=frame, loss="dpo").path)])
 
     assert found.say_kind("DPO") == "no lengths"
-    assert found.statement.startswith("No verdict: the table has no lengths")
+    assert found.statement.startswith("No verdict: the table has no completion lengths")
     assert "reference" not in found.next_action

@@ -72,7 +72,7 @@ def test_scores_of_pairs_of_another_name_are_not_taken_for_these(tmp_path: Path)
     found, problems = find_pair_scores([other], read_only_run(tmp_path / "dpo"))
     assert found == []
     assert problems == [
-        "ches: else-test.csv is not by name of these pairs. If it is of them, import it again with --data demo "
+        "ches: else-test.csv names other pairs. If it belongs to these pairs, import it again with --data demo "
         "--split test."
     ]
 

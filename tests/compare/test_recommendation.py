@@ -121,7 +121,7 @@ def test_a_repetition_of_the_baseline_is_not_recommended_over_it(tmp_path):
     found = find_out(paths).recommendation
 
     assert found.recommended == "DPO (dpo-42)"
-    assert found.statement.startswith("Stay with DPO (dpo-42): all other runs are of its own setting")
+    assert found.statement.startswith("Stay with DPO (dpo-42): all other runs have the same settings")
 
 
 def test_a_setting_is_judged_by_all_its_seeds_not_the_luckiest(tmp_path):
@@ -145,4 +145,4 @@ def test_a_setting_that_gains_over_its_seeds_is_taken_by_the_baselines_seed(tmp_
     assert (recommendation.path, recommendation.setting) == (better[0], "DPO-Shift λ=0.9")
     assert recommendation.gain.value == pooled.metrics["chosen_logps"].difference.value
     assert pooled.metrics["chosen_logps"].p_adjusted == pooled.metrics["chosen_logps"].p_value < 0.05
-    assert " nats above DPO (dpo-42) of the same seed, over seeds 42, 43, 44; " in recommendation.statement
+    assert " nats above DPO (dpo-42) of the same seed, over seeds 42, 43, 44. " in recommendation.statement

@@ -122,7 +122,7 @@ def test_none_does_not_hide_a_lost_ranking():
 
     assert verdict.kind == "none"
     assert "But fewer than half of the pairs are ranked right (10.0 % [" in verdict.statement
-    assert verdict.next.startswith("Displacement is not the trouble: the ranking is.")
+    assert verdict.next.startswith("The problem is the ranking, not displacement.")
 
 
 @pytest.mark.parametrize(("largest", "kind"), [(0.001, "none"), (0.3, "unclear")])

@@ -61,4 +61,4 @@ def test_what_the_sentence_says():
     assert better["n_compared"] == 2 and better["p_adjusted"] == pytest.approx(2 * better["p_value"])
     assert state_result("A", "DPO", better).startswith("A answers better than DPO by this judge: win rate 100.0 %")
     said = state_result("B", "DPO", even)
-    assert said.startswith("B and DPO cannot be told apart on 12 questions") and "would take about" in said
+    assert said.startswith("B and DPO cannot be told apart on 12 questions") and "takes about" in said

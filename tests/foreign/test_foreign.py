@@ -139,9 +139,7 @@ def test_rewards_compare_by_margin_and_accuracy(tmp_path: Path) -> None:
     assert findings.sentences[0].startswith("b_all against a_all: reward accuracy is 50.0 points higher [")
     assert "a_all has rewards but no log-likelihoods" in findings.comparison.problems[0]
     assert findings.recommendation is None
-    assert (
-        findings.statement == "No verdict: there are rewards, but no log-likelihoods of which anything could be said."
-    )
+    assert findings.statement == "No verdict: there are rewards but no log-likelihoods."
     report = write_report(
         [str(tmp_path / "a_all"), str(tmp_path / "b_all")], ReportConfig(output=str(tmp_path / "r.html"))
     )
@@ -217,7 +215,7 @@ def test_tensors_of_log_likelihoods_become_scores(tmp_path: Path) -> None:
     assert frame["chosen_rewards"].tolist() == pytest.approx([-0.5] * 30, abs=1e-5)
     findings = find_out([str(tmp_path / "run")])
     assert findings.comparison.baseline == "DPO"
-    assert findings.statement.startswith("No verdict: the table has no lengths")
+    assert findings.statement.startswith("No verdict: the table has no completion lengths")
     assert findings.next_action.startswith("Import again with chosen_tokens and rejected_tokens, or score")
     values |= {f"{side}_tokens": torch.full((30,), 20) for side in ("chosen", "rejected")}
     torch.save(values, tmp_path / "scores.pt")

@@ -241,7 +241,7 @@ def test_dry_run_leaves_out_what_was_answered(sets: list[str], server: JudgeServ
     config = JudgeConfig(endpoint=server.url, judge_model="judge-1", output=str(tmp_path / "out"))
     (plan,) = plan_asking(sets, config)
     assert (plan.n_there, plan.n_requests) == (n_answered, 22 - n_answered) and server.n_requests == n_requests
-    with pytest.raises(DpotoolError, match="reading judgments asks nobody"):
+    with pytest.raises(DpotoolError, match="no judge is asked when judgments are read"):
         plan_asking(sets, JudgeConfig(judgments="x", dry_run=True))
 
 

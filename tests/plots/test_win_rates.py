@@ -49,7 +49,7 @@ def test_bars_are_the_shares(runs: list[str]):
 
 def test_words_for_who_cannot_see_it(runs: list[str]):
     drawing = draw(read_scene(runs, PlotConfig()))
-    assert drawing.alt.startswith("Win rate over DPO by grammar, ties as half, %: DPO-Shift λ=0.9 55.0 [")
+    assert drawing.alt.startswith("Win rate over DPO by grammar, in %, counting a tie as half: DPO-Shift λ=0.9 55.0 [")
     assert "DPO-Shift λ=0.5: 10 wins, 60 ties, 30 losses." in drawing.alt
 
 

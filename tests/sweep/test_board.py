@@ -96,7 +96,7 @@ def test_the_table_has_a_row_per_planned_run(board: Board, tmp_path: Path) -> No
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert text.startswith("0 of 2 runs done")
     assert "dpo         training, step 4 of 20" in text and "shift-0.5   waiting" in text
-    assert "the same command goes on" in text
+    assert "Run the same command again" in text
 
 
 def test_plain_lines_tell_each_phase_and_quarter_once() -> None:

@@ -83,7 +83,7 @@ def test_ctrl_c_and_a_kill_leave_no_process_and_the_same_command_goes_on(
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130, out
-    assert "stopping after this step: shift-0.5" in out and "run the same command again" in out
+    assert "stopping after this step: shift-0.5" in out and "Run the same command again" in out
     assert find_workers(folder) == []
     manifests = [RunFolder(folder / name).read_manifest()["status"] for name in (".", "dpo", "shift-0.5")]
     assert manifests == ["interrupted", "finished", "interrupted"]

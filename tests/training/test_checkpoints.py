@@ -89,7 +89,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         on("trainer_state.json", lambda path: path.write_text('{"global_step": "x"}')),
         "a damaged trainer_state.json",
     ),
-    "no seal": (on(SEAL, Path.unlink), "was not saved to its end"),
+    "no seal": (on(SEAL, Path.unlink), "was not saved completely"),
     "seal cut short": (
         on(SEAL, cut),
         f"a {SEAL} that cannot be read",

@@ -177,7 +177,9 @@ def test_a_run_whose_every_checkpoint_is_damaged_begins_anew_and_says_so(
     told = Told()
     train(TrainConfig(output=settings["output"], resume=True), progress=told)
     assert any("checkpoint-2: has a damaged optimizer.pt (0 bytes of" in line for line in told.lines), told.lines
-    assert any("no whole checkpoint to continue from; beginning anew" in line for line in told.lines)
+    assert any(
+        "there is no complete checkpoint to continue from, so the run starts again" in line for line in told.lines
+    )
     expected = read_weights(whole.path)
     assert all(torch.equal(weight, expected[name]) for name, weight in read_weights(folder.path).items())
 

@@ -137,7 +137,7 @@ CHECKS = (
         "labels",
         "error",
         "chosen and rejected are the same",
-        "The two likelihoods move together whatever the loss: the pair teaches nothing, its margin is always a tie.",
+        "The two likelihoods move together under any loss, so the pair teaches nothing and its margin is always a tie.",
         "Leave these pairs out.",
         _identical,
         counted_as="n_identical",
@@ -148,7 +148,7 @@ CHECKS = (
         "labels",
         "warning",
         "differ in spaces, case or punctuation only",
-        "Almost every token is the same in both, so what the rejected answer loses the chosen one loses too.",
+        "Almost every token is the same in both, so the chosen answer loses what the rejected one loses.",
         "Leave these pairs out, unless the form of an answer is what you want to teach.",
         _surface_only,
     ),
@@ -177,8 +177,8 @@ CHECKS = (
         "labels",
         "note",
         "scores that are nearly equal",
-        "A difference of at most a twentieth of the range of all scores is often noise of who scored.",
-        "See whether leaving these pairs out changes anything.",
+        "A difference of at most a twentieth of the range of all scores is often noise in the scoring.",
+        "Check whether leaving these pairs out changes anything.",
         _close_scores,
         needs=SCORES,
     ),
@@ -186,9 +186,9 @@ CHECKS = (
         "swapped",
         "labels",
         "error",
-        "the same pair is there with labels swapped",
-        "One row pulls the answers where the other pushes them; together they teach nothing.",
-        "Decide which label is right, or leave out both rows.",
+        "the same pair also occurs with swapped labels",
+        "The two rows train in opposite directions, so together they teach nothing.",
+        "Find out which label is right, or leave out both rows.",
         _swapped,
     ),
     Check(
@@ -196,9 +196,10 @@ CHECKS = (
         "labels",
         "note",
         "an answer is chosen here, rejected there",
-        "An answer of middle quality is pulled up in one pair and pushed down in another of this prompt. Pairs made "
+        "An answer of middle quality is pulled up in one pair and pushed down in another pair of the prompt. "
+        "Pairs made "
         "of rankings of several answers are so by design.",
-        "Nothing, where the pairs come from rankings; else find out which label is right.",
+        "Nothing if the pairs come from rankings. Otherwise find out which label is right.",
         _both_ways,
     ),
     Check(
@@ -218,7 +219,7 @@ CHECKS = (
         "note",
         "the pair nearly repeats an earlier one",
         "Prompt and both answers differ from another row's in at most a tenth of their characters.",
-        "Look at some of them; leave the repeats out where they say the same.",
+        "Look at some of them, and leave the repeats out if they say the same.",
         _near_duplicate,
     ),
 )

@@ -88,7 +88,7 @@ def choose_checks(names: str) -> list[Check]:
             raise DpotoolError(f"no finding {name!r}", where="--leave-out", remedy=suggest_nearest(name, CHECKS))
         if CHECKS[name].is_of_set:
             raise DpotoolError(
-                f"{name} is said of all pairs together, so there are no rows to leave out", where="--leave-out"
+                f"{name} describes all pairs together, so it has no rows to leave out", where="--leave-out"
             )
         chosen.append(CHECKS[name])
     return chosen
@@ -102,7 +102,7 @@ def describe_counts(counts: PairCounts) -> list[str]:
 
 def write_checks(checks: Sequence[Check] | None = None) -> str:
     """Returns the table of the checks as it stands in docs/validate.md."""
-    lines = ["| finding | severity | what is so | why it matters | what to do |", "|---|---|---|---|---|"]
+    lines = ["| finding | severity | meaning | why it matters | what to do |", "|---|---|---|---|---|"]
     for group, title in GROUPS.items():
         lines.append(f"| **{title}** | | | | |")
         for check in checks or CHECKS.values():
