@@ -132,4 +132,4 @@ def test_a_change_within_what_rounding_does_is_unclear(largest, kind):
     verdict = judge_displacement(ScoredRun(make_frame(chosen=0.26, rejected=-2.0), noise=noise))
 
     assert verdict.kind == kind
-    assert ("Not to be told from rounding" in verdict.statement) == (kind == "unclear")
+    assert ("No larger than rounding error" in verdict.statement) == (kind == "unclear")
