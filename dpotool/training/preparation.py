@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
 from accelerate import PartialState
@@ -44,7 +44,12 @@ from dpotool.training.trainer import PreferenceTrainer
 TRAIN, EVALUATION = "train", "eval"
 """A run's sets of pairs, as its manifest names them."""
 S = TypeVar("S", bound=TrainingSettings)
-ScoreReference = Callable[[Scorer, PairSet, Progress], ScoredPairs]
+
+
+class ScoreReference(Protocol):
+    """How reference values are had: `score_reference`, or another way for a rehearsal."""
+
+    def __call__(self, scorer: Scorer, pair_set: PairSet, progress: Progress) -> ScoredPairs: ...
 
 
 def score_reference(scorer: Scorer, pair_set: PairSet, progress: Progress) -> ScoredPairs:
@@ -76,8 +81,7 @@ def prepare_trainer(
     config, pair_sets = load_run_pairs(config, tokenizer, progress)
     for pair_set in pair_sets.values():
         check_token_ids(policy.model, pair_set.pairs, tokenizer, where=config.model)
-    if objective.loss.validate_pairs is not None:
-        for pair_set in pair_sets.values():
+        if objective.loss.validate_pairs is not None:
             objective.loss.validate_pairs(pair_set.pairs, objective.options)
     fingerprints = {
         "model": policy.fingerprint,
@@ -96,21 +100,18 @@ def prepare_trainer(
         fingerprints["reference"] = reference.fingerprint
         if config.resume:
             refuse_changes(folder, fingerprints)
+        find = partial(find_reference, reference, progress=progress)
         for name, dataset in datasets.items():
-            logps = find_reference(reference, pair_sets[name], progress)
-            dataset.chosen_reference, dataset.rejected_reference = logps.chosen, logps.rejected
-            if objective.loss.takes_tokens:
-                cut = replace(pair_sets[name], pairs=[pair.cut_to_common() for pair in dataset.pairs])
-                logps = find_reference(reference, cut, progress)
-                dataset.chosen_prefix_reference, dataset.rejected_prefix_reference = logps.chosen, logps.rejected
-        del reference
+            _add_reference_values(dataset, pair_sets[name], find, with_prefixes=objective.loss.takes_tokens)
+        del reference, find  # a model of its own is not needed any more
     if objective.adaptive is not None:
         shifts = read_pair_shifts(objective.adaptive, config, pair_sets[TRAIN], progress)
         fingerprints["theory"] = hashlib.sha256(shifts.tobytes()).hexdigest()[:16]
         if config.resume:
             refuse_changes(folder, fingerprints)
-        for name, dataset in datasets.items():  # held-out pairs have no row; only their loss needs it
-            dataset.shifts = shifts if name == TRAIN else np.full(len(dataset), shifts.mean())
+        datasets[TRAIN].shifts = shifts
+        if EVALUATION in datasets:  # held-out pairs have no row; only their loss needs it
+            datasets[EVALUATION].shifts = np.full(len(datasets[EVALUATION]), shifts.mean())
     if config.lora:
         adapted = add_adapter(policy.model, config)
         policy = Scorer.configured(adapted, config, bf16=config.bf16, label=config.model)
@@ -121,6 +122,17 @@ def prepare_trainer(
     if PartialState().is_main_process and not is_rehearsal:
         _write_manifest(config, objective, pair_sets, fingerprints, policy.model, folder)
     return trainer
+
+
+def _add_reference_values(
+    dataset: PairDataset, pair_set: PairSet, find: Callable[[PairSet], ScoredPairs], *, with_prefixes: bool
+) -> None:
+    """Sets log pi_ref of the pairs, and of their answers cut to the length of the shorter one where a loss needs it."""
+    logps = find(pair_set)
+    dataset.chosen_reference, dataset.rejected_reference = logps.chosen, logps.rejected
+    if with_prefixes:
+        logps = find(replace(pair_set, pairs=[pair.cut_to_common() for pair in dataset.pairs]))
+        dataset.chosen_prefix_reference, dataset.rejected_prefix_reference = logps.chosen, logps.rejected
 
 
 def load_run_pairs(
