@@ -130,12 +130,11 @@ def test_score_begins_with_its_verdict(dpotool: Any, model: Path, pairs: Path) -
     other = save_tiny_model(Path("other"), seed=3)
     outcome = dpotool("score", model, "--data", pairs, "--reference", other, "--output", "out")
     assert outcome.code == 0, outcome.err
-    next_ = outcome.out.splitlines()[-1]
     verdict = " ".join(outcome.out.split())
-    assert verdict.startswith("verdict on tiny: ") and "log pi(chosen) changed by" in verdict
-    assert next_.startswith("next: ")
+    assert verdict.startswith("Verdict on tiny: ") and "log pi(chosen) changed by" in verdict
     summary = json.loads(Path("out/scores/pairs-all.summary.json").read_text())
     assert summary["verdict"]["statement"] in verdict
+    assert verdict.endswith(f" Next: {summary['verdict']['next']}")
 
 
 def test_a_report_shows_the_texts_of_the_pairs(dpotool: Any, model: Path, pairs: Path) -> None:
