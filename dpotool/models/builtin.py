@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpotool.errors import DpotoolError
+from dpotool.hub import check_name, is_meant_as_path
 from dpotool.progress import SILENT, Progress
 from dpotool.settings.shared import DEMO
 
@@ -43,9 +44,11 @@ def choose_pairs(model: str, data: str | None) -> str:
     """Returns the pairs that were named; only a built-in model goes with the built-in pairs unasked.
 
     Raises:
-        DpotoolError: none are named for any other model.
+        DpotoolError: none are named for any other model, or that model is a path where nothing is.
     """
     if data is None and not is_builtin(model):
+        if is_meant_as_path(model):
+            check_name(model)
         raise DpotoolError(
             "no pairs are named",
             where=model,

@@ -16,18 +16,19 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 from msgspec import to_builtins
 from safetensors import SafetensorError
+from transformers import TrainerState
 
 from dpotool.errors import DpotoolError
 from dpotool.interruption import deferred
 from dpotool.runs.atomic import write_json
-from dpotool.runs.checked import parse_json, read_json
+from dpotool.runs.checked import check_value, parse_json, read_json
 from dpotool.runs.folder import is_checkpoint_name
 
 SEAL = "seal.json"
@@ -36,8 +37,8 @@ _MUST_HAVE = (STATE, "progress.json")
 _Count = Annotated[int, msgspec.Meta(ge=0)]
 
 
-class _State(msgspec.Struct, forbid_unknown_fields=True):
-    """What transformers' Trainer saves of itself."""
+class _State(msgspec.Struct):
+    """What transformers' Trainer saves of itself; other versions may save more."""
 
     global_step: _Count
     max_steps: int = 0
@@ -150,10 +151,14 @@ def find_fault(path: Path, run: str) -> str | None:
 def _find_nonsense(path: Path, step: int) -> str | None:
     """Looks into the files that say how far the run was, which whoever wrote the seal may have got wrong too."""
     try:
-        state = read_json(path / STATE, _State, what="a trainer's state", remedy="")
+        saved = read_json(path / STATE, dict[str, Any], what="a trainer's state", remedy="")
+        state = check_value(saved, _State, where=str(path / STATE), remedy="")
         read_json(path / name_progress(0), _Progress, what="a run's progress", remedy="")
     except DpotoolError as error:
         return f"has nonsense in {str(error).removeprefix(f'{path}{os.sep}').removesuffix('.')}"
+    unknown = saved.keys() - {each.name for each in fields(TrainerState)}
+    if unknown:
+        return f"has a {STATE} with {min(unknown)[:40]!r}, which this version of transformers does not know"
     return None if state.global_step == step else f"has a {STATE} of step {state.global_step}"
 
 

@@ -27,7 +27,7 @@ def test_train_says_where_the_run_is_and_what_to_do_next(dpotool: Any, model: Pa
     assert folder.name.startswith("dpo-pairs-")
     assert f"run folder: {folder}" in outcome.out
     assert f"next: dpotool score {folder}" in outcome.out
-    assert "no evaluation. Name one with --eval-data or --test-fraction" in outcome.err
+    assert "has no test split, so the run is not evaluated. Name one with --eval-data or --test-fraction" in outcome.err
 
 
 def test_score_takes_the_newest_run_and_its_own_reference_and_data(dpotool: Any, trained: Path, model: Path) -> None:

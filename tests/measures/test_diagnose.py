@@ -125,7 +125,7 @@ def test_files_columns_and_first_screen(models: dict[str, str], tmp_path: Path) 
     words = ["diagnose", models["policy"], "--reference", models["reference"], "--data", models["data"]]
     out = CliRunner().invoke(app, [*words, "--output", str(tmp_path / "out")])
     assert out.exit_code == 0, out.output
-    assert "tokens that the rejected answer has too" in out.stdout
+    assert "tokens that the rejected answer has too" in " ".join(out.stdout.split())
     folder = tmp_path / "out" / "diagnosis"
     names = {path.name.removeprefix("pairs-all") for path in folder.iterdir()}
     assert names == {".parquet", ".tokens.parquet", ".summary.json"}

@@ -118,7 +118,7 @@ def test_an_optimizer_without_a_scale_is_left_out_and_none_at_all_is_one_line():
 
     assert len(plot_forecast({"sgd": make_advice(), "adamw": without}, model="m", data="d").axes) == 2
     with pytest.raises(
-        DpotoolError, match=r"no forecast to draw: On these 120 pairs .* more pairs would give one\. Run"
+        DpotoolError, match=r"no forecast to draw: On these 120 pairs .* More pairs would give it one\. Run"
     ):
         plot_forecast({"adamw": without}, model="m", data="d")
 

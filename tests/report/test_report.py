@@ -19,8 +19,7 @@ from dpotool.report.pairs import Texts, TextSource, choose_pairs
 from dpotool.report.render import fit_page, render_html, render_markdown
 from dpotool.report.repeat import choose_place
 from dpotool.report.sections import group_plots
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.tables import THEORY_SCHEMA, write_table
 from dpotool.settings.reading import ReportConfig
@@ -90,7 +89,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         THEORY_SCHEMA,
         {"label": "m", "model": "m", "data": "demo", "split": "train", "at_reference": True},
     )
-    write_json(summary_path(theory), {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
+    write_summary(theory, {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
     return [str(folder / name) for name, *_ in settings]
 
 
@@ -235,7 +234,7 @@ def test_what_is_odd_among_scored_pairs_is_said_and_what_is_not_known(tmp_path: 
     def say(counts: dict[str, int], trained_on: dict[str, int]) -> list[str]:
         run = write_scored_run(tmp_path / "dpo", loss="dpo")
         run.update_manifest(data={"train": trained_on, "eval": {}})
-        write_json(summary_path(run.list_tables("score")[0]), {"counts": counts, "n": 120, "n_excluded": {}})
+        write_summary(run.list_tables("score")[0], {"counts": counts, "n": 120, "n_excluded": {}})
         page = write_report([str(run.path)], ReportConfig(output=str(tmp_path / "r.html"), pairs=0)).page
         [blocks] = [section.blocks for section in page.sections if section.id == "data"]
         return [text for block in blocks[1:] for text in ([block.text] if block.kind == "paragraph" else block.items)]
@@ -313,7 +312,7 @@ def test_scores_imports_and_forecasts_are_made_again_too(tmp_path: Path, monkeyp
     table = theory.table_path("theory", "demo", "train")
     about = {"label": "m", "model": "m", "data": "demo", "split": "train", "at_reference": True}
     write_table(make_theory_frame(50), table, THEORY_SCHEMA, about)
-    write_json(summary_path(table), {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
+    write_summary(table, {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
     commands = read_commands(["dpo", "hub", "bench", "shift", "start"], ReportConfig(pairs=0))
     assert "dpotool score dpo-again --config dpo/scores/demo-test.parquet" in commands
     assert "dpotool score org/name --config hub/run.yaml --output hub-again" in commands
@@ -412,7 +411,7 @@ def test_scores_without_reference_still_make_a_page(tmp_path: Path) -> None:
     page = write_report([str(run.path)], ReportConfig(output=str(tmp_path / "r.html"))).page
     assert [section.id for section in page.sections] == SECTIONS
     texts = json.dumps([[getattr(block, "text", "") for block in section.blocks] for section in page.sections])
-    assert "No verdict: without a reference" in texts
+    assert "No verdict: displacement is a change from a reference, and there is none." in texts
     assert "There is no figure here: blind: one run alone has no difference to draw" in texts
     assert "scored without a reference, so it is not known how any pair changed" in texts
 

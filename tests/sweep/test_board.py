@@ -10,8 +10,7 @@ import pytest
 from rich.console import Console as RichConsole
 
 from dpotool.cli.live_table import describe_state, draw_board, tell_news
-from dpotool.runs.atomic import write_json
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder, write_summary
 from dpotool.runs.manifest import collect_manifest
 from dpotool.sweep.board import DONE, SCORING, TRAINING, WAITING, Board, CellState
 from dpotool.sweep.config import SweepConfig
@@ -73,7 +72,7 @@ def test_a_run_that_is_done_shows_its_test_pairs(board: Board, tmp_path: Path) -
     run.update_manifest(data={"train": {"n_pairs": 40}})
     table = run.list_tables("score")[0]
     summary = {"n": 120, "n_excluded": {}, "chosen_logps": {"mean": -30.0}, "rejected_logps": {"mean": -40.0}}
-    write_json(summary_path(table), summary)
+    write_summary(table, summary)
     board.enter("dpo", DONE)
     assert board.read()[0] == CellState("dpo", DONE, 20, 20, -30.0, -40.0, None)
 

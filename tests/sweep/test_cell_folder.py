@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,8 +127,10 @@ def test_what_a_cell_of_its_own_left_is_told_apart(config: SweepConfig, tmp_path
     run = leave_run(cell, status="interrupted")
     with checkpoints.staging(run.path, 3, is_main=True) as place:
         place.mkdir()
-        (place / "trainer_state.json").write_text("{}")
-        (place / "progress.json").write_text("{}")
+        (place / "trainer_state.json").write_text('{"global_step": 3}')
+        sums = {"pairs": {"sums": {}, "n_pairs": 0, "shift": None}, "monitor": {}}
+        progress = {"loss": 0, "total_loss": 0, "last_logged": 0, "seconds": 0, "n_pairs": {}, "sums": sums}
+        (place / "progress.json").write_text(json.dumps(progress))
         checkpoints.publish(place, str(run.read_manifest()["created"]))
     assert make_room(cell) and (run.path / "model.safetensors").exists()
     (run.path / "checkpoint-3" / "trainer_state.json").write_text("{")

@@ -315,7 +315,7 @@ def test_more_seeds_add_only_what_is_new_and_are_pooled(settings: dict[str, Any]
     assert sorted(more.table["seed"]) == [42, 42, 43, 43]
     findings = find_out([str(more.folder)])
     [pooled] = findings.seeds
-    assert (pooled["label"], pooled["seeds"]) == ("DPO-Shift λ=0.5", [42, 43])
+    assert (pooled.label, pooled.seeds) == ("DPO-Shift λ=0.5", [42, 43])
     assert findings.comparison.baseline.startswith("DPO (dpo")
 
 
