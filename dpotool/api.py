@@ -199,6 +199,7 @@ def write_report(*runs: str, **settings: Any) -> Report:
         DpotoolError: as `compare_runs`, or the output cannot be written.
     """
     from dpotool.report import page
+    from dpotool.report.pairs import find_texts
     from dpotool.settings.reading import ReportConfig
 
-    return page.write_report(runs, ReportConfig(**settings))
+    return page.write_report(runs, ReportConfig(**settings), find_texts=find_texts)

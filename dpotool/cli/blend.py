@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
 def run(config: BlendConfig, console: Console, first: str, second: str) -> None:
     """Score models whose weights are averages of two trained models, without training, and save one."""
     from dpotool.measures.blend import score_blends
+    from dpotool.runs.folder import RunFolder
 
     result = score_blends(first, second, config, progress=console)
     for sentence in describe_blends(result).splitlines():
@@ -38,7 +39,7 @@ def run(config: BlendConfig, console: Console, first: str, second: str) -> None:
     summary = result.scores[0].summary
     title = f"{summary['data']} [{summary['split']}], n = {summary['n']}; changes in nats, 95 % intervals over pairs"
     console.table(title, *tabulate_blends(result))
-    places = [str(score.path.parent.parent) for score in result.scores]
+    places = [str(RunFolder.of_table(score.path).path) for score in result.scores]
     if result.checkpoint is not None:
         console.say(f"checkpoint: {result.checkpoint}")
     console.say(

@@ -106,9 +106,8 @@ def show_plan(config: SweepConfig, console: Console) -> None:
         console.answer(f"Then blends at lambda {lambdas} are scored, which need no training.")
     if config.controls:
         console.answer(
-            "Then DPO scaled back and DPO stopped early are scored for comparison: about six scorings, and one "
-            "more for "
-            "each other run. --no-controls leaves them out."
+            "For comparison, DPO scaled back and DPO stopped early are then scored: about six scorings, and one more "
+            "for each other run. --no-controls leaves them out."
         )
     console.answer(f"There are {plan.n_train} training pairs and {tested}. The reference is computed once.")
     console.finish(plan.to_dict())
@@ -117,10 +116,10 @@ def show_plan(config: SweepConfig, console: Console) -> None:
 def conclude(folder: str, console: Console) -> dict[str, Any]:
     """Compares the finished runs, draws what can be drawn and writes the report; returns what was found and written."""
     from dpotool.cli.compare import show_first_screen
-    from dpotool.cli.report import find_texts
     from dpotool.plots.gallery import draw
     from dpotool.plots.registry import ALL
     from dpotool.report.page import write_report
+    from dpotool.report.pairs import find_texts
     from dpotool.settings.reading import PlotConfig, ReportConfig
 
     report = write_report([folder], ReportConfig(), find_texts=find_texts)

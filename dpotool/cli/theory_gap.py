@@ -50,7 +50,7 @@ def show_answer(summary: dict[str, Any], console: Console) -> None:
     console.answer(*theory_tables.say_advice(advice))
     console.answer(theory_tables.say_signs(summary))
     if advice is None:
-        console.note("There is no forecast: it needs at least 4 pairs, and --pairs-only leaves it out.")
+        console.note("There is no forecast, because there are fewer than 4 pairs or --pairs-only was given.")
     elif not summary["at_reference"]:
         console.note(
             "The forecast is for a DPO training that would start from this model and take it as its reference."

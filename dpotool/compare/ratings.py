@@ -12,7 +12,7 @@ from dpotool.compare.win_rates import find_alike
 from dpotool.errors import DpotoolError
 from dpotool.runs.folder import RunFolder
 from dpotool.stats.bootstrap import bootstrap_ratios
-from dpotool.stats.paired import adjust_family, compare_means
+from dpotool.stats.paired import ALPHA, adjust_family, compare_means
 from dpotool.stats.wording import format_interval
 
 
@@ -79,7 +79,7 @@ def state_ratings(summaries: Sequence[Mapping[str, Any]]) -> list[str]:
 def _state_difference(summary: Mapping[str, Any]) -> str:
     label, baseline, found = summary["label"], summary["baseline"], summary["difference"]
     points = format_interval(found["difference"], "+.2f")
-    if found["p_adjusted"] < 0.05:
+    if found["p_adjusted"] is not None and found["p_adjusted"] < ALPHA:
         way = "higher" if found["difference"]["mean"] > 0 else "lower"
         return f"{label} is graded {way} than {baseline} by this judge: {points} points of 10."
     return f"{label} and {baseline} cannot be told apart by their grades: {points} points of 10."

@@ -63,7 +63,7 @@ class ScoredRun:
     def open(cls, path: Path, label: str = "") -> ScoredRun:
         """Reads a score table with its metadata and its summary; raises DpotoolError when one cannot be read."""
         about, summary = read_about(path, ScoreAbout), read_score_summary(path)
-        folder = RunFolder(path.parent.parent)
+        folder = RunFolder.of_table(path)
         manifest = folder.read_manifest() if folder.manifest_path.exists() else {}
         noise = (summary or {}).get("noise_floor")
         return cls(read_table(path), label or about.label or path.stem, about, noise, summary, path, manifest)
@@ -78,7 +78,7 @@ class ScoredRun:
         """The run folder that the table lies in; raises ValueError for a table in memory."""
         if self.path is None:
             raise ValueError(f"{self.label or 'this run'} is not on disk")
-        return RunFolder(self.path.parent.parent)
+        return RunFolder.of_table(self.path)
 
     @property
     def config(self) -> Mapping[str, Any]:

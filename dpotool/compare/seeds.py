@@ -84,7 +84,7 @@ def pool_seeds(comparison: Comparison) -> list[PooledSetting]:
     repeats: list[tuple[Hashable, str]] = []
     for run in sorted(comparison.scored, key=lambda run: run.label != comparison.baseline):  # the baseline first
         manifest = run.manifest
-        setting = _find_setting(manifest["config"])
+        setting = _find_setting(run.config)
         if groups.setdefault(setting, {}).setdefault(manifest.get("seed"), run) is not run:
             repeats.append((setting, run.label))
     base_setting, *others = groups

@@ -163,7 +163,7 @@ def open_answers(name: str, data: str | None = None) -> AnswerSet:
     path = Path(name)
     if path.is_file():
         answers = read_answers(path)
-        holder = RunFolder(path.parent.parent)
+        holder = RunFolder.of_table(path)
         folder = holder if path.parent.name == "answers" and holder.manifest_path.is_file() else None
         return AnswerSet(label_folder(folder) if folder else path.name.split(".jsonl")[0], path, answers, folder)
     folder = RunFolder(path)

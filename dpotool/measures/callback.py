@@ -255,6 +255,8 @@ def _read_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for name, (key, statistic) in names.items():
         values = summary[key]
+        if values is None:  # no pair's log-probability is finite any more: the trainer's own guards say why
+            continue
         found |= {name: values[statistic], f"{name}_low": values["ci_low"], f"{name}_high": values["ci_high"]}
     return found
 

@@ -55,7 +55,7 @@ def read_step(model: str) -> int | None:
 
 
 def describe_trajectory(summaries: Sequence[Mapping[str, Any]]) -> str | None:
-    """Says from which checkpoint on log pi(chosen) has fallen for certain, and when that became harmful.
+    """Says at which checkpoint log pi(chosen) has first fallen for certain, and when that first was harmful.
 
     Args:
         summaries: of the checkpoints, oldest first. None where they have no verdict, for want of a reference.
@@ -67,9 +67,9 @@ def describe_trajectory(summaries: Sequence[Mapping[str, Any]]) -> str | None:
     harmful = next((name for name, verdict in judged if verdict["kind"] == "harmful"), None)
     if fallen is None:
         return f"The probability of the chosen answers is not shown to have fallen at any of {len(judged)} checkpoints."
-    text = f"The probability of the chosen answers is shown to have fallen from {fallen} on"
+    text = f"The probability of the chosen answers is first shown to have fallen at {fallen}"
     return (
-        f"{text}. The fall is harmful from {harmful} on."
+        f"{text}. The fall is first harmful at {harmful}."
         if harmful
         else f"{text}. The fall is not shown to be harmful at any of {len(judged)} checkpoints."
     )

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
+from msgspec.structs import asdict
 
 from dpotool.compare.diagnosed_run import DiagnosedRun, make_visible, show_text
 from dpotool.compare.diagnosis import SPAN_TEXTS
 from dpotool.compare.findings import Findings
 from dpotool.compare.pair_scores import find_pair_scores, relate_to_change
 from dpotool.compare.scored_run import ScoredRun
+from dpotool.errors import DpotoolError
 from dpotool.report.blocks import Block, PairText, Paragraph, Subheading, Table, TokenText
 from dpotool.stats.wording import format_interval
 
@@ -157,3 +159,26 @@ def show_foreign_scores(findings: Findings, seed: int) -> list[Block]:
     if rows:
         blocks.append(Table(_CAPTION, ["score", "pairs", *(run.label for run in comparison.scored)], rows))
     return blocks
+
+
+def find_texts(findings: Findings, n_pairs: int) -> TextSource:
+    """Reads the texts of the pairs that the report will show from the data that the baseline was scored on."""
+    from dpotool.data.texts import load_texts, write_out
+
+    base = findings.base
+    if not base.is_referenced or n_pairs == 0:
+        return TextSource()
+    rows = base.about.rows
+    if rows is None:
+        return TextSource(problem="its score table does not say where the pairs are.")
+    pair_ids = [pair_id for side in choose_pairs(base, n_pairs) for pair_id in side]
+    try:
+        pairs = load_texts(asdict(rows), base.split, pair_ids, base.about.fingerprints.data)
+    except DpotoolError as error:
+        return TextSource(problem=f"{error}.")
+    return TextSource(
+        {
+            pair_id: Texts(write_out(pair.prompt), write_out(pair.chosen), write_out(pair.rejected))
+            for pair_id, pair in pairs.items()
+        }
+    )

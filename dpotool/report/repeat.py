@@ -89,7 +89,7 @@ def _repeat_theory(table: Path) -> list[Block]:
 
     A table without settings that lies in the folder of another run (both are of an older dpotool) cannot be repeated.
     """
-    folder = RunFolder(table.parent.parent)
+    folder = RunFolder.of_table(table)
     told = table
     if read_about(table, TheoryAbout).settings is None:
         told = folder.manifest_path

@@ -49,6 +49,11 @@ class RunFolder:
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", Path(self.path))
 
+    @classmethod
+    def of_table(cls, table: Path) -> RunFolder:
+        """The run folder that a table lies in: above its kind's folder, unless that one is a run itself."""
+        return cls(table.parent if (table.parent / "run.yaml").is_file() else table.parent.parent)
+
     @property
     def name(self) -> str:
         """The folder's name; a checkpoint's has that of the run before it: my-run/checkpoint-20.

@@ -80,6 +80,7 @@ class ReportConfig(ScoresSettings):
 
     def __post_init__(self) -> None:
         """Refuses a negative number of pairs before any work."""
+        super().__post_init__()
         if self.pairs < 0:
             raise DpotoolError("must not be negative", where="--pairs", got=str(self.pairs))
 

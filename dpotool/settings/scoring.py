@@ -62,7 +62,7 @@ class BlendConfig(SubjectSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiagnoseConfig(SubjectSettings):
+class DiagnoseConfig(ScreenSettings, SubjectSettings):
     """Settings of one diagnosis."""
 
     mass: bool = setting(
@@ -77,7 +77,6 @@ class DiagnoseConfig(SubjectSettings):
     )
     device_map: str | None = setting(None, _DEVICE_MAP)
     dry_run: bool = setting(False, DRY_RUN)
-    full: bool = setting(False, "Print every table instead of the first screen.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,7 @@ from dpotool.stats.wording import Interval
 N_RESAMPLES = 10_000
 CONFIDENCE = 0.95
 _CELLS_PER_BLOCK = 65_536  # resamples x pairs drawn at a time; stays in cache, which is what makes it fast
-_KEPT_CELLS = 2**25  # resamples x pairs whose draws stay in memory, 64 MiB; of rows so few, counts fit 16 bits
+_KEPT_CELLS = 2**25  # resamples x pairs whose draws stay in memory, 64 MiB each; counts of so few rows fit 16 bits
 
 Floats = NDArray[np.float64]
 

@@ -35,7 +35,7 @@ MCNEMAR = "exact McNemar test"
 SIGN_FLIPS = "sign-flip permutation test"
 STANDARDISED, ODDS = "Cohen's d_z", "matched odds ratio"
 FEW_DISCORDANT = 10
-_CELLS_PER_BATCH = 4_000_000  # permutations x pairs that scipy holds at a time
+_CELLS_PER_BATCH = 4_000_000  # permutations x pairs in memory at a time
 
 Floats = NDArray[np.float64]
 

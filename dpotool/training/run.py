@@ -36,7 +36,7 @@ class TrainResult:
 
 
 def train(config: TrainConfig, *, progress: Progress = SILENT) -> TrainResult:
-    """Trains a model by one loss and leaves a run folder (DESIGN, "Run folder").
+    """Trains a model by one loss and leaves a run folder (docs/run-folder.md).
 
     Raises:
         DpotoolError: settings, data, model or output folder cannot be used, another command is at work in the folder,

@@ -55,12 +55,12 @@ def test_the_sentence_names_the_first_certain_step() -> None:
         "The probability of the chosen answers is not shown to have fallen at any of 1 checkpoints."
     )
     assert describe_trajectory(early) == (
-        "The probability of the chosen answers is shown to have fallen from step 20 on. The fall is not shown "
+        "The probability of the chosen answers is first shown to have fallen at step 20. The fall is not shown "
         "to be harmful at any of 2 checkpoints."
     )
     assert describe_trajectory([*early, summary("r", "met", "harmful")]) == (
-        "The probability of the chosen answers is shown to have fallen from step 20 on. The fall is harmful "
-        "from the end on."
+        "The probability of the chosen answers is first shown to have fallen at step 20. The fall is first harmful "
+        "at the end."
     )
     assert describe_trajectory([{"model": "r", "verdict": None}]) is None
 

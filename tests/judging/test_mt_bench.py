@@ -89,6 +89,13 @@ def test_differences_are_paired():
     assert (found["difference"]["ci_low"], found["difference"]["ci_high"]) == (1, 1)
 
 
+def test_one_shared_question_tells_no_two_models_apart():
+    base = pd.DataFrame({"question_id": ["a"], "turn": 1, "rating": [1.0]})
+    found = compare_ratings({"m": base.assign(rating=5.0), "base": base}, "base")["m"]
+    summaries = [{"label": "m", "baseline": "base", "difference": found}, {"label": "base", "difference": None}]
+    assert state_ratings(summaries) == ["m and base cannot be told apart by their grades: +4.00 points of 10."]
+
+
 def test_turns_of_a_question_are_drawn_together():
     """Both turns of a question have the same grade: twice the rows, the interval of the questions alone."""
     once = pd.DataFrame({"question_id": list("abcdefgh"), "turn": 1, "rating": [1.0, 9, 2, 8, 3, 7, 4, 6]})

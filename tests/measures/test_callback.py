@@ -17,6 +17,7 @@ import dpotool
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import compute_pair_logps
+from dpotool.measures.callback import _read_metrics
 from dpotool.report.page import write_report
 from dpotool.runs.folder import RunFolder
 from dpotool.settings.reading import ReportConfig
@@ -126,6 +127,18 @@ def test_a_resumed_run_compares_with_its_start(files: tuple[Path, Path], tmp_pat
     other = dpotool.DisplacementCallback(callback.pair_set, trainer.processing_class, output=str(tmp_path / "none"))
     with pytest.raises(DpotoolError, match="no values of its start"):
         other.on_train_begin(trainer.args, trainer.state, trainer.control, model=trainer.model)
+
+
+def test_what_is_not_known_is_not_logged() -> None:
+    """No pair has a finite log-probability any more: the trainer goes on to its own guards."""
+    known = {"value": 0.5, "ci_low": 0.25, "ci_high": 0.75}
+    summary = dict.fromkeys(("chosen_displacement", "rejected_displacement", "chosen_displaced_share"))
+    found = _read_metrics(summary | {"reward_accuracy": known})
+    assert found == {
+        "displacement/accuracies": 0.5,
+        "displacement/accuracies_low": 0.25,
+        "displacement/accuracies_high": 0.75,
+    }
 
 
 def test_rows_in_memory_are_read_as_those_of_a_file(files: tuple[Path, Path]) -> None:

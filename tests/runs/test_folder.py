@@ -210,6 +210,9 @@ def test_a_folder_that_is_called_as_its_tables_are_holds_them_itself(tmp_path):
     table.parent.mkdir()
     table.touch()
     assert scores.list_tables("score") == [table]
+    assert RunFolder.of_table(table).path == tmp_path, "no run yet"
+    scores.manifest_path.touch()
+    assert RunFolder.of_table(table) == scores
     scores.metrics_path.touch()
     assert scores.list_tables("score") == [], "a training logged there"
 
