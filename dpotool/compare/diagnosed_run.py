@@ -79,7 +79,7 @@ class DiagnosedRun:
         mine, theirs = self.about.fingerprints.model, run.about.fingerprints.model
         if mine and theirs:
             return mine == theirs
-        return run.path is not None and run.folder.path.resolve() == self.path.parent.parent.resolve()
+        return run.path is not None and run.folder.path.resolve() == RunFolder.of_table(self.path).path.resolve()
 
 
 def find_diagnosis(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from itertools import product
@@ -14,10 +13,10 @@ from dpotool.errors import DpotoolError
 from dpotool.losses.adaptive import ADAPTIVE
 from dpotool.losses.registry import find_losses, get_loss
 from dpotool.losses.schedules import DEFAULT_LAMBDA
-from dpotool.models.builtin import choose_pairs
 from dpotool.runs.folder import RunFolder
 from dpotool.sweep.config import NOT_SETTINGS, SweepConfig
 from dpotool.training.config import TrainConfig, TrainingSettings
+from dpotool.training.folder import name_data
 
 _LINEAR = ("linear_increase", "linear_decrease")
 _SCHEDULES = (*_LINEAR, ADAPTIVE)
@@ -104,10 +103,7 @@ def choose_folder(config: SweepConfig) -> Path:
         return Path(config.output)
     settings = {name: value for name, value in config.to_dict().items() if name not in NOT_SETTINGS}
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
-    data = re.sub(
-        r"[^\w.-]+", "-", Path(choose_pairs(config.model, config.data).removeprefix("builtin:")).name.split(".")[0]
-    )
-    return Path("runs") / f"sweep-{data}-{digest}"
+    return Path("runs") / f"sweep-{name_data(config)}-{digest}"
 
 
 def _fixed(config: SweepConfig, folder: Path, lambda_: float) -> Cell:

@@ -24,7 +24,7 @@ from dpotool.runs.atomic import ensure_writable, writing_to
 from dpotool.runs.checked import read_settings
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import LOCK_NAME, refuse_held
-from dpotool.training.config import TrainConfig
+from dpotool.training.config import TrainConfig, TrainingSettings
 
 _NOT_SETTINGS = {"resume", "output", "trust_remote_code"}
 
@@ -148,14 +148,17 @@ def refuse_changes(folder: RunFolder, fingerprints: Mapping[str, str | None]) ->
             )
 
 
+def name_data(config: TrainingSettings) -> str:
+    """Returns what the pairs are called in the name of a folder: builtin:demo -> demo, my/pairs.jsonl -> pairs."""
+    data = choose_pairs(config.model, config.data).removeprefix("builtin:")
+    return re.sub(r"[^\w.-]+", "-", Path(data).name.split(".")[0])
+
+
 def _new_name(config: TrainConfig) -> Path:
     """Returns runs/shift-0.9-demo-20261121-101500, or that with a number behind it if it is taken."""
-    data = re.sub(
-        r"[^\w.-]+", "-", Path(choose_pairs(config.model, config.data).removeprefix("builtin:")).name.split(".")[0]
-    )
     parts = [config.loss, *([f"{config.lambda_:g}"] if config.lambda_ is not None else [])]
     parts += [config.lambda_schedule.replace("_", "-")] if config.lambda_schedule else []
-    name = "-".join([*parts, data, datetime.now().strftime("%Y%m%d-%H%M%S")])
+    name = "-".join([*parts, name_data(config), datetime.now().strftime("%Y%m%d-%H%M%S")])
     taken = sum(1 for path in Path("runs").glob(f"{name}*"))
     return Path("runs") / (f"{name}-{taken + 1}" if taken else name)
 
