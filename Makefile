@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 BENCH_VENV := .venv-bench
 BENCH_READY := $(BENCH_VENV)/.ready
 
-.PHONY: help demo test test-real bench bench-theory bench-likelihood lint format docs clean
+.PHONY: help demo test suite test-real bench bench-theory bench-likelihood lint format docs clean
 
 help:
 	@echo "make demo       theory, a lambda sweep on the built-in model and pairs, comparison, answers judged, report (under 5 minutes)"
@@ -34,7 +34,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-test: lint
+test: lint suite
+
+suite: $(READY)
 	$(BIN)/python -m pytest -q -m "not real and not gpu" $(ARGS)
 
 test-real: $(READY)

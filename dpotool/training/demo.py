@@ -95,10 +95,16 @@ def _make(root: Path, folder: Path, progress: Progress) -> Path:
     return folder
 
 
-def _train_apart(place: Path, progress: Progress) -> None:
-    """Trains the model in a process of its own, which does not outlive this one."""
+def _train_apart(place: Path, progress: Progress, max_steps: int | None = None) -> None:
+    """Trains the model in a separate process, which does not outlive this one.
+
+    Args:
+        place: empty folder; the model is in its folder `trained` afterwards.
+        max_steps: stop after this many optimiser steps. Tests compare such models bit for bit.
+    """
     log = place / "log.txt"
     code = [sys.executable, "-c", "from dpotool.training.demo import main; main()", str(place), str(os.getpid())]
+    code += [] if max_steps is None else [str(max_steps)]
     known = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
     environment = known | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
     with log.open("w") as file:
@@ -126,14 +132,17 @@ def _train_apart(place: Path, progress: Progress) -> None:
 
 
 def main() -> None:
-    """What the process of its own does: trains the model in the folder named first, for the process named second."""
-    place, parent = Path(sys.argv[1]), int(sys.argv[2])
+    """Trains the model in the folder of the first argument, and ends when the process of the second argument ends.
+
+    A third argument limits the optimiser steps.
+    """
+    place, parent, *max_steps = Path(sys.argv[1]), int(sys.argv[2]), *map(int, sys.argv[3:])
     interruption.end_with_parent(parent)
     torch.set_num_threads(1)
     untrained, trained = place / "untrained", place / "trained"
     try:
         _save_untrained(untrained)
-        train(_sft_config(untrained, trained))
+        train(_sft_config(untrained, trained, *max_steps))
     except DpotoolError as error:
         sys.exit(str(error))
     for name in ("run.yaml", "metrics.jsonl"):  # the start they name is gone; how it is made stands here
@@ -182,7 +191,7 @@ def _save_untrained(folder: Path) -> None:
     build_demo_tokenizer().save_pretrained(folder)
 
 
-def _sft_config(model: Path, output: Path) -> TrainConfig:
+def _sft_config(model: Path, output: Path, max_steps: int | None = None) -> TrainConfig:
     return TrainConfig(
         model=str(model),
         data=DEMO,
@@ -194,6 +203,7 @@ def _sft_config(model: Path, output: Path) -> TrainConfig:
         device="cpu",
         seed=SEED,
         output=str(output),
+        max_steps=max_steps,
         eval_limit=1,  # nobody looks at it
     )
 

@@ -20,12 +20,12 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def runs(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pd.DataFrame]:
-    """The runs table of a sweep with the default settings, on half of the pairs: 30 steps."""
+    """The runs table of a sweep with the default settings, on a third of the pairs: 20 steps."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPOTOOL_CACHE", str(cache := tmp_path_factory.mktemp("cache")))
         shutil.copytree(demo_model, cache / demo_model.name)
         output = tmp_path_factory.mktemp("demo") / "sweep"
-        config = SweepConfig(lambdas="0.5,0.75,1.0", limit=960, output=str(output), device="cpu", controls=False)
+        config = SweepConfig(lambdas="0.5,0.75,1.0", limit=640, output=str(output), device="cpu", controls=False)
         yield sweep(config).table.set_index("lambda")
 
 

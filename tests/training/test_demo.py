@@ -21,6 +21,7 @@ from dpotool.errors import DpotoolError
 from dpotool.models.builtin import is_builtin, locate_model, standing_in
 from dpotool.models.loading import load_tokenizer
 from dpotool.models.subject import describe_subject
+from dpotool.progress import SILENT
 from dpotool.settings.scoring import ScoreConfig
 from dpotool.training import demo
 
@@ -57,17 +58,27 @@ def test_an_interrupted_first_use_keeps_nothing(own_cache: Path, end: signal.Sig
 
 
 @pytest.mark.slow
-def test_whoever_asks_gets_the_same_bits(demo_model: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As under a launcher with two processes, with two threads and settings of torch's that change numbers."""
-    monkeypatch.setenv("DPOTOOL_CACHE", str(own_cache))
+def test_whoever_asks_gets_the_same_bits_and_nothing_else_is_left(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As under a launcher with two processes, with two threads and settings of torch's that change numbers.
+
+    Only three steps of its training are taken.
+    """
+    train = demo._train_apart
+    train(tmp_path, SILENT, max_steps=3)
+    monkeypatch.setattr(demo, "_train_apart", lambda place, progress: train(place, progress, max_steps=3))
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "OMP_NUM_THREADS": "2"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     torch.set_float32_matmul_precision("medium")
-    again = demo.ensure_demo_model()
+    made = demo.ensure_demo_model()
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
-        assert (again / name).read_bytes() == (demo_model / name).read_bytes()
-    assert {path.name for path in own_cache.iterdir()} <= {again.name, "reference"}
+        assert (made / name).read_bytes() == (tmp_path / "trained" / name).read_bytes()
+    weights = [(tmp_path / stage / "model.safetensors").read_bytes() for stage in ("untrained", "trained")]
+    assert weights[0] != weights[1], "three steps change the weights"
+    assert demo.find_demo_model() == made
+    assert {path.name for path in own_cache.iterdir()} <= {made.name, "reference"}
 
 
 @pytest.mark.slow
