@@ -35,10 +35,8 @@ def choose_entries(
     so many days; without either, all of them.
 
     Raises:
-        DpotoolError: no entry is of that model, or the age is below zero.
+        DpotoolError: no entry is of that model.
     """
-    if older_than_days is not None and not older_than_days >= 0:
-        raise DpotoolError("must not be negative", where="--older-than", got=f"{older_than_days:g}")
     chosen = [entry for entry in entries if model is None or is_of_model(entry, model)]
     if model is not None and not chosen:
         raise DpotoolError(

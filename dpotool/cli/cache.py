@@ -73,8 +73,6 @@ def verify_cache(config: CacheVerifyConfig, console: Console) -> None:
     from dpotool.cache.clearing import choose_entries
     from dpotool.cache.entries import list_entries
 
-    if config.recompute < 0:
-        raise DpotoolError("must not be negative", where="--recompute", got=str(config.recompute))
     if config.recompute and config.model is None:
         raise DpotoolError("no model is named", where="--recompute", remedy="Name it with --model")
     # a model that is computed again is found by its weights, whatever name its values are listed under

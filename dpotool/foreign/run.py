@@ -53,8 +53,6 @@ def import_file(file: str, config: ImportConfig) -> ImportResult:
     path = find_file(Path(file))
     if config.kind is not None and config.kind not in KINDS:
         raise DpotoolError(f"unknown kind {config.kind!r}", where="--kind", remedy=suggest_nearest(config.kind, KINDS))
-    if config.beta is not None and not config.beta > 0:
-        raise DpotoolError("must be above 0", where="--beta", got=str(config.beta))
     if config.loss is not None:
         config = replace(config, loss=get_loss(config.loss).name)
     check_told_lambda(config.loss, config.lambda_)

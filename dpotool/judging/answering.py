@@ -86,8 +86,6 @@ def _read(path: str) -> GenerateResult:
 
 
 def _check(models: Sequence[str], config: GenerateConfig) -> None:
-    if config.samples < 1:
-        raise DpotoolError("is out of range", where="--samples", expected="at least 1", got=str(config.samples))
     if (config.endpoint is None) != (config.served_model is None):
         raise DpotoolError("--endpoint and --served-model belong together", remedy="Give both, or neither")
     if config.endpoint is not None and models:

@@ -90,8 +90,6 @@ def resolve_decoding(
         raise DpotoolError(
             "is out of range", where="--max-new-tokens", expected=f"1 to {max_length - 1}", got=str(wanted)
         )
-    if temperature is not None and temperature < 0:
-        raise DpotoolError("is negative", where="--temperature", got=str(temperature))
     is_sampling = temperature > 0 if temperature is not None else bool(own.do_sample)
     strange = [name for name in _UNSUPPORTED if is_sampling and _is_set(own, name)]
     if strange or (own.num_beams or 1) > 1:

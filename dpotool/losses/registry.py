@@ -13,6 +13,7 @@ from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.losses.options import ChoiceOption, NumberOption
 from dpotool.losses.scores import validate_score_gaps, validate_scores
 from dpotool.losses.spec import LossSpec, Need
+from dpotool.settings.fields import BETA as _BETA
 
 ENTRY_POINTS = "dpotool.losses"
 _REFERENCE: frozenset[Need] = frozenset({"reference"})
@@ -27,7 +28,7 @@ def _number(name: str, default: float, help: str, low: float, high: float, *, op
 
 
 def _beta(default: float = 0.1, help: str = "strength of the pull towards the reference model") -> NumberOption:  # noqa: A002
-    return _number("beta", default, help, 1e-6, 1e3)
+    return _number("beta", default, help, _BETA.low, _BETA.high)
 
 
 def _share(name: str, default: float, help: str, *, open_ends: str = "") -> NumberOption:  # noqa: A002

@@ -57,8 +57,6 @@ def score_models(models: Sequence[str], config: ScoreConfig, *, progress: Progre
     Raises:
         DpotoolError: a model, its reference or the data cannot be used; models before it keep their scores.
     """
-    if config.beta is not None and not config.beta > 0:
-        raise DpotoolError("must be above 0", where="--beta", got=str(config.beta))
     measures = choose_measures(config.measures)
     subjects = _name_subjects([describe_subject(model, config) for model in models], config)
     if len({subject.folder.path.resolve() for subject in subjects}) < len(subjects):

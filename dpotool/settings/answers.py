@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from dpotool.settings.fields import Settings, setting
+from dpotool.settings.fields import COUNT, COUNT_OR_NONE, SEED, Range, Settings, setting
 from dpotool.settings.shared import ComputeSettings, DataSettings, SubjectSettings
 
 QUESTIONS = "Questions in FastChat's layout (question_id, turns), instead of --data."
@@ -17,10 +17,12 @@ class ServerSettings(Settings):
     """How a server is asked."""
 
     endpoint: str | None = setting(None, ENDPOINT, panel="Server")
-    concurrency: int = setting(8, "Number of requests at the same time.", panel="Server")
-    timeout: float = setting(300.0, "Seconds to wait for one reply.", panel="Server")
+    concurrency: int = setting(8, "Number of requests at the same time.", panel="Server", range=Range(1, 1024))
+    timeout: float = setting(
+        300.0, "Seconds to wait for one reply.", panel="Server", range=Range(0, 1e6, includes_low=False)
+    )
     attempts: int = setting(
-        6, "Attempts per request, with growing pauses, after 429, 5xx and time-outs.", panel="Server"
+        6, "Attempts per request, with growing pauses, after 429, 5xx and time-outs.", panel="Server", range=COUNT
     )
 
 
@@ -37,18 +39,23 @@ class GenerateConfig(ServerSettings, ComputeSettings, DataSettings):
         None, "Reference model for the estimate of KL. The default is the reference of the run."
     )
     temperature: float | None = setting(
-        None, "Sampling temperature; 0 is greedy. The default is the checkpoint's setting."
+        None, "Sampling temperature; 0 is greedy. The default is the checkpoint's setting.", range=Range(0, 1e3)
     )
     top_p: float | None = setting(
-        None, "Share of probability for nucleus sampling. The default is the checkpoint's setting."
+        None,
+        "Share of probability for nucleus sampling. The default is the checkpoint's setting.",
+        range=Range(0, 1, includes_low=False),
     )
-    top_k: int | None = setting(None, "Sample from the k most likely tokens. The default is the checkpoint's setting.")
+    top_k: int | None = setting(
+        None, "Sample from the k most likely tokens. The default is the checkpoint's setting.", range=COUNT_OR_NONE
+    )
     max_new_tokens: int | None = setting(
         None,
         "Maximum length of an answer in tokens. The default is the checkpoint's setting, or 512, or half of "
         "the model's positions.",
+        range=COUNT,
     )
-    samples: int = setting(1, "Answers per question; more than one needs a temperature.")
+    samples: int = setting(1, "Answers per question; more than one needs a temperature.", range=COUNT)
     logps: bool = setting(True, "Score the answers under policy and reference; --no-logps leaves it out.")
     baseline: str | None = setting(
         None, "Model to compare the others with. The default is the DPO run, else the first."
@@ -97,12 +104,12 @@ class JudgeConfig(ServerSettings):
     judgments: str | None = setting(
         None, "Read existing judgments instead of asking a judge: a file of the paper, FastChat or AlpacaEval."
     )
-    judge_max_tokens: int = setting(512, "Longest reply of the judge in tokens.", panel="Server")
+    judge_max_tokens: int = setting(512, "Longest reply of the judge in tokens.", panel="Server", range=COUNT)
     dry_run: bool = setting(False, "Only show how much would be asked; nothing is sent or written.")
-    limit: int | None = setting(None, "Judge the first N questions.")
+    limit: int | None = setting(None, "Judge the first N questions.", range=COUNT)
     device: str = setting("auto", "Device of a reward model: cpu, cuda, cuda:N, or auto.")
     dtype: str = setting("auto", "Numeric type of a reward model: float32, bfloat16, float16, or auto.")
-    batch_tokens: int = setting(4096, "Padded tokens per batch of a reward model.")
+    batch_tokens: int = setting(4096, "Padded tokens per batch of a reward model.", range=COUNT)
     trust_remote_code: bool = setting(False, "Run code that comes with a reward model.")
-    seed: int = setting(0, "Seed of the bootstrap.")
+    seed: int = setting(0, "Seed of the bootstrap.", range=SEED)
     output: str | None = setting(None, "Folder to write to. The default is each model's run folder, or runs/judged.")

@@ -43,6 +43,12 @@ class Range:
 
 COUNT = Range(1, 2**31 - 1)
 """Of pairs, tokens or steps."""
+COUNT_OR_NONE = Range(0, 2**31 - 1)
+"""The same where 0 means none."""
+SEED = Range(0, 2**32 - 1)
+BETA = Range(1e-6, 1e3)
+LAMBDA = Range(0, 1e3, includes_low=False)
+"""Of a training that was run elsewhere; `losses.schedules` says what can be trained with here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,10 +138,11 @@ class Settings:
                 object.__setattr__(self, about.name, str(Path(text).expanduser()))
             value, range_ = getattr(self, about.name), about.metadata.get("range")
             if range_ is not None and value is not None and value not in range_:
+                name = about.name.strip("_")
                 raise DpotoolError(
-                    f"not a usable {about.name}",
-                    where=flag_of(about.name),
-                    expected=range_.describe(about.name),
+                    f"not a usable {name}",
+                    where=flag_of(name),
+                    expected=range_.describe(name),
                     got=str(value),
                 )
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from dpotool.errors import DpotoolError
-from dpotool.settings.fields import COUNT, Range, ScreenSettings, Settings, setting
+from dpotool.settings.fields import BETA, COUNT, COUNT_OR_NONE, LAMBDA, SEED, Range, ScreenSettings, Settings, setting
 from dpotool.settings.shared import ComputeSettings, DataSettings
 
 
@@ -19,7 +18,7 @@ class ScoresSettings(Settings):
         "else the newest.",
     )
     split: str | None = setting(None, "Use the scores on this split.")
-    limit: int | None = setting(None, "Use the scores on the first N rows, if a run has them.")
+    limit: int | None = setting(None, "Use the scores on the first N rows, if a run has them.", range=COUNT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +39,7 @@ class CompareConfig(ScreenSettings, ScoresSettings):
         0.5, "Recommend a run only if it keeps at least this share of the baseline's mean margin.", range=Range(0, 1)
     )
     format: str = setting("table", "Format of the output: table, csv, markdown or latex.")
-    seed: int = setting(0, "Seed of the bootstrap and the permutation tests.")
+    seed: int = setting(0, "Seed of the bootstrap and the permutation tests.", range=SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,9 @@ class PlotConfig(ScoresSettings):
         None, "What `tradeoff` draws against the likelihood: accuracy, margin or win-rate. The default is accuracy."
     )
     pair: int | None = setting(
-        None, "Which pair `tokens` shows, by its pair_id. The default is the one whose chosen answer fell most."
+        None,
+        "Which pair `tokens` shows, by its pair_id. The default is the one whose chosen answer fell most.",
+        range=COUNT_OR_NONE,
     )
     format: str = setting("png", "png, pdf or svg, or several, comma-separated.")
     output: str | None = setting(None, "Folder for the pictures. The default is plots/ in the run or sweep folder.")
@@ -75,14 +76,10 @@ class ReportConfig(ScoresSettings):
         "Run to compare the others with, by label, folder name or path. The default is the first DPO run, "
         "else the first run.",
     )
-    pairs: int = setting(5, "How many of the most and of the least displaced pairs to show with their texts.")
-    seed: int = setting(0, "Seed of the bootstrap and the permutation tests.")
-
-    def __post_init__(self) -> None:
-        """Refuses a negative number of pairs before any work."""
-        super().__post_init__()
-        if self.pairs < 0:
-            raise DpotoolError("must not be negative", where="--pairs", got=str(self.pairs))
+    pairs: int = setting(
+        5, "How many of the most and of the least displaced pairs to show with their texts.", range=COUNT_OR_NONE
+    )
+    seed: int = setting(0, "Seed of the bootstrap and the permutation tests.", range=SEED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,16 +96,14 @@ class ImportConfig(Settings):
     beta: float | None = setting(
         None,
         "Beta of that training. It turns TRL's rewards into displacement, and reward-bench's log-ratios into rewards.",
+        range=BETA,
     )
     loss: str | None = setting(None, "Loss of that training, for labels: dpo, shift, ipo, ...")
     lambda_: float | None = setting(
-        None, "Lambda of that training, for labels and axes. Needs --loss shift.", flag="--lambda"
+        None, "Lambda of that training, for labels and axes. Needs --loss shift.", flag="--lambda", range=LAMBDA
     )
     data: str | None = setting(None, "Name of the pairs. The default is the name of the file.")
     split: str = setting("test", "Name of the split of the pairs.")
-
-
-SEED = Range(0, 2**32 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,6 +177,7 @@ class CacheVerifyConfig(ComputeSettings, DataSettings):
         0,
         "Compute N pairs of --model again and print the largest difference. "
         "Texts are not stored, so they come from --data.",
+        range=COUNT_OR_NONE,
     )
 
 
@@ -192,5 +188,7 @@ class CacheClearConfig(Settings):
     model: str | None = setting(
         None, "Delete only the values of this model. Give a name, path or fingerprint as `cache ls` shows it."
     )
-    older_than: float | None = setting(None, "Delete only values that were not used for this many days.")
+    older_than: float | None = setting(
+        None, "Delete only values that were not used for this many days.", range=Range(0, 1e5)
+    )
     yes: bool = setting(False, "Delete without asking.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.settings.fields import COUNT, ScreenSettings, setting
+from dpotool.settings.fields import BETA, COUNT, COUNT_OR_NONE, LAMBDA, Range, ScreenSettings, setting
 from dpotool.settings.shared import DEMO, DRY_RUN, SubjectSettings
 
 _DEVICE_MAP = (
@@ -18,7 +18,7 @@ class ScoreConfig(ScreenSettings, SubjectSettings):
     """Settings of one scoring."""
 
     beta: float | None = setting(
-        None, "Scale of the rewards. The default is the beta that the run was trained with, or 0.1."
+        None, "Scale of the rewards. The default is the beta that the run was trained with, or 0.1.", range=BETA
     )
     noise_floor: bool = setting(
         True, "Score a sample of 8 to 32 pairs twice to measure rounding error. --no-noise-floor skips this."
@@ -30,7 +30,9 @@ class ScoreConfig(ScreenSettings, SubjectSettings):
         None, "Name of the model in tables and pictures. The default is the name of its folder."
     )
     loss: str | None = setting(None, "Loss of a model that dpotool did not train, for labels.")
-    lambda_: float | None = setting(None, "Lambda of that training, for labels and axes. Needs --loss shift.")
+    lambda_: float | None = setting(
+        None, "Lambda of that training, for labels and axes. Needs --loss shift.", range=LAMBDA
+    )
     checkpoints: str | None = setting(
         None,
         "Score the checkpoints of the named run, oldest first, and say from which step on it is displaced. Give all, "
@@ -57,7 +59,7 @@ class BlendConfig(SubjectSettings):
         None, "Save the blend as a checkpoint in this folder, with its scores. Needs a single point."
     )
     beta: float | None = setting(
-        None, "Scale of the rewards. The default is the beta that the runs were trained with, or 0.1."
+        None, "Scale of the rewards. The default is the beta that the runs were trained with, or 0.1.", range=BETA
     )
 
 
@@ -90,8 +92,13 @@ class TheoryConfig(ScreenSettings, SubjectSettings):
     beta: float | None = setting(
         None,
         "Beta of the losses whose steps are compared. The default is the beta that the run was trained with, or 0.1.",
+        range=BETA,
     )
-    gamma: float = setting(1.0, "Slope of the smoothed reward accuracy. The paper's figures use 1.")
+    gamma: float = setting(
+        1.0,
+        "Slope of the smoothed reward accuracy. The paper's figures use 1.",
+        range=Range(0, 1e6, includes_low=False),
+    )
     parameters: str = setting(
         "all",
         "Parameters whose gradients are used: all (every trained parameter), last-N (the last N decoder layers), lora "
@@ -109,12 +116,15 @@ class TheoryConfig(ScreenSettings, SubjectSettings):
         "Optimizer whose first step is forecast: adamw, which costs one more product per lambda, or sgd.",
         panel="Extent",
     )
-    top: int = setting(5, "Show the N pairs that drive displacement most.", panel="Extent")
+    top: int = setting(5, "Show the N pairs that drive displacement most.", panel="Extent", range=COUNT_OR_NONE)
     dry_run: bool = setting(False, DRY_RUN)
-    check: int = setting(0, "Compute N pairs again by autograd and print the largest error.", panel="Proof")
+    check: int = setting(
+        0, "Compute N pairs again by autograd and print the largest error.", panel="Proof", range=COUNT_OR_NONE
+    )
     verify: int = setting(
         0, "Take real SGD and AdamW steps on the first N pairs and compare the measured gaps with the predicted ones.",
         panel="Proof",
+        range=COUNT_OR_NONE,
     )  # fmt: skip
 
 
@@ -135,15 +145,8 @@ def check_config(config: TheoryConfig) -> None:
     """Refuses settings that no table can be made with, before anything is loaded.
 
     Raises:
-        DpotoolError: one is out of range or unknown.
+        DpotoolError: there is no such optimizer.
     """
-    if not 0 < config.gamma < float("inf"):
-        raise DpotoolError("not a usable gamma", where="--gamma", expected="a number, 0 < gamma", got=str(config.gamma))
-    if config.beta is not None and not 0 < config.beta < float("inf"):
-        raise DpotoolError("not a usable beta", where="--beta", expected="a number, 0 < beta", got=str(config.beta))
-    for name in ("top", "check", "verify"):
-        if getattr(config, name) < 0:
-            raise DpotoolError("must not be negative", where=f"--{name}", got=str(getattr(config, name)))
     if config.optimizer not in OPTIMIZERS:
         raise DpotoolError(
             f"unknown optimizer {config.optimizer!r}",

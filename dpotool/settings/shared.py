@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dpotool.errors import DpotoolError
-from dpotool.settings.fields import COUNT, Range, Settings, setting
+from dpotool.settings.fields import COUNT, SEED, Range, Settings, setting
 
 DEMO = "builtin:demo"
 DRY_RUN = "Only estimate pairs, tokens, stored values, time and memory from a few batches. Nothing is written."
@@ -27,7 +27,7 @@ def parse_batch_tokens(value: int | str) -> int | str:
         number = int(value)
     except ValueError:
         number = 0
-    if number < 1:
+    if number not in COUNT:
         raise DpotoolError("is out of range", where="--batch-tokens", expected="at least 1, or auto", got=str(value))
     return number
 
@@ -43,9 +43,13 @@ class DataSettings(Settings):
     split: str | None = setting(None, "Split of the data. The default depends on the command.")
     limit: int | None = setting(None, "Use the first N rows of the split.", range=COUNT)
     test_fraction: float | None = setting(
-        None, "Hold out this fraction as a test split if the data has none, for example 0.05."
+        None,
+        "Hold out this fraction as a test split if the data has none, for example 0.05.",
+        range=Range(0, 1, includes_low=False, includes_high=False),
     )
-    split_seed: int | None = setting(None, "Seed that chooses the rows for --test-fraction. The default is --seed.")
+    split_seed: int | None = setting(
+        None, "Seed that chooses the rows for --test-fraction. The default is --seed.", range=SEED
+    )
     max_length: int | None = setting(
         None,
         "Maximum length of prompt plus completion in tokens. The default is 2048, or fewer if the model has "
@@ -97,12 +101,13 @@ class ComputeSettings(Settings):
     )
     dtype: str = setting("auto", "Numeric type of the weights: float32, bfloat16, float16, float64 or auto.")
     device: str = setting("auto", "Device: cpu, cuda, cuda:N or auto.")
-    seed: int = setting(42, "Seed for everything random.", range=Range(0, 2**32 - 1))
+    seed: int = setting(42, "Seed for everything random.", range=SEED)
     trust_remote_code: bool = setting(False, "Allow code that comes with a checkpoint to run.")
 
     def __post_init__(self) -> None:
         """Refuses a layout that there is none of, whichever command it is for, before anything is loaded."""
         super().__post_init__()
+        parse_batch_tokens(self.batch_tokens)
         if self.layout not in LAYOUTS:
             raise DpotoolError("unknown layout", where="--layout", expected=", ".join(LAYOUTS), got=repr(self.layout))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from dpotool.losses.page import describe_losses, explain_loss
-from dpotool.settings.fields import Kinds, ScreenSettings, setting
+from dpotool.settings.fields import COUNT, Kinds, ScreenSettings, setting
 from dpotool.training.config import TrainingSettings
 
 
@@ -61,6 +61,7 @@ class SweepConfig(ScreenSettings, TrainingSettings):
         1,
         "Train everything this many times, with --seed, --seed + 1 and so on, to get intervals over training as well.",
         panel="Grid",
+        range=COUNT,
     )
     dry_run: bool = setting(False, "Only show what would be trained and what it would cost.", panel="Grid")
     controls: bool = setting(
@@ -73,6 +74,7 @@ class SweepConfig(ScreenSettings, TrainingSettings):
         1,
         "Number of runs trained at the same time, each in its own process. The GPUs are shared out among them.",
         panel="Grid",
+        range=COUNT,
     )
 
 

@@ -59,8 +59,6 @@ def plan_cells(config: SweepConfig, folder: Path) -> list[Cell]:
     trained = {cell.name for cell in cells}
     others = plan_losses(config, folder)
     cells += [cell for cell in others if cell.config.loss not in ("dpo", "shift") or cell.name not in trained]
-    if config.seeds < 1:
-        raise DpotoolError("must be at least 1", where="--seeds", got=str(config.seeds))
     once = list(cells)
     cells += [_reseed(cell, folder, config.seed + extra) for extra in range(1, config.seeds) for cell in once]
     if not cells:

@@ -156,8 +156,6 @@ def check_cells(config: SweepConfig, folder: Path) -> list[Cell]:
     make.
     """
     cells = plan_cells(config, folder)
-    if config.jobs < 1:
-        raise DpotoolError("must be at least 1", where="--jobs", got=str(config.jobs))
     for cell in cells:
         check_config(cell.config)
         build_objective(cell.config)  # its warnings are for the run to say

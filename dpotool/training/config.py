@@ -14,7 +14,7 @@ from dpotool.losses.schedules import DEFAULT_LAMBDA, DEFAULT_LAMBDA_MAX, DEFAULT
 from dpotool.losses.spec import SFT_WEIGHT
 from dpotool.models.builtin import choose_pairs, is_builtin
 from dpotool.settings.fields import COUNT, Kinds, Range, setting
-from dpotool.settings.shared import DEMO, DRY_RUN, ComputeSettings, DataSettings, parse_batch_tokens, parse_steps
+from dpotool.settings.shared import DEMO, DRY_RUN, ComputeSettings, DataSettings, parse_steps
 
 _LOSS, _STEPS, _LOG, _LORA = "Loss", "Optimisation", "Evaluation, checkpoints, logging", "LoRA"
 _LAMBDA = "Lambda, the shift factor (--loss shift)"
@@ -296,7 +296,6 @@ def check_config(config: TrainConfig) -> None:
         config: as it was given, before `fill_in`.
     """
     config.check_switches()
-    parse_batch_tokens(config.batch_tokens)
     if config.bf16 and config.dtype not in ("auto", "float32"):
         raise DpotoolError(
             "mixed precision needs float32 weights",

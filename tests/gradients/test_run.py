@@ -211,9 +211,7 @@ def test_the_table_says_which_data_it_is_of(settings: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"beta": 0.0}, "--beta: not a usable beta"),
         ({"optimizer": "adam"}, "--optimizer: unknown optimizer 'adam'. Did you mean 'adamw'?"),
-        ({"check": -1}, "--check: must not be negative; got -1"),
         ({"parameters": "last-9"}, "--parameters: the model has fewer layers; expected at most last-2"),
     ],
 )

@@ -158,5 +158,3 @@ def test_closing_tokens_come_from_all_who_know(tiny: tuple[nn.Module, PreTrained
 def test_settings_out_of_range_are_refused(tiny: tuple[nn.Module, PreTrainedTokenizerBase]):
     with pytest.raises(DpotoolError, match="--max-new-tokens: is out of range; expected 1 to 255, got 256"):
         decode_with(tiny, max_new_tokens=256)
-    with pytest.raises(DpotoolError, match="--temperature: is negative"):
-        decode_with(tiny, temperature=-1.0)

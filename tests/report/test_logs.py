@@ -72,7 +72,6 @@ def test_a_log_in_which_nothing_stands_yet_makes_a_page_too(tmp_path: Path, cont
         ({"baseline": "typo"}, "--baseline: is for scores, and nothing here is scored; got typo. Leave it out, or run"),
         ({"pairs": 2}, "--pairs: is for scores"),
         ({"seed": 3}, "--seed: is for scores"),
-        ({"pairs": -3}, "--pairs: must not be negative; got -3"),
     ],
 )
 def test_what_only_scores_can_be_told_is_refused(tmp_path: Path, told: dict[str, Any], refusal: str) -> None:

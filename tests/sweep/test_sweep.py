@@ -290,7 +290,6 @@ def test_a_grid_spans_options_and_beta_goes_to_losses_with_a_reference() -> None
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"seeds": 0}, "--seeds: must be at least 1; got 0"),
         ({"losses": "dpoo"}, "unknown loss 'dpoo'. Did you mean 'dpo'"),
         ({"grid": "dpop"}, r"--grid: cannot be read; expected LOSS.OPTION=VALUE,VALUE"),
         (

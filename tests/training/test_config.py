@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
 from dpotool.errors import DpotoolError
+from dpotool.settings import answers, reading, scoring
+from dpotool.settings.fields import Settings
+from dpotool.sweep.config import SweepConfig
 from dpotool.training.config import TrainConfig, check_config, fill_in
 from dpotool.training.objective import build_objective, record_settings
 
@@ -21,6 +26,31 @@ def test_numbers_that_no_run_can_use_are_refused_in_one_line(name: str, value: f
     flag = "--" + name.replace("_", "-")
     assert str(error.value).startswith(f"{flag}: not a usable {name}; expected a number, ")
     assert str(error.value).endswith(f", got {value}")
+
+
+CHECKED_WITH_OTHERS = {"lambda_", "lambda_min", "lambda_max", "check_at"}
+"""Of a training or sweep, whose loss or grid says what they may be."""
+
+
+def list_numbers(*modules: Any) -> Iterator[tuple[type[Settings], str, bool]]:
+    """Settings, name of a number among them, and whether it may be a fraction."""
+    found = [each for module in modules for each in vars(module).values() if isinstance(each, type)]
+    for settings in {each for each in found if issubclass(each, Settings)} | {TrainConfig, SweepConfig}:
+        hints = get_type_hints(settings)
+        for name in {about.name for about in fields(settings)}:
+            kinds = {*get_args(hints[name]), hints[name]}
+            is_checked_later = name in CHECKED_WITH_OTHERS and issubclass(settings, TrainConfig | SweepConfig)
+            if kinds & {int, float} and not is_checked_later:
+                yield settings, name, float in kinds
+
+
+def test_every_number_that_a_command_can_be_told_is_refused_where_it_makes_no_sense() -> None:
+    numbers = list(list_numbers(answers, reading, scoring))
+    assert {"test_fraction", "timeout", "top_p", "gamma", "older_than", "keep"} <= {name for _, name, _ in numbers}
+    for settings, name, is_fraction in numbers:
+        for value in (float("nan"), float("inf"), -1.0, 1e300) if is_fraction else (-1, 10**30):
+            with pytest.raises(DpotoolError, match=f"^--{name.strip('_').replace('_', '-')}: "):
+                settings(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["batch_size", "gradient_accumulation", "max_steps", "eval_steps", "limit", "lora_r"])
