@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 
 from dpotool.compare.blends import measure_deviation
-from dpotool.compare.comparison import find_scores
 from dpotool.compare.controls import UNITS
+from dpotool.compare.runs_table import find_scores
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.runs.folder import RunFolder
-from dpotool.stats.wording import format_interval
+from dpotool.stats.intervals import format_interval
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.run import sweep
 from dpotool.training.demo import ensure_demo_model

@@ -24,7 +24,8 @@ import numpy as np
 import pandas as pd
 from page import format_table, replace_section
 
-from dpotool.stats.bootstrap import Interval, bootstrap_means
+from dpotool.stats.bootstrap import bootstrap_means
+from dpotool.stats.intervals import Interval
 
 DOCS = Path(__file__).parent.parent / "docs"
 RANDOM, ALL, LAMBDA = "random", "none", "none, lambda 0.9"

@@ -19,7 +19,7 @@ from dpotool.judging.answer_summary import summarize_answers
 from dpotool.judging.answers import Answer, read_answers
 from dpotool.judging.imports import import_judgments
 from dpotool.judging.judgments import are_identical, build_judgment_frame
-from dpotool.stats.wording import format_interval
+from dpotool.stats.intervals import format_interval
 
 PAGE = Path(__file__).parents[1] / "docs" / "paper-check.md"
 SETS = {

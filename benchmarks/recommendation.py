@@ -18,8 +18,8 @@ import numpy as np
 
 from dpotool.compare.eligibility import Candidate, Rule
 from dpotool.stats.bootstrap import bootstrap_shares
+from dpotool.stats.intervals import Interval
 from dpotool.stats.paired import Tested, compare_shares
-from dpotool.stats.wording import Interval
 
 LOSSES = (0.0, 1.5, 3.0, 5.0, 8.0)
 """Points."""

@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 from synthetic_frames import make_score_frame
 
-from dpotool.compare.comparison import METRICS
 from dpotool.compare.differences import Comparison, _find_problems, adjust_differences, compare_pairs
+from dpotool.compare.runs_table import METRICS
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.win_rates import summarize_judgments

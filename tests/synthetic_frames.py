@@ -14,8 +14,8 @@ import pandas as pd
 from dpotool.compare.differences import Comparison, Difference
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.runs.schemas import SCORE_SCHEMA
+from dpotool.stats.intervals import Interval
 from dpotool.stats.paired import Tested
-from dpotool.stats.wording import Interval
 
 
 def make_score_frame(

@@ -12,6 +12,7 @@ import typer
 from dpotool.cli.console import Console, format_interval
 from dpotool.cli.verbs import Positional, add_verb
 from dpotool.settings.scoring import BlendConfig
+from dpotool.wording import count
 
 if TYPE_CHECKING:
     from dpotool.measures.blend import BlendResult
@@ -46,7 +47,7 @@ def run(config: BlendConfig, console: Console, first: str, second: str) -> None:
         f"scores: {result.scores[0].path}{' and one such table for each other point' if len(places) > 1 else ''}"
     )
     runs = [model for model, known in zip(result.ends.models, find_end_summaries(result), strict=True) if known]
-    console.say(f"next: {shlex.join(['dpotool', 'compare', *runs, *places])}")
+    console.say(f"Next: {shlex.join(['dpotool', 'compare', *runs, *places])}")
     console.finish(
         {
             "ends": list(result.ends.models),
@@ -64,8 +65,7 @@ def describe_blends(result: BlendResult) -> str:
     """Returns what was done, and from where to where the blends reach."""
     first, second = result.ends.models
     n, n_pairs = len(result.points), result.scores[0].summary["n"]
-    blends = "1 blend" if n == 1 else f"{n} blends"
-    text = f"{blends} of {first} and {second}, scored on {n_pairs} pairs; nothing was trained."
+    text = f"{count(n, 'blend')} of {first} and {second}, scored on {count(n_pairs, 'pair')}; nothing was trained."
     changes = [score.summary["chosen_displacement"] for score in result.scores]
     accuracies = [score.summary["reward_accuracy"] for score in result.scores]
     if not n_pairs or any(value is None for value in (*changes, *accuracies)):
@@ -86,7 +86,7 @@ def _range(values: list[float], digits: int) -> str:
 
 def find_end_summaries(result: BlendResult) -> list[Mapping[str, Any] | None]:
     """Returns the summary of each end's own scores on the same pairs; None where it has none."""
-    from dpotool.compare.comparison import find_scores
+    from dpotool.compare.runs_table import find_scores
     from dpotool.compare.scored_run import ScoredRun
     from dpotool.compare.summaries import get_summary
     from dpotool.errors import DpotoolError

@@ -14,6 +14,7 @@ from dpotool.cli.verbs import add_verb
 from dpotool.errors import DpotoolError
 from dpotool.settings.reading import CacheClearConfig, CacheListConfig, CacheVerifyConfig
 from dpotool.settings.shared import SubjectSettings
+from dpotool.wording import count
 
 if TYPE_CHECKING:
     from dpotool.cache.entries import CacheEntry
@@ -35,7 +36,9 @@ def list_cache(config: CacheListConfig, console: Console) -> None:
 
     entries = list_entries()
     n_bytes = sum(entry.n_bytes for entry in entries)
-    console.say(f"The cache in {cache_root()} holds {len(entries)} entries, {format_bytes(n_bytes)} in all.")
+    console.say(
+        f"The cache in {cache_root()} holds {count(len(entries), 'entry', 'entries')}, {format_bytes(n_bytes)} in all."
+    )
     if entries:
         console.table("", *_tabulate(entries, is_full=config.full))
     console.finish({"root": str(cache_root()), "entries": [entry.to_dict() for entry in entries], "n_bytes": n_bytes})
@@ -83,18 +86,28 @@ def verify_cache(config: CacheVerifyConfig, console: Console) -> None:
         for name, reason in check.unreadable.items():
             console.warn(f"{check.path / name}: damaged ({reason}). Delete it, and dpotool computes its pairs again")
         if check.n_not_finite:
-            console.warn(f"{check.path}: {check.n_not_finite} values are not numbers, so they are not used")
+            console.warn(
+                f"{check.path}: "
+                f"{count(check.n_not_finite, 'value is not a number', 'values are not numbers')} and therefore not used"
+            )
         if check.n_disagreeing:
             remedy = f"dpotool cache clear --model {entry.fingerprint}"
             console.warn(
-                f"{check.path}: {check.n_disagreeing} rows differ from another row of the same pair, "
+                f"{check.path}: {count(check.n_disagreeing, 'row differs', 'rows differ')} from another row "
+                "of the same pair, "
                 f"by up to {check.largest_difference:.3g} nats. After `{remedy}` they are computed again"
             )
     n_pairs = sum(check.n_pairs for check in checks.values())
     n_files = sum(check.n_files for check in checks.values())
     n_unsound = sum(not check.is_sound for check in checks.values())
-    console.say(f"{n_files} files of {len(checks)} models were read, with {n_pairs} pairs in all.")
-    console.say(f"{n_unsound} of {len(checks)} models have problems." if n_unsound else "No problem was found.")
+    console.say(
+        f"{count(n_files, 'file')} of {count(len(checks), 'model')} were read, with {count(n_pairs, 'pair')} in all."
+    )
+    console.say(
+        f"{n_unsound} of {count(len(checks), 'model')} {'has' if n_unsound == 1 else 'have'} problems."
+        if n_unsound
+        else "No problem was found."
+    )
     recheck = _recompute(config, console) if config.recompute else None
     console.finish({"stores": [check.to_dict() for check in checks.values()], "recompute": recheck})
     if n_unsound or (recheck is not None and recheck["n_disagreeing"]):
@@ -113,7 +126,7 @@ def _recompute(config: CacheVerifyConfig, console: Console) -> dict[str, Any]:
         f"{found.largest_difference:.3g} nats, a typical one {found.typical_difference:.3g}."
     )
     if found.n_disagreeing:
-        console.warn(f"{found.n_disagreeing} pairs differ by more than rounding explains")
+        console.warn(f"{count(found.n_disagreeing, 'pair differs', 'pairs differ')} by more than rounding explains")
     return asdict(found)
 
 
@@ -125,10 +138,16 @@ def clear_cache(config: CacheClearConfig, console: Console) -> None:
     entries = choose_entries(list_entries(), model=config.model, older_than_days=config.older_than)
     if entries and not config.yes:
         console.table("to be deleted", *_tabulate(entries))
-        _ask(f"Delete {len(entries)} entries, {format_bytes(sum(entry.n_bytes for entry in entries))}?")
+        _ask(
+            f"Delete {count(len(entries), 'entry', 'entries')}, "
+            f"{format_bytes(sum(entry.n_bytes for entry in entries))}?"
+        )
     cleared = clear_entries(entries)
     clear_unfinished()
-    console.say(f"freed {format_bytes(cleared.n_bytes)}: {cleared.n_files} files of {cleared.n_entries} entries")
+    console.say(
+        f"freed {format_bytes(cleared.n_bytes)}: {count(cleared.n_files, 'file')} of "
+        f"{count(cleared.n_entries, 'entry', 'entries')}"
+    )
     for path in cleared.left:
         console.note(f"{path} stays, because it holds files that are not dpotool's")
     for path in cleared.used:

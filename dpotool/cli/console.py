@@ -11,7 +11,7 @@ from typing import Any
 
 from dpotool.cli.output import format_json, printable
 from dpotool.progress import Progress
-from dpotool.stats import wording
+from dpotool.stats import intervals
 
 PIPED_WIDTH = 200
 """Columns of a table that goes into a pipe or file, where nothing says how wide it may be."""
@@ -170,7 +170,7 @@ def _rate_column() -> Any:
 
 def format_interval(value: dict[str, float] | None, digits: int = 2, scale: float = 1.0) -> str:
     """Returns '1.23 [1.10, 1.36]' for a summary's {mean|value, ci_low, ci_high}; '-' where there is none."""
-    return wording.format_interval(value, f"z.{digits}f", scale)
+    return intervals.format_interval(value, f"z.{digits}f", scale)
 
 
 def format_number(value: float, digits: int) -> str:

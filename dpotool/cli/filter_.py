@@ -11,6 +11,7 @@ from dpotool.cli.console import Console
 from dpotool.cli.validate import PAIRS
 from dpotool.cli.verbs import add_verb
 from dpotool.settings.reading import FilterConfig
+from dpotool.wording import count
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +27,8 @@ def run(config: FilterConfig, console: Console, pairs: str | None) -> None:
     result = filter_pairs(replace(config, data=pairs or config.data), progress=console)
     manifest = result.manifest
     console.say(
-        f"{manifest['n_kept']} pairs are kept. The {manifest['n_dropped']} pairs with the {manifest['risky']} "
+        f"{count(manifest['n_kept'], 'pair is', 'pairs are')} kept. The "
+        f"{count(manifest['n_dropped'], 'pair')} with the {manifest['risky']} "
         f"{manifest['by']} ({manifest['measure']}) are dropped."
     )
     rows = [[part, str(manifest[f"n_{part}"]), _format(manifest[part]["mean"])] for part in ("kept", "dropped")]
@@ -34,12 +36,15 @@ def run(config: FilterConfig, console: Console, pairs: str | None) -> None:
     if manifest["n_kept_without_value"]:
         console.say(f"{manifest['n_kept_without_value']} of the pairs that are kept have no value of this measure.")
     if manifest["n_malformed"]:
-        console.say(f"{manifest['n_malformed']} malformed rows are in neither file; the manifest lists them.")
+        console.say(
+            f"{count(manifest['n_malformed'], 'malformed row is', 'malformed rows are')} in neither file; the "
+            "manifest lists them."
+        )
     console.say(f"kept: {result.kept}")
     if manifest["n_dropped"]:
         console.say(f"dropped: {result.dropped}")
     console.say(f"manifest: {result.path}")
-    console.say(f"next: dpotool train --data {result.kept} --eval-data {manifest['source']['data']}")
+    console.say(f"Next: dpotool train --data {result.kept} --eval-data {manifest['source']['data']}")
     console.finish(
         {"manifest": str(result.path), "kept_file": str(result.kept), "dropped_file": str(result.dropped)} | manifest
     )

@@ -10,6 +10,7 @@ import typer
 from dpotool.cli.console import Console, format_interval, format_number
 from dpotool.cli.verbs import Positional, add_verb
 from dpotool.settings.answers import GenerateConfig
+from dpotool.wording import count
 
 if TYPE_CHECKING:
     from dpotool.judging.answering import GenerateResult
@@ -42,7 +43,7 @@ def run(config: GenerateConfig, console: Console, models: list[str] | None) -> N
     console.table(describe_setting(results), *tabulate_answers(results))
     for result in results:
         for reason, n in result.left_out.items():
-            console.warn(f"{result.label}: {n} questions have no answer: {reason}")
+            console.warn(f"{result.label}: {count(n, 'question has', 'questions have')} no answer: {reason}")
     for result in results:
         if result.path is not None:
             console.say(f"answers: {result.path}")
@@ -53,7 +54,7 @@ def expand_models(models: Sequence[str]) -> list[str]:
     """Returns the models, with a sweep's trained runs in the place of its folder."""
     from pathlib import Path
 
-    from dpotool.compare.comparison import expand_sweeps
+    from dpotool.compare.runs_table import expand_sweeps
     from dpotool.runs.folder import RunFolder
 
     names: list[str] = []
@@ -83,7 +84,7 @@ def describe_answers(results: Sequence[GenerateResult]) -> list[str]:
     if all("cut_off" in summary for summary in summaries):
         cut = sum(round(summary["cut_off"]["mean"] * summary["n"]) for summary in summaries)
         empty = sum(summary["empty"] for summary in summaries)
-        sentences.append(f"Of {n} answers, {cut} were cut off at the limit of tokens, and {empty} are empty.")
+        sentences.append(f"Of {count(n, 'answer')}, {cut} were cut off at the limit of tokens, and {empty} are empty.")
     return sentences
 
 

@@ -7,6 +7,7 @@ import typer
 from dpotool.cli.console import Console
 from dpotool.cli.verbs import Positional, add_verb
 from dpotool.settings.reading import ImportConfig
+from dpotool.wording import count
 
 _FILE = Positional(
     "file",
@@ -31,9 +32,9 @@ def run(config: ImportConfig, console: Console, file: str) -> None:
     result = import_file(file, config)
     if result.left_out:
         console.warn(f"{file}: left out, because it has no value for each pair: {', '.join(result.left_out)}")
-    console.say(f"Read {result.n_rows} rows from {file} as {result.kind}.")
+    console.say(f"Read {count(result.n_rows, 'row')} from {file} as {result.kind}.")
     console.say(f"table: {result.path}")
-    console.say(f"next: dpotool report {result.folder.path}")
+    console.say(f"Next: dpotool report {result.folder.path}")
     console.finish(
         {
             "path": str(result.path),

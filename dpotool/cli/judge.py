@@ -12,6 +12,7 @@ from dpotool.cli.console import Console, format_interval, format_number
 from dpotool.cli.generate import expand_models
 from dpotool.cli.verbs import Positional, add_verb
 from dpotool.settings.answers import JudgeConfig
+from dpotool.wording import count
 
 if TYPE_CHECKING:
     from dpotool.judging.run import JudgeResult
@@ -86,7 +87,9 @@ def grade(names: Sequence[str], config: JudgeConfig, console: Console) -> None:
         console.table("By category", ["", *(result.label for result in results)], cells)
     for result in results:
         if result.summary["without_rating"]:
-            console.warn(f"{result.label}: {result.summary['without_rating']} answers have no rating")
+            console.warn(
+                f"{result.label}: {count(result.summary['without_rating'], 'answer has', 'answers have')} no rating"
+            )
         console.say(f"ratings: {result.path}")
     console.finish({"results": [{"path": str(result.path), **result.summary} for result in results]})
 
@@ -100,7 +103,7 @@ def show_plan(names: Sequence[str], config: JudgeConfig, console: Console) -> No
 
     plans = plan_asking(names, config) if config.bench is None else plan_grading(names, config)
     n, characters = sum(plan.n_requests for plan in plans), sum(plan.characters for plan in plans)
-    console.say(f"The judge would be asked {n:,} times, to read about {characters // 4:,} tokens in all.")
+    console.say(f"The judge would be asked {count(n, 'time')}, to read about {count(characters // 4, 'token')} in all.")
     rows = [
         [p.label, f"{p.n_answers:,}", f"{p.n_identical:,}", f"{p.n_there:,}", f"{p.n_requests:,}", f"{p.characters:,}"]
         for p in plans
@@ -146,11 +149,17 @@ def describe_checks(results: Sequence[JudgeResult]) -> list[str]:
         if summary["without_outcome"]:
             reasons = {k: v for k, v in summary["verdicts"].items() if k not in ("asked", "judged", "identical")}
             told = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
-            said.append(f"{summary['without_outcome']} of {summary['n_questions']} questions have no verdict ({told})")
+            said.append(
+                f"{summary['without_outcome']} of {count(summary['n_questions'], 'question')} have no verdict ({told})"
+            )
         if summary["identical"]:
-            said.append(f"{summary['identical']} questions got the same answer from both, which counts as a tie")
+            said.append(
+                f"{count(summary['identical'], 'question')} got the same answer from both, which counts as a tie"
+            )
         if summary["doubtful"]:
-            said.append(f"{summary['doubtful']} replies open with a verdict and then contradict it")
+            said.append(
+                f"{count(summary['doubtful'], 'reply', 'replies')} opened with a verdict and then contradicted it"
+            )
         order, control = summary["order_effect"], summary["length_control"]
         if order:
             agreement = format_interval(order["agreement"], 0, 100)

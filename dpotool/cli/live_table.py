@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from dpotool.cli.console import Console, format_duration, format_number
+from dpotool.wording import count
 
 if TYPE_CHECKING:
     from dpotool.sweep.board import Board, CellState
@@ -46,7 +47,7 @@ def draw_board(board: Board, n_jobs: int) -> Any:
     states = board.read()
     left = board.estimate_left(states, n_jobs)
     n_done = sum(state.phase == "done" for state in states)
-    title = f"{n_done} of {len(states)} runs done" + (
+    title = f"{n_done} of {count(len(states), 'run')} done" + (
         f", about {format_duration(left)} of training left" if left else ""
     )
     table = Table(title=title, title_justify="left", caption=_CAPTION, caption_justify="left", box=box.SIMPLE_HEAD)

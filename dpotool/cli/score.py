@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from dpotool.cli.console import Console, format_interval
 from dpotool.cli.estimate import show_dry_run
 from dpotool.cli.verbs import Positional, add_verb
 from dpotool.settings.scoring import ScoreConfig
+from dpotool.wording import count
 
 if TYPE_CHECKING:
     from dpotool.measures.run import ScoreResult
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 _MODELS = Positional(
     "models", list[str] | None, "Run folders, checkpoints, adapters or hub ids. The default is the newest run."
 )
+
+_FIRST_SCREEN = {
+    "change of chosen, nats": ("chosen_displacement", 2, 1),
+    "displaced, %": ("chosen_displaced_share", 1, 100),
+    "accuracy, %": ("reward_accuracy", 1, 100),
+}
+"""Heading -> name in the summary, digits, and factor of a value that the first screen shows of every model."""
 
 
 def register(app: typer.Typer) -> None:
@@ -81,18 +89,16 @@ def _show_scores(results: Sequence[ScoreResult], is_full: bool, console: Console
 
 def summarize_models(results: Sequence[ScoreResult]) -> list[tuple[str, list[str], list[list[str]]]]:
     """Returns the tables of the first screen, one for each (data, split), with a row per model."""
-    columns = {
-        "change of chosen, nats": ("chosen_displacement", 2, 1),
-        "displaced, %": ("chosen_displaced_share", 1, 100),
-        "accuracy, %": ("reward_accuracy", 1, 100),
-    }
     groups: dict[str, list[list[str]]] = {}
     for result in results:
         summary = result.summary
-        cells = [format_interval(summary.get(key), digits, scale) for key, digits, scale in columns.values()]
         title = f"{summary['data']} [{summary['split']}], n = {summary['n']}; 95 % bootstrap intervals over pairs"
-        groups.setdefault(title, []).append([result.label, *cells])
-    return [(title, ["model", *columns], rows) for title, rows in groups.items()]
+        groups.setdefault(title, []).append([result.label, *_format_first_screen(summary)])
+    return [(title, ["model", *_FIRST_SCREEN], rows) for title, rows in groups.items()]
+
+
+def _format_first_screen(summary: Mapping[str, Any]) -> list[str]:
+    return [format_interval(summary.get(key), digits, scale) for key, digits, scale in _FIRST_SCREEN.values()]
 
 
 def _show_trajectory(results: Sequence[ScoreResult], console: Console) -> None:
@@ -107,11 +113,9 @@ def _show_trajectory(results: Sequence[ScoreResult], console: Console) -> None:
     for result in results:
         summary, verdict = result.summary, result.summary["verdict"]
         kind = "no reference" if verdict is None else verdict["kind"]
-        values = [summary.get(name) for name in ("chosen_displacement", "reward_accuracy")]
-        texts = [format_interval(value, digits) for value, digits in zip(values, (2, 3), strict=True)]
-        rows.append([name_checkpoint(summary), *texts, kind])
-    columns = ["checkpoint", "change of chosen", "accuracy", "displacement"]
-    console.table(f"{first['data']} [{first['split']}], n = {first['n']}, changes in nats", columns, rows)
+        rows.append([name_checkpoint(summary), *_format_first_screen(summary), kind])
+    title = f"{first['data']} [{first['split']}], n = {first['n']}; 95 % bootstrap intervals over pairs"
+    console.table(title, ["checkpoint", *_FIRST_SCREEN, "displacement"], rows)
     console.say(f"scores: {results[0].path} and one such table in every checkpoint")
     console.finish({"trajectory": answer, "results": [_to_json(result) for result in results]})
 
@@ -146,7 +150,7 @@ def describe_noise(result: ScoreResult) -> list[str]:
     noise = result.summary["noise_floor"]
     if noise is None or noise["logps"] is None:
         return []
-    text = f"Rounding in {result.label}: {noise['n']} pairs, scored again in other batches, moved by up to "
+    text = f"Rounding in {result.label}: {count(noise['n'], 'pair')}, scored again in other batches, moved by up to "
     text += f"{noise['logps']['largest']:.2g} nats."
     if noise["reward_margins"] is not None:
         text += f" Their reward margins moved by up to {noise['reward_margins']['largest']:.2g}; "

@@ -11,6 +11,7 @@ from dpotool.cli.console import Console, format_duration, format_interval
 from dpotool.cli.verbs import add_verb
 from dpotool.errors import DpotoolError
 from dpotool.sweep.config import SweepConfig
+from dpotool.wording import count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +41,9 @@ def run(config: SweepConfig, console: Console) -> None:
         show_table(result.table, console, is_full=config.full)
     is_whole = len(result.table) > 0 and not result.was_interrupted
     conclusion = conclude(str(result.folder), console) if is_whole and PartialState().is_main_process else {}
-    console.say(f"sweep folder: {result.folder} ({result.n_trained} runs trained now, {len(result.table)} in all)")
+    console.say(
+        f"sweep folder: {result.folder} ({count(result.n_trained, 'run')} trained now, {len(result.table)} in all)"
+    )
     if len(result.table) and not config.full:
         console.answer(
             "--full adds log-likelihoods and margins to the table. runs.csv in that folder has every number."
@@ -61,7 +64,7 @@ def run(config: SweepConfig, console: Console) -> None:
     if result.failures:
         names = ", ".join(result.failures)
         raise DpotoolError(
-            f"{len(result.failures)} runs failed: {names}",
+            f"{count(len(result.failures), 'run')} failed: {names}",
             where=str(result.folder),
             remedy="See the warnings above. The same command tries only these runs again",
         )
@@ -92,13 +95,15 @@ def show_plan(config: SweepConfig, console: Console) -> None:
     ]
     console.table(f"{plan.folder}: what would be trained", ["cell", "lambda", "seed", "steps", ""], rows)
     console.say(
-        f"{plan.n_open} of {len(plan.cells)} runs would be trained, with {plan.n_steps} optimiser steps in all."
+        f"{plan.n_open} of {count(len(plan.cells), 'run')} would be trained, with "
+        f"{count(plan.n_steps, 'optimiser step')} in all."
     )
     if plan.seconds:
         console.say(
             f"At the pace of the finished runs this takes about {format_duration(plan.seconds)}, one run at a time."
         )
-    tested = "no test pairs" if plan.n_test is None else f"{plan.n_test} test pairs, which are scored after each run"
+    tested = "no test pairs" if plan.n_test is None else count(plan.n_test, "test pair")
+    tested += "" if plan.n_test is None else ", which are scored after each run"
     if config.blend:
         from dpotool.sweep.plan import plan_blends
 
@@ -109,7 +114,7 @@ def show_plan(config: SweepConfig, console: Console) -> None:
             "For comparison, DPO scaled back and DPO stopped early are then scored: about six scorings, and one more "
             "for each other run. --no-controls leaves them out."
         )
-    console.answer(f"There are {plan.n_train} training pairs and {tested}. The reference is computed once.")
+    console.answer(f"There are {count(plan.n_train, 'training pair')} and {tested}. The reference is computed once.")
     console.finish(plan.to_dict())
 
 

@@ -11,6 +11,7 @@ from dpotool.cli.console import Console
 from dpotool.cli.estimate import show_dry_run
 from dpotool.cli.verbs import add_verb
 from dpotool.settings.scoring import TheoryConfig
+from dpotool.wording import count
 
 
 def register(app: typer.Typer) -> None:
@@ -74,7 +75,7 @@ def show_everything(summary: dict[str, Any], console: Console) -> None:
             "intervals treat the step as fixed",
             *theory_tables.tabulate_whole_forecast(advice),
         )
-    parameters = f"{summary['n_parameters']:,} parameters ({summary['parameters']})"
+    parameters = f"{count(summary['n_parameters'], 'parameter')} ({summary['parameters']})"
     console.table(f"Theorem 2.1, over {parameters}", ["", "here", "paper"], theory_tables.tabulate_theory(summary))
     console.say("paper: Llama-3-8B after SFT, UltraFeedback test set, gamma = 1 (arXiv:2502.07599)")
     console.table(
@@ -101,21 +102,21 @@ def show_proofs(summary: dict[str, Any], console: Console) -> None:
     if "verification" in summary:
         proof = summary["verification"]
         console.table(
-            f"Real steps on {proof['n']} pairs in {proof['dtype']}: gaps divided by the learning rate. A slope of 2 "
-            "means that the prediction is right to first order.",
+            f"Real steps on {count(proof['n'], 'pair')} in {proof['dtype']}: gaps divided by the learning rate. "
+            "A slope of 2 means that the prediction is right to first order.",
             *theory_tables.tabulate_verification(proof),
         )
     if summary["autograd_fallback"]:
         names = summary["autograd_fallback"]
         console.note(
-            f"{len(names)} parameters have no fast rule and were differentiated by autograd, one pair at a time "
+            f"No fast rule covers {count(len(names), 'parameter')}, differentiated by autograd, one pair at a time "
             f"({', '.join(names[:4])}...)"
         )
     if "check" in summary:
         check = summary["check"]
         outcome = "agrees" if check["passed"] else "DISAGREES"
         console.say(
-            f"check: autograd {outcome} on {check['n']} pairs; the largest relative error is "
+            f"check: autograd {outcome} on {count(check['n'], 'pair')}; the largest relative error is "
             f"{check['largest_error']:.1e} ({check['tolerance']:.0e} is allowed)"
         )
 

@@ -35,7 +35,7 @@ def run(config: TrainConfig, console: Console) -> None:
     else:
         console.table(*summarize_training(result.folder.name, last))
         console.say(f"run folder: {result.folder.path}")
-        console.say(f"next: dpotool score {result.folder.path}")
+        console.say(f"Next: dpotool score {result.folder.path}")
     status = "interrupted" if result.was_interrupted else "finished"
     console.finish({"run": str(result.folder.path), "status": status, "metrics": last})
     if result.was_interrupted:

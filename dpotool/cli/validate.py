@@ -10,6 +10,7 @@ import typer
 from dpotool.cli.console import Console
 from dpotool.cli.verbs import Positional, add_verb
 from dpotool.settings.reading import ValidateConfig
+from dpotool.wording import count
 
 if TYPE_CHECKING:
     from dpotool.curation.validation import Validation
@@ -43,7 +44,9 @@ def run(config: ValidateConfig, console: Console, pairs: str | None) -> None:
         console.say(f"page: {write_text(config.output, pages.write_validation(validation, format_))}")
     if validation.clean is not None:
         left_out = ", ".join(f"{n} {name}" for name, n in validation.clean.left_out.items()) or "nothing"
-        console.say(f"written: {validation.clean.n_written} rows to {validation.clean.path}; left out: {left_out}")
+        console.say(
+            f"written: {count(validation.clean.n_written, 'row')} to {validation.clean.path}; left out: {left_out}"
+        )
     console.finish(validation.to_dict())
     if config.strict and validation.checkup.count("error"):
         raise typer.Exit(1)
@@ -65,7 +68,9 @@ def show(validation: Validation, console: Console, *, full: bool) -> None:
         return
     for finding in validation.checkup.findings:
         console.say()
-        console.say(f"{finding.check.name} ({finding.check.severity}): {finding.check.title}; {finding.count} rows")
+        console.say(
+            f"{finding.check.name} ({finding.check.severity}): {finding.check.title}; {count(finding.count, 'row')}"
+        )
         if finding.found.says:
             console.say(f"  in figures: {finding.found.says}")
         for row, text in finding.examples(validation.material):

@@ -9,8 +9,8 @@ from typing import Any
 from dpotool.compare.controls import ACCURACY, CHOSEN, MARGIN, UNITS, read_columns
 from dpotool.compare.differences import Comparison
 from dpotool.compare.scored_run import ScoredRun
+from dpotool.stats.intervals import Interval, format_interval
 from dpotool.stats.paired import compare_means
-from dpotool.stats.wording import Interval, format_interval
 
 OUT = "OUT"
 """Stands for a folder of the user's choice in a command that is printed."""

@@ -14,8 +14,9 @@ from dpotool.compare.differences import MEAN_METRICS, SHARE_METRICS, Comparison,
 from dpotool.compare.seeds import PooledSetting
 from dpotool.compare.verdict import Verdict
 from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.stats.intervals import format_ends, format_interval, say_if_few
 from dpotool.stats.paired import PairedDifference, Tested, read_difference
-from dpotool.stats.wording import format_ends, format_interval, say_if_few
+from dpotool.wording import count
 
 FORMATS = ("table", "csv", "markdown", "latex")
 _LATEX_SIGNS = {
@@ -177,7 +178,7 @@ def _describe_accuracy(accuracy: PairedDifference) -> str:
     told = "" if accuracy.is_beyond_chance else ", not beyond chance"
     n_disagreeing = sum(accuracy.discordant or ())
     ends = format_ends(accuracy.difference, "+z.1f", 100)
-    tail = f"{ends}{told}; the two rank {n_disagreeing} of {accuracy.n} pairs differently"
+    tail = f"{ends}{told}; the two rank {n_disagreeing} of {count(accuracy.n, 'pair')} differently"
     points = 100 * accuracy.difference.value
     if points == 0:
         return f"reward accuracy is the same{tail.replace(told, '')}"

@@ -27,7 +27,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpotool.compare.comparison import describe_run
 from dpotool.compare.controls import (
     ACCURACY,
     CHOSEN,
@@ -42,6 +41,7 @@ from dpotool.compare.controls import (
     read_columns,
 )
 from dpotool.compare.differences import Comparison
+from dpotool.compare.runs_table import describe_run
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.seeds import PooledSetting, SeedDifference, combine_seeds, find_repetitions
 from dpotool.compare.win_rates import Outcomes, read_outcomes

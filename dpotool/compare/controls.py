@@ -16,13 +16,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from dpotool.compare.comparison import find_scores
+from dpotool.compare.runs_table import find_scores
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.compare.seeds import SeedDifference
 from dpotool.errors import DpotoolError
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
+from dpotool.stats.intervals import Interval, format_interval
 from dpotool.stats.paired import Tested
-from dpotool.stats.wording import Interval, format_interval
+from dpotool.wording import count
 
 SCALED, STOPPED = "scaled back", "stopped early"
 FOLDER = "controls"
@@ -101,15 +101,12 @@ class Check:
     @property
     def name(self) -> str:
         """What is compared, as a table names it."""
-        return f"{self.label}, {len(self.seeds)} seeds" if self.seeds else self.label
+        return f"{self.label}, {count(len(self.seeds), 'seed')}" if self.seeds else self.label
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the form of `--json`."""
         about = {"label": self.label, "control": self.kind, "at_same": self.at, "share": self.share}
-        differences = {}
-        for name, each in self.differences.items():
-            spread = {"seed_sd": each.seed_sd} if isinstance(each, SeedDifference) else {}
-            differences[name] = {**Tested.to_dict(each), **spread}
+        differences = {name: each.to_dict() for name, each in self.differences.items()}
         return {**about, "differences": differences, "seeds": list(self.seeds)}
 
 
@@ -206,7 +203,7 @@ def _say(checks: Sequence[Check]) -> str:
     """Returns "At the same chosen likelihood DPO-Shift λ=0.9 beats scaling back in margin by 0.31 nats [..]; ..."."""
     sentences, before = [], None
     for check in checks:
-        over = f" (over {len(check.seeds)} seeds)" if check.seeds else ""
+        over = f" (over {count(len(check.seeds), 'seed')})" if check.seeds else ""
         who = "it" if check.at == before else f"at the same {NAMES[check.at]} {check.label}{over}"
         sentences.append(f"{who} {_weigh(check)}.")
         before = check.at

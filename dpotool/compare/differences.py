@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpotool.compare.comparison import tabulate_runs
+from dpotool.compare.runs_table import tabulate_runs
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.runs.commands import repeat_import
 from dpotool.stats.bootstrap import N_RESAMPLES, bootstrap_shares, has_repeats
+from dpotool.stats.intervals import Interval
 from dpotool.stats.paired import PairedDifference, adjust_metrics, compare_means, compare_shares
-from dpotool.stats.wording import Interval
+from dpotool.wording import count
 
 MEAN_METRICS = ("chosen_logps", "rejected_logps", "chosen_displacement", "reward_margins")
 SHARE_METRICS = ("reward_accuracy", "chosen_displaced_share")
@@ -56,7 +57,7 @@ class Comparison:
     """Several models against one of them."""
 
     runs: pd.DataFrame
-    """Runs table (`compare.comparison`), in the order given."""
+    """Runs table (`compare.runs_table`), in the order given."""
     scored: list[ScoredRun]
     """The same runs with their pairs."""
     baseline: str
@@ -203,7 +204,7 @@ def _find_problems(scored: Sequence[ScoredRun], base: ScoredRun, differences: Ma
         n_shared, n_most = differences[run.label].n, max(len(run.scored), len(base.scored))
         if n_shared < n_most:
             problems.append(
-                f"{run.label} and {base.label} share {n_shared} of {n_most} scored pairs. Differences and the "
+                f"{run.label} and {base.label} share {n_shared} of {count(n_most, 'scored pair')}. Differences and the "
                 "recommendation use only the shared pairs; verdicts and values of a single model use all of its pairs."
             )
         shared = run.scored.index.intersection(base.scored.index)

@@ -15,14 +15,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpotool.compare.comparison import read_interval
 from dpotool.compare.differences import Comparison, Difference, compare_pairs
+from dpotool.compare.runs_table import read_interval
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.seeds import PooledSetting, SeedDifference, combine_seeds
 from dpotool.stats.bootstrap import bootstrap_means
+from dpotool.stats.intervals import Interval
 from dpotool.stats.paired import PairedDifference, Tested, adjust_family, read_difference
 from dpotool.stats.power import count_pairs_needed
-from dpotool.stats.wording import Interval
 
 SHARED = 0.95
 """Least share of the baseline's scored pairs that a run must have finite values for."""

@@ -7,8 +7,8 @@ from typing import Any
 
 from dpotool.compare.differences import Comparison
 from dpotool.compare.scored_run import ScoredRun
+from dpotool.stats.intervals import Interval, format_interval
 from dpotool.stats.paired import compare_means, compare_shares
-from dpotool.stats.wording import Interval, format_interval
 
 
 @dataclass(frozen=True, slots=True)

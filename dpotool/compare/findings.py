@@ -14,12 +14,12 @@ from typing import Any
 
 from dpotool.compare.blends import say_deviations, say_how_to_save
 from dpotool.compare.compared_table import describe_differences
-from dpotool.compare.comparison import expand_sweeps, open_runs
 from dpotool.compare.control_checks import check_controls
 from dpotool.compare.controls import Controls
 from dpotool.compare.differences import Comparison, compare_runs
 from dpotool.compare.eligibility import Rule
 from dpotool.compare.recommendation import TAKE, Recommendation, recommend
+from dpotool.compare.runs_table import expand_sweeps, open_runs
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.seeds import PooledSetting, pool_seeds
 from dpotool.compare.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
@@ -110,7 +110,7 @@ class Findings:
             "sentences": self.sentences,
             "problems": self.comparison.problems,
             "statement": self.statement,
-            "recommendation": None if self.recommendation is None else self.recommendation.to_dict(),
+            "recommendation": self.recommendation and self.recommendation.to_dict(),
             "theory": self.theory,
             "seeds": [each.to_dict() for each in self.seeds],
             "controls": self.controls.to_dict(),
@@ -128,8 +128,8 @@ class Findings:
             "lambda": run["lambda"],
             "seed": run["seed"],
             "n": int(run["n"]),
-            "verdict": None if verdict is None else verdict.to_dict(),
-            "differences": None if difference is None else difference.to_dict(),
+            "verdict": verdict and verdict.to_dict(),
+            "differences": difference and difference.to_dict(),
         }
 
 

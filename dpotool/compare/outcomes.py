@@ -24,7 +24,7 @@ def measure_outcomes(runs: pd.DataFrame, scored: Mapping[str, ScoredRun], *, see
     where there is one. One whose mean margin cannot be told from none gives no scale.
 
     Args:
-        runs: runs table (`compare.comparison`).
+        runs: runs table (`compare.runs_table`).
         scored: label -> run.
     """
     fixed = runs[runs["lambda"].notna()] if len(runs) else runs

@@ -12,8 +12,8 @@ from dpotool.compare.win_rates import find_alike
 from dpotool.errors import DpotoolError
 from dpotool.runs.folder import RunFolder
 from dpotool.stats.bootstrap import bootstrap_ratios
+from dpotool.stats.intervals import format_interval
 from dpotool.stats.paired import ALPHA, adjust_family, compare_means
-from dpotool.stats.wording import format_interval
 
 
 def summarize_ratings(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Any]:

@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dpotool.compare.blends import write_command
-from dpotool.compare.comparison import read_interval
 from dpotool.compare.controls import SCALED, Controls
 from dpotool.compare.differences import Comparison
 from dpotool.compare.eligibility import COIN, Candidate, Rule, list_candidates, measure_alone
 from dpotool.compare.exchange import Neighbour, find_neighbours
+from dpotool.compare.runs_table import read_interval
 from dpotool.compare.seeds import PooledSetting, find_repetitions
-from dpotool.stats.wording import Interval, format_interval, say_if_few
+from dpotool.stats.intervals import Interval, format_interval, say_if_few
+from dpotool.wording import count
 
 TAKE, STAY, NOTHING_DISPLACED, NO_BASELINE = "take", "stay", "nothing displaced", "no baseline"
 
@@ -63,8 +64,8 @@ class Recommendation:
             "margin_share": self.rule.margin_share,
             "candidates": list(self.eligible),
             "failures": {name: list(failed) for name, failed in self.failures.items()},
-            "gain": None if self.gain is None else self.gain.to_dict("mean"),
-            "cost": None if self.cost is None else self.cost.to_dict("mean"),
+            "gain": self.gain and self.gain.to_dict("mean"),
+            "cost": self.cost and self.cost.to_dict("mean"),
             "margin_kept": self.margin_kept,
             "neighbours": [each.to_dict() for each in self.neighbours],
             "pairs_needed": self.n_needed,
@@ -240,7 +241,7 @@ def _say_loss(nearest: Candidate) -> str:
             f"{nearest.name}, changes accuracy by {change} points, and at most {delta:g} points may be lost."
         )
     text = (
-        f"these {nearest.n} pairs cannot rule out that {nearest.name}, which comes closest, loses "
+        f"these {count(nearest.n, 'pair')} cannot rule out that {nearest.name}, which comes closest, loses "
         f"{max(0.0, -100 * cost.ci_low):.1f} points of reward accuracy ({change}), and at most {delta:g} points "
         "may be lost."
     )
@@ -258,7 +259,7 @@ def _say_failures(candidate: Candidate, names: Sequence[str] | None = None) -> s
     own = format_interval(accuracy, "z.1f", 100, " %")
     texts = {
         "accuracy unknown": "has no known reward accuracy",
-        "pairs": f"shares only {candidate.n} of the baseline's {candidate.n_baseline} pairs",
+        "pairs": f"shares only {candidate.n} of the baseline's {count(candidate.n_baseline, 'pair')}",
         "loss": f"is not shown to lose less than {rule.delta:g} points",
         "coin": f"is not shown to rank more than half of the pairs right ({own})",
         "margin": f"is not shown to keep {100 * rule.margin_share:g} % of the margin (it keeps {kept})",

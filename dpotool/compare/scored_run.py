@@ -20,7 +20,7 @@ from dpotool.runs.about import ScoreAbout, read_about
 from dpotool.runs.folder import RunFolder, read_score_summary
 from dpotool.runs.tables import read_table
 from dpotool.stats.bootstrap import count_prompts, read_clusters
-from dpotool.stats.wording import Interval
+from dpotool.stats.intervals import Interval
 
 NOT_FINITE = "log-likelihood is not finite"
 SIDES = ("chosen", "rejected")

@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t
 
-from dpotool.compare.comparison import describe_run, make_unique
 from dpotool.compare.differences import MEAN_METRICS, SHARE_METRICS, Comparison
+from dpotool.compare.runs_table import describe_run, make_unique
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.stats.bootstrap import CONFIDENCE, has_repeats, sum_clusters
+from dpotool.stats.intervals import Interval
 from dpotool.stats.paired import Tested, adjust_metrics
-from dpotool.stats.wording import Interval
 
 _NO_SETTING = (
     "seed", "split_seed", "output", "resume", "dry_run", "device", "batch_tokens", "layout", "trust_remote_code",
@@ -44,8 +44,7 @@ class SeedDifference(Tested):
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the form of `--json`."""
-        tested = {"p_value": self.p_value, "p_adjusted": self.p_adjusted}
-        return {**self.difference.to_dict("mean"), "seed_sd": self.seed_sd, **tested}
+        return {**super().to_dict(), "seed_sd": self.seed_sd}
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,14 +114,15 @@ def build_seeds_frame(seeds: Sequence[PooledSetting]) -> pd.DataFrame:
     `label`, `is_baseline`, `n_shared`, `seeds` ("42 43"), and per metric `<metric>_difference` with `_low` and
     `_high`, and `<metric>_seed_sd`.
     """
-    names = {"mean": "difference", "ci_low": "difference_low", "ci_high": "difference_high", "seed_sd": "seed_sd"}
+    names = {"mean": "difference", "ci_low": "difference_low", "ci_high": "difference_high"}
     rows = []
     for pooled in seeds:
         row: dict[str, Any] = {"label": pooled.label, "is_baseline": False, "n_shared": pooled.n}
         row["seeds"] = " ".join(map(str, pooled.seeds))
         for metric, found in pooled.metrics.items():
-            values = {} if found is None else found.to_dict()
+            values = {} if found is None else found.difference.to_dict("mean")
             row |= {f"{metric}_{column}": values.get(key) for key, column in names.items()}
+            row[f"{metric}_seed_sd"] = None if found is None else found.seed_sd
         rows.append(row)
     return pd.DataFrame(rows)
 

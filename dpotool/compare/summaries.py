@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dpotool.compare.scored_run import BEYOND_NOISE, ScoredRun
 from dpotool.stats.bootstrap import N_RESAMPLES, bootstrap_interval, bootstrap_ratios, bootstrap_shares
-from dpotool.stats.wording import Interval
+from dpotool.stats.intervals import Interval
 
 MEANS = (
     "chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_logps",

@@ -13,6 +13,7 @@ from scipy.stats import kendalltau
 
 from dpotool.runs.about import read_metadata
 from dpotool.runs.folder import RunFolder, read_summary
+from dpotool.wording import count
 
 ADVICE, PAPER = "The forecast of theory-gap", "Theorem 2.1 as printed"
 _NO_SCALE = (
@@ -29,7 +30,7 @@ def find_theory(folders: Sequence[RunFolder], runs: pd.DataFrame) -> Path | None
     None where there is none with a summary. Raises DpotoolError when a table or summary cannot be read.
 
     Args:
-        runs: runs table (`compare.comparison`).
+        runs: runs table (`compare.runs_table`).
     """
     for folder in folders:
         for table in folder.list_tables("theory"):
@@ -177,8 +178,10 @@ def _state_theory(
     best = (advice or {}).get("recommended_lambda")
     named = f" It recommended lambda {best:g} before any training." if best is not None else ""
     if n < _MIN_RANKED:
-        return f"{n} lambdas are too few to say whether theory puts them in the right order.{named}"
+        return (
+            f"{count(n, 'lambda is', 'lambdas are')} too few to say whether theory puts them in the right order.{named}"
+        )
     return (
-        f"{source} orders {n} runs by chosen log-likelihood with a rank agreement of {say('chosen')}, and by "
+        f"{source} orders {count(n, 'run')} by chosen log-likelihood with a rank agreement of {say('chosen')}, and by "
         f"reward accuracy with {say('accuracy')} (Kendall's tau: 1 means the measured order, -1 its reverse).{named}"
     )

@@ -15,7 +15,8 @@ from dpotool.compare.diagnosis import say_mass
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import CHANGE_GAP, KEPT, measure
 from dpotool.stats.bootstrap import N_RESAMPLES
-from dpotool.stats.wording import Interval, format_interval, say_if_few
+from dpotool.stats.intervals import Interval, format_interval, say_if_few
+from dpotool.wording import count
 
 MISSING = {
     "scored pairs": ("no pair could be scored.", "The summary beside the scores says why the pairs were left out."),
@@ -160,7 +161,7 @@ def _state(
     n_prompts: int | None,
 ) -> str:
     change = f"log pi(chosen) changed by {format_change(evidence['chosen_displacement'])} nats on average"
-    share = f"it fell on {_percent(evidence['chosen_displaced_share'])} of {n_pairs} pairs"
+    share = f"it fell on {_percent(evidence['chosen_displaced_share'])} of {count(n_pairs, 'pair')}"
     details = f"{change}; {share}"
     few = say_if_few(n_pairs, n_prompts)
     if displaced == FAILED:
@@ -214,7 +215,8 @@ def _is_within_noise(run: ScoredRun, change: Interval) -> bool:
 def _state_noise(run: ScoredRun, evidence: Mapping[str, Interval]) -> str:
     change = format_change(evidence["chosen_displacement"])
     return (
-        f"No larger than rounding error: log pi(chosen) changed by {change} nats on average over {run.n} pairs, "
+        f"No larger than rounding error: log pi(chosen) changed by {change} nats on average over "
+        f"{count(run.n, 'pair')}, "
         "and two "
         f"scorings of the same pair can differ by as much.{say_if_few(run.n, run.n_prompts)}"
     )

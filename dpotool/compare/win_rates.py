@@ -18,12 +18,12 @@ from scipy.stats import permutation_test, rankdata
 
 from dpotool.runs.folder import RunFolder, read_summary
 from dpotool.runs.tables import read_table
-from dpotool.stats.bootstrap import Interval
+from dpotool.stats.intervals import Interval, format_interval
 from dpotool.stats.length_control import control_length
-from dpotool.stats.paired import adjust_holm
+from dpotool.stats.paired import ALPHA, adjust_holm
 from dpotool.stats.power import count_questions_needed, find_detectable_rate
 from dpotool.stats.win_rates import estimate_order_effect, estimate_win_rate
-from dpotool.stats.wording import format_interval
+from dpotool.wording import count
 
 OUTCOMES = {"win": 1.0, "tie": 0.0, "loss": -1.0}
 RATES = {"ties_half": "ties as half", "without_ties": "without ties", "ties_as_wins": "ties as wins"}
@@ -118,8 +118,8 @@ def summarize_order(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Any] | N
     }
 
 
-def adjust_family(summaries: Sequence[dict[str, Any]]) -> None:
-    """Adds `p_adjusted`, by Holm over all settings that were judged against the baseline, to each summary."""
+def note_adjusted(summaries: Sequence[dict[str, Any]]) -> None:
+    """Adds `p_adjusted` (Holm, over all models judged against the baseline) and their number to each summary."""
     adjusted = adjust_holm([summary["p_value"] for summary in summaries])
     for summary, p in zip(summaries, adjusted, strict=True):
         summary["p_adjusted"], summary["n_compared"] = p, len(summaries)
@@ -134,7 +134,7 @@ def state_result(label: str, baseline: str, summary: Mapping[str, Any]) -> str:
     numbers = (
         f"win rate {100 * rate.value:.1f} % [{100 * rate.ci_low:.1f}, {100 * rate.ci_high:.1f}], counting a tie as half"
     )
-    if p < 0.05:
+    if p < ALPHA:
         better = label if rate.value > 0.5 else baseline
         return f"{better} answers better than {baseline if better is label else label} by this judge: {numbers}."
     needed = summary["power"]["questions_needed"]
@@ -143,7 +143,7 @@ def state_result(label: str, baseline: str, summary: Mapping[str, Any]) -> str:
         if not math.isfinite(needed)
         else f". To confirm a difference of this size takes about {needed:,.0f} questions"
     )
-    return f"{label} and {baseline} cannot be told apart on {summary['n']} questions: {numbers}{more}."
+    return f"{label} and {baseline} cannot be told apart on {count(summary['n'], 'question')}: {numbers}{more}."
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,7 @@ def describe_judged(judged: Sequence[JudgedRun], relation: Mapping[str, Any] | N
     ]
     if relation:
         lines.append(
-            f"Displacement and win rate over {relation['n']} runs: rank correlation "
+            f"Displacement and win rate over {count(relation['n'], 'run')}: rank correlation "
             f"{relation['rank_correlation']:+.2f}, p = {relation['p_value']:.2g}; "
             "runs of one sweep are not a sample of models."
         )

@@ -12,6 +12,7 @@ from dpotool.report.blocks import Block, Bullets, Page, Paragraph, Section, Tabl
 from dpotool.report.page import FORMATS, sign_page
 from dpotool.report.render import render_html, render_markdown
 from dpotool.runs.places import tell_path
+from dpotool.wording import count
 
 
 def choose_format(output: str | None, format_: str | None) -> str:
@@ -56,7 +57,9 @@ def build_page(validation: Validation) -> Page:
             sections.append(Section(group, title, blocks))
     return Page(
         title=f"Check-up of {source.name}",
-        subtitle=f"{tell_path(source.data)}, split {source.split}: {validation.data.n_rows} rows, {source.format}",
+        subtitle=(
+            f"{tell_path(source.data)}, split {source.split}: {count(validation.data.n_rows, 'row')}, {source.format}"
+        ),
         sections=sections,
         footer=sign_page(),
     )
@@ -66,8 +69,11 @@ def say_outcome(validation: Validation) -> str:
     """Returns the answer in one or two sentences."""
     source, checkup = validation.data.source, validation.checkup
     counts = [(checkup.count(severity), severity) for severity in ("error", "warning", "note")]
-    found = ", ".join(f"{n} {name}{'' if n == 1 else 's'}" for n, name in counts if n) or "nothing"
-    text = f"{source.name} [{source.split}]: {validation.data.n_rows} rows were checked; found: {found}."
+    found = ", ".join(f"{count(n, name)}" for n, name in counts if n) or "nothing"
+    text = (
+        f"{source.name} [{source.split}]: {count(validation.data.n_rows, 'row was', 'rows were')} checked; found: "
+        f"{found}."
+    )
     if counts[0][0]:
         return f"{text} Deal with the errors first: such pairs teach nothing or make the numbers wrong."
     if counts[1][0]:
@@ -105,7 +111,9 @@ def say_rest(validation: Validation) -> list[str]:
 
 def _tell(validation: Validation, finding: Finding) -> list[Block]:
     check = finding.check
-    heading = f"{check.severity}: {check.title} ({check.name}): {finding.count} rows, {100 * finding.share:.1f} %."
+    heading = (
+        f"{check.severity}: {check.title} ({check.name}): {count(finding.count, 'row')}, {100 * finding.share:.1f} %."
+    )
     blocks: list[Block] = [Paragraph(heading, tone="warning" if check.severity == "error" else "lead")]
     if finding.found.says:
         blocks.append(Paragraph(f"In figures: {finding.found.says}."))

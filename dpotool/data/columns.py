@@ -32,6 +32,7 @@ from dpotool.data.pairs import PreferencePair, Text
 from dpotool.data.shapes import MESSAGE_COLUMNS, QUESTION_COLUMNS, normalize_row, strip_nulls
 from dpotool.data.transcripts import is_transcript, split_messages, split_text, split_transcript
 from dpotool.errors import DpotoolError
+from dpotool.wording import count
 
 TEXT_COLUMNS = ("prompt", "chosen", "rejected")
 TEMPLATE_COLUMNS = ("tools", "chat_template_kwargs")
@@ -138,7 +139,8 @@ def _repeats_prompt(rows: Sequence[Row], format_: str, data: str) -> bool:
     found = [_begins_with_prompt(row) for row in rows if row.get("prompt")]
     if 0.5 < sum(found) / max(len(found), 1) < 1:
         raise DpotoolError(
-            f"the completions of {sum(found)} of {len(found)} rows begin with the prompt, those of the others do not",
+            f"the completions of {sum(found)} of {count(len(found), 'row')} begin with the prompt, those of "
+            "the others do not",
             where=data,
             remedy="Take the prompt off every chosen and rejected, or off none",
         )

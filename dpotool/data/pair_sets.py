@@ -10,6 +10,7 @@ from dpotool.data.sources import load_preferences
 from dpotool.data.tokenization import tokenize_preferences
 from dpotool.progress import SILENT, Progress
 from dpotool.settings.shared import DataSettings
+from dpotool.wording import count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -55,7 +56,7 @@ def describe_pair_set(pair_set: PairSet) -> str:
     """Returns one line: where the pairs are from, how the columns were read, and what happened to them."""
     source, counts = pair_set.source, pair_set.counts
     mapping = ", ".join(field if field == column else f"{field}={column}" for field, column in source.columns.items())
-    parts = [f"{source.name} [{source.split}]: {counts.n_pairs} pairs, {source.format} ({mapping})"]
+    parts = [f"{source.name} [{source.split}]: {count(counts.n_pairs, 'pair')}, {source.format} ({mapping})"]
     parts += [f"{n} left out: {reason}" for reason, n in counts.n_excluded.items()]
     parts += describe_counts(counts)
     return "; ".join(parts)

@@ -20,6 +20,7 @@ from dpotool.data.origins import Origin, open_origin
 from dpotool.data.pairs import DataSource, PreferenceData, PreferencePair
 from dpotool.data.splits import check_fraction, choose_split, choose_split_to_cut, cut_test, is_test_name
 from dpotool.errors import DpotoolError
+from dpotool.wording import count
 
 
 def load_preferences(
@@ -145,7 +146,7 @@ def _invalid_rows(invalid: Sequence[tuple[SourceRow, str]], n_rows: int, data: s
     if len(invalid) == n_rows:
         remedy = "No row is well formed"
     elif n_more:
-        rows = "1 more row is" if n_more == 1 else f"{n_more} more rows are"
+        rows = count(n_more, "more row is", "more rows are")
         remedy = f"{rows} malformed. Mend them, or pass --skip-invalid to leave them out"
     else:
         remedy = "No other row is malformed. Mend it, or pass --skip-invalid to leave it out"

@@ -12,6 +12,7 @@ import re
 from collections.abc import Hashable, Sequence
 
 from dpotool.errors import DpotoolError
+from dpotool.wording import count
 
 LONE_SPLIT = "all"
 
@@ -62,7 +63,7 @@ def _unknown_split(available: Sequence[str], asked: str, data: str) -> DpotoolEr
     if is_test_name(asked) and not any(is_test_name(name) for name in available):
         remedy += ", or pass --test-fraction 0.05 to cut it into train and test"
     return DpotoolError(
-        f"{len(several)} splits begin with {asked!r}" if several else f"no split {asked!r}",
+        f"{count(len(several), 'split begins', 'splits begin')} with {asked!r}" if several else f"no split {asked!r}",
         where=data,
         got=f"the split{'s' if len(available) > 1 else ''} {', '.join(available)}",
         remedy=remedy,
@@ -119,7 +120,7 @@ def cut_test(groups: Sequence[Hashable], fraction: float, seed: int, data: str) 
         raise DpotoolError(
             f"--test-fraction {fraction} leaves nothing to train on",
             where=data,
-            got=f"{len(sizes)} different prompts",
+            got=f"{count(len(sizes), 'different prompt')}",
             remedy="Lower it, or name other pairs with --eval-data",
         )
     return [group in test_groups for group in groups]

@@ -19,6 +19,7 @@ from dpotool.data.encoding import EncodedPair, PairEncoder
 from dpotool.data.pairs import PairCounts, PairSet, PreferenceData, PreferencePair, TokenizedPair, hash_prompt
 from dpotool.data.templates import FROZEN_DATE
 from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.wording import count
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -131,7 +132,7 @@ def _nothing_left(
     where = f"{data.source.data} [{data.source.split}]"
     if not fitter.fitting_lengths:
         first_id, reason = next(iter(excluded.items()), (0, "no rows"))
-        what = f"not one of {data.n_rows} pairs can be used: pair {first_id}: {reason}"
+        what = f"not one of {count(data.n_rows, 'pair')} can be used: pair {first_id}: {reason}"
         return DpotoolError(what, where=where, remedy="Mend the rows, or name other data with --data")
     return DpotoolError(
         f"--max-length {max_length} is too small for every pair",

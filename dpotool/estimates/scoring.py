@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -25,19 +26,23 @@ from dpotool.estimates.estimate import (
 )
 from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.noise import find_missing_seconds
+from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.measures.ches import CHES_COLUMNS, HEAD_COLUMNS
 from dpotool.measures.diagnose import Stopwatch, look_into
 from dpotool.measures.diagnosis_tables import PairInside, build_frame, build_tokens
 from dpotool.measures.frame import build_score_frame
-from dpotool.measures.logps import derive_rewards
+from dpotool.measures.logps import LOGPS, derive_rewards
 from dpotool.measures.mass import VocabularyGains
+from dpotool.measures.measure import Measure, ModelView
+from dpotool.measures.registry import choose_measures
 from dpotool.models.loading import resolve_device
 from dpotool.models.subject import describe_subject
-from dpotool.progress import Progress
+from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import ScoreAbout
 from dpotool.settings.scoring import DiagnoseConfig, ScoreConfig
+from dpotool.wording import count
 
 Config = TypeVar("Config", ScoreConfig, DiagnoseConfig)
 
@@ -79,19 +84,40 @@ def _plan_each(
 
 
 def _plan(model: str, config: ScoreConfig, began: float, progress: Progress) -> Estimate:
+    measures = choose_measures(config.measures)
     opened = open_subject(describe_subject(model, config), progress, device_map=config.device_map)
     pairs = opened.pair_set.pairs
     estimate = Estimate(f"score {model}", n_pairs={opened.pair_set.source.split: len(pairs)})
     estimate.n_tokens = count_tokens(pairs)
     estimate.seconds["loading"] = seconds_since_start() - began
     policy, reference = opened.policy_scorer, opened.reference_scorer
+    if any(measure.needs == "tokens" for measure in measures):
+        config = replace(config, tokens=True)  # what has values per token is computed anew, as the store has sums alone
     _add_model(estimate, "policy", policy, pairs, config)
     if reference is not None:
         is_policy = reference.fingerprint == policy.fingerprint
         _add_model(estimate, "reference", reference, pairs, config, is_stored_by_then=is_policy)
+    for measure in measures:
+        if measure is not LOGPS:
+            estimate.seconds[measure.name] = _time_measure(measure, policy, reference, pairs)
     estimate.seconds["statistics"] = _time_statistics(opened.pair_set)
     estimate.peak_bytes = measure_peak_bytes(policy.device)
     return estimate
+
+
+def _time_measure(measure: Measure, policy: Scorer, reference: Scorer | None, pairs: Sequence[TokenizedPair]) -> float:
+    """Computes the measure for a few batches under the policy; its time does not depend on the log-probabilities."""
+    batches = policy.rows.plan(pairs, resolve_batch_tokens(policy.batch_tokens, policy.model, pairs))
+
+    def run(number: int) -> None:
+        members = [pairs[place] for place in batches[number]]
+        lengths = [(len(pair.chosen_ids), len(pair.rejected_ids)) for pair in members]
+        tokens = [(np.zeros(chosen), np.zeros(rejected)) for chosen, rejected in lengths]
+        logps = ScoredPairs(np.zeros(len(members)), np.zeros(len(members)), tokens)
+        measure.compute(ModelView(policy, members, logps, SILENT))
+
+    seconds, _ = time_strata([count_tokens([pairs[place] for place in batch]) for batch in batches], run)
+    return seconds * (2 if measure.takes_reference and reference is not None else 1)
 
 
 def _plan_diagnosis(model: str, config: DiagnoseConfig, began: float, progress: Progress) -> Estimate:
@@ -110,7 +136,7 @@ def _plan_diagnosis(model: str, config: DiagnoseConfig, began: float, progress: 
         look_into(opened, members, config, VocabularyGains(), Stopwatch())
 
     estimate.seconds["looking into pairs"], n_probed = time_strata(padded, run)
-    estimate.probe.append(f"{n_probed} of {len(batches)} batches were looked into")
+    estimate.probe.append(f"{n_probed} of {count(len(batches), 'batch', 'batches')} were looked into")
     if opened.reference_scorer is not None:
         estimate.seconds["statistics"] = _time_diagnosis_statistics(opened, config)
     estimate.peak_bytes = measure_peak_bytes(policy.device)
@@ -155,7 +181,7 @@ def _add_model(
         return
     cost = estimate_scoring(scorer, todo or again)
     estimate.batch_tokens = cost.batch_tokens
-    estimate.probe.append(f"{name}: {cost.n_probed} of {cost.n_batches} batches were run")
+    estimate.probe.append(f"{name}: {cost.n_probed} of {count(cost.n_batches, 'batch', 'batches')} were run")
     if todo:
         estimate.n_padded_tokens = max(estimate.n_padded_tokens, cost.n_padded_tokens)
         estimate.seconds[name] = cost.seconds

@@ -25,7 +25,8 @@ from dpotool.likelihood.store import look_up
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.models.adapters import mark_trained_parameters
 from dpotool.progress import Progress
-from dpotool.settings.scoring import TheoryConfig, check_config, parse_lambdas
+from dpotool.settings.scoring import TheoryConfig, check_theory_config, parse_lambdas
+from dpotool.wording import count
 
 PROBED_PAIRS = (FEWEST_PAIRS, 3 * FEWEST_PAIRS)
 """Two samples whose batch products are taken; the line through their times is the estimate."""
@@ -39,7 +40,7 @@ def plan_theory(config: TheoryConfig, *, progress: Progress) -> Estimate:
         DpotoolError: as `run_theory`.
     """
     lambdas = parse_lambdas(config.lambdas)
-    check_config(config)
+    check_theory_config(config)
     opened = open_study(describe_study(config), progress)
     mark_trained_parameters(opened.policy)
     pairs = opened.pair_set.pairs
@@ -74,8 +75,8 @@ def _add_products(estimate: Estimate, config: TheoryConfig, opened: OpenSubject,
     estimate.n_padded_tokens = sum(padded)
     estimate.seconds["products of each pair"], n_probed = time_strata(padded, run)
     n_stored = len(opened.pair_set.pairs) - len(pairs)
-    stored = f", and {n_stored} pairs are in the store" if n_stored else ""
-    estimate.probe.append(f"products: {n_probed} of {len(batches)} batches were run{stored}")
+    stored = f", and {count(n_stored, 'pair is', 'pairs are')} in the store" if n_stored else ""
+    estimate.probe.append(f"products: {n_probed} of {count(len(batches), 'batch', 'batches')} were run{stored}")
 
 
 def _add_batch_products(

@@ -32,6 +32,7 @@ from dpotool.training.dataset import PairDataset
 from dpotool.training.objective import build_objective
 from dpotool.training.preparation import prepare_trainer
 from dpotool.training.trainer import PreferenceTrainer
+from dpotool.wording import count
 
 
 def plan_training(config: TrainConfig, *, progress: Progress) -> Estimate:
@@ -104,7 +105,9 @@ def _add_steps(estimate: Estimate, config: TrainConfig, trainer: PreferenceTrain
     estimate.n_tokens = round(share * count_tokens(pairs))
     estimate.n_padded_tokens = round(share * sum(padded.values()))
     estimate.batch_tokens = max(padded.values())
-    estimate.probe.append(f"{n_probed} of {n_micro_batches} micro-batches and 2 of {n_steps} optimiser steps were run")
+    estimate.probe.append(
+        f"{n_probed} of {n_micro_batches} micro-batches and 2 of {count(n_steps, 'optimiser step')} were run"
+    )
 
 
 def _add_evaluations(estimate: Estimate, config: TrainConfig, trainer: PreferenceTrainer) -> None:

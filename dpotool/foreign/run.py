@@ -111,8 +111,7 @@ def _write(folder: RunFolder, path: Path, config: ImportConfig, content: Any) ->
         run = ScoredRun(content.reindex(columns=SCORE_SCHEMA.names), folder.name, about, path=target)
         write_table(run.table, target, SCORE_SCHEMA, about.to_dict())
         summary, verdict = summarize_scores(run), judge_displacement(run)
-        told = None if verdict is None else verdict.to_dict()
-        write_summary(target, {**about.to_dict(), **summary, "verdict": told})
+        write_summary(target, {**about.to_dict(), **summary, "verdict": verdict and verdict.to_dict()})
         return target
     target = folder.table_path("imported", data, config.split, format="csv")
     with atomic_path(target) as temporary:

@@ -14,6 +14,7 @@ from dpotool.theory.theorem import (
     compute_u,
     compute_v,
 )
+from dpotool.wording import count
 
 Values = Float[np.ndarray, " pairs"]
 
@@ -68,7 +69,7 @@ def _compute_logratios(
     n_pairs = len(products.pair_id)
     if len(reference_chosen_logps) != n_pairs or len(reference_rejected_logps) != n_pairs:
         raise ValueError(
-            f"expected reference values of {n_pairs} pairs, "
+            f"expected reference values of {count(n_pairs, 'pair')}, "
             f"got {len(reference_chosen_logps)} and {len(reference_rejected_logps)}"
         )
     return products.chosen_logps - reference_chosen_logps, products.rejected_logps - reference_rejected_logps

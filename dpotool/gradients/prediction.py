@@ -37,6 +37,7 @@ from dpotool.runs.tables import write_table
 from dpotool.settings.scoring import PredictConfig
 from dpotool.settings.shared import AUTO
 from dpotool.theory.prediction_summary import summarize_prediction
+from dpotool.wording import count
 
 POINTS = ("from", "middle", "to")
 
@@ -246,7 +247,7 @@ def _check_finite(frame: pd.DataFrame) -> None:
     is_finite = np.isfinite(frame.drop(columns="prompt_id").to_numpy(dtype=np.float64)).all(axis=1)
     if not is_finite.all():
         raise DpotoolError(
-            f"a value of {int((~is_finite).sum())} of {len(frame)} pairs is not finite",
+            f"a value of {int((~is_finite).sum())} of {count(len(frame), 'pair')} is not finite",
             where=f"row {frame['pair_id'][~is_finite].iloc[0]}, for one",
             remedy="Check both models' weights, or use --dtype float32",
         )

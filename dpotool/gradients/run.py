@@ -34,9 +34,10 @@ from dpotool.models.adapters import mark_trained_parameters
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.locks import claiming
-from dpotool.settings.scoring import TheoryConfig, check_config, parse_lambdas
+from dpotool.settings.scoring import TheoryConfig, check_theory_config, parse_lambdas
 from dpotool.theory.drivers import rank_drivers
 from dpotool.theory.summary import summarize_theory
+from dpotool.wording import count
 
 NOT_REACHED = "not reached before the interruption"
 
@@ -62,7 +63,7 @@ def run_theory(config: TheoryConfig, *, progress: Progress = SILENT) -> TheoryRe
         DpotoolError: model, data or settings cannot be used.
     """
     lambdas = parse_lambdas(config.lambdas)
-    check_config(config)
+    check_theory_config(config)
     if config.verify and PartialState().num_processes > 1:
         raise DpotoolError("real steps are taken by one process", where="--verify", remedy="Run it without a launcher")
     subject = describe_study(config)
@@ -149,7 +150,9 @@ class _Study:
         pairs, scorer = self.opened.pair_set.pairs, self.opened.policy_scorer
         folder = scorer.folder_of_products(self.engine.selection.parameters)
         keys, known, missing = look_up(folder, pairs)
-        self.progress.note(f"gradient products: {sum(key in known for key in keys)} of {len(pairs)} pairs were stored")
+        self.progress.note(
+            f"gradient products: {sum(key in known for key in keys)} of {count(len(pairs), 'pair')} were stored"
+        )
         try:
             with scorer.keeping(folder) as keeper, self.progress.track("gradient products", len(missing)) as advance:
                 for key, values in self._iter_products(missing, advance):

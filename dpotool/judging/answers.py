@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from dpotool.compare.comparison import describe_run
+from dpotool.compare.runs_table import describe_run
 from dpotool.errors import DpotoolError
 from dpotool.judging.lines import Row, read_lines
 from dpotool.judging.questions import Question, read_turns

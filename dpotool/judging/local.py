@@ -26,6 +26,7 @@ from dpotool.likelihood.batch import collate_rows
 from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.completions import compute_token_logps
 from dpotool.progress import Progress
+from dpotool.wording import count
 
 TOO_LONG = "the prompt leaves no room for an answer"
 Wanted = tuple[Question, int]
@@ -73,7 +74,9 @@ class Answerer:
         found = read_kept(path, keys, overwrite=overwrite, progress=progress)
         missing = [job for job in wanted if (job[0].question_id, job[1]) not in found]
         if found:
-            progress.note(f"{self.name}: {len(wanted) - len(missing)} of {len(wanted)} answers were there already")
+            progress.note(
+                f"{self.name}: {len(wanted) - len(missing)} of {count(len(wanted), 'answer')} were there already"
+            )
         for answers in self._generate(missing, keys, progress):
             if PartialState().is_main_process:
                 append_lines(path, [answer.to_row() for answer in answers])
@@ -118,7 +121,7 @@ class Answerer:
             raise DpotoolError(
                 "a conversation leaves no room for the next answer",
                 where=f"question {max(jobs, key=lambda job: len(job.prompt_ids)).name[0]}",
-                got=f"{longest} tokens before it, of {self.max_length}",
+                got=f"{count(longest, 'token')} before it, of {self.max_length}",
                 remedy="Raise --max-length or lower --max-new-tokens",
             )
         batches = generate_batches(self.model, jobs, self.decoding, batch_tokens=self.batch_tokens, pad_id=pad_id)
@@ -195,7 +198,7 @@ def read_kept(
             n_other += 1
     if n_other and not overwrite:
         raise DpotoolError(
-            f"holds {n_other} answers made with other weights or settings",
+            f"holds {count(n_other, 'answer')} made with other weights or settings",
             where=str(path),
             remedy="Pass --overwrite to answer anew, or --output with another folder",
         )

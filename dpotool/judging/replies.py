@@ -14,6 +14,7 @@ from dpotool.judging.lines import append_lines, read_sound_lines
 from dpotool.judging.prompt_length import CountTokens, PromptLengths
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.checked import check_value
+from dpotool.wording import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +100,13 @@ def _tell_how_much_was_read(lengths: PromptLengths, progress: Progress) -> None:
     """Whether the server read whole prompts, and how that is known."""
     if lengths.n_unknown:
         progress.warn(
-            f"{lengths.n_unknown} replies do not say how many tokens were read, so a cut prompt would go unnoticed"
+            f"{count(lengths.n_unknown, 'reply does', 'replies do')} not say how many tokens were read, so a "
+            "cut prompt would go unnoticed"
         )
     if lengths.n_checked and lengths.count is not None:
         progress.note(
-            f"the server read {lengths.n_checked} prompts whole, of up to {lengths.longest:,} tokens by its own count"
+            f"the server read {count(lengths.n_checked, 'prompt')} whole, of up to "
+            f"{count(lengths.longest, 'token')} by its own count"
         )
     elif lengths.n_checked:
         progress.note(

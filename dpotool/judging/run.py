@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from dpotool.compare.win_rates import adjust_family, summarize_judgments
+from dpotool.compare.win_rates import note_adjusted, summarize_judgments
 from dpotool.data.demo_reading import read_prompt
 from dpotool.errors import DpotoolError
 from dpotool.judging.answering import choose_baseline
@@ -28,6 +28,7 @@ from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import JUDGMENT_SCHEMA
 from dpotool.runs.tables import write_table
 from dpotool.settings.answers import JudgeConfig
+from dpotool.wording import count
 
 REPLIES = ".replies.jsonl"
 """Ending of the file with all replies, beside the table made of them."""
@@ -79,7 +80,10 @@ def judge_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progre
     for ours in others:
         pairs, n_unmatched = _pair(ours, sets[base], config)
         if n_unmatched:
-            progress.warn(f"{ours.label}: {n_unmatched} answers have no counterpart in {sets[base].label}'s")
+            progress.warn(
+                f"{ours.label}: {count(n_unmatched, 'answer has', 'answers have')} no counterpart in "
+                f"{sets[base].label}'s"
+            )
         path = place_table("judgment", ours, config, "vs", sets[base].label, judging.name)
         rows = judging.judge(pairs, path)
         about = {**judging.about, "baseline": sets[base].label, "label": ours.label, "unmatched": n_unmatched}
@@ -238,7 +242,7 @@ def _summarize(
 
 def _write(results: list[JudgeResult], config: JudgeConfig) -> list[JudgeResult]:
     """Corrects the p-values over all models, and writes table and summary of each."""
-    adjust_family([result.summary for result in results])
+    note_adjusted([result.summary for result in results])
     paths = [result.path for result in results]
     if len(set(paths)) < len(paths):
         raise DpotoolError("two models would write the same judgments", where=str(paths[0]), remedy="Judge them apart")

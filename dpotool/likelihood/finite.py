@@ -16,6 +16,7 @@ from dpotool.data.pairs import PairSet, TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.models.weights import list_non_finite
+from dpotool.wording import count
 
 _SHOWN = 5
 
@@ -59,7 +60,8 @@ def refuse_non_finite(model: nn.Module, pairs: Sequence[TokenizedPair], logps: S
     shown = ", ".join(str(pairs[place].pair_id) for place in places[:_SHOWN])
     more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
     raise DpotoolError(
-        f"log-probabilities under {name} are not finite for {len(places)} of {len(pairs)} pairs ({shown}{more})",
+        f"log-probabilities under {name} are not finite for {len(places)} of {count(len(pairs), 'pair')} "
+        f"({shown}{more})",
         expected="finite weights" if weights else None,
         got=f"numbers that are not finite in {', '.join(weights[:_SHOWN])}" if weights else None,
         remedy="Name another checkpoint, or leave these pairs out" if weights else "Use --dtype float32 or bfloat16",

@@ -21,6 +21,7 @@ from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.root_forward import is_sharded, score_tokens
 from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.settings.shared import AUTO
+from dpotool.wording import count
 
 DEFAULT_BATCH_TOKENS = MOST_TOKENS["cpu"]
 """Padded tokens per batch."""
@@ -152,7 +153,7 @@ def _run_in_step(
 def _assemble(finished: list[ScoredPair], n_pairs: int, n_shared: int, *, with_tokens: bool) -> ScoredPairs:
     ordered = sorted(finished, key=lambda pair: pair.index)
     if [pair.index for pair in ordered] != list(range(n_pairs)):
-        raise RuntimeError(f"expected each of {n_pairs} pairs scored exactly once, got {len(ordered)} results")
+        raise RuntimeError(f"expected each of {count(n_pairs, 'pair')} scored exactly once, got {len(ordered)} results")
     sums = np.array([pair.sums for pair in ordered], dtype=np.float64).reshape(-1, 2)
     tokens = [(pair.chosen, pair.rejected) for pair in ordered] if with_tokens else []
     return ScoredPairs(sums[:, 0].copy(), sums[:, 1].copy(), tokens, n_shared, n_pairs - n_shared)

@@ -13,6 +13,7 @@ from dpotool.likelihood.subject import open_subject
 from dpotool.models.subject import describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.settings.shared import SubjectSettings
+from dpotool.wording import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +44,8 @@ def recheck_store(model: str, settings: SubjectSettings, n_pairs: int, *, progre
     stored = [place for place, key in enumerate(keys) if key in known]
     if not stored:
         raise DpotoolError(
-            f"none of the {len(keys)} pairs is in the store for this model as {scorer.types.removesuffix('-None')}",
+            f"none of the {count(len(keys), 'pair')} is in the store for this model as "
+            f"{scorer.types.removesuffix('-None')}",
             where=model,
             remedy="Name the pairs as they were scored: --data, --split, --max-length, --dtype",
         )

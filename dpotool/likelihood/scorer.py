@@ -27,6 +27,7 @@ from dpotool.likelihood.store import StoreKeeper, describe_types, look_up, name_
 from dpotool.models.fingerprint import fingerprint_model
 from dpotool.progress import Progress
 from dpotool.settings.shared import AUTO, ComputeSettings
+from dpotool.wording import count
 
 
 class Scorer:
@@ -152,7 +153,7 @@ class Scorer:
         """As `score`, under a bar of this name; says how many of the pairs the store had."""
         with progress.track(f"scoring {name}", len(pairs)) as advance:
             logps = self.score(pairs, with_tokens=with_tokens, on_progress=advance)
-        progress.note(f"{name}: {logps.n_stored} of {len(pairs)} pairs were in the store")
+        progress.note(f"{name}: {logps.n_stored} of {count(len(pairs), 'pair')} were in the store")
         return logps
 
     def _compute_and_keep(

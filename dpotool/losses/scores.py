@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from dpotool.errors import DpotoolError
+from dpotool.wording import count
 
 if TYPE_CHECKING:
     from dpotool.data.pairs import TokenizedPair
@@ -69,7 +70,7 @@ def _refuse_faulty(
     if not reasons:
         return
     pair_id, reason = next(iter(reasons.items()))
-    more = f" ({len(reasons) - 1} more pairs cannot be used either)" if len(reasons) > 1 else ""
+    more = f" ({count(len(reasons) - 1, 'more pair')} cannot be used either)" if len(reasons) > 1 else ""
     raise DpotoolError(f"{reason}{more}", where=f"row {pair_id}", remedy=remedy)
 
 

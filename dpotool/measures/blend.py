@@ -37,6 +37,7 @@ from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import claiming
 from dpotool.runs.manifest import collect_manifest
 from dpotool.settings.scoring import BlendConfig, ScoreConfig
+from dpotool.wording import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,10 @@ def score_blends(first: str, second: str, config: BlendConfig, *, progress: Prog
     points = plan_points(ends, config.at, config.weight)
     if config.write is not None and len(points) != 1:
         raise DpotoolError(
-            "saves one point", where="--write", got=f"{len(points)} points", remedy="Name it with --at or --weight"
+            "saves one point",
+            where="--write",
+            got=f"{count(len(points), 'point')}",
+            remedy="Name it with --at or --weight",
         )
     root, subject = _describe(ends, config)
     folders = [RunFolder(root if config.write else root / point.name) for point in points]

@@ -159,13 +159,14 @@ class DisplacementCallback(TrainerCallback):
         run = self._build_run(args, logps, self._reference)
         summary = summarize_scores(run)
         verdict = judge_displacement(run)
-        told = None if verdict is None else verdict.to_dict()
         self.latest = _read_metrics(summary)
         folder = run.folder
         assert run.path is not None
         write_table(run.table, run.path, build_schema([LOGPS]), run.about.to_dict())
         counts = self.pair_set.counts.to_dict()
-        write_summary(run.path, {**run.about.to_dict(), **summary, "counts": counts, "verdict": told})
+        write_summary(
+            run.path, {**run.about.to_dict(), **summary, "counts": counts, "verdict": verdict and verdict.to_dict()}
+        )
         folder.append_metrics({"step": state.global_step, **self.latest})
         state.log_history.append({**self.latest, "epoch": state.epoch, "step": state.global_step})
         self._hand_on(args, state)

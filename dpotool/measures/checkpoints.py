@@ -11,6 +11,7 @@ from typing import Any
 
 from dpotool.errors import DpotoolError
 from dpotool.runs.folder import is_checkpoint_name
+from dpotool.wording import count
 
 ALL = "all"
 
@@ -66,12 +67,15 @@ def describe_trajectory(summaries: Sequence[Mapping[str, Any]]) -> str | None:
     fallen = next((name for name, verdict in judged if verdict["criteria"]["displaced"] == "met"), None)
     harmful = next((name for name, verdict in judged if verdict["kind"] == "harmful"), None)
     if fallen is None:
-        return f"The probability of the chosen answers is not shown to have fallen at any of {len(judged)} checkpoints."
+        return (
+            "The probability of the chosen answers is not shown to have fallen at any of "
+            f"{count(len(judged), 'checkpoint')}."
+        )
     text = f"The probability of the chosen answers is first shown to have fallen at {fallen}"
     return (
         f"{text}. The fall is first harmful at {harmful}."
         if harmful
-        else f"{text}. The fall is not shown to be harmful at any of {len(judged)} checkpoints."
+        else f"{text}. The fall is not shown to be harmful at any of {count(len(judged), 'checkpoint')}."
     )
 
 

@@ -34,6 +34,7 @@ from dpotool.runs.locks import claiming
 from dpotool.runs.schemas import TOKEN_SCHEMA
 from dpotool.runs.tables import write_table
 from dpotool.settings.scoring import ScoreConfig
+from dpotool.wording import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +165,10 @@ def _leave_out_non_finite(
     pair_set, values = leave_out_non_finite(opened.pair_set, scored)
     n_left_out = len(opened.pair_set.pairs) - len(pair_set.pairs)
     if n_left_out:
-        progress.warn(f"{opened.subject.label}: {n_left_out} pairs are left out: their log-probability is not finite")
+        progress.warn(
+            f"{opened.subject.label}: {count(n_left_out, 'pair is', 'pairs are')} left out, as the "
+            "log-probability is not finite"
+        )
     return replace(opened, pair_set=pair_set), values["the model"], values.get("the reference")
 
 
@@ -199,7 +203,7 @@ def _write(
     summary["counts"] = opened.pair_set.counts.to_dict()
     summary["layouts"] = layouts
     verdict = judge_displacement(run, seed=config.seed)
-    summary["verdict"] = None if verdict is None else verdict.to_dict()
+    summary["verdict"] = verdict and verdict.to_dict()
     if PartialState().is_main_process:
         write_table(run.table, path, build_schema(measures), about.to_dict(), format=config.format)
         write_summary(path, summary)

@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.models.loading import load_tokenizer
+from dpotool.wording import count
 
 _SAMPLE = 32
 """Pairs whose texts are encoded by both tokenizers."""
@@ -29,7 +30,8 @@ def check_token_ids(
     n_rows = count_rows(model)
     if n_rows is not None and largest >= n_rows:
         raise DpotoolError(
-            f"token id {largest} ({tokenizer.convert_ids_to_tokens(largest)}) is beyond the {n_rows} rows of the "
+            f"token id {largest} ({tokenizer.convert_ids_to_tokens(largest)}) is beyond the "
+            f"{count(n_rows, 'row')} of the "
             "model's embedding",
             where=where,
             remedy="Take the tokenizer the model was saved with, or save the model again after "
@@ -80,7 +82,9 @@ def check_same_tokens(
         text = tokenizer.decode([*pair.prompt_ids, *pair.chosen_ids])
         ids, other_ids = (one.encode(text, add_special_tokens=False) for one in (tokenizer, theirs))
         if ids != other_ids:
-            raise _other_tokens(other, f"pair {pair.pair_id} has {len(ids)} tokens for the model, and other ones there")
+            raise _other_tokens(
+                other, f"pair {pair.pair_id} has {count(len(ids), 'token')} for the model, and other ones there"
+            )
 
 
 def check_same_tokenizer(

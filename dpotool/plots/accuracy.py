@@ -16,7 +16,6 @@ from dpotool.plots.theme import (
     COLORS,
     INK,
     MARKERS,
-    count,
     describe_ns,
     make_figure,
     percent,
@@ -28,7 +27,8 @@ from dpotool.plots.theme import (
     wrap,
 )
 from dpotool.plots.tradeoff import Point, measure_bars, need_differences, read_points
-from dpotool.stats.wording import format_interval
+from dpotool.stats.intervals import format_interval
+from dpotool.wording import count
 
 _METRIC = "reward_accuracy"
 

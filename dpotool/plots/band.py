@@ -23,7 +23,6 @@ from dpotool.plots.theme import (
     MUTED,
     REJECTED,
     choose_n_bins,
-    count,
     describe_n,
     make_figure,
     put_legend_above,
@@ -31,9 +30,11 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
-from dpotool.stats.bootstrap import Interval, bootstrap_interval, bootstrap_shares
+from dpotool.stats.bootstrap import bootstrap_interval, bootstrap_shares
+from dpotool.stats.intervals import Interval
 from dpotool.theory.band import compute_band_center
 from dpotool.theory.summary import split_usable
+from dpotool.wording import count
 
 GRID = np.unique(np.append(np.geomspace(0.2, 1.6, 140), DPO))
 """Shift factors at which shares are counted; the axis is logarithmic, as 1/f is to f = 1 what f is."""

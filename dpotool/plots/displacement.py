@@ -29,8 +29,9 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
-from dpotool.stats.bootstrap import Interval, bootstrap_means
-from dpotool.stats.wording import format_interval
+from dpotool.stats.bootstrap import bootstrap_means
+from dpotool.stats.intervals import Interval, format_interval
+from dpotool.wording import count
 
 _COLORS = {"chosen": CHOSEN, "rejected": REJECTED}
 _CENTRAL = (0.5, 99.5)  # percentiles the axis spans: a few very long completions would squeeze everything else
@@ -87,7 +88,9 @@ def plot_displacement(runs: Sequence[ScoredRun], *, model: str, data: str, recom
     values = np.concatenate([run.columns[f"{side}_displacement"] for run in runs for side in SIDES])
     n_outside = int(((values < edges[0]) | (values > edges[-1])).sum())
     beyond = (
-        f" {n_outside:,} of {len(values):,} values lie beyond the axis and count in the means." if n_outside else ""
+        f" {n_outside:,} of {count(len(values), 'value')} lie beyond the axis and count in the means."
+        if n_outside
+        else ""
     )
     set_note(
         figure,

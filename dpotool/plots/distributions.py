@@ -35,6 +35,7 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
+from dpotool.wording import count
 
 COLUMNS = {
     "chosen_logps": ("log π(chosen) (nats)", CHOSEN, HATCHES["chosen"]),
@@ -201,7 +202,7 @@ def _describe_axes(runs: Sequence[ScoredRun], bins: Mapping[str, Values], with_r
         "bootstrap interval of the mean change."
     )
     if n_outside:
-        text += f" {n_outside:,} of {n_all:,} values lie beyond the axes and count in the means."
+        text += f" {n_outside:,} of {count(n_all, 'value')} lie beyond the axes and count in the means."
     means = [run.columns["ref_chosen_logps"].mean() for run in with_reference]
     if means and not np.allclose(means, means[0], rtol=1e-6):
         text += f" The rows' references differ; the first row is that of {with_reference[0].label}."

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from dpotool.compare.comparison import tabulate_runs
 from dpotool.compare.outcomes import measure_outcomes
+from dpotool.compare.runs_table import tabulate_runs
 from dpotool.compare.theory_check import select_forecast
 from dpotool.errors import DpotoolError
 from dpotool.plots.lambdas import mark_lambdas, set_lambda_ticks
@@ -26,7 +26,6 @@ from dpotool.plots.theme import (
     MARGIN,
     MUTED,
     REJECTED,
-    count,
     describe_n,
     make_figure,
     percent,
@@ -34,6 +33,7 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
+from dpotool.wording import count
 
 _STEPS = {"sgd": "Forecast from a step of gradient descent", "adamw": "Forecast from AdamW's first step"}
 _CHANGES: dict[str, tuple[str, str, Any, str]] = {

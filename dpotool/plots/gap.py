@@ -20,7 +20,6 @@ from dpotool.plots.theme import (
     INK,
     MUTED,
     REJECTED,
-    count,
     describe_n,
     format_significant,
     make_figure,
@@ -28,6 +27,7 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
+from dpotool.wording import count
 
 GAPS = {
     "g1": "g1: chosen log-likelihood,\nDPO-Shift minus DPO",

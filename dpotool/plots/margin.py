@@ -19,7 +19,6 @@ from dpotool.plots.theme import (
     MUTED,
     REJECTED,
     choose_n_bins,
-    count,
     describe_ns,
     format_number,
     join_rows,
@@ -30,7 +29,9 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
-from dpotool.stats.bootstrap import Interval, bootstrap_shares
+from dpotool.stats.bootstrap import bootstrap_shares
+from dpotool.stats.intervals import Interval
+from dpotool.wording import count
 
 _CENTRAL = (0.5, 99.5)
 
@@ -73,7 +74,7 @@ def plot_margin(runs: Sequence[ScoredRun], *, model: str, data: str) -> Figure:
     grid[-1].set_xlabel("reward margin, β · (change of chosen − change of rejected), nats")
     set_title(figure, "Reward margins", model, data, describe_ns(runs))
     n_outside = int(((pooled < edges[0]) | (pooled > edges[-1])).sum())
-    beyond = f" {n_outside:,} of {len(pooled):,} values lie beyond the axis." if n_outside else ""
+    beyond = f" {n_outside:,} of {count(len(pooled), 'value')} lie beyond the axis." if n_outside else ""
     set_note(
         figure,
         "Share of pairs per bin. The triangle stands at the mean. Brackets are 95 % bootstrap intervals." + beyond,

@@ -30,6 +30,7 @@ from dpotool.plots.theme import (
     styled,
     title_panel,
 )
+from dpotool.wording import count
 
 QUADRANTS = {
     "chosen up, rejected down": (1, -1),
@@ -82,7 +83,7 @@ def plot_quadrants(runs: Sequence[ScoredRun], *, model: str, data: str, recommen
         if axes.xaxis.get_tick_params()["labelbottom"]:
             axes.set_xlabel("change of log π(rejected) (nats)")
     set_title(figure, "Which way the pairs moved", model, data, describe_ns(runs))
-    beyond = f" {n_outside:,} points lie beyond the axes and count in the corners." if n_outside else ""
+    beyond = f" {count(n_outside, 'point')} beyond the axes still counted in the corners." if n_outside else ""
     set_note(
         figure,
         "Change from the reference. Dots: margin above 0; crosses: margin 0 or below. Dashed: both change alike. "

@@ -14,7 +14,8 @@ from dpotool.plots.registry import Drawing
 from dpotool.plots.scene import Scene
 from dpotool.plots.theme import COLORS, DASHES, MARKERS, make_figure, set_note, set_title, styled
 from dpotool.plots.tradeoff import measure_bars
-from dpotool.stats.wording import Interval, capitalize, format_interval
+from dpotool.stats.intervals import Interval, format_interval
+from dpotool.wording import capitalize
 
 FEWEST_SPOKES = 3
 LOWEST, HIGHEST = 1, 10
@@ -64,7 +65,7 @@ def plot_ratings(rated: Sequence[Mapping[str, Any]]) -> Figure:
     axes.set_rlabel_position(180 / len(categories))
     figure.legend(loc="outside upper right", ncols=min(3, len(rated)))
     counts = sorted({each["n_questions"] for each in rated})
-    n = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    n = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
     set_title(figure, "Grades by category", f"judge: {rated[0]['judge']}", f"n = {n} questions")
     set_note(figure, f"{capitalize(rated[0]['caveat'])}. Means of grades from 1 to 10; 95 % intervals over "
              "questions, of which a category has few.")  # fmt: skip

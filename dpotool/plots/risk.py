@@ -27,7 +27,7 @@ from dpotool.plots.theme import (
     styled,
     wrap,
 )
-from dpotool.stats.wording import format_interval
+from dpotool.stats.intervals import format_interval
 
 _N_SHOWN = 2
 _KINDS = (

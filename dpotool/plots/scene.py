@@ -10,10 +10,10 @@ from typing import Any
 
 import pandas as pd
 
-from dpotool.compare.comparison import expand_sweeps, make_unique, open_runs
 from dpotool.compare.diagnosed_run import DiagnosedRun, find_diagnosis, need_changes
 from dpotool.compare.differences import Comparison
 from dpotool.compare.findings import Findings, conclude
+from dpotool.compare.runs_table import expand_sweeps, make_unique, open_runs
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.plots.registry import NEEDS

@@ -25,7 +25,7 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
-from dpotool.stats.wording import format_interval
+from dpotool.stats.intervals import format_interval
 
 SIDES = {"chosen": CHOSEN, "rejected": REJECTED}
 _HEIGHT = 0.36

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.runs.atomic import atomic_path
+from dpotool.wording import count
 
 FORMATS = ("png", "pdf", "svg")
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#5C5C5C")
@@ -174,7 +175,7 @@ def describe_ns(runs: Sequence[ScoredRun]) -> str:
     if len(set(counts)) == 1:
         return describe_n(*counts[0])
     low, high = min(n for n, _ in counts), max(n for n, _ in counts)
-    ns = f"n = {low:,} pairs each" if low == high else f"n differs: {low:,} to {high:,} pairs"
+    ns = f"n = {count(low, 'pair')} each" if low == high else f"n differs: {low:,} to {count(high, 'pair')}"
     n_excluded = sum(left_out for _, left_out in counts)
     return ns + (f", {n_excluded:,} left out in all" if n_excluded else "")
 
@@ -182,11 +183,6 @@ def describe_ns(runs: Sequence[ScoredRun]) -> str:
 def percent(share: float) -> str:
     """Returns "79.8 %"."""
     return f"{100 * share:.1f} %"
-
-
-def count(n: int, noun: str) -> str:
-    """Returns "1 run", "2 runs"."""
-    return f"{n:,} {noun}{'' if n == 1 else 's'}"
 
 
 def shorten(text: str, width: int) -> str:

@@ -19,7 +19,6 @@ from dpotool.plots.theme import (
     MANY,
     MUTED,
     choose_n_bins,
-    count,
     describe_n,
     make_figure,
     percent,
@@ -28,6 +27,7 @@ from dpotool.plots.theme import (
     styled,
 )
 from dpotool.theory.summary import PAPER_SHARES, split_usable
+from dpotool.wording import count
 
 _SIGNS = ((-1, -1), (-1, 1), (1, -1), (1, 1))
 _CASE_MARKERS = ("o", "x", "^", "s", "D")
@@ -51,7 +51,7 @@ def put_in_words(table: pd.DataFrame) -> str:
         ", ".join(f"{name} {percent(n_pairs / len(usable))}" for name, n_pairs in counts.items())
         for counts in (count_signs(usable), count_cases(usable))
     )
-    return f"Of {len(usable):,} pairs: {signs}. One DPO step on the pair alone: {cases}."
+    return f"Of {count(len(usable), 'pair')}: {signs}. One DPO step on the pair alone: {cases}."
 
 
 @styled

@@ -25,7 +25,8 @@ from dpotool.compare.diagnosed_run import DiagnosedRun, make_visible
 from dpotool.errors import DpotoolError
 from dpotool.plots.registry import Drawing
 from dpotool.plots.scene import Scene
-from dpotool.plots.theme import INK, MUTED, count, format_number, make_figure, set_note, set_title, styled
+from dpotool.plots.theme import INK, MUTED, format_number, make_figure, set_note, set_title, styled
+from dpotool.wording import count
 
 MOST_TOKENS = 400
 """Of an answer; more would make a picture that nobody reads, and the note says how many are left out."""

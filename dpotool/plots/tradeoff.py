@@ -23,7 +23,6 @@ from dpotool.plots.theme import (
     INK,
     MARKERS,
     MUTED,
-    count,
     describe_ns,
     make_figure,
     put_legend_above,
@@ -33,8 +32,9 @@ from dpotool.plots.theme import (
     styled,
     wrap,
 )
+from dpotool.stats.intervals import Interval, format_interval
 from dpotool.stats.paired import read_difference
-from dpotool.stats.wording import Interval, format_interval
+from dpotool.wording import count
 
 _X = "chosen_logps"
 AGAINST = {

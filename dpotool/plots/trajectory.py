@@ -16,7 +16,8 @@ from matplotlib.ticker import MaxNLocator
 from dpotool.errors import DpotoolError
 from dpotool.plots.registry import Drawing
 from dpotool.plots.scene import Scene
-from dpotool.plots.theme import CHOSEN, INK, REJECTED, count, make_panels, set_note, set_title, styled, title_panel
+from dpotool.plots.theme import CHOSEN, INK, REJECTED, make_panels, set_note, set_title, styled, title_panel
+from dpotool.wording import count
 
 _SIDES: dict[str, dict[str, Any]] = {
     "chosen": {"color": CHOSEN, "marker": "o", "linestyle": "-"},
@@ -141,7 +142,7 @@ def plot_trajectory(
     panels[0].xaxis.set_major_locator(MaxNLocator("auto", integer=True))  # shared by all; there are no half steps
     n_cut = _set_limits(panels[0], [line for sides in lines.values() for line in sides.values()], is_change=is_change)
     n_logged = sum(len(rows) for rows in shown.values())
-    n = f"n = {n_eval_pairs:,} evaluated pairs" if n_eval_pairs else f"n = {count(n_logged, 'logged row')}"
+    n = f"n = {count(n_eval_pairs, 'evaluated pair')}" if n_eval_pairs else f"n = {count(n_logged, 'logged row')}"
     set_title(figure, "Likelihoods while training", model, data, n)
     not_shown = f" Not shown, as they logged no logps/chosen: {', '.join(without)}." if without else ""
     set_note(figure, _describe([line for sides in lines.values() for line in sides.values()], n_cut) + not_shown)

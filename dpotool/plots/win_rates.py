@@ -24,7 +24,8 @@ from dpotool.plots.theme import (
     wrap,
 )
 from dpotool.plots.tradeoff import Point, draw_points, place_points
-from dpotool.stats.wording import Interval, capitalize, format_interval
+from dpotool.stats.intervals import Interval, format_interval
+from dpotool.wording import capitalize, count
 
 _PARTS = (("wins", COLORS[0], ""), ("ties", FAINT, ""), ("losses", COLORS[1], "/////"))
 
@@ -138,5 +139,9 @@ def _describe(judged: Sequence[JudgedRun]) -> str:
     first = judged[0].summary
     missing = sum(run.summary["without_outcome"] for run in judged)
     proxy = "A proxy, not a judgment of quality. " if first.get("is_proxy") else ""
-    left = f" {missing} questions without a verdict are in no class." if missing else ""
+    left = (
+        f" {count(missing, 'question without a verdict is', 'questions without a verdict are')} in no class."
+        if missing
+        else ""
+    )
     return f"{proxy}{capitalize(first['caveat'])}. Ties count half; 95 % intervals over questions.{left}"

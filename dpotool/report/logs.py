@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpotool.compare.comparison import expand_sweeps
+from dpotool.compare.runs_table import expand_sweeps
 from dpotool.errors import DpotoolError
 from dpotool.plots.registry import find_plot
 from dpotool.plots.scene import Scene, read_scene

@@ -18,6 +18,7 @@ from dpotool.report.sections import Material, build_sections
 from dpotool.runs.atomic import write_bytes, write_text
 from dpotool.runs.places import hide_folders
 from dpotool.settings.reading import PlotConfig, ReportConfig
+from dpotool.wording import count
 
 FORMATS = {"html": ".html", "markdown": ".md"}
 FindTexts = Callable[[Findings, int], TextSource]
@@ -100,7 +101,7 @@ def _build_page(material: Material) -> Page:
     """Collects everything the page says, in no format yet."""
     comparison, title = material.findings.comparison, material.scene.title
     n, base = len(comparison.runs), material.findings.base
-    subtitle = f"{n} model{'' if n == 1 else 's'} on {title['data']}, n = {base.n}"
+    subtitle = f"{count(n, 'model')} on {title['data']}, n = {base.n}"
     return Page(
         title=f"Likelihood displacement: {title['model']}",
         subtitle=f"{subtitle}; log-likelihoods are sums over the tokens of an answer, in nats",

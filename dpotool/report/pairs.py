@@ -16,7 +16,7 @@ from dpotool.compare.pair_scores import find_pair_scores, relate_to_change
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.report.blocks import Block, PairText, Paragraph, Subheading, Table, TokenText
-from dpotool.stats.wording import format_interval
+from dpotool.stats.intervals import format_interval
 
 _CAPTION = (
     "Rank correlation of imported scores of the pairs with the change of log π(chosen), with 95 % bootstrap intervals "

@@ -9,6 +9,7 @@ from typing import Any
 from dpotool.compare.findings import Findings
 from dpotool.compare.summaries import check_margin_identity
 from dpotool.report.blocks import Block, Bullets, Paragraph, Table
+from dpotool.wording import count
 
 
 def list_data_problems(findings: Findings) -> list[Block]:
@@ -55,7 +56,7 @@ def _list_odd(counts: Mapping[str, Any], which: str) -> list[str]:
         return [
             f"It is not known how many {which} pairs were shortened or merged, had equal answers, or occurred twice."
         ]
-    return [f"{counts[name]} {which} pairs {what}." for name, what in _ODD.items() if counts.get(name)]
+    return [f"{count(counts[name], f'{which} pair')} {what}." for name, what in _ODD.items() if counts.get(name)]
 
 
 def _say_of_whom(found: Mapping[str, Sequence[str]], n_runs: int) -> list[str]:

@@ -15,6 +15,7 @@ from markupsafe import Markup, escape
 from dpotool.errors import DpotoolError
 from dpotool.plots.registry import list_plots
 from dpotool.report.blocks import Block, Page, PairText, Paragraph, Picture, TokenText
+from dpotool.wording import count
 
 LIMIT = 5_000_000
 """Bytes of a whole HTML page: what goes through by mail, and opens at once on a phone."""
@@ -108,10 +109,10 @@ def _shrink(build: Callable[[int], Page]) -> Iterator[Page]:
     page = build(SMALL_DPI)
     yield _say(page, "Figures are coarser")
     page = _map_blocks(page, lambda block: _cut_pair(block) if isinstance(block, PairText) else block)
-    yield _say(page, f"Figures are coarser and texts are cut to {MOST_CHARACTERS:,} characters")
+    yield _say(page, f"Figures are coarser and texts are cut to {count(MOST_CHARACTERS, 'character')}")
     for kind in reversed(list_plots()):
         page = _drop(page, kind.name)
-        yield _say(page, f"Some figures are left out and texts are cut to {MOST_CHARACTERS:,} characters")
+        yield _say(page, f"Some figures are left out and texts are cut to {count(MOST_CHARACTERS, 'character')}")
 
 
 def _say(page: Page, what: str) -> Page:
@@ -121,12 +122,12 @@ def _say(page: Page, what: str) -> Page:
 def _cut_pair(pair: PairText) -> PairText:
     def cut(text: str) -> str:
         left_out = len(text) - MOST_CHARACTERS
-        return f"{text[:MOST_CHARACTERS]} … [{left_out:,} characters left out]" if left_out > 0 else text
+        return f"{text[:MOST_CHARACTERS]} … [{count(left_out, 'character')} left out]" if left_out > 0 else text
 
     def cut_tokens(tokens: Sequence[TokenText]) -> Sequence[TokenText]:
         ends = list(accumulate(len(token.text) for token in tokens))
         n = bisect_right(ends, MOST_CHARACTERS)
-        rest = TokenText(f" … [{len(tokens) - n:,} tokens left out]", "left out to keep the page small")
+        rest = TokenText(f" … [{count(len(tokens) - n, 'token')} left out]", "left out to keep the page small")
         return tokens if n == len(tokens) else [*tokens[:n], rest]
 
     return replace(

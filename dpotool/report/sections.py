@@ -22,7 +22,7 @@ from dpotool.report.record import check_itself, describe_setup, list_data_proble
 from dpotool.report.render import DPI
 from dpotool.report.repeat import say_how_to_repeat
 from dpotool.settings.reading import ReportConfig
-from dpotool.stats.wording import format_interval
+from dpotool.stats.intervals import format_interval
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import yaml
 
 from dpotool.errors import DpotoolError
 from dpotool.settings.fields import Settings
+from dpotool.wording import count
 
 T = TypeVar("T")
 S = TypeVar("S", bound=Settings)
@@ -60,7 +61,7 @@ def parse_yaml(text: str) -> Any:
 def _parse_yaml(text: str) -> Any:
     """A command opens the same run.yaml many times, and the parser, which is Python, takes 30 ms each time."""
     if len(text) > _LARGEST:
-        raise ValueError(f"it has {len(text):,} characters, and no settings have more than {_LARGEST:,}")
+        raise ValueError(f"it has {count(len(text), 'character')}, and no settings have more than {_LARGEST:,}")
     if _TOO_DEEP.search(text):  # the parser would find out too, after seconds
         raise ValueError("it is nested too deeply")
     try:

@@ -30,6 +30,7 @@ from dpotool.runs.schemas import (
     TOKEN_SCHEMA,
     is_optional,
 )
+from dpotool.wording import count
 
 __all__ = ["SCORE_SCHEMA", "THEORY_SCHEMA", "TOKEN_SCHEMA", "read_raw_metadata", "read_table", "write_table"]
 
@@ -219,7 +220,7 @@ def _to_arrow_column(frame: pd.DataFrame, field: pa.Field) -> pa.Array:
         except (pa.ArrowException, ValueError, TypeError) as error:
             raise ValueError(f"column {field.name!r} does not hold {field.type} ({error})") from error
     if not field.nullable and column.null_count:
-        raise ValueError(f"column {field.name!r} is null in {column.null_count} rows")
+        raise ValueError(f"column {field.name!r} is null in {count(column.null_count, 'row')}")
     return column
 
 

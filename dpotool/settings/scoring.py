@@ -141,7 +141,7 @@ class PredictConfig(ScreenSettings, SubjectSettings):
 OPTIMIZERS = ("adamw", "sgd")
 
 
-def check_config(config: TheoryConfig) -> None:
+def check_theory_config(config: TheoryConfig) -> None:
     """Refuses settings that no table can be made with, before anything is loaded.
 
     Raises:

@@ -19,7 +19,7 @@ import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest, norm
 
-from dpotool.stats.wording import Interval
+from dpotool.stats.intervals import Interval
 
 N_RESAMPLES = 10_000
 CONFIDENCE = 0.95

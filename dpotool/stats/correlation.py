@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import bootstrap, spearmanr
 
-from dpotool.stats.bootstrap import Interval
+from dpotool.stats.intervals import Interval
 
 Values = NDArray[np.float64]
 Prompts = NDArray[np.str_]

@@ -15,14 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dpotool.stats.bootstrap import (
-    CONFIDENCE,
-    Interval,
-    bca_interval,
-    bootstrap_shares,
-    has_repeats,
-    sum_clusters,
-)
+from dpotool.stats.bootstrap import CONFIDENCE, bca_interval, bootstrap_shares, has_repeats, sum_clusters
+from dpotool.stats.intervals import Interval
 from dpotool.stats.win_rates import estimate_win_rate
 
 N_REFITS = 2_000

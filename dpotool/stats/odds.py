@@ -13,15 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
-from dpotool.stats.bootstrap import (
-    CONFIDENCE,
-    N_RESAMPLES,
-    Interval,
-    bca_interval,
-    has_repeats,
-    resample_sums,
-    sum_clusters,
-)
+from dpotool.stats.bootstrap import CONFIDENCE, N_RESAMPLES, bca_interval, has_repeats, resample_sums, sum_clusters
+from dpotool.stats.intervals import Interval
 
 
 def estimate_matched_odds(

@@ -18,13 +18,13 @@ from scipy.stats import binomtest, permutation_test
 from dpotool.stats.bootstrap import (
     CONFIDENCE,
     N_RESAMPLES,
-    Interval,
     bca_interval,
     bootstrap_means,
     has_repeats,
     resample_sums,
     sum_clusters,
 )
+from dpotool.stats.intervals import Interval
 from dpotool.stats.odds import estimate_matched_odds
 
 N_PERMUTATIONS = 9_999

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dpotool.stats.bootstrap import CONFIDENCE, N_RESAMPLES, Interval, bootstrap_ratios, bootstrap_shares
+from dpotool.stats.bootstrap import CONFIDENCE, N_RESAMPLES, bootstrap_ratios, bootstrap_shares
+from dpotool.stats.intervals import Interval
 from dpotool.stats.paired import compare_shares
 
 Floats = NDArray[np.float64]

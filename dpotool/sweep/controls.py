@@ -12,8 +12,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from dpotool.compare.comparison import find_scores
 from dpotool.compare.controls import CHOSEN, FOLDER, SCALED, find_curves, read_columns
+from dpotool.compare.runs_table import find_scores
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.measures.blend import score_blends

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpotool.compare.comparison import open_runs, tabulate_runs
+from dpotool.compare.runs_table import open_runs, tabulate_runs
 from dpotool.data.pair_sets import load_rows
 from dpotool.errors import DpotoolError
 from dpotool.losses.registry import get_loss
@@ -50,7 +50,7 @@ class SweepResult:
 
     folder: Path
     table: pd.DataFrame
-    """The runs table (`compare.comparison`) of the finished cells."""
+    """The runs table (`compare.runs_table`) of the finished cells."""
     failures: dict[str, str]
     """Cell -> why it failed."""
     n_trained: int

@@ -16,8 +16,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dpotool.stats.bootstrap import N_RESAMPLES, bootstrap_means, bootstrap_ratios, bootstrap_shares
-from dpotool.stats.wording import format_interval
+from dpotool.stats.intervals import format_interval
 from dpotool.theory.summary import shift_key
+from dpotool.wording import count
 
 Values = NDArray[np.float64]
 Changes = tuple[Values, Values]
@@ -87,7 +88,8 @@ def advise(
     scaled = bootstrap_means({"": gain / max(np.abs(gain).max(initial=0.0), 1e-300)}, **options)[""]
     if not scaled.ci_low > 0:
         reason = (
-            f"On these {len(gain)} pairs DPO's first step raises the margin of other pairs by an amount that cannot be "
+            f"On these {count(len(gain), 'pair')} DPO's first step raises the margin of other pairs by an "
+            "amount that cannot be "
             "distinguished from 0, so the forecast has no scale. More pairs would give it one."
         )
         nothing = {"recommended_lambda": None, "lowest_affordable_lambda": None}

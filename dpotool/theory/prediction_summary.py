@@ -45,7 +45,7 @@ def _describe(measured: Values, predicted: Values, clusters: Prompts | None, see
     same = bootstrap_shares({"": np.sign(measured) == np.sign(predicted)}, **options)[""]
     return {
         **{name: interval.to_dict("mean") for name, interval in means.items()},
-        "explained": None if ratio is None else ratio.to_dict(),
+        "explained": ratio and ratio.to_dict(),
         "correlation": over_pairs(correlate, predicted, measured, clusters, seed),
         "rank_correlation": correlate_ranks(predicted, measured, clusters, seed),
         "slope": over_pairs(_fit_slope, predicted, measured, clusters, seed),

@@ -15,6 +15,7 @@ from dpotool.runs.about import read_metadata
 from dpotool.runs.schemas import THEORY_SCHEMA
 from dpotool.runs.tables import read_table
 from dpotool.training.config import TrainConfig
+from dpotool.wording import count
 
 Values = Float[np.ndarray, " pairs"]
 WHOLE = "all trained parameters"
@@ -48,7 +49,7 @@ def read_pair_shifts(rule: AdaptiveLambda, config: TrainConfig, pair_set: PairSe
     missing = [pair_id for pair_id in ids if pair_id not in rows.index]
     if missing:
         raise DpotoolError(
-            f"the theory table has no row for {len(missing)} of {len(ids)} training pairs",
+            f"the theory table has no row for {len(missing)} of {count(len(ids), 'training pair')}",
             where=config.theory,
             got=f"none for row {missing[0]}, for one",
             remedy="Run theory-gap with the same --limit, --max-length and --truncation as this training",
@@ -60,7 +61,7 @@ def read_pair_shifts(rule: AdaptiveLambda, config: TrainConfig, pair_set: PairSe
     shifts = rule.compute_shifts(*values.T)
     progress.note(
         f"per-pair lambda ({rule.rule}): mean {shifts.mean():.3f}, from {shifts.min():.3f} to {shifts.max():.3f}, "
-        f"1 for {int((shifts == 1).sum())} of {len(shifts)} pairs"
+        f"1 for {int((shifts == 1).sum())} of {count(len(shifts), 'pair')}"
     )
     return shifts
 
@@ -74,7 +75,7 @@ def _check_pairs(hashes: pd.Series, pair_set: PairSet, path: str) -> None:
     ]
     if others:
         raise DpotoolError(
-            f"the theory table is of other texts for {len(others)} of {len(hashes)} training pairs",
+            f"the theory table is of other texts for {len(others)} of {count(len(hashes), 'training pair')}",
             where=path,
             got=f"row {others[0]}, for one, has other tokens",
             remedy="Run theory-gap on these pairs, with the same tokenizer, --max-length and --truncation",

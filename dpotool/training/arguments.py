@@ -17,6 +17,7 @@ from transformers.training_args import ParallelMode
 from dpotool.errors import DpotoolError
 from dpotool.models.loading import resolve_device
 from dpotool.training.config import TrainConfig
+from dpotool.wording import count
 
 LOGS_PER_RUN = 50
 EVALUATIONS_PER_RUN = 4
@@ -132,14 +133,14 @@ def describe_steps(config: TrainConfig, n_pairs: int) -> str:
     assert config.batch_size is not None
     n_processes = PartialState().num_processes
     n_steps = count_steps(config, n_pairs)
+    processes = count(n_processes, "process", "processes")
     factors = [f"{config.batch_size} at a time"]
     factors += [f"{config.gradient_accumulation} times"] if config.gradient_accumulation > 1 else []
-    factors += [f"on {n_processes} processes"] if n_processes > 1 else []
+    factors += [f"on {processes}"] if n_processes > 1 else []
     size = config.batch_size * config.gradient_accumulation * n_processes
-    processes = "1 process" if n_processes == 1 else f"{n_processes} processes"
-    in_a_step = f"{size} pairs in a step" + (f" ({', '.join(factors)})" if len(factors) > 1 else "")
+    in_a_step = f"{count(size, 'pair')} in a step" + (f" ({', '.join(factors)})" if len(factors) > 1 else "")
     return (
-        f"training in {processes}: {n_pairs} pairs, {in_a_step}, {n_steps} steps, "
+        f"training in {processes}: {count(n_pairs, 'pair')}, {in_a_step}, {count(n_steps, 'step')}, "
         f"learning rate {config.learning_rate:g} at its peak ({config.scheduler})"
     )
 

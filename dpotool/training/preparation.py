@@ -40,6 +40,7 @@ from dpotool.training.objective import Objective, record_settings
 from dpotool.training.policy import add_adapter, load_policy
 from dpotool.training.step_zero import check_step_zero
 from dpotool.training.trainer import PreferenceTrainer
+from dpotool.wording import count
 
 TRAIN, EVALUATION = "train", "eval"
 """A run's sets of pairs, as its manifest names them."""
@@ -260,7 +261,7 @@ def build_monitor(
     monitor = TheoryMonitor(policy, pairs)
     if monitor.left_out:
         progress.warn(
-            f"--monitor-theory leaves out {len(monitor.left_out)} parameters without a rule: "
+            f"--monitor-theory leaves out {count(len(monitor.left_out), 'parameter')} without a rule: "
             f"{', '.join(monitor.left_out)}"
         )
     return monitor

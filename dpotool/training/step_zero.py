@@ -9,6 +9,7 @@ from dpotool.errors import DpotoolError
 from dpotool.progress import Progress
 from dpotool.training.dataset import PairDataset
 from dpotool.training.trainer import PreferenceTrainer
+from dpotool.wording import count
 
 CHECKED_PAIRS = 8
 NOISE_PER_LOGP = 1e-4
@@ -36,7 +37,7 @@ def check_step_zero(
     if not is_own_start:
         progress.note(
             "the reference is not the model that training starts from: before training, log-ratios differ from 0 by "
-            f"{np.abs(difference).mean():.3g} nats on average ({n_pairs} pairs)"
+            f"{np.abs(difference).mean():.3g} nats on average ({count(n_pairs, 'pair')})"
         )
         return
     scale = np.abs(np.concatenate([logps.chosen, logps.rejected]))

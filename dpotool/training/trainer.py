@@ -31,6 +31,7 @@ from dpotool.training.dataset import PAIR_COLUMNS, PairCollator, PairDataset, re
 from dpotool.training.metrics import PairSums, summarize_pairs
 from dpotool.training.objective import Objective
 from dpotool.training.resumable import NonFiniteError, ResumableTrainer
+from dpotool.wording import count
 
 N_CHECKED = 4
 """Pairs that are scored before weights are saved: NaN or infinite weights show in each of them."""
@@ -132,7 +133,7 @@ class PreferenceTrainer(ResumableTrainer):
         pairs = _to_pair_logps(logps, first, inputs, has_rejected=self.objective.loss.takes_rejected)
         losses = self.objective.loss.compute(pairs, self.objective.options, shift)
         if not bool(torch.isfinite(losses).all()):
-            raise NonFiniteError(f"the loss of {int((~torch.isfinite(losses)).sum())} pairs is not a number")
+            raise NonFiniteError(f"the loss of {count(int((~torch.isfinite(losses)).sum()), 'pair')} is not a number")
         self._sums.add(pairs, self.objective.beta, shift)
         # Gradients are averaged over processes, and the count is the whole step's.
         return losses.sum() / num_items_in_batch * self.accelerator.num_processes
@@ -194,7 +195,7 @@ class PreferenceTrainer(ResumableTrainer):
         """
         names = [name for name in list_non_finite(self.policy) if name not in self._was_not_finite]
         if names:
-            what = f"{len(names)} parameters are not finite any more, {names[0]} among them"
+            what = f"{count(len(names), 'parameter is', 'parameters are')} no longer finite, {names[0]} among them"
             raise NonFiniteError(what, is_after_step=True)
         logps = self.scorer.compute(self.pairs[:N_CHECKED])
         values = [*logps.chosen, *(logps.rejected if self.objective.loss.takes_rejected else [])]

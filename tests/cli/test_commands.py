@@ -26,7 +26,7 @@ def test_train_says_where_the_run_is_and_what_to_do_next(dpotool: Any, model: Pa
     [folder] = Path("runs").iterdir()
     assert folder.name.startswith("dpo-pairs-")
     assert f"run folder: {folder}" in outcome.out
-    assert f"next: dpotool score {folder}" in outcome.out
+    assert f"Next: dpotool score {folder}" in outcome.out
     assert "has no test split, so the run is not evaluated. Name one with --eval-data or --test-fraction" in outcome.err
 
 

@@ -85,7 +85,7 @@ def test_every_format_has_the_table_over_seeds(dpotool: Any, tmp_path: Path) -> 
         run.update_manifest(seed=43)
         folders.append(run.name)
     [pooled] = json.loads(dpotool("compare", *folders, "--json").out)["seeds"]
-    chosen = pooled["chosen_logps"]
+    chosen = pooled["chosen_logps"]["difference"] | {"seed_sd": pooled["chosen_logps"]["seed_sd"]}
 
     *models, row = csv.DictReader(io.StringIO(dpotool("compare", *folders, "--format", "csv").out))
     assert [(model["seed"], model["n"], model["seeds"]) for model in models] == [

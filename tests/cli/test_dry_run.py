@@ -65,6 +65,8 @@ def test_what_is_stored_is_not_run(  # type: ignore[no-untyped-def]
     assert dpotool(*words, "--device", "cpu").code == 0
     (found,) = plan(*words)["estimates"]
     assert set(found["seconds"]) == {"loading", "statistics", "total"}
+    (found,) = plan(*words, "--measures", "ches,similarity")["estimates"]
+    assert found["seconds"]["ches"] > 0 and found["seconds"]["similarity"] > 0, "measures are never in the store"
     shown = dpotool(*words, "--dry-run", "--device", "cpu").out
     assert "policy: no batch was run" in shown and "tokens a batch" not in shown
 

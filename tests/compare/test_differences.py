@@ -16,11 +16,11 @@ from dpotool.compare.compared_table import (
     tabulate_effects,
     write_rows,
 )
-from dpotool.compare.comparison import open_runs
 from dpotool.compare.differences import MEAN_METRICS, SHARE_METRICS, Comparison, compare_runs
 from dpotool.compare.eligibility import Rule
 from dpotool.compare.findings import find_out
 from dpotool.compare.recommendation import recommend
+from dpotool.compare.runs_table import open_runs
 from dpotool.compare.theory_check import check_theory
 from dpotool.errors import DpotoolError
 from dpotool.runs.folder import RunFolder, write_summary

@@ -6,11 +6,11 @@ import pytest
 from scored_runs import write_scored_run
 from synthetic_frames import make_score_frame
 
-from dpotool.compare.comparison import expand_sweeps, open_runs
 from dpotool.compare.differences import compare_runs
 from dpotool.compare.eligibility import Rule
 from dpotool.compare.findings import _advise, find_out
 from dpotool.compare.recommendation import TAKE, Recommendation
+from dpotool.compare.runs_table import expand_sweeps, open_runs
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 from scored_runs import write_scored_run
 
-from dpotool.compare.comparison import open_runs
 from dpotool.compare.differences import compare_runs
+from dpotool.compare.runs_table import open_runs
 from dpotool.compare.seeds import combine_seeds, pool_seeds
 
 

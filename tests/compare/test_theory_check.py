@@ -6,8 +6,8 @@ import pytest
 from scored_runs import write_scored_run
 from synthetic_frames import make_theory_frame
 
-from dpotool.compare.comparison import open_runs, tabulate_runs
 from dpotool.compare.findings import find_out
+from dpotool.compare.runs_table import open_runs, tabulate_runs
 from dpotool.compare.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
 from dpotool.report.page import write_report
 from dpotool.runs.folder import RunFolder, write_summary

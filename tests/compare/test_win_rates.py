@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from dpotool.compare.win_rates import adjust_family, merge_judgments, state_result, summarize_judgments
+from dpotool.compare.win_rates import merge_judgments, note_adjusted, state_result, summarize_judgments
 
 
 def table(*rows: tuple[str, str, str | None], status: str = "judged") -> pd.DataFrame:
@@ -57,7 +57,7 @@ def test_nothing_judged_is_said():
 def test_what_the_sentence_says():
     better = summarize_judgments(table(*[(str(n), "apart", "win") for n in range(30)]))
     even = summarize_judgments(table(*[(str(n), "apart", ("win", "loss", "win")[n % 3]) for n in range(12)]))
-    adjust_family([better, even])
+    note_adjusted([better, even])
     assert better["n_compared"] == 2 and better["p_adjusted"] == pytest.approx(2 * better["p_value"])
     assert state_result("A", "DPO", better).startswith("A answers better than DPO by this judge: win rate 100.0 %")
     said = state_result("B", "DPO", even)

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpotool.stats.bootstrap import Interval, bootstrap_interval, bootstrap_means, bootstrap_ratios, bootstrap_shares
+from dpotool.stats.bootstrap import bootstrap_interval, bootstrap_means, bootstrap_ratios, bootstrap_shares
+from dpotool.stats.intervals import Interval
 
 
 def ends(interval: Interval) -> tuple[float, float]:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from tiny_models import save_tiny_model, write_pairs
 
-from dpotool.compare.comparison import expand_sweeps
 from dpotool.compare.controls import find_curves
 from dpotool.compare.findings import find_out
+from dpotool.compare.runs_table import expand_sweeps
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.estimates.sweep import plan_sweep

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dpotool.data.checks.check import Answers, Check, Found, Material, quote
+from dpotool.wording import count
 
 BIASED = 0.6
 """Share of pairs whose longer answer is chosen (or whose shorter is) from which length is a cause for concern."""
@@ -61,11 +62,12 @@ def _length_bias(material: Material) -> Found | None:
     concerned = longer if share >= 0.5 else differ & ~longer
     word = "longer" if share >= 0.5 else "shorter"
     says = (
-        f"the {word} answer is chosen in {100 * max(share, 1 - share):.0f} % of the {n} pairs whose lengths differ; "
+        f"the {word} answer is chosen in {100 * max(share, 1 - share):.0f} % of the {count(n, 'pair')} whose "
+        "lengths differ; "
         f"length alone tells a chosen from a rejected answer with an AUC of {max(auc, 1 - auc):.2f} (0.5 is chance)"
     )
     rows = {
-        each.pair_id: f"{len(each.chosen)} against {len(each.rejected)} characters: {each.show()}"
+        each.pair_id: f"{len(each.chosen)} against {count(len(each.rejected), 'character')}: {each.show()}"
         for each, is_one in zip(material.answers, concerned, strict=True)
         if is_one
     }
@@ -152,7 +154,8 @@ def _separable(material: Material, features: Callable[[str], Sequence[str]], wha
     accuracy = float((right + 0.5 * (margins == 0)).mean())
     half = 1.96 * (accuracy * (1 - accuracy) / len(pairs)) ** 0.5
     says = (
-        f"{what} picks the chosen answer in {100 * accuracy:.0f} % ± {100 * half:.0f} of {len(pairs)} pairs it was not "
+        f"{what} picks the chosen answer in {100 * accuracy:.0f} % ± {100 * half:.0f} of "
+        f"{count(len(pairs), 'pair')} it was not "
         "fitted on (50 % is chance)"
     )
     order = np.argsort(-margins, kind="stable")

@@ -7,6 +7,7 @@ import re
 from dpotool.data.checks.check import MODEL, Check, Found, Material, show_place, write_answer
 from dpotool.data.checks.token_view import TokenView
 from dpotool.data.texts import write_out
+from dpotool.wording import count
 
 
 def _view(material: Material) -> TokenView:
@@ -125,12 +126,14 @@ def _truncated(material: Material) -> Found:
         for side, n in at_end.items():
             lost[side] += n
         rows[row] = (
-            f"of {n_prompt} prompt tokens {over} are cut; a trainer that cuts at the end would take "
+            f"of {count(n_prompt, 'prompt token')} {over} are cut; a trainer that cuts at the end would take "
             f"{at_end['chosen']} of {n_chosen} chosen and {at_end['rejected']} of {n_rejected} rejected tokens"
         )
     says = (
-        f"at {view.max_length} tokens {len(rows)} pairs lose {lost['prompt']} prompt tokens and nothing of their "
-        f"answers; a trainer that cuts at the end would take {lost['chosen']} tokens of chosen and {lost['rejected']} "
+        f"at {count(view.max_length, 'token')} {count(len(rows), 'pair loses', 'pairs lose')} "
+        f"{count(lost['prompt'], 'prompt token')} and nothing of their "
+        f"answers; a trainer that cuts at the end would take {count(lost['chosen'], 'token')} of chosen and "
+        f"{lost['rejected']} "
         "of rejected answers"
     )
     return Found(rows, says if rows else "", {f"tokens_{name}": float(n) for name, n in lost.items()})
@@ -153,7 +156,7 @@ def _beyond_positions(material: Material) -> Found:
         return Found({})
     return Found(
         {
-            row: f"{n} tokens, and the model has positions for {view.positions}"
+            row: f"{count(n, 'token')}, and the model has positions for {view.positions}"
             for row, pair in view.encoded.items()
             if (n := len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))) > view.positions
         }

@@ -6,6 +6,8 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from dpotool.wording import count
+
 FEW = 50
 """Pairs, or prompts, below which a bootstrap interval is visibly too narrow: at 25 it covers 88 to 91 %."""
 Summary = Mapping[str, float | None]
@@ -75,19 +77,12 @@ def format_ends(interval: Interval | Summary, form: str = "+z.2f", scale: float 
     return "" if low is None or high is None else f" [{_format(low, form)}, {_format(high, form)}]"
 
 
-def capitalize(text: str) -> str:
-    """Returns the text with a capital at its beginning, all else as it is."""
-    return text[:1].upper() + text[1:]
-
-
 def say_if_few(n_pairs: int, n_prompts: int | None = None) -> str:
     """Returns " 12 pairs are few: ...", or nothing from FEW on; where pairs share prompts, prompts are what counts."""
     n, what = (n_pairs, "pair") if n_prompts is None or n_prompts == n_pairs else (n_prompts, "prompt")
     if n >= FEW:
         return ""
-    return (
-        f" {n} {what}{'' if n == 1 else 's'} {'is' if n == 1 else 'are'} few: the intervals themselves are too narrow."
-    )
+    return f" {count(n, f'{what} is', f'{what}s are')} few: the intervals themselves are too narrow."
 
 
 def _read(interval: Interval | Summary | None) -> Summary:

@@ -22,7 +22,7 @@ from dpotool.compare.summaries import MEANS, MEDIANS, PERPLEXITIES, SHARES, get_
 from dpotool.errors import DpotoolError
 from dpotool.runs.about import ScoreAbout, read_about
 from dpotool.runs.folder import RunFolder, list_runs
-from dpotool.stats.wording import Interval
+from dpotool.stats.intervals import Interval
 
 METRICS = (*MEANS, *(f"{name}_median" for name in MEDIANS), *SHARES, *PERPLEXITIES)
 COLUMNS = (

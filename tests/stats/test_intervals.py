@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from dpotool.stats.wording import format_interval
+from dpotool.stats.intervals import format_interval
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import warnings
 import pytest
 from synthetic_frames import make_score_frame
 
-from dpotool.compare.comparison import COLUMNS, METRICS, describe_run, expand_sweeps, open_runs, tabulate_runs
 from dpotool.compare.differences import compare_runs
+from dpotool.compare.runs_table import COLUMNS, METRICS, describe_run, expand_sweeps, open_runs, tabulate_runs
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.errors import DpotoolError
