@@ -28,7 +28,7 @@ def test_every_checkpoint_is_scored_oldest_first(dpotool: Any, model: Path, pair
         assert Path(result["path"]).is_file()
     one = dpotool("score", "run", "--checkpoints", "3,1", "--device", "cpu", "--no-noise-floor")
     assert one.code == 0 and one.out.index("step 3") < one.out.index("step 1"), "as asked for"
-    assert "accuracy, %" in one.out and f"{100 * found['results'][0]['reward_accuracy']['mean']:.1f} [" in one.out
+    assert "accuracy, %" in one.out and f"{100 * found['results'][0]['reward_accuracy']['value']:.1f} [" in one.out
     none = dpotool("score", "run", "--checkpoints", "2,7", "--device", "cpu")
     assert none.code == 1 and "has no checkpoint of step 7" in none.err and "all, or some of 1, 2, 3" in none.err
 
@@ -53,7 +53,7 @@ def test_the_sentence_names_the_first_certain_step() -> None:
 
     early = [summary("r/checkpoint-10", "open", "none"), summary("r/checkpoint-20", "met", "unclear")]
     assert describe_trajectory(early[:1]) == (
-        "The probability of the chosen answers is not shown to have fallen at any of 1 checkpoints."
+        "The probability of the chosen answers is not shown to have fallen at any of 1 checkpoint."
     )
     assert describe_trajectory(early) == (
         "The probability of the chosen answers is first shown to have fallen at step 20. The fall is not shown "
