@@ -6,7 +6,7 @@ other commands find it. `import dpotool` imports no torch; a function imports wh
 
 These names are stable: they change only with a line in CHANGELOG.md and, after 1.0, with a major version. Everything
 that is not in `dpotool.__all__` is private. Where a room of the package has a verb's name, the function says what it
-acts on: `compare_runs`, `write_report`.
+acts on: `compare_runs`, `run_sweep`, `write_report`.
 """
 
 from __future__ import annotations
@@ -25,8 +25,13 @@ if TYPE_CHECKING:
 
     from dpotool.compare.findings import Findings
     from dpotool.compare.scored_run import ScoredRun
+    from dpotool.gradients.prediction import PredictionResult
+    from dpotool.judging.answering import GenerateResult
+    from dpotool.judging.run import JudgeResult
+    from dpotool.measures.blend import BlendResult
     from dpotool.measures.diagnose import DiagnosisResult
     from dpotool.report.page import Report
+    from dpotool.sweep.run import SweepResult
     from dpotool.training.run import TrainResult
 
 
@@ -66,6 +71,21 @@ def train(**settings: Any) -> TrainResult:
     return run(TrainConfig(**settings))
 
 
+def run_sweep(**settings: Any) -> SweepResult:
+    """Trains and scores several settings from one start; `.table` has a row per run, `.folder` is what others take.
+
+    Args:
+        settings: `lambdas`, `losses`, `seeds`, `output`, ... and what `train` takes, for every run alike.
+
+    Raises:
+        DpotoolError: settings, data or model cannot be used. A run that fails is listed in `.failures` instead.
+    """
+    from dpotool.sweep.config import SweepConfig
+    from dpotool.sweep.run import sweep
+
+    return sweep(SweepConfig(**settings))
+
+
 def score(*models: str, **settings: Any) -> pd.DataFrame:
     """Scores models on preference pairs; returns a row per model and pair, with the model's label in `model`.
 
@@ -94,6 +114,67 @@ def diagnose(model: str, **settings: Any) -> DiagnosisResult:
     from dpotool.settings.scoring import DiagnoseConfig
 
     return diagnose_models([model], DiagnoseConfig(**settings))[0]
+
+
+def blend(first: str, second: str, **settings: Any) -> BlendResult:
+    """Scores models whose weights are averages of two trained ones; `.points` and `.scores` go together, one per blend.
+
+    Args:
+        settings: `at` (lambdas) or `weight` (shares of the second model, 0 to 1), and `write` to save one of them.
+
+    Raises:
+        DpotoolError: the two cannot be blended, or the data cannot be used.
+    """
+    from dpotool.measures.blend import score_blends
+    from dpotool.settings.scoring import BlendConfig
+
+    return score_blends(first, second, BlendConfig(**settings))
+
+
+def predict(end: str, start: str | None = None, **settings: Any) -> PredictionResult:
+    """Predicts from gradients how far each pair moved between two checkpoints: `.frame` by pair (nats), `.summary`.
+
+    Args:
+        end: the later checkpoint.
+        start: the earlier one; by default the model that the run of `end` started from.
+
+    Raises:
+        DpotoolError: the checkpoints cannot be compared, or the data cannot be used.
+    """
+    from dpotool.gradients.prediction import run_prediction
+    from dpotool.settings.scoring import PredictConfig
+
+    return run_prediction(end, start, PredictConfig(**settings))
+
+
+def generate(*models: str, **settings: Any) -> list[GenerateResult]:
+    """Lets models answer prompts; of each model `.answers` and the `.summary` of length, endings and repetition.
+
+    Raises:
+        DpotoolError: a model, the questions or the server cannot be used.
+    """
+    from dpotool.judging.answering import expand_models, generate_answers
+    from dpotool.settings.answers import GenerateConfig
+
+    return generate_answers(expand_models(models), GenerateConfig(**settings))
+
+
+def judge(*answers: str, **settings: Any) -> list[JudgeResult]:
+    """Lets a judge compare answers with a baseline's; of each model `.frame` by question and the `.summary`.
+
+    The summary has the win rate in its three forms (0 to 1, with 95 % intervals over questions), and the p-value.
+
+    Args:
+        answers: run folders for which `generate` has made answers (a sweep stands for its runs), or files of answers.
+
+    Raises:
+        DpotoolError: there are no answers to compare, or the judge cannot be used.
+    """
+    from dpotool.judging.answering import expand_models
+    from dpotool.judging.run import judge_answers
+    from dpotool.settings.answers import JudgeConfig
+
+    return judge_answers(expand_models(answers), JudgeConfig(**settings))
 
 
 def gradient_products(model: str = "builtin:demo", **settings: Any) -> pd.DataFrame:
@@ -182,11 +263,11 @@ def plot(kind: str, *runs: str, **settings: Any) -> Figure:
     Raises:
         DpotoolError: an unknown kind, or the runs lack what it is drawn from.
     """
-    from dpotool.plots.registry import find_plot
+    from dpotool.plots.registry import get_plot
     from dpotool.plots.scene import read_scene
     from dpotool.settings.reading import PlotConfig
 
-    return find_plot(kind).draw(read_scene(runs, PlotConfig(**settings))).figure
+    return get_plot(kind).draw(read_scene(runs, PlotConfig(**settings))).figure
 
 
 def write_report(*runs: str, **settings: Any) -> Report:

@@ -13,7 +13,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dpotool"
 
 FLOORS = [
-    {"errors", "interruption", "wording"},
+    {"errors", "interruption", "plugins", "wording"},
     {"hub", "progress", "settings"},
     {"data", "runs", "stats"},
     {"models", "cache", "theory"},
@@ -30,7 +30,7 @@ FLOOR_OF = {room: number for number, rooms in enumerate(FLOORS) for room in room
 
 TORCH_FREE = (
     "errors", "interruption", "hub", "progress", "settings", "runs", "stats", "theory", "compare", "plots", "report",
-    "cache", "wording",
+    "cache", "plugins", "wording",
 )  # fmt: skip
 HEAVY = ("torch", "transformers", "accelerate", "datasets")
 

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def run(config: GenerateConfig, console: Console, models: list[str] | None) -> None:
     """Let models answer prompts, and measure length, endings, repetition and distance from the reference."""
-    from dpotool.judging.answering import generate_answers
+    from dpotool.judging.answering import expand_models, generate_answers
     from dpotool.runs.folder import newest_run
 
     if not models and config.endpoint is None:
@@ -48,23 +48,6 @@ def run(config: GenerateConfig, console: Console, models: list[str] | None) -> N
         if result.path is not None:
             console.say(f"answers: {result.path}")
     console.finish({"results": [{"path": str(result.path), **result.summary} for result in results]})
-
-
-def expand_models(models: Sequence[str]) -> list[str]:
-    """Returns the models, with a sweep's trained runs in the place of its folder."""
-    from pathlib import Path
-
-    from dpotool.compare.runs_table import expand_sweeps
-    from dpotool.runs.folder import RunFolder
-
-    names: list[str] = []
-    for model in models:
-        folder = RunFolder(Path(model))
-        if folder.manifest_path.is_file() and folder.read_manifest()["kind"] == "sweep":
-            names += [str(run.path) for run in expand_sweeps([model]) if run.read_manifest()["kind"] == "train"]
-        else:
-            names.append(model)
-    return list(dict.fromkeys(names))
 
 
 def describe_setting(results: Sequence[GenerateResult]) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from dpotool.cli.console import Console, format_interval, format_number
-from dpotool.cli.generate import expand_models
 from dpotool.cli.verbs import Positional, add_verb
 from dpotool.settings.answers import JudgeConfig
 from dpotool.wording import count
@@ -37,6 +36,7 @@ def register(app: typer.Typer) -> None:
 def run(config: JudgeConfig, console: Console, answers: list[str] | None) -> None:
     """Compare answers with a baseline's by a judge: win rates with intervals, or MT-Bench grades."""
     from dpotool.compare.win_rates import state_result
+    from dpotool.judging.answering import expand_models
     from dpotool.judging.run import import_results, judge_answers
 
     names = expand_models(answers or [])

@@ -6,13 +6,15 @@ import typer
 
 from dpotool.cli.console import Console
 from dpotool.cli.verbs import Positional, add_verb
-from dpotool.plots.registry import ALL, NEEDS, choose_plots, list_plots
+from dpotool.plots.registry import ALL, NEEDS, choose_plots, find_plots
 from dpotool.settings.reading import PlotConfig
 
 
 def list_choices() -> dict[str, str]:
     """Returns every kind of picture, and `all`, with what it shows."""
-    return {kind.name: kind.shows for kind in list_plots()} | {ALL: "every picture that these runs have the tables for"}
+    return {kind.name: kind.shows for kind in find_plots().values()} | {
+        ALL: "every picture that these runs have the tables for"
+    }
 
 
 _KIND = Positional("kind", str, "The picture to draw.", required=True, choices=list_choices)

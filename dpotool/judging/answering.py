@@ -10,6 +10,7 @@ from typing import Any
 
 from accelerate import PartialState
 
+from dpotool.compare.runs_table import expand_sweeps
 from dpotool.errors import DpotoolError
 from dpotool.judging.answer_summary import summarize_answers
 from dpotool.judging.answers import Answer, label_folder, open_answers
@@ -44,6 +45,18 @@ class GenerateResult:
     logps: Logps
     settings: dict[str, Any]
     summary: dict[str, Any]
+
+
+def expand_models(models: Sequence[str]) -> list[str]:
+    """Returns the models, with a sweep's trained runs in the place of its folder."""
+    names: list[str] = []
+    for model in models:
+        folder = RunFolder(Path(model))
+        if folder.manifest_path.is_file() and folder.read_manifest()["kind"] == "sweep":
+            names += [str(run.path) for run in expand_sweeps([model]) if run.read_manifest()["kind"] == "train"]
+        else:
+            names.append(model)
+    return list(dict.fromkeys(names))
 
 
 def generate_answers(

@@ -7,12 +7,11 @@ axes of `sweep`, run.yaml, docs/losses.md and shell completion. Imports no torch
 
 from __future__ import annotations
 
-from functools import cache
-
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.losses.options import ChoiceOption, NumberOption
 from dpotool.losses.scores import validate_score_gaps, validate_scores
 from dpotool.losses.spec import LossSpec, Need
+from dpotool.plugins import register_installed
 from dpotool.settings.fields import BETA as _BETA
 
 ENTRY_POINTS = "dpotool.losses"
@@ -319,16 +318,8 @@ def register_loss(spec: LossSpec) -> LossSpec:
 
 def find_losses() -> dict[str, LossSpec]:
     """Returns every loss, those of installed packages included."""
-    _register_installed()
+    register_installed(ENTRY_POINTS, register_loss)
     return LOSSES
-
-
-@cache
-def _register_installed() -> None:
-    from importlib.metadata import entry_points  # tens of milliseconds that only this needs
-
-    for entry in entry_points(group=ENTRY_POINTS):
-        register_loss(entry.load())
 
 
 def get_loss(name: str) -> LossSpec:

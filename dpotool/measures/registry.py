@@ -7,14 +7,13 @@ the columns and the summary of `score`, what it prints, its table's schema, and 
 
 from __future__ import annotations
 
-from functools import cache
-
 import pyarrow as pa
 
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.measures.logps import LOGPS
 from dpotool.measures.measure import Measure
 from dpotool.measures.risks import CHES, SIMILARITY
+from dpotool.plugins import register_installed
 from dpotool.runs.schemas import SCORE_SCHEMA
 
 ENTRY_POINTS = "dpotool.measures"
@@ -40,16 +39,8 @@ def register_measure(measure: Measure) -> Measure:
 
 def find_measures() -> dict[str, Measure]:
     """Returns every measure, those of installed packages included."""
-    _register_installed()
+    register_installed(ENTRY_POINTS, register_measure)
     return MEASURES
-
-
-@cache
-def _register_installed() -> None:
-    from importlib.metadata import entry_points  # tens of milliseconds that only this needs
-
-    for entry in entry_points(group=ENTRY_POINTS):
-        register_measure(entry.load())
 
 
 def choose_measures(names: str) -> list[Measure]:

@@ -1,7 +1,8 @@
 """The kinds of pictures, and all that others say of each: `plot`, its help and its reference page, `all`, the report.
 
-Adding one is a module with a function from a `Scene` to a `Drawing`, a row in `_BUILT_IN`, and a test. A picture made
-elsewhere comes in by `register_plot`. Imports neither matplotlib nor pandas: help and completion read it.
+To add one: write a module with a function from a `Scene` to a `Drawing`, add its entry to `PLOTS`, and test it. From
+outside, `register_plot` adds one, and so does a package that names a `PlotKind` as an entry point of the group
+`dpotool.plots`. Imports neither matplotlib nor pandas, as help and completion read the entries.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.plugins import register_installed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from dpotool.plots.scene import Scene
     from dpotool.runs.folder import RunFolder
 
+ENTRY_POINTS = "dpotool.plots"
 ALL = "all"
 
 
@@ -88,62 +91,7 @@ class PlotKind:
         return drawing
 
 
-_KINDS: dict[str, PlotKind] = {}
-
-
-def register_plot(kind: PlotKind) -> None:
-    """Makes a kind of picture known to `plot`, `all`, the report and the reference page.
-
-    Raises DpotoolError for a name that is taken, or a need that is none of NEEDS.
-    """
-    if kind.name in (*_KINDS, ALL):
-        raise DpotoolError(
-            f"there is a picture {kind.name!r} already", where="register_plot", remedy="Use another name"
-        )
-    if kind.needs not in NEEDS:
-        raise DpotoolError(
-            f"unknown need {kind.needs!r}", where="register_plot", remedy=suggest_nearest(kind.needs, NEEDS)
-        )
-    _KINDS[kind.name] = kind
-
-
-def unregister_plot(name: str) -> None:
-    """Takes a picture away again. Raises DpotoolError, naming the nearest, for one that is not known."""
-    del _KINDS[find_plot(name).name]
-
-
-def find_plot(name: str) -> PlotKind:
-    """Returns the picture of that name. Raises DpotoolError, naming the nearest, for one that is not known."""
-    if name not in _KINDS:
-        raise DpotoolError(f"unknown picture {name!r}", where="plot", remedy=suggest_nearest(name, [*_KINDS, ALL]))
-    return _KINDS[name]
-
-
-def list_plots() -> list[PlotKind]:
-    """Returns all kinds by rank."""
-    return sorted(_KINDS.values(), key=lambda kind: kind.rank)
-
-
-_TRADEOFFS = {"accuracy": "tradeoff", "margin": "tradeoff-margin", "win-rate": "tradeoff-win-rate"}
-"""What `--y` sets against the likelihood -> the picture."""
-
-
-def choose_plots(name: str, y: str | None = None) -> list[PlotKind]:
-    """Returns the kinds that a word on the command line stands for: the one of that name, or those of `all`.
-
-    Raises DpotoolError for an unknown name or y, and for y beside another picture than `tradeoff`.
-    """
-    if y is not None:
-        if name != "tradeoff" or y not in _TRADEOFFS:
-            raise DpotoolError(
-                f"{y!r} cannot stand on the y axis of {name}", where="--y",
-                expected=f"{', '.join(_TRADEOFFS)}, with the picture tradeoff",
-            )  # fmt: skip
-        name = _TRADEOFFS[y]
-    return [kind for kind in list_plots() if kind.is_in_all] if name == ALL else [find_plot(name)]
-
-
-_BUILT_IN = (
+_ENTRIES = (
     PlotKind(
         "quadrants", 10, "scores",
         "which way each pair moved: change of the chosen against change of the rejected answer",
@@ -285,5 +233,56 @@ _BUILT_IN = (
         "dpotool.plots.gap:draw", is_in_all=False,
     ),
 )  # fmt: skip
-for _kind in _BUILT_IN:
-    register_plot(_kind)
+PLOTS: dict[str, PlotKind] = {kind.name: kind for kind in _ENTRIES}
+"""Name -> kind of picture; `find_plots` also has those of other packages."""
+
+
+def register_plot(kind: PlotKind) -> PlotKind:
+    """Adds a picture from outside; `plot`, `all`, the report and the reference page of this process then know it.
+
+    Raises:
+        ValueError: there is a picture of that name, or what it needs is no key of NEEDS.
+    """
+    if kind.name in (*PLOTS, ALL):
+        raise ValueError(f"there is a picture named {kind.name} already")
+    if kind.needs not in NEEDS:
+        raise ValueError(f"{kind.needs!r} is none of {', '.join(NEEDS)}")
+    PLOTS[kind.name] = kind
+    return kind
+
+
+def find_plots() -> dict[str, PlotKind]:
+    """Returns every kind of picture by rank, those of installed packages included."""
+    register_installed(ENTRY_POINTS, register_plot)
+    return dict(sorted(PLOTS.items(), key=lambda item: item[1].rank))
+
+
+def get_plot(name: str) -> PlotKind:
+    """Returns the picture of that name.
+
+    Raises:
+        DpotoolError: there is none; the message names the nearest.
+    """
+    known = find_plots()
+    if name not in known:
+        raise DpotoolError(f"unknown picture {name!r}", where="plot", remedy=suggest_nearest(name, [*known, ALL]))
+    return known[name]
+
+
+_TRADEOFFS = {"accuracy": "tradeoff", "margin": "tradeoff-margin", "win-rate": "tradeoff-win-rate"}
+"""What `--y` sets against the likelihood -> the picture."""
+
+
+def choose_plots(name: str, y: str | None = None) -> list[PlotKind]:
+    """Returns the kinds that a word on the command line stands for: the one of that name, or those of `all`.
+
+    Raises DpotoolError for an unknown name or y, and for y beside another picture than `tradeoff`.
+    """
+    if y is not None:
+        if name != "tradeoff" or y not in _TRADEOFFS:
+            raise DpotoolError(
+                f"{y!r} cannot stand on the y axis of {name}", where="--y",
+                expected=f"{', '.join(_TRADEOFFS)}, with the picture tradeoff",
+            )  # fmt: skip
+        name = _TRADEOFFS[y]
+    return [kind for kind in find_plots().values() if kind.is_in_all] if name == ALL else [get_plot(name)]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from dpotool.compare.runs_table import expand_sweeps
 from dpotool.errors import DpotoolError
-from dpotool.plots.registry import find_plot
+from dpotool.plots.registry import get_plot
 from dpotool.plots.scene import Scene, read_scene
 from dpotool.plots.trajectory import describe_source, read_ends
 from dpotool.report.blocks import Block, Bullets, Page, Paragraph, Section, Table
@@ -78,7 +78,7 @@ def _build_page(scene: Scene, paths: Sequence[str], config: ReportConfig, dpi: i
         sections=[
             Section("verdict", "What is missing, and what to do next", _say_what_is_missing(logs)),
             Section("logged", "First and last values", _tabulate_ends(metrics)),
-            Section("trajectory", "While training", [draw_figure(find_plot("trajectory"), scene, dpi)]),
+            Section("trajectory", "While training", [draw_figure(get_plot("trajectory"), scene, dpi)]),
             Section("setup", "Settings and versions", describe_setup(manifests)),
             Section("reproduce", "How to reproduce", repeat_page(paths, config)),
         ],

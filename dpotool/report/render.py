@@ -13,7 +13,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from dpotool.errors import DpotoolError
-from dpotool.plots.registry import list_plots
+from dpotool.plots.registry import find_plots
 from dpotool.report.blocks import Block, Page, PairText, Paragraph, Picture, TokenText
 from dpotool.wording import count
 
@@ -110,7 +110,7 @@ def _shrink(build: Callable[[int], Page]) -> Iterator[Page]:
     yield _say(page, "Figures are coarser")
     page = _map_blocks(page, lambda block: _cut_pair(block) if isinstance(block, PairText) else block)
     yield _say(page, f"Figures are coarser and texts are cut to {count(MOST_CHARACTERS, 'character')}")
-    for kind in reversed(list_plots()):
+    for kind in reversed(find_plots().values()):
         page = _drop(page, kind.name)
         yield _say(page, f"Some figures are left out and texts are cut to {count(MOST_CHARACTERS, 'character')}")
 

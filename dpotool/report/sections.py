@@ -14,7 +14,7 @@ from dpotool.compare.diagnosis import say_diagnosis
 from dpotool.compare.findings import Findings
 from dpotool.compare.win_rates import describe_judged, state_result
 from dpotool.errors import DpotoolError
-from dpotool.plots.registry import NEEDS, PlotKind, list_plots
+from dpotool.plots.registry import NEEDS, PlotKind, find_plots
 from dpotool.plots.scene import Scene
 from dpotool.report.blocks import Block, Bullets, Paragraph, Picture, Section, Table
 from dpotool.report.pairs import TextSource, show_foreign_scores, show_pairs
@@ -53,7 +53,7 @@ def build_sections(material: Material) -> list[Section]:
 def group_plots() -> dict[str, list[PlotKind]]:
     """Returns heading -> the kinds of pictures that stand under it in a report, the most telling first."""
     groups: dict[str, list[PlotKind]] = {}
-    for kind in list_plots():
+    for kind in find_plots().values():
         if kind.section is not None:
             groups.setdefault(kind.section, []).append(kind)
     return groups

@@ -14,7 +14,7 @@ from dpotool.compare.diagnosed_run import DiagnosedRun, find_diagnosis, make_vis
 from dpotool.errors import DpotoolError
 from dpotool.plots.gallery import draw
 from dpotool.plots.mass import PARTS, tabulate_mass
-from dpotool.plots.registry import find_plot
+from dpotool.plots.registry import get_plot
 from dpotool.plots.scene import read_scene
 from dpotool.plots.tokens import choose_pair, plot_tokens
 from dpotool.settings.reading import PlotConfig
@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> str:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_is_drawn_with_words_for_who_cannot_see_it(run: str, kind: str) -> None:
     assert [path.name for path in draw(kind, [run], PlotConfig()).paths] == [f"{kind}.png"]
-    drawing = find_plot(kind).draw(read_scene([run], PlotConfig()))
+    drawing = get_plot(kind).draw(read_scene([run], PlotConfig()))
     assert drawing.alt.endswith(".") and any(sign.isdigit() for sign in drawing.alt)
 
 
@@ -53,7 +53,7 @@ def test_all_draws_them_only_where_a_diagnosis_is(run: str, tmp_path: Path) -> N
 
 def test_the_spans_drawn_are_those_of_the_summary(run: str) -> None:
     found = DiagnosedRun.open(next(Path(run).glob("diagnosis/*-test.parquet")))
-    left, right = find_plot("spans").draw(read_scene([run], PlotConfig())).figure.axes
+    left, right = get_plot("spans").draw(read_scene([run], PlotConfig())).figure.axes
     widths = [patch.get_width() for patch in left.patches]
     expected = [
         *(found.summary["chosen"]["spans"][span]["mean"] for span in ("shared_prefix", "shared", "divergent", "eos")),
@@ -82,8 +82,8 @@ def test_the_worst_pair_is_shown_unless_another_is_asked_for(run: str) -> None:
     lowest = found.pairs["chosen_displacement"].idxmin()
     assert choose_pair(found, None) == lowest
     assert choose_pair(found, 3) == 3
-    assert f"Pair {lowest}." in find_plot("tokens").draw(read_scene([run], PlotConfig())).alt
-    assert "Pair 3." in find_plot("tokens").draw(read_scene([run], PlotConfig(pair=3))).alt
+    assert f"Pair {lowest}." in get_plot("tokens").draw(read_scene([run], PlotConfig())).alt
+    assert "Pair 3." in get_plot("tokens").draw(read_scene([run], PlotConfig(pair=3))).alt
     with pytest.raises(DpotoolError, match="such as"):
         draw("tokens", [run], PlotConfig(pair=4000))
 
