@@ -41,7 +41,7 @@ class BatchProducts:
     with_accuracy: Both
     """<W_i, K> and <L_i, K>, K = mean_j k_j (W_j - L_j): what raises the smoothed reward accuracy"""
     adamw: dict[float, Both]
-    """f -> change of log pi for AdamW's first step on the *other* half of the pairs, at a = b = 0; {} if not asked."""
+    """f -> change of log pi for AdamW's first step on the *other* half of the pairs, at a = b = 0; {} without."""
 
 
 def compute_batch_products(
@@ -105,7 +105,7 @@ def compute_batch_products(
 def split_by_prompt(pairs: Sequence[TokenizedPair]) -> list[np.ndarray]:
     """Returns the places of the pairs of every second prompt, and of every other one.
 
-    A pair whose prompt is not known has one of its own. Where all have the same prompt, the pairs themselves are split.
+    A pair whose prompt is unknown counts as one prompt. If all pairs have the same prompt, the pairs are split.
     """
     prompts = [place if pair.prompt_id is None else pair.prompt_id for place, pair in enumerate(pairs)]
     numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(prompts))}

@@ -107,7 +107,7 @@ def _compute_batch(
 def _differentiate_rows(
     engine: GradientEngine, pairs: Sequence[TokenizedPair], directions: Sequence[Direction]
 ) -> Float[Tensor, "directions rows"]:
-    """Returns the part of the parameters without a rule: each row's own gradient by autograd, times each direction."""
+    """Returns the part of the parameters without a rule: the gradient of each row by autograd, times each direction."""
     names = engine.claims.fallback
     totals = []
     with evaluation_mode(engine.model), training_only(engine.model, engine.fallback):

@@ -52,12 +52,13 @@ class EngineReport:
 
 
 class GradientEngine:
-    """A model with the parameters that count; finds out at once how each of them can be served.
+    """A model with the parameters to differentiate by; decides when it is made how each of them is handled.
 
     Args:
         model: any causal language model of transformers, also inside PEFT. It is left as it was after every call.
-        parameters: `all` trained ones, `last-N`, `lora` or `head` (`select_parameters`), or a selection of one's own.
-        pairs: those there will be. Where attention picks the best of a row's tokens, only rows of one length can run
+        parameters: `all` trained ones, `last-N`, `lora` or `head` (`select_parameters`), or a selection made by the
+        caller. pairs: those there will be. Where attention picks the best of a row's tokens, only rows of one length
+        can run
             together, and chosen and rejected have two: autograd then takes every parameter.
 
     Raises:
@@ -133,7 +134,7 @@ class GradientEngine:
     def lay_out(
         self, pairs: Sequence[TokenizedPair], n_tokens: int, *, together: bool, has_dropout: bool = False
     ) -> TokenLayout:
-        """Lays out a batch's rows; a prompt is looked at once where it gives both of its rows the same activations."""
+        """Lays out a batch's rows; a prompt is computed once if it has the same activations in both of its rows."""
         config = get_causal_lm(self.model).config.get_text_config()
         alike = not has_dropout and has_alike_prompts(config, pairs)
         return lay_out_batch(pairs, n_tokens, together=together, alike=alike)
@@ -162,7 +163,7 @@ def compute_fast_products(
     Units, arguments and errors as in `GradientEngine`.
 
     Args:
-        on_progress: called with the number of pairs each finished batch held.
+        on_progress: called with the number of pairs in each finished batch.
     """
     engine = GradientEngine(model, parameters, pairs=pairs)
     finished: dict[int, PairProducts] = {}

@@ -1,4 +1,4 @@
-"""u, v, gradient norms and entanglement of a training step's own pairs, from the step's own backward pass.
+"""u, v, gradient norms and entanglement of the pairs of a training step, from that step's backward pass.
 
 In a DPO step the gradients of all activations are there already, those of a completion's row scaled by the loss's
 derivative in its log-probability, which is known. So the products of the pairs' gradients cost their Gram matrices and

@@ -190,7 +190,7 @@ def compute_prediction(
 
 @contextmanager
 def _standing_at(at: str, first: nn.Module, second: nn.Module) -> Iterator[nn.Module]:
-    """Yields the model at whose weights the gradients are taken; the first one's are moved to the middle and back."""
+    """Yields the model at whose weights the gradients are taken; for `middle` the first is moved there and back."""
     if at != "middle":
         yield first if at == "from" else second
         return

@@ -1,7 +1,7 @@
-"""Real optimizer steps on a model, measured and taken back: what the theory's predictions are held against.
+"""Real optimizer steps on a model, measured and undone, which the theory's predictions are compared with.
 
-The gradient is the production loss's, the step is torch's own optimizer's, in float64. Afterwards the weights are the
-very tensors that were there before.
+The gradient is that of the loss used in training, the step that of torch's optimizer, in float64. Afterwards the
+weights are the very tensors that were there before.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Theorem 2.1 and what lies behind it, on a model and its pairs: table, summary, and what an interruption leaves."""
+"""The quantities of Theorem 2.1 for a model and its pairs: computes them, writes table and summary, and can resume."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ class _Study:
     def _collect(self) -> tuple[np.ndarray, list[PairProducts]]:
         """Returns the places of the finished pairs and their products, from the store where it has them.
 
-        The rest is computed and stored while the work goes on, so that a kill costs a minute of it.
+        The rest is computed and stored as it is finished, so that a killed process loses a minute of work.
         """
         pairs, scorer = self.opened.pair_set.pairs, self.opened.policy_scorer
         folder = scorer.folder_of_products(self.engine.selection.parameters)
@@ -221,7 +221,7 @@ class _Study:
         products: Sequence[PairProducts],
         reference_logps: tuple[np.ndarray | None, np.ndarray | None],
     ) -> None:
-        """Recomputes pairs by autograd, and takes real steps, where that was asked for."""
+        """Recomputes pairs by autograd (`--check`) and takes real steps (`--verify`), if the user asked for it."""
         policy, selection = self.opened.policy, self.engine.selection
         if self.config.check:
             self.found["check"] = check_products(

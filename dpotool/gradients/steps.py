@@ -1,4 +1,4 @@
-"""Directions in parameter space that are worked out parameter by parameter when asked for, so that none is stored."""
+"""Directions in parameter space, computed parameter by parameter on access, so that none is stored whole."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Predicted gaps held against measured ones: real steps of SGD and AdamW, over a ladder of learning rates.
+"""Predicted gaps compared with measured ones: real steps of SGD and AdamW, over a ladder of learning rates.
 
-A prediction of first order is right when what it leaves over falls with the square of the learning rate: the slope of
+A prediction of first order is right when its error falls with the square of the learning rate: the slope of
 log residual over log rate is 2. A wrong coefficient would leave a term of first order, slope 1.
 """
 
@@ -104,7 +104,7 @@ def _find_gap_direction(
 ) -> Mapping[str, Tensor]:
     """Returns the direction D in which the shifted step ends up beyond DPO's, per unit of learning rate.
 
-    For SGD D is the theory's own mean of d_i W_i + e_i L_i, and not the difference of the two loss gradients, which it
+    For SGD, D is the mean in the theory, d_i W_i + e_i L_i, and not the difference of the two loss gradients, which it
     must equal.
     """
     if optimizer == "sgd":

@@ -1,6 +1,6 @@
-"""The gradient of a weighted sum of log-likelihoods over many pairs: what a step on all of them together moves along.
+"""The gradient of a weighted sum of log-likelihoods over many pairs: the direction of one step on all of them together.
 
-One backward pass with weight gradients per batch, like a training step's, whose sum is kept. Rows of weight zero are
+One backward pass with weight gradients per batch, like a training step's, added up. Rows of weight zero are
 not computed. Mean gradients of the chosen and of the rejected answers cost together what one training step on the same
 pairs costs, and give every batch-level quantity of the theory (`theory.gaps`, `theory.advice`).
 """

@@ -32,7 +32,7 @@ class Targets:
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Where the last token of each completion stands."""
+    """Position of each completion's last token in its row."""
 
     rows: Int[Tensor, " completions"]
     positions: Int[Tensor, " completions"]

@@ -1,4 +1,4 @@
-"""How many tokens a batch may hold: as told, or what free memory allows; and batches that turn out too large."""
+"""How many tokens a batch may hold: a given number, or what free memory allows; and what to do if that is too many."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def resolve_batch_tokens(
     *,
     with_gradients: bool = False,
 ) -> int:
-    """Returns the budget of padded tokens a batch: a number as it is; 'auto' by free memory and the model's size.
+    """Returns the budget of padded tokens a batch: a given number, or for 'auto' one by free memory and model size.
 
     Auto is half of the free memory of the model's device, less one chunk of logits, divided by what a token takes
     (`estimate_bytes_per_token`); at most 2,048 on a CPU and 16,384 elsewhere. Of several processes, which must all
@@ -142,7 +142,7 @@ def _read_number(name: str) -> int | None:
 
 
 def _read_cached() -> int:
-    """Returns the bytes of files that the control group would let go of first; 0 where that is not known."""
+    """Returns the bytes of file cache that the control group would release first; 0 if that is not known."""
     try:
         lines = (_CONTROL_GROUP / "memory.stat").read_text(encoding="ascii").splitlines()
         return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
@@ -186,7 +186,7 @@ def run_within_memory(
 
 
 class _OutOfMemory:
-    """What a batch comes to that does not fit."""
+    """Size of a batch that does not fit, for the error message."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -206,7 +206,7 @@ def _try(run: Callable[[Sequence[int]], R], batch: Sequence[int]) -> R | _OutOfM
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tells whether an error says that memory could not be had: CUDA's own, or a RuntimeError of other allocators."""
+    """Tells whether an error means out of memory: CUDA's error class, or a RuntimeError of another allocator."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     text = str(error)

@@ -40,7 +40,7 @@ CHUNK_ELEMENTS_ON_GPU = 2**26
 
 @dataclass
 class _HiddenStates(BaseModelOutputWithPast):
-    """What a decoder that stands aside returns; None for all else that an architecture may look for in it."""
+    """The output of a replaced decoder; None for every other attribute that an architecture may look up."""
 
     def __getattr__(self, name: str) -> None:
         if name.startswith("__"):
@@ -59,7 +59,7 @@ class TokenLogps:
     logps: Float[Tensor, " tokens"]
     """Nats, float32 or better."""
     rows: Int[Tensor, " tokens"]
-    """Which completion each token belongs to; where each has a row of its own, also which row."""
+    """Index of the completion that each token belongs to; if each completion has its row, also the index of the row."""
     token_ids: Int[Tensor, " tokens"]
 
     def sum_by_row(self, n_rows: int) -> Float[Tensor, " rows"]:
@@ -104,7 +104,7 @@ class CompletionStates:
 
 
 def compute_completion_states(model: nn.Module, batch: CompletionBatch | SharedBatch) -> CompletionStates:
-    """Runs the decoder only, for a caller that takes the output layer in portions of its own (`compute_state_logps`).
+    """Runs the decoder only, for a caller that applies the output layer itself, in parts (`compute_state_logps`).
 
     The model must be one that `can_split_head`.
     """
@@ -239,14 +239,14 @@ def _find_attention_dtype(model: PreTrainedModel, device: torch.device) -> torch
 
 
 def apply_head(model: PreTrainedModel, hidden: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens vocab"]:
-    """Runs the model's own forward with its decoder's work already done: output layer, soft-capping, scaling."""
+    """Runs the model's forward method on hidden states that are known: output layer, soft-capping, scaling."""
     placeholder = torch.zeros(1, len(hidden), dtype=torch.long, device=hidden.device)
     with _decoder_returns(model, hidden[None]):
         return _forward_of(model)(input_ids=placeholder, use_cache=False)[0][0]
 
 
 def _forward_of(model: PreTrainedModel) -> Callable[..., tuple[Tensor, ...]]:
-    """Returns the architecture's own forward, also where a trainer has put another in front of it."""
+    """Returns the forward method of the architecture, even where a trainer has wrapped it."""
     return type(model).forward.__get__(model)
 
 
@@ -269,7 +269,7 @@ def _decoder_returns(model: PreTrainedModel, hidden: Float[Tensor, "1 tokens hid
 
 
 def can_split_head(model: PreTrainedModel) -> bool:
-    """Tells whether decoder and output layer, run apart, give the model's own logits; found out once per model."""
+    """Tells whether decoder and output layer, run apart, give the model's logits; tested once per model."""
     if model not in _splits:
         _splits[model] = _check_split(model)
         if not _splits[model]:

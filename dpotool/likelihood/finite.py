@@ -27,7 +27,7 @@ def leave_out_non_finite(
     """Returns the pairs that are finite under every model, with their values; the others are excluded by reason.
 
     Args:
-        scored: model and values by who it is ('the model', 'the reference').
+        scored: name used in messages ('the model', 'the reference') -> the model and its values.
 
     Raises:
         DpotoolError: not one pair is left; it names weights that are not finite.

@@ -49,13 +49,13 @@ class RowLayout:
         return cls(limit, find_hidden_size(model), is_forced=choice == SHARED)
 
     def shares(self, pair: TokenizedPair) -> bool:
-        """Tells whether a pair by itself is to share its prompt."""
+        """Tells whether the two rows of this pair should share their prompt."""
         return self._is_shared_better([pair], with_rejected=True)
 
     def plan(self, pairs: Sequence[TokenizedPair], batch_tokens: int) -> list[list[int]]:
         """Groups pairs into batches of at most `batch_tokens` padded tokens, each of one layout (`plan_batches`).
 
-        A pair's layout is its own, whatever else is in the batch.
+        The layout of a pair does not depend on what else is in the batch.
         """
         is_shared = [self.shares(pair) for pair in pairs]
         batches: list[list[int]] = []

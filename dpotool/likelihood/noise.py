@@ -1,6 +1,6 @@
-"""Scores a sample of pairs a second time in other company, which shows what rounding does to a value.
+"""Scores a sample of pairs a second time in other batches, which measures the rounding error of a value.
 
-The sample follows from the pairs' content, and its second values are kept in the store beside the first ones, so that
+The sample follows from the pairs' content, and its second values are stored beside the first ones, so that
 scoring the same pairs again measures nothing anew.
 """
 
@@ -60,9 +60,9 @@ def score_in_twos(scorer: Scorer, pairs: Sequence[TokenizedPair], progress: Prog
 
 
 def _make_twos(places: Sequence[int], pairs: Sequence[TokenizedPair], rows: RowLayout) -> list[list[int]]:
-    """Puts pairs of one layout together in twos, an odd number's last ones in a three, a single one beside itself.
+    """Groups pairs of one layout by twos, the last three of an odd number together, a single pair beside itself.
 
-    Unlike layouts would be batches of their own: a pair that was alone the first time would be alone again.
+    Pairs of different layouts never share a batch, so a pair that was alone the first time would be alone again.
     """
     twos: list[list[int]] = []
     for shared in (True, False):

@@ -35,7 +35,7 @@ class ScoredPair:
     """What scoring a batch gives for one pair."""
 
     index: int
-    """Place among the pairs that were asked for."""
+    """Index among the pairs that the caller passed."""
     chosen: np.ndarray
     rejected: np.ndarray
     """Log-probability of each completion token (nats, float32 or better)."""
@@ -52,7 +52,7 @@ class ScoredPair:
 
 @dataclass(frozen=True, slots=True)
 class ScoredPairs:
-    """log pi of each pair's chosen and rejected completion under one model, in the order that was asked for.
+    """log pi of each pair's chosen and rejected completion under one model, in the order of the pairs passed.
 
     Sums over completion tokens (EOS included), nats, float64.
     """
@@ -166,7 +166,7 @@ def _score_batch(
     layout: RowLayout,
     autocast: torch.dtype | None,
 ) -> list[ScoredPair]:
-    """Scores a batch; a pair that comes out as not finite again by itself, its completions apart.
+    """Scores a batch; a pair whose result is not finite is scored again alone, in a row for each completion.
 
     A token whose embedding is not a number spoils what shares its row or its experts. Not where weights are sharded:
     the other processes would not take part in the second pass.

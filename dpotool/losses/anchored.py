@@ -1,4 +1,4 @@
-"""Losses that place each answer by itself, not only the one against the other: they can say where the chosen one goes.
+"""Losses with a term for each answer, not only for their difference, so that they can hold up the chosen one.
 
 Arguments and results are those of `preference`: one number per pair, log-probabilities in nats, summed over completion
 tokens. Notation of the comments: a = log pi_theta/pi_ref of the chosen completion, b = that of the rejected one,

@@ -1,4 +1,4 @@
-"""What a loss can be told: options with a default and a range, checked before anything is loaded or trained."""
+"""Options of a loss, each with a default and a range, which are checked before anything is loaded or trained."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ LossOption = NumberOption | ChoiceOption
 
 
 def check_told_lambda(loss: str | None, lambda_: float | None) -> None:
-    """Refuses a lambda that a user tells of a training elsewhere, and that no label and no axis would show."""
+    """Refuses a lambda that the user gives for a model trained elsewhere if its loss has none."""
     if lambda_ is not None and loss != "shift":
         got = f"--loss {loss}" if loss else "no --loss"
         remedy = "Leave it out, or name that loss too"

@@ -94,13 +94,13 @@ def write_purposes(losses: Iterable[LossSpec]) -> str:
 
 
 def write_section() -> str:
-    """Returns all that stands between the two marks."""
+    """Returns the text between the two marks."""
     shared = f"Every loss but `sft` also takes {_describe_option(SFT_WEIGHT)}: {SFT_WEIGHT.help}."
     return "\n\n".join([BEGIN, write_table(LOSSES.values()), shared, write_purposes(LOSSES.values()), END])
 
 
 def renew(page: str) -> str:
-    """Returns a page with what stands between its marks written anew."""
+    """Returns a page with a new table between its two marks."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return before + write_section() + after

@@ -1,4 +1,4 @@
-"""Losses without a reference model: what they compare is the policy's own log-likelihood.
+"""Losses without a reference model: they compare log-likelihoods under the policy alone.
 
 Arguments and results are those of `preference`: one number per pair, log-probabilities in nats, summed over completion
 tokens.

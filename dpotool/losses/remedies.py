@@ -1,4 +1,4 @@
-"""DPO with something beside or inside it that holds the chosen answer up, or keeps length or weak labels from counting.
+"""DPO with an added term that holds up the chosen answer, or a change that discounts length or weak labels.
 
 Arguments and results are those of `preference`: one number per pair, log-probabilities in nats, summed over completion
 tokens. Notation of the comments: a = log pi_theta/pi_ref of the chosen completion, b = that of the rejected one,

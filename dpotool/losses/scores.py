@@ -39,7 +39,8 @@ def validate_score_gaps(pairs: Sequence[TokenizedPair], options: LossOptions) ->
     """Checks that every pair's gap of scores lies in [0, score_range], and that the scale is not far wider than gaps.
 
     Raises:
-        DpotoolError: names the first pair by its row in the source split, and how many more there are; or no gap
+        DpotoolError: the message names the first such pair by its row in the source split and counts the others; or
+            no gap
             reaches a tenth of the range.
     """
     score_range = float(options["score_range"])

@@ -1,4 +1,4 @@
-"""What a loss is to everyone else: a pure function, and all that help, docs, sweep and trainer say or ask about it.
+"""The entry of a loss: its pure function, and everything that help, docs, sweep and trainer need to know about it.
 
 Imports no torch: a loss's function is named by its module until someone computes with it, so that `--help` and shell
 completion can list losses at once.
@@ -116,7 +116,7 @@ class LossSpec:
 
     @property
     def all_options(self) -> tuple[LossOption, ...]:
-        """Its own options, and the one that every loss of pairs may carry."""
+        """The options of this loss, and the one that every loss of pairs accepts."""
         return (*self.options, SFT_WEIGHT) if self.takes_rejected else self.options
 
     @cached_property
@@ -144,7 +144,7 @@ class LossSpec:
 
     @property
     def takes_tokens(self) -> bool:
-        """Whether it tells the completions' first tokens from the rest."""
+        """Whether it weights the first tokens of a completion differently from the rest."""
         return "tokens" in self.needs
 
     @property

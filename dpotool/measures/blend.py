@@ -1,6 +1,6 @@
 """Scores blends of two models: a score table for each point on the line between their weights, as of a trained run.
 
-The reference is scored first and let go, then one point after the other is scored while memory holds the two models.
+The reference is scored first and released, then one point after the other is scored while memory holds the two models.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class BlendResult:
 
 
 class _ScoredReference(Scorer):
-    """The reference's values of the pairs, after the model itself was let go."""
+    """The reference's values of the pairs, when the model itself is no longer in memory."""
 
     def __init__(self, scorer: Scorer, pairs: Sequence[TokenizedPair], logps: ScoredPairs) -> None:
         super().__init__(scorer.model.to("meta"), label=scorer.label, fingerprint=scorer.fingerprint)
@@ -74,7 +74,7 @@ class _ScoredReference(Scorer):
 
 @dataclass(frozen=True, slots=True)
 class _Setting:
-    """What holds for all points."""
+    """What all points have in common."""
 
     subject: Subject
     tokenizer: PreTrainedTokenizerBase
@@ -84,7 +84,7 @@ class _Setting:
 
 
 def score_blends(first: str, second: str, config: BlendConfig, *, progress: Progress = SILENT) -> BlendResult:
-    """Scores points on the line between two models' weights, each into a folder of its own; may save one of them.
+    """Scores points on the line between two models' weights, each into its folder; may save one of them.
 
     Raises:
         DpotoolError: the two cannot be blended, or there are no such points between them; nothing was computed yet.

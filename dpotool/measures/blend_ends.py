@@ -1,4 +1,4 @@
-"""The two ends of a blend: what their runs say of them, whether they can be blended, which points are asked for."""
+"""The two ends of a blend: what their runs record, whether they can be blended, and which points the user asks for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Point:
     weight: float
     """Share of the second end, 0 to 1."""
     lambda_: float | None
-    """The lambda it stands for; None where the ends do not differ in lambda alone."""
+    """The lambda that the point corresponds to; None where the ends do not differ in lambda alone."""
 
     @property
     def label(self) -> str:
@@ -52,7 +52,7 @@ class Ends:
 
     @property
     def owner(self) -> str:
-        """The end whose reference, pairs and precision hold: the second one that is a run, or else the first."""
+        """The end that gives reference, pairs and precision: the second one if it is a run, or else the first."""
         return self.models[1] if self.runs[1] is not None or self.runs[0] is None else self.models[0]
 
     @property
@@ -141,7 +141,7 @@ def _lambda_of(config: Mapping[str, Any]) -> float | None:
 
 
 def plan_points(ends: Ends, at: str | None, weight: str | None) -> list[Point]:
-    """Returns the points that were asked for, in their order; without any, at a quarter, a half and three quarters.
+    """Returns the points that the user names, in their order; by default a quarter, a half and three quarters.
 
     Raises:
         DpotoolError: a number lies beyond the ends or is there twice, or lambdas are asked for where there are none.

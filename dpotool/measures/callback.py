@@ -79,8 +79,8 @@ class DisplacementCallback(TrainerCallback):
         """Reads and tokenizes the pairs, as dpotool does everywhere; `max_length` should be that of the training.
 
         Args:
-            every: optimiser steps between two looks; without it one looks at every evaluation and every save.
-            split, limit: of data that is named.
+            every: optimiser steps between two scorings; by default at every evaluation and every save.
+            split, limit: of the data, if its name is given.
             beta: scale of the rewards.
             output: run folder; without it `displacement` inside the Trainer's own output folder.
             batch_tokens: budget of padded tokens a batch, auto by free memory.
@@ -99,7 +99,7 @@ class DisplacementCallback(TrainerCallback):
         self._reporters: list[TrainerCallback] | None = None
 
     def on_init_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Prepares a model whose weights are about to be sharded; any other is left as it is."""
+        """Prepares a model whose weights are about to be sharded; any other model does not change."""
         if args.fsdp or args.deepspeed or os.environ.get("ACCELERATE_USE_FSDP", "false") == "true":
             route_forward(kwargs["model"])
 
@@ -152,7 +152,7 @@ class DisplacementCallback(TrainerCallback):
         return scorer.compute(self.pair_set.pairs)
 
     def _report(self, args: TrainingArguments, state: TrainerState, logps: ScoredPairs) -> None:
-        """Logs what the scores come to, and leaves them in the run folder."""
+        """Logs the means of the scores, and writes table and summary into the run folder."""
         assert self._reference is not None
         if not state.is_world_process_zero:
             return
@@ -193,7 +193,7 @@ class DisplacementCallback(TrainerCallback):
         return ScoredRun(frame, folder.name, about, path=self._table(folder))
 
     def _hand_on(self, args: TrainingArguments, state: TrainerState) -> None:
-        """Logs to whatever the run logs to, by reporters of one's own: a callback is not given the Trainer's."""
+        """Logs to the services that the run logs to, by new reporters: the Trainer's are out of a callback's reach."""
         try:
             if self._reporters is None:
                 self._reporters = [kind() for kind in get_reporting_integration_callbacks(args.report_to)]
@@ -219,7 +219,7 @@ class DisplacementCallback(TrainerCallback):
         return folder
 
     def _read_reference(self, folder: RunFolder) -> ScoredPairs:
-        """Reads the values of the start of training, which every later table has beside its own."""
+        """Reads the values of the start of training, which are the reference in every later table."""
         path = self._table(folder)
         if not path.exists():
             raise DpotoolError(

@@ -1,6 +1,6 @@
 """A run's checkpoints, scored one after the other: how displacement grew, and from which step on it is certain.
 
-Knows nothing of who trained: TRL's and every other Trainer's folders hold `checkpoint-STEP` as dpotool's do.
+Works for any Trainer, TRL's among them, as they all write `checkpoint-STEP` folders.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def list_checkpoints(run: str, which: str) -> list[str]:
         which: all, or steps, comma-separated.
 
     Raises:
-        DpotoolError: it has none, or not one of those that were asked for.
+        DpotoolError: it has none, or lacks one of those that the user names.
     """
     found = {read_step(str(path)): path for path in Path(run).glob("checkpoint-*") if is_checkpoint_name(path.name)}
     if not found:
@@ -59,7 +59,7 @@ def describe_trajectory(summaries: Sequence[Mapping[str, Any]]) -> str | None:
     """Says at which checkpoint log pi(chosen) has first fallen for certain, and when that first was harmful.
 
     Args:
-        summaries: of the checkpoints, oldest first. None where they have no verdict, for want of a reference.
+        summaries: of the checkpoints, oldest first. None if they have no verdict because there is no reference.
     """
     judged = [(name_checkpoint(summary), summary["verdict"]) for summary in summaries if summary.get("verdict")]
     if not judged:

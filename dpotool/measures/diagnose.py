@@ -101,8 +101,8 @@ def look_into(
     """Returns what was found in every pair, in their order; of several processes each has the whole.
 
     Args:
-        gains: added to; of several processes only the main one has the whole of it.
-        watch: told what each part of the work took.
+        gains: sums that this call adds to; of several processes only the main one has the total.
+        watch: adds up the seconds of each part of the work.
     """
     state = PartialState()
     encoder = PairEncoder(opened.tokenizer)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from dpotool.likelihood.scorer import Scorer
 
 Need = Literal["logps", "tokens", "hidden states", "output layer"]
-"""What a measure takes from the model: sums that scoring has anyway, its values per token, or a pass of its own."""
+"""What a measure takes from the model: sums that scoring has anyway, its values per token, or another forward pass."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""What tells before training which pairs may fall, as columns of a score table: CHES and the likeness of the answers.
+"""Measures known before training that rank the pairs by the risk of a fall: CHES and the similarity of the answers.
 
-The maths is in `measures.ches` and `measures.spans`; `diagnose` has the same numbers beside what came of each pair.
+The maths is in `measures.ches` and `measures.spans`; `diagnose` has the same numbers beside the change of each pair.
 Imports no torch until something is computed.
 """
 
@@ -34,7 +34,7 @@ def compute_ches_of_pairs(view: ModelView) -> Values:
 
 
 def compute_similarity_of_pairs(view: ModelView) -> Values:
-    """Returns the edit similarity of every pair's token ids; no model is asked."""
+    """Returns the edit similarity (0 to 1) of every pair's token ids, which needs no model."""
     import numpy as np
 
     from dpotool.measures.spans import compute_edit_similarity

@@ -34,7 +34,7 @@ class AlignedAnswer:
     spans: list[str]
     """Of SPANS, one per token."""
     rivals: Int[np.ndarray, " tokens"]
-    """The other answer's next token where the two have just diverged, else -1.
+    """The other answer's next token at the position where the two diverge, else -1.
 
     They have just diverged where the token before is matched (or there is none before in either), the other answer goes
     on, and it goes on with another token.

@@ -1,7 +1,7 @@
 """PEFT adapters: put on their base model whole or not at all, which of their parameters train, and merged away.
 
-What an adapter is made of is asked of peft and never told by names: LoRA's factors are called lora_A, but (IA)³, layer
-norm tuning, trained token rows and biases are not.
+What an adapter is made of comes from peft, never from parameter names: LoRA's factors are called lora_A, but (IA)³,
+layer norm tuning, trained token rows and biases are not.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], loaded: dict
 
 
 def mark_trained_parameters(model: nn.Module) -> None:
-    """Lets an adapter's own parameters have a gradient, as peft says which they are; of a plain model, all."""
+    """Enables gradients of an adapter's parameters, as peft lists them; of a plain model, those of all parameters."""
     tuner: Any = getattr(model, "base_model", None)
     if not hasattr(model, "peft_config") or not hasattr(tuner, "_mark_only_adapters_as_trainable"):
         model.requires_grad_(True)
@@ -151,7 +151,7 @@ def mark_trained_parameters(model: nn.Module) -> None:
 
 
 def merge_adapter(model: nn.Module) -> nn.Module:
-    """Returns a plain model that computes what base model and adapter do together; a plain model as it is."""
+    """Returns a plain model that computes what base model and adapter do together; a plain model as given."""
     merge: Any = getattr(model, "merge_and_unload", None)
     if merge is None:
         return model

@@ -1,4 +1,4 @@
-"""Blends of two models: the points on the straight line between their weights, held one at a time.
+"""Blends of two models: the points on the straight line between their weights, of which one is in memory at a time.
 
 The point w is A + w (B - A), with w from 0 to 1. At 0 and 1 it is A and B themselves, bit for bit; in between every
 weight is computed in float64 and rounded once to the type it has. Weights that are tied stay tied.
@@ -43,7 +43,7 @@ _OF_PLAIN_LORA = {
 class WeightLine:
     """The line between two models. Holds the second one; the first is read again for each point, as it is moved there.
 
-    So memory holds the two models and nothing more, as long as the caller lets go of one point before the next.
+    So memory holds two models and nothing more, as long as the caller releases one point before the next.
     """
 
     def __init__(self, load_first: Loader, load_second: Loader, names: tuple[str, str]) -> None:
@@ -102,7 +102,7 @@ def _move(tensor: Tensor, other: Tensor, weight: float) -> None:
 
 
 def _mix(tensor: Tensor, other: Tensor, weight: float) -> Tensor:
-    """Returns a + w (b - a) in float64, which leaves what both ends share as it is."""
+    """Returns a + w (b - a) in float64; weights that are equal at both ends do not change."""
     return torch.lerp(tensor.double(), other.to(tensor.device).double(), weight)
 
 

@@ -1,7 +1,7 @@
 """Built-in models: names such as `builtin:demo` that are neither a folder nor a hub id, and where their weights are.
 
-Whoever loads a model names it, and `models.loading` asks here. How a built-in model is made is known further up in the
-house, where it is trained; the front door (`dpotool/__init__.py`) registers who makes it. Imports nothing heavy.
+`models.loading` resolves such names by this module. How a built-in model is trained is known in a room above this
+one, so `dpotool/__init__.py` registers the function that makes it. Imports nothing heavy.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def register_builtin(name: str, load: Callable[[], BuiltinModel]) -> None:
 
 
 def choose_pairs(model: str, data: str | None) -> str:
-    """Returns the pairs that were named; only a built-in model goes with the built-in pairs unasked.
+    """Returns the data that was named; only for a built-in model do the built-in pairs stand in when none are named.
 
     Raises:
         DpotoolError: none are named for any other model, or that model is a path where nothing is.
@@ -63,7 +63,7 @@ def is_builtin(name: str) -> bool:
 
 
 def locate_model(name: str, progress: Progress = SILENT) -> str:
-    """Returns the path or hub id to load: a built-in model's folder, any other name as it is.
+    """Returns the path or hub id to load: the folder of a built-in model, and any other name unchanged.
 
     Raises:
         KeyboardInterrupt: the making of a built-in model was interrupted; nothing of it is left.

@@ -73,7 +73,7 @@ def build_demo_config() -> LlamaConfig:
 
 
 def build_demo_model(seed: int) -> LlamaForCausalLM:
-    """Returns the model with random weights; torch's own random state is left as it was."""
+    """Returns the model with random weights; torch's global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(build_demo_config())

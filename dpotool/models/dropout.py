@@ -1,4 +1,4 @@
-"""Takes chance out of a model: dropout and jitter are off in every loss, for every architecture.
+"""Makes a model deterministic: dropout and jitter are off in every loss, for every architecture.
 
 With dropout, the policy at step 0 would differ from its own reference. Architectures keep their rates as modules, as
 numbers beside a functional call, or in the configuration; so whatever number goes by the name of drop or jitter is set

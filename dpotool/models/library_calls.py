@@ -65,7 +65,7 @@ def quiet_transformers(*, shows_bars: bool = False) -> Iterator[None]:
     """Keeps the bars of reading and writing weights off stderr, and peft's use of a name transformers will drop.
 
     Args:
-        shows_bars: keep its bars after all: somebody is waiting for a model, and looks on.
+        shows_bars: show the bars, for a command whose user waits for the model to be read.
     """
     was_enabled = transformers_logging.is_progress_bar_enabled()
     if not shows_bars:

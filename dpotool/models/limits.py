@@ -14,7 +14,7 @@ MAX_LENGTH = 2048
 
 
 def resolve_max_length(max_length: int | None, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
-    """Returns the longest sequence to use: what was asked for, else 2048, but never more than the model's positions."""
+    """Returns the longest sequence in tokens: as the user says, else 2048, but at most the model's positions."""
     return choose_max_length(max_length, find_positions(getattr(model, "config", None), tokenizer))
 
 
@@ -28,7 +28,7 @@ def find_positions(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | Non
 
 
 def choose_max_length(max_length: int | None, limit: int | None) -> int:
-    """Returns what was asked for, else 2048, but never more than `limit`; raises DpotoolError where more is asked."""
+    """Returns the user's number, else 2048, but at most `limit`; raises DpotoolError for a number above `limit`."""
     if max_length is not None and limit is not None and max_length > limit:
         raise DpotoolError(
             "longer than the model has positions for",

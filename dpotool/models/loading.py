@@ -152,10 +152,10 @@ def load_model(
 
 
 def _place(device_map: str, model: str, device: str, *, is_adapter: bool) -> dict[str, Any]:
-    """Returns what transformers is told about where weights go.
+    """Returns the arguments that tell transformers on which devices to put the weights.
 
     Raises:
-        DpotoolError: the model cannot be spread, or is told to be in one place as well.
+        DpotoolError: the model cannot be spread over devices, or one device was named too.
     """
     if device_map != AUTO:
         raise DpotoolError("no such placement", where="--device-map", expected=AUTO, got=repr(device_map))
@@ -229,7 +229,7 @@ def _load_whole(
 
 
 def _expand(source: str) -> str:
-    """Returns a folder's path without its ~; a hub id as it is."""
+    """Returns a folder's path with its ~ expanded; a hub id is returned unchanged."""
     folder = Path(source).expanduser()
     return str(folder) if folder.is_dir() else source
 

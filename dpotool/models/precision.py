@@ -1,4 +1,4 @@
-"""Lets float32 matrix products use the fastest hardware that keeps them what they are.
+"""Lets float32 matrix products use the fastest hardware that does not change their result.
 
 On a GPU: a product of 16-bit factors that were widened to float32 (gradient products of a bfloat16 model are such) is
 exact on TF32 units, which keep 11 bits of a factor and add up in float32, and several times faster; so they are used
@@ -28,7 +28,7 @@ _CHOSEN_ON_GPU = ("high", "highest")
 
 @functools.cache
 def use_fast_float32_on_cpu() -> str:
-    """Chooses torch's float32 matmul precision for this process and returns it; a choice made by others stands."""
+    """Chooses torch's float32 matmul precision for this process and returns it; another choice made elsewhere stays."""
     if torch.get_float32_matmul_precision() != "highest":
         return torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -50,7 +50,7 @@ def measure_matmul_error() -> float:
 def choose_float32_products(device: torch.device, dtype: torch.dtype) -> str:
     """Chooses how float32 products are taken while a model of this type is at work on this device; returns the choice.
 
-    A choice that somebody else made in this process stands.
+    A choice that other code made in this process is not overridden.
     """
     if device.type != "cuda":
         return use_fast_float32_on_cpu()

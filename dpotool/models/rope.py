@@ -1,4 +1,4 @@
-"""Rotary positions that depend on a sequence's length (longrope): each row by its own, whatever it is batched with.
+"""Rotary positions that depend on a sequence's length (longrope): each row by its length, whatever the batch.
 
 Phi-3's long versions have two sets of factors, for sequences up to the length they were first trained on and for longer
 ones. transformers takes one set for a whole batch, by its longest row and its padding. A value would then depend on its
@@ -59,7 +59,7 @@ def let_rows_go_by_their_own_length(model: Any) -> None:
 
 
 def goes_by_row_length(decoder: nn.Module) -> bool:
-    """Whether a decoder wants to be told how long its rows are."""
+    """Whether a decoder must be given the lengths of its rows."""
     return hasattr(decoder, _TOLD)
 
 
@@ -69,7 +69,7 @@ def tell_row_lengths(decoder: nn.Module, lengths: Int[Tensor, " rows"]) -> None:
 
 
 def _note_lengths(decoder: nn.Module, _args: tuple[Any, ...]) -> None:
-    """Hands what was told to the rotary modules; it holds for this one call."""
+    """Passes the row lengths on to the rotary modules, for this one call."""
     for module in decoder.modules():
         if hasattr(module, _OWN_LENGTHS):
             setattr(module, _OWN_LENGTHS, getattr(decoder, _TOLD))

@@ -21,7 +21,7 @@ _INHERITED = ("split", "limit", "test_fraction", "max_length", "truncation", "sk
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model and the settings that hold for it, all of them resolved."""
+    """A model with all settings of its scoring resolved."""
 
     model: str
     label: str
@@ -37,16 +37,16 @@ class Subject:
     loss: str | None = None
     """What the run was trained by; None for a model from elsewhere."""
     variant: str = ""
-    """What sets this apart from the run's own scoring, e.g. limit-50; goes into the names of its score tables."""
+    """What differs from the run's recorded settings, e.g. limit-50; part of the score table's name."""
     on_training_pairs: bool = False
-    """The run was evaluated on nothing, so what is left to look at is what it was trained on."""
+    """The run has no evaluation pairs, so it is scored on its training pairs."""
 
 
 def describe_subject(model: str, config: SubjectSettings, *, needs_pairs: bool = True) -> Subject:
     """Works out what a model is compared with and on which pairs, from its run folder if it has one.
 
     Args:
-        needs_pairs: False where questions of another kind stand in the place of pairs.
+        needs_pairs: False for a command that reads questions in place of pairs.
 
     Raises:
         DpotoolError: it is a run folder that holds no trained model, or a path where nothing is; nothing says which
@@ -99,10 +99,10 @@ def read_training_run(model: str) -> dict[str, Any] | None:
 
 
 def inherit_data(config: SubjectSettings, trained: Mapping[str, Any]) -> SubjectSettings:
-    """Fills in the data a run was evaluated on, row for row, unless other data was asked for.
+    """Fills in the data that a run was evaluated on, row for row, unless the user names other data.
 
     Raises:
-        DpotoolError: another cut of the run's own data is asked for, whose test part may hold training pairs.
+        DpotoolError: the user asks for another split of the run's data, whose test part may contain training pairs.
     """
     if config.data is not None:
         return replace(config, max_length=config.max_length or trained.get("max_length"))
@@ -134,14 +134,14 @@ def inherit_data(config: SubjectSettings, trained: Mapping[str, Any]) -> Subject
 
 
 def _given(config: SubjectSettings) -> dict[str, Any]:
-    """The settings that were asked for and that a run's own data may be looked at with."""
+    """The user's settings that can be combined with the data recorded in a run."""
     unset = type(config)()
     names = ("split", "limit", "max_length", "truncation", "skip_invalid", "seed")
     return {name: getattr(config, name) for name in names if getattr(config, name) != getattr(unset, name)}
 
 
 def _name_variant(config: SubjectSettings, trained: Mapping[str, Any]) -> str:
-    """Names the settings that were asked for and change the numbers, but not the pairs' data and split."""
+    """Names the user's settings that change the numbers, except for data and split."""
     own = {**trained, "reference": trained.get("reference") or trained["model"]}
     evaluated = "eval_" if trained.get("eval_data") else ""
     is_own_data = config.data in (None, trained.get(f"{evaluated}data"))
@@ -156,7 +156,7 @@ def _name_variant(config: SubjectSettings, trained: Mapping[str, Any]) -> str:
 
 
 def _refuse_other_scores(folder: RunFolder, model: str) -> None:
-    """Refuses a folder that holds what another model of the same last name got, or a run of its own."""
+    """Refuses a folder with the results of another model of the same last name, or with another run."""
     if not folder.manifest_path.is_file():
         return
     manifest = folder.read_manifest()

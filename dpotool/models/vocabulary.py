@@ -40,7 +40,7 @@ def check_token_ids(
 
 
 def count_rows(model: nn.Module) -> int | None:
-    """Returns how many tokens a model has an input and an output row for; None where that cannot be told."""
+    """Returns how many tokens a model has an input and an output row for; None if that is not known."""
     inner: Any = model
     rows = []
     for name in ("get_input_embeddings", "get_output_embeddings"):
@@ -92,7 +92,7 @@ def check_same_tokenizer(
 ) -> None:
     """Refuses two tokenizers that are not the same in vocabulary, merge rules, special tokens or chat template.
 
-    How far they were last told to pad and cut is not compared.
+    Their current padding and truncation settings are not compared.
 
     Raises:
         DpotoolError: it names the first thing they differ in.

@@ -109,7 +109,7 @@ def check_loaded(info: Mapping[str, Any], source: str, *, remedy: str = _SAVE_AG
 
     Args:
         info: what `from_pretrained(..., output_loading_info=True)` says, without what is tied or declared ignorable.
-        remedy: where the names do not tell how it came about.
+        remedy: shown where the names do not reveal the cause.
     """
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     other = sorted(info["mismatched_keys"], key=lambda key: str(key[0]))
@@ -178,7 +178,7 @@ def list_non_finite(model: nn.Module) -> list[str]:
 
 @contextmanager
 def naming_broken_parts(source: str) -> Iterator[None]:
-    """Names the weights that cannot be put together (a lost expert, say), which transformers only tells its log."""
+    """Names the weights that cannot be assembled (from a missing expert, say), which transformers only logs."""
     heard: list[str] = []
     listener = logging.Handler(logging.WARNING)
     listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]

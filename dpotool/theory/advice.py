@@ -1,4 +1,4 @@
-"""Which lambda to train with, from what one step on all pairs would do to each of them: before any training.
+"""Which lambda to train with, from what one step on all pairs would do to each of them, known before any training.
 
 The forecast is of first order. It does not say how far training will go, but which way, and how much of one thing goes
 with how much of another. So changes are given per nat that DPO gains in mean margin ("nats per nat"), which needs
@@ -25,7 +25,7 @@ Changes = tuple[Values, Values]
 """Of log pi(chosen) and of log pi(rejected), per pair."""
 
 GRID = tuple(round(0.5 + 0.05 * step, 2) for step in range(11))
-"""Shift factors that are tried besides those asked for; the paper's own range (arXiv:2502.07599, section 4)."""
+"""Shift factors that are tried besides those asked for; the range of the paper (arXiv:2502.07599, section 4)."""
 ALLOWED_LOSS = 0.03
 """A lambda is recommended only where a predicted loss of this share of pairs ranked right is ruled out."""
 MARGIN_FLOOR = 0.5

@@ -1,4 +1,4 @@
-"""The pairs that drive displacement: whose own part in a DPO step pushes the chosen answers of the others down most."""
+"""The pairs that drive displacement: those whose part of a DPO step lowers the chosen answers of other pairs most."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dpotool.theory.advice import DOT_COLUMNS
 
 
 def compute_pushes(frame: pd.DataFrame) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Returns what each pair's part in a DPO step does to the chosen answers of the others, and to its own.
+    """Returns what each pair's part in a DPO step does to the chosen answers of the others, and of the pair itself.
 
     A DPO step at the reference moves along C mean_i (W_i - L_i), so pair i adds C/N (<W_i, mean W> - <L_i, mean W>) to
     the change of the mean chosen log-likelihood, the mean being over the other pairs. The first column (`driver_score`)

@@ -67,7 +67,7 @@ def compute_self_step_gaps(
     beta: float,
     gamma: float,
 ) -> Gaps:
-    """Computes the gaps of a step on each pair by itself, over eta.
+    """Computes the gaps of a step on each pair alone, divided by the learning rate eta.
 
     g1 = d‖W‖² + e<W,L>,  g2 = k [ d(‖W‖² - <W,L>) + e(<W,L> - ‖L‖²) ].
     """
@@ -87,7 +87,7 @@ def compute_batch_gaps(
     shift: float,
     beta: float,
 ) -> Gaps:
-    """Computes each pair's part in the gaps of one step on all pairs, over eta; the gaps are their means.
+    """Computes each pair's part of the gaps of one step on all pairs, over eta; the gaps are the means over pairs.
 
     g1 = <D, mean_j W_j> = mean_i (d_i <W_i, mean W> + e_i <L_i, mean W>), and g2 likewise with mean_j k_j (W_j - L_j):
     no product between two pairs is needed, and every f costs nothing more.

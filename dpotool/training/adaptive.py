@@ -1,4 +1,4 @@
-"""Per-pair shift factors of a run: read from the theory table of its training pairs, each pair's from its own row."""
+"""Per-pair shift factors of a run: read from the theory table of its training pairs, one row per pair."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from dpotool.wording import count
 LOGS_PER_RUN = 50
 EVALUATIONS_PER_RUN = 4
 ROLLING_SAVE_STEPS = 200
-"""Without --save-steps one checkpoint is kept against interruptions, and removed when the run has finished."""
+"""Without --save-steps there is one checkpoint to resume from, which is removed when the run has finished."""
 
 
 def build_training_arguments(config: TrainConfig, folder: Path, n_pairs: int, *, has_eval: bool) -> TrainingArguments:
@@ -68,7 +68,7 @@ def build_training_arguments(config: TrainConfig, folder: Path, n_pairs: int, *,
 
 
 def _keep_to_one_device(arguments: TrainingArguments, device: torch.device) -> None:
-    """Lets a process without a launcher train on the GPU it was told, and on no other.
+    """Makes a process without a launcher train on the chosen GPU and on no other.
 
     transformers takes the first GPU, whichever was named, and cuts batches up among all that are there (DataParallel);
     rows of pairs cannot be cut up. It has no setting for this.
@@ -120,7 +120,7 @@ def _checkpointing(config: TrainConfig) -> dict[str, Any]:
 
 
 def count_steps(config: TrainConfig, n_pairs: int) -> int:
-    """Returns the number of optimiser steps; the Trainer's own count rules, this one sets warm-up and intervals."""
+    """Returns the number of optimiser steps, for warm-up and intervals; how long to train is counted by the Trainer."""
     if config.max_steps:
         return config.max_steps
     assert config.batch_size is not None and config.epochs is not None

@@ -1,4 +1,4 @@
-"""Checkpoints that are there whole or not at all, and which of them a run goes on from.
+"""Checkpoints that exist either whole or not at all, and the choice of the one that a run resumes from.
 
 A checkpoint is written into `checkpoint-<step>.saving`, forced to disk, sealed, and only then given its name. Its seal,
 `seal.json`, says which run and step it is of, and holds size and SHA-256 of every other file in it. So whatever is
@@ -149,7 +149,7 @@ def find_fault(path: Path, run: str) -> str | None:
 
 
 def _find_nonsense(path: Path, step: int) -> str | None:
-    """Looks into the files that say how far the run was, which whoever wrote the seal may have got wrong too."""
+    """Checks the files that record the progress of the run, which may be wrong even under a valid seal."""
     try:
         saved = read_json(path / STATE, dict[str, Any], what="a trainer's state", remedy="")
         state = check_value(saved, _State, where=str(path / STATE), remedy="")
@@ -231,7 +231,7 @@ def publish(place: Path, run: str) -> Path:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes what a kill left of files and checkpoints in the making; only for who holds the folder."""
+    """Removes the unfinished files and checkpoints of a killed process. The caller must hold the folder's lock."""
     for path in [*folder.glob("checkpoint-*.saving"), *folder.glob(".tmp-*"), *folder.glob(".saving")]:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)

@@ -58,7 +58,7 @@ class _Seen:
 
 
 class _Recorder(ParameterUses):
-    """Notes the uses of each parameter, and whether they keep rows apart."""
+    """Records the uses of each parameter, and whether each use keeps the rows of a batch separate."""
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
         super().__init__(named)
@@ -123,7 +123,7 @@ def _collate_probe(model: nn.Module) -> CompletionBatch:
 
 
 def _keeps_rows_apart(use: Use, part: Part, output: Tensor) -> bool:
-    """Tells whether the rows of the batch lead the output's axes, alone or times tokens, and the operand's likewise."""
+    """Tells whether the rows of the batch lead the output's axes, alone or times tokens, and the operand's too."""
     n_vectors = output.shape[:-1].numel()
     if part.form in (Form.OUTER, Form.LOOKUP) and n_vectors != N_ROWS * N_TOKENS:
         return False

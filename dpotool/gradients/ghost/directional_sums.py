@@ -22,7 +22,7 @@ SMALLEST_SHARE = 0.2
 """Of a batch's tokens, padding counted, that must be a second copy of a prompt for multiplying it once to pay."""
 
 Direction = Mapping[str, Tensor]
-"""Parameter name -> D, in the parameter's shape; may compute its values when asked for them."""
+"""Parameter name -> D, in the parameter's shape; may be a mapping that computes its values on access."""
 
 
 class DirectionalSums:

@@ -1,7 +1,7 @@
 """Gradients of an embedding: one vector per distinct token of a pair, and what a tied output layer adds to them.
 
 A table that is also the output layer has the gradient H + E: H from the output layer, in every row of the table, and E
-from the embedding, in the rows of the pair's own tokens. <H_w + E_w, H_l + E_l> = <H_w, H_l> + the three products with
+from the embedding, in the rows of the pair's tokens. <H_w + E_w, H_l + E_l> = <H_w, H_l> + the three products with
 an E, for which H is needed in those rows only. The output layer comes first in a backward pass: it leaves them here.
 """
 

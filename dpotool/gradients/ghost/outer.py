@@ -31,7 +31,7 @@ TOUCH_ON_GPU = 1000
 """The same on an accelerator, whose matrix units are fast and whose memory is slow beside them."""
 LONGEST_JOINT = 80
 """Tokens of a row up to which all pairs of a batch are worked on in one operation; on an accelerator of any length, as
-every operation has to be told to it one by one (H100, 8B, 4 pairs of 400 tokens: tiles took longer than the model)."""
+each operation has a fixed cost of launching it (H100, 8B, 4 pairs of 400 tokens: tiles took longer than the model)."""
 JOINT = (-1, 0)
 
 RowVectors = Float[Tensor, "rows tokens features"]

@@ -35,9 +35,9 @@ from dpotool.likelihood.completions import (
 
 PORTION_ELEMENTS = 2**21
 """Logits alive at a time (8 MiB in float32) where the output layer goes forward and back portion by portion, which is
-free; a pair that has more is a portion of its own."""
+free; a pair that has more forms one portion."""
 PORTION_ELEMENTS_ON_GPU = 2**26
-"""The same on an accelerator, where a portion is to keep it busy while the next one's operations are told."""
+"""The same on an accelerator, where a portion must keep it busy while the operations of the next one are queued."""
 
 
 def forward_tapped(

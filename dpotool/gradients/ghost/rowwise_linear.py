@@ -29,7 +29,7 @@ def is_worthwhile(layout: TokenLayout) -> bool:
 
 
 def apply_linear(layout: TokenLayout, inputs: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Computes inputs @ weight.T + bias; what stands in padding is a copy of a real token's."""
+    """Computes inputs @ weight.T + bias; padding positions contain a copy of a real token's result."""
     rows = layout.as_rows(inputs)
     result = rows.new_empty(*inputs.shape[:-1], len(weight))  # not a view in the end: it may be changed in place
     outputs = layout.as_rows(result)

@@ -30,7 +30,7 @@ from dpotool.gradients.ghost.uses import Form, ParameterUses, Part, Use
 
 
 class Sink(Protocol):
-    """What is done with the captured factors; nothing of them is kept."""
+    """What is done with the captured factors, which are not stored."""
 
     def add_outer(
         self, part: Part, layout: TokenLayout, shared: SharedInput, operand: Tensor, output_grad: Tensor
@@ -38,7 +38,7 @@ class Sink(Protocol):
         """Gradients sum_t g_t x_tᵀ."""
 
     def start_lookup(self, part: Part, ids: Tensor) -> None:
-        """Is told of a lookup in the forward pass."""
+        """Called for each embedding lookup in the forward pass."""
 
     def add_lookup(
         self, part: Part, layout: TokenLayout, ids: Tensor, output_grad: Tensor, padding_idx: int | None
@@ -53,7 +53,7 @@ class Taps(ParameterUses):
     """While active, taps every claimed use. `layout` says how the tokens lie, and is set before each stage.
 
     Args:
-        keeps_layers: let every layer run as it is, as it must where its weights are to have gradients too.
+        keeps_layers: run every layer unchanged, as is necessary if its weights need gradients too.
     """
 
     def __init__(self, named: Mapping[str, Tensor], claims: Claims, sink: Sink, *, keeps_layers: bool = False) -> None:

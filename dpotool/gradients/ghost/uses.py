@@ -67,7 +67,7 @@ class Use:
 
 @dataclass(frozen=True, slots=True)
 class Alias:
-    """An operation whose result stands for the same parameter."""
+    """An operation whose result is a view or a cast of the same parameter."""
 
     source: Tensor
     is_transposed: bool = False
@@ -76,7 +76,8 @@ class Alias:
 class ParameterUses(TorchFunctionMode):
     """While active, passes every recognised operation on the watched tensors to `on_use`.
 
-    What cannot be recognised runs as it is and is not reported; the audit finds it by the edges of the autograd graph.
+    An operation that is not recognised runs unchanged and is not reported; the audit finds it by the edges of the
+    autograd graph.
     """
 
     def __init__(self, named: Mapping[str, Tensor]) -> None:
@@ -91,7 +92,7 @@ class ParameterUses(TorchFunctionMode):
         raise NotImplementedError
 
     def on_alias(self, name: str, source: Tensor, alias: Tensor) -> None:
-        """Is told that `alias` now stands for the same parameter as `source`."""
+        """Called when `alias` becomes another view of the parameter `source`."""
 
     def is_watched(self, value: object) -> bool:
         return id(value) in self._watched and self._watched[id(value)][0]() is value
