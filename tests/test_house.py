@@ -13,8 +13,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "dpotool"
 
 FLOORS = [
-    {"errors", "interruption", "plugins", "wording"},
-    {"hub", "progress", "settings"},
+    {"errors", "interruption", "wording"},
+    {"hub", "plugins", "progress", "settings"},
     {"data", "runs", "stats"},
     {"models", "cache", "theory"},
     {"likelihood", "compare"},
