@@ -14,7 +14,7 @@ _PATIENCE = 6.0
 
 
 def is_meant_as_path(name: str) -> bool:
-    """Tells whether a name can only be a path: it is here, can be no hub id, or lies where runs lie (`runs/typo`)."""
+    """Tells whether a name must be a path: it exists, is no valid hub id, or is below `runs/`."""
     path = Path(name).expanduser()
     if path.exists() or not _HUB_ID.fullmatch(name):
         return True
@@ -25,7 +25,7 @@ def is_meant_as_path(name: str) -> bool:
 
 @functools.cache
 def reach_hub() -> bool:
-    """Tells whether the hub answers: one request without retries, asked once a process; no where it is set offline.
+    """Tells whether the hub answers: one request per process, without retries; False if it is set offline.
 
     A hub that does not answer is set offline for this process: what it has left in the cache is all there is.
     """

@@ -81,7 +81,7 @@ def catching() -> Iterator[None]:
 
 
 def begin_work() -> None:
-    """Says that from now on there may be something to keep or to tidy up: a signal raises KeyboardInterrupt."""
+    """Marks that there may be work to save from now on: a signal raises KeyboardInterrupt."""
     _state.is_working = True
 
 

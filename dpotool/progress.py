@@ -1,4 +1,4 @@
-"""How long work tells what it is doing: notes and progress. Silent by default; the command line brings the bars."""
+"""Notes and progress of long work. Silent by default; the command line shows them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ class Progress:
     """Receives notes and advances; this base class drops them, so library code may call it freely."""
 
     def note(self, text: str) -> None:
-        """Something the user should know that is no result (goes to stderr)."""
+        """Something the user should know that is no result; the command line prints it to stderr."""
 
     def warn(self, text: str) -> None:
         """Something that may spoil the result."""
 
     shows_bars: bool = False
-    """Whether anybody sees bars, so that a library's own may be shown too."""
+    """Whether progress bars are shown, so that those of libraries may be shown too."""
 
     @contextmanager
     def track(self, description: str, total: int) -> Iterator[Callable[[int], None]]:

@@ -51,14 +51,14 @@ def choose_entries(
 
 
 def is_of_model(entry: CacheEntry, model: str) -> bool:
-    """Tells whether an entry belongs to the model that goes by this name, path or fingerprint."""
+    """Tells whether an entry belongs to the model with this name, path or fingerprint."""
     names = {name for known in entry.models for name in (known, Path(known).name)}
     is_fingerprint = len(model) >= 4 and entry.fingerprint.startswith(model)
     return is_fingerprint or bool(names & {model, model.rstrip("/"), str(Path(model).expanduser().resolve())})
 
 
 def clear_entries(entries: Sequence[CacheEntry]) -> Cleared:
-    """Deletes the entries' own files, and their folders where nothing else is in them.
+    """Deletes the files of the entries, and their folders if nothing else is in them.
 
     Raises:
         DpotoolError: a file cannot be deleted.

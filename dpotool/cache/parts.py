@@ -24,7 +24,7 @@ Values = dict[str, tuple[float, ...]]
 """Key of a pair -> its values, in the order of `columns_of` the folder."""
 
 PRODUCTS = "products"
-"""What stands in the name of a folder of gradient products; other folders hold log-probabilities."""
+"""Part of the name of a folder of gradient products; the other folders are of log-probabilities."""
 _LOGPS = ("chosen_logps", "rejected_logps")
 MERGE_FROM = 16
 """Parts from which on they are merged. Each merge rewrites all of them: rarely enough to cost nothing."""
@@ -33,7 +33,7 @@ _ATTEMPTS = 5
 
 
 class UnreadablePartError(Exception):
-    """A part is damaged, or holds something else than its name says."""
+    """A part is damaged, or its content does not match its name."""
 
 
 def columns_of(folder: Path) -> tuple[str, ...]:
@@ -78,7 +78,7 @@ def _plain(field: pa.Field) -> tuple[str, pa.DataType]:
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a folder's parts hold together."""
+    """The values in all parts of a folder together."""
 
     values: Values
     sources: tuple[Path, ...]

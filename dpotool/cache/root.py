@@ -1,4 +1,4 @@
-"""Where dpotool keeps what it can compute again: log-probabilities, and the built-in model."""
+"""The folder of what dpotool can compute again: log-probabilities, and the built-in model."""
 
 from __future__ import annotations
 

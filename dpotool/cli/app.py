@@ -124,7 +124,7 @@ def _complain(text: str) -> None:
 
 
 def _prepare_libraries() -> None:
-    """Keeps the libraries' own chatter off the terminal, and lets torch allocate in huge pages; read at their import.
+    """Silences the libraries' messages on the terminal and lets torch use huge pages; both are read at import.
 
     Page faults of ordinary pages can cost more than the arithmetic: an AdamW step of a 135M model on the machine where
     this was measured took 0.3 s with huge pages and 14 s without.
@@ -142,6 +142,6 @@ def _prepare_libraries() -> None:
 
 
 def _make_printable(record: logging.LogRecord) -> bool:
-    """Takes control characters out of a line of the log; nothing is held back."""
+    """Removes control characters from a line of the log; no line is dropped."""
     record.msg, record.args = printable(record.getMessage()), ()
     return True

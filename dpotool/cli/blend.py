@@ -85,7 +85,7 @@ def _range(values: list[float], digits: int) -> str:
 
 
 def find_end_summaries(result: BlendResult) -> list[Mapping[str, Any] | None]:
-    """Returns the summary of each end's own scores on the same pairs; None where it has none."""
+    """Returns the summary of each end's scores on the same pairs; None for an end without any."""
     from dpotool.compare.runs_table import find_scores
     from dpotool.compare.scored_run import ScoredRun
     from dpotool.compare.summaries import get_summary

@@ -52,7 +52,7 @@ def run(config: CompareConfig, console: Console, runs: list[str]) -> None:
 
 
 def show_first_screen(findings: Findings, console: Console) -> None:
-    """Prints what the comparison comes to, a table that fits 80 columns, and what to do next."""
+    """Prints the conclusions, a table that fits 80 columns, and what to do next."""
     from dpotool.compare.compared_table import tabulate_differences
     from dpotool.compare.controls import SCALED_NOTE, SCALED_TITLE, summarize_controls
 
@@ -135,7 +135,7 @@ def write_page(findings: Findings, format_: str) -> str:
 
 
 def describe_setting(findings: Findings) -> str:
-    """Returns what stands above the table: the data, the number of pairs, and what the columns are."""
+    """Returns the title of the table: the data, the number of pairs, and what the columns are."""
     base = findings.comparison.runs.set_index("label").loc[findings.comparison.baseline]
     prompts = {each.n_prompts or 0 for each in findings.comparison.differences.values() if each.prompts_repeat}
     drawn = f", drawn by prompt ({', '.join(map(str, sorted(prompts)))} prompts)" if prompts else ""

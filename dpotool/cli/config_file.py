@@ -1,6 +1,6 @@
 """Reads settings from a file: YAML with a plain mapping of them, a run.yaml, whose `config` section is one, or a table.
 
-A table records every setting of the command that made it, so that the command can be told to make it again.
+A table records every setting of the command that made it, so that the command can make it again.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def read_config(
 ) -> dict[str, Any]:
     """Returns the file's settings by field name; `lambda` and dashes are accepted as on the command line.
 
-    A training run's own run.yaml speaks to the commands that look at a model of the pairs it was evaluated on, as the
-    run itself does. Where another command wrote is no place for this one.
+    The run.yaml of a training gives commands that score a model the pairs it was evaluated on, as the
+    run folder does. The output folder of another command is ignored.
 
     Args:
         command, settings: the command and what it can be told.
@@ -70,7 +70,7 @@ def read_config(
 
 
 def _join_list(value: Any, *, where: str) -> Any:
-    """Returns a YAML list as the command line takes several values, separated by commas; any other value as it is."""
+    """Returns a YAML list as the command line takes several values, separated by commas; any other value unchanged."""
     values = value if isinstance(value, list) else [value]
     if any(isinstance(each, dict | list) for each in values):
         raise DpotoolError(

@@ -14,7 +14,7 @@ from dpotool.progress import Progress
 from dpotool.stats import intervals
 
 PIPED_WIDTH = 200
-"""Columns of a table that goes into a pipe or file, where nothing says how wide it may be."""
+"""Width of a table in a pipe or file, in characters."""
 ANSWER_WIDTH = 80
 """Columns of the first screen."""
 SECONDS_BETWEEN_LINES = 30.0
@@ -23,7 +23,7 @@ _INSTANT = 0.05
 
 
 class Console(Progress):
-    """A command's voice. In a distributed run only the main process speaks."""
+    """Prints for a command. In a distributed run only the main process prints."""
 
     def __init__(self, *, as_json: bool = False) -> None:
         from rich.console import Console as RichConsole
@@ -99,7 +99,7 @@ class Console(Progress):
             self.say()
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Prints the machine-readable result, if that was asked for."""
+        """Prints the machine-readable result, with --json only."""
         if self.is_main and self.as_json:
             from dpotool.runs.plain import to_json_plain
 
@@ -127,7 +127,7 @@ class Console(Progress):
             yield lambda n: progress.advance(task, n)
 
     def _tell_lines(self, description: str, total: int) -> Callable[[int], None]:
-        """Returns a function that is told of advances and prints a line every half minute."""
+        """Returns a function that counts what is done and prints a line every half minute."""
         began = last = time.monotonic()
         first = done = 0
 
@@ -169,7 +169,7 @@ def _rate_column() -> Any:
 
 
 def format_interval(value: dict[str, float] | None, digits: int = 2, scale: float = 1.0) -> str:
-    """Returns '1.23 [1.10, 1.36]' for a summary's {mean|value, ci_low, ci_high}; '-' where there is none."""
+    """Returns '1.23 [1.10, 1.36]' for a summary's {mean|value, ci_low, ci_high}; '-' for None."""
     return intervals.format_interval(value, f"z.{digits}f", scale)
 
 

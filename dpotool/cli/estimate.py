@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def show_dry_run(plan: Callable[[], Iterable[Estimate]], console: Console) -> list[dict[str, Any]]:
-    """Prints what each estimate of `plan` says as it is made, with no built-in model made for it; returns them all."""
+    """Prints each estimate of `plan` when it is made, and returns them all. No built-in model is trained for it."""
     from dpotool.models.builtin import standing_in
 
     shown = []

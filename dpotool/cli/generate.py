@@ -51,7 +51,7 @@ def run(config: GenerateConfig, console: Console, models: list[str] | None) -> N
 
 
 def describe_setting(results: Sequence[GenerateResult]) -> str:
-    """Returns what stands above the table."""
+    """Returns the title of the table."""
     n = sorted({result.summary["n"] for result in results})
     base = next((each.summary["baseline"] for each in results if each.summary["baseline"]), None)
     same = f"; same: identical to {base}'s" if base else ""

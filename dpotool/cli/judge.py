@@ -95,7 +95,7 @@ def grade(names: Sequence[str], config: JudgeConfig, console: Console) -> None:
 
 
 def show_plan(names: Sequence[str], config: JudgeConfig, console: Console) -> None:
-    """Prints how much would be asked."""
+    """Prints how many requests the judge would get."""
     from dataclasses import asdict
 
     from dpotool.judging.mt_bench import plan_grading
@@ -114,7 +114,7 @@ def show_plan(names: Sequence[str], config: JudgeConfig, console: Console) -> No
 
 
 def describe_judge(results: Sequence[JudgeResult]) -> str:
-    """Returns what stands above the table: who judged, against what, and what must be said of it."""
+    """Returns the title of the table: the judge, the baseline, and the caveat of this judge."""
     summary = results[0].summary
     proxy = " (a proxy, not a judgment of quality)" if summary["is_proxy"] else ""
     return f"Win rate in % over {summary['baseline']}, judged by {summary['judge']}{proxy}; 95 % intervals"

@@ -71,7 +71,7 @@ def command_class(settings: type[Settings]) -> type[VerbCommand]:
 
 
 def take_kind_options(context: Any) -> dict[str, Any]:
-    """Returns what `invoke` put aside, gathered in the settings that hold it."""
+    """Returns the options that `invoke` put aside, by the settings that they belong to."""
     values = {name: value for name, value in context.meta.get(_TAKEN, {}).items() if value is not None}
     found: dict[str, Any] = {}
     for kinds in context.command.settings.list_kinds().values():
@@ -122,7 +122,7 @@ def suggest_own_name(error: Any, settings: type[Settings], positionals: Sequence
 
 
 def _find_value(args: Sequence[str], flag: str) -> str | None:
-    """Reads an option's value before anything is parsed, since help may stand before it."""
+    """Reads an option's value before anything is parsed, as help may come before it."""
     for place, word in enumerate(args):
         if word.startswith(f"{flag}="):
             return word.partition("=")[2]

@@ -74,7 +74,7 @@ def describe_state(state: CellState) -> list[str]:
 
 @contextmanager
 def _telling(board: Board, console: Console) -> Iterator[None]:
-    """Prints a line whenever a run comes to another phase or another quarter of its steps."""
+    """Prints a line whenever a run enters another phase or another quarter of its steps."""
     told: dict[str, tuple[str, int]] = {}
     is_over = threading.Event()
 
@@ -97,7 +97,7 @@ def _telling(board: Board, console: Console) -> Iterator[None]:
 
 
 def tell_news(states: Sequence[CellState], told: dict[str, tuple[str, int]]) -> list[str]:
-    """Returns a line for each run that has come further than `told` says, and brings that up to date."""
+    """Returns a line for each run that is further than in `told`, and updates `told`."""
     lines = []
     for number, state in enumerate(states, start=1):
         quarter = 4 * (state.step or 0) // (state.n_steps or 1) if state.phase == "training" else 0

@@ -32,7 +32,7 @@ def format_json(value: Any, *, is_ascii: bool = False) -> str:
 
 
 class GuardedOutput:
-    """stdout: nothing more is written once its reader has gone or its disk is full, and the work goes on.
+    """stdout that ignores writes once its reader has gone or its disk is full, so that the work can finish.
 
     A reader that has gone (`dpotool compare | head -1`) is nothing wrong. `error` is any other reason.
     """

@@ -41,7 +41,7 @@ _PREAMBLE = """\
 """
 _GENERAL = "Options"
 _APPENDICES = {"dpotool score": ("Measures", write_measures)}
-"""Command -> what its registry holds."""
+"""Command -> the entries of its registry."""
 _TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "flag", Path: "path"}
 
 

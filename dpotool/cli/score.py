@@ -68,7 +68,7 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
 
 
 def _show_scores(results: Sequence[ScoreResult], is_full: bool, console: Console) -> None:
-    """Prints the verdict on each model, a table, and where the rest stands."""
+    """Prints the verdict on each model, a table, and the paths of the files."""
     judged = [(result.label, result.summary["verdict"]) for result in results if result.summary["verdict"] is not None]
     for label, verdict in judged:
         console.answer(f"Verdict on {label}: {verdict['statement']}")

@@ -98,7 +98,7 @@ def show_everything(summary: dict[str, Any], console: Console) -> None:
 
 
 def show_proofs(summary: dict[str, Any], console: Console) -> None:
-    """Prints what `--verify` measured and what `--check` found, where they were asked for."""
+    """Prints what `--verify` measured and what `--check` found, if they were given."""
     if "verification" in summary:
         proof = summary["verification"]
         console.table(

@@ -18,7 +18,7 @@ from dpotool.settings.fields import Settings, flag_of
 S = TypeVar("S", bound=Settings)
 
 _SETTINGS: dict[str, type[Settings]] = {}
-"""Command -> its settings; a config file may hold those of another command."""
+"""Command -> its settings; a config file may contain those of another command."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ OUT = "OUT"
 
 
 def say_deviations(comparison: Comparison, *, seed: int = 0) -> list[str]:
-    """Returns a sentence for each blend by lambda beside which the run trained with that lambda, and its seed, lies."""
+    """Returns a sentence for each blend whose lambda a run with the same seed was also trained with."""
     return [
         f"{blend.label} against {trained.label}, which was trained: "
         f"{_say(measure_deviation(blend, trained, seed=seed))}."
@@ -64,6 +64,6 @@ def say_how_to_save(run: ScoredRun) -> str | None:
 
 
 def write_command(about: Mapping[str, Any]) -> str:
-    """Returns the command that saves the blend which a run.yaml tells of."""
+    """Returns the command that saves the blend recorded in a run.yaml."""
     where = ["--weight", f"{about['weight']:g}"] if about["lambda"] is None else ["--at", f"{about['lambda']:g}"]
     return shlex.join(["dpotool", "blend", str(about["first"]), str(about["second"]), *where, "--write", OUT])

@@ -82,7 +82,7 @@ EFFECTS_TITLE = (
     "Effect sizes against {baseline}, and ties. d_z: mean difference over the standard deviation of the differences; "
     "odds ratio: pairs that only this model ranks right, for each that only {baseline} does"
 )
-"""What stands above `tabulate_effects`."""
+"""The title of `tabulate_effects`."""
 
 
 def tabulate_effects(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

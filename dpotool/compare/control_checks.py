@@ -66,7 +66,7 @@ class Weighed:
 
 
 def check_controls(comparison: Comparison, seeds: Sequence[PooledSetting] = (), *, seed: int = 0) -> Controls:
-    """Compares every run but the baseline's own repetitions with the controls of the DPO run of its seed.
+    """Compares every run, except repetitions of the baseline, with the controls of the DPO run of its seed.
 
     Args:
         seeds: settings trained with several seeds (`seeds.pool_seeds`), each of which is compared as a whole too.
@@ -219,7 +219,7 @@ def _labels(run: ScoredRun) -> set[str]:
 
 
 def _find_place(ours: Columns, theirs: Sequence[Columns], at: str, best_in: str) -> tuple[int, float] | None:
-    """Returns the chord that holds the run's mean of `at`, and where on it; of several the best one."""
+    """Returns the chord that reaches the run's mean of `at`, and the place on it (0 to 1); of several the best one."""
     wanted = ours[at].mean()
     means = [each[at].mean() for each in theirs]
     found = []

@@ -112,7 +112,7 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """The controls of a comparison: their curves, and every other run beside those of its own seed."""
+    """The controls of a comparison: their curves, and the check of every other run against those of its seed."""
 
     curves: tuple[Curve, ...] = ()
     """Of the baseline."""

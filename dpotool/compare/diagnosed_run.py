@@ -23,7 +23,7 @@ _UNSEEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
 """Unicode categories that show nothing, or change how the text around them is shown."""
 _HARMLESS = "\n\r\t\N{ZERO WIDTH NON-JOINER}\N{ZERO WIDTH JOINER}\N{SOFT HYPHEN}"
 PART_OF_CHARACTER = "▫"
-"""Stands for a token that holds some bytes of a character; the character stands with the last of its tokens."""
+"""Shown for a token that is a part of a character; the character is shown with the last of its tokens."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,9 +109,9 @@ def need_changes(diagnosis: DiagnosedRun) -> DiagnosedRun:
 
 
 def show_text(text: str) -> str:
-    """Returns a text whose control characters and signs that turn the direction of writing stand as codes.
+    """Returns a text whose control characters and signs that turn the direction of writing are shown as codes.
 
-    Line breaks, tabs and the joiners that scripts and emoji need are left as they are.
+    Line breaks, tabs and the joiners that scripts and emoji need do not change.
     """
     return "".join(sign if sign in _HARMLESS else _encode(sign) for sign in text)
 
@@ -123,7 +123,7 @@ def _encode(sign: str) -> str:
 def make_visible(text: str | None) -> str:
     """Returns a token's text with every character that shows nothing, or turns the text around it, as a sign or code.
 
-    A line break is ↵, other control and formatting characters stand as ⟨U+202E⟩. Letters of any script are left.
+    A line break is ↵, other control and formatting characters become ⟨U+202E⟩. Letters of any script are left.
     """
     if not text:
         return PART_OF_CHARACTER

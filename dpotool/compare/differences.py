@@ -65,7 +65,7 @@ class Comparison:
     differences: dict[str, Difference]
     """By label; the baseline has none."""
     problems: list[str]
-    """What stands in the way of reading the differences plainly, as sentences."""
+    """Sentences on what limits the comparison, such as pairs that are not shared or another reference."""
 
 
 def compare_runs(
@@ -143,7 +143,7 @@ def _check_same_data(run: ScoredRun, base: ScoredRun) -> None:
 
 
 def _say_how_to_match(run: ScoredRun, base: ScoredRun, key: str) -> str:
-    """How two runs get scores of one name: an imported file was named by whoever imported it, else after itself."""
+    """How two runs get scores of one name: an imported file has the name given at its import, or the file's."""
     imported = next((each for each in (run, base) if each.about.imported_from), None)
     if imported is None:
         return f"Score both on the same with --data and --split, or choose with --{key}"
@@ -175,7 +175,7 @@ def compare_pairs(run: ScoredRun, base: ScoredRun, n_resamples: int = N_RESAMPLE
 
 
 def adjust_differences(differences: Mapping[str, Difference]) -> dict[str, Difference]:
-    """Returns the same differences with adjusted p-values: Holm over them, each metric a family of its own."""
+    """Returns the same differences with p-values adjusted by Holm over the models, for each metric separately."""
     adjusted = adjust_metrics([each.metrics for each in differences.values()])
     return {
         label: replace(each, metrics=metrics)
@@ -221,6 +221,6 @@ def _find_problems(scored: Sequence[ScoredRun], base: ScoredRun, differences: Ma
 
 
 def _differ(ours: pd.Series, theirs: pd.Series) -> bool:
-    """Whether two columns differ by more than another batching of the same float32 model can bring about."""
+    """Whether two columns differ by more than the rounding of a float32 model in other batches explains."""
     one, other = (column.to_numpy(dtype=np.float64) for column in (ours, theirs))
     return not bool(np.allclose(one, other, rtol=1e-4, atol=1e-3, equal_nan=True))

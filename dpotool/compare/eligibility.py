@@ -1,8 +1,8 @@
-"""Which runs are shown to be no worse than the baseline: paired non-inferiority, with each condition checked by itself.
+"""Which runs are shown to be no worse than the baseline: paired non-inferiority, each condition checked separately.
 
-A run is eligible when the paired 95 % interval of its accuracy difference lies above -delta, its own accuracy interval
-lies above 50 %, it shares at least SHARED of the baseline's scored pairs, and the interval of its margin, less the
-stated share of the baseline's, lies above zero. Few pairs give wide intervals, so they admit less, never more.
+A run is eligible when the paired 95 % interval of its accuracy difference lies above -delta, the interval of its
+accuracy lies above 50 %, it shares at least SHARED of the baseline's scored pairs, and the interval of its margin,
+less the stated share of the baseline's, lies above zero. Few pairs give wide intervals, so they admit less, never more.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Rule:
     delta: float = 3.0
     """Points of reward accuracy whose loss must be ruled out."""
     margin_share: float = 0.5
-    """Share of the baseline's mean margin that must be kept."""
+    """Share of the baseline's mean margin that a run must reach."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +53,9 @@ class Candidate:
     accuracy_difference: Interval | None
     """Model minus baseline, a share between -1 and 1; None where it is not known."""
     accuracy: Interval | None
-    """The run's own; of a setting, that of its worst seed."""
+    """Accuracy of the run; of a setting, that of its worst seed."""
     margin_left: Interval | None
-    """Mean of margin - share * baseline's margin, nats of log-ratio where beta is known; above 0 it keeps the share."""
+    """Mean of margin - share * baseline's margin, nats of log-ratio if beta is known; above 0 it is reached."""
     margin_kept: float
     """Its mean margin over the baseline's; NaN where not known."""
     n: int
@@ -134,7 +134,7 @@ def measure_alone(run: ScoredRun, base: ScoredRun, rule: Rule) -> Candidate:
 def _measure_run(
     run: ScoredRun, base: ScoredRun, difference: Difference, chosen: PairedDifference, rule: Rule
 ) -> Candidate:
-    """A run by itself, on the pairs that it shares with the baseline."""
+    """The accuracy of a run on the pairs that it shares with the baseline."""
     accuracy, accuracies = difference.metrics["reward_accuracy"], difference.accuracies
     left, kept = _measure_margin([(run, base)], rule.margin_share)
     return Candidate(
@@ -184,7 +184,7 @@ def _measure_setting(
 
 
 def _measure_margin(sides: Sequence[tuple[ScoredRun, ScoredRun]], share: float) -> tuple[Interval | None, float]:
-    """Of margin - share * baseline's margin over the same pairs the interval, and which share of it is kept.
+    """Of margin - share * baseline's margin the interval over the same pairs, and the share that the run reaches.
 
     Args:
         sides: model and baseline; several for a setting with several seeds, whose interval covers training too.

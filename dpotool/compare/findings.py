@@ -36,7 +36,7 @@ class Findings:
 
     comparison: Comparison
     folders: list[RunFolder]
-    """All run folders named, a sweep's own and unscored ones included."""
+    """All run folders named, with those of sweeps and of runs without scores."""
     verdicts: dict[str, Verdict | None]
     """label -> verdict; None where something is missing for one (`find_missing`)."""
     sentences: list[str]
@@ -44,7 +44,7 @@ class Findings:
     theory: dict[str, Any] | None
     """Prediction beside measurement (`check_theory`)."""
     theory_table: Path | None
-    """The theory table that is a forecast of any of these runs, whether or not it stands beside a measurement."""
+    """The theory table that is a forecast of any of these runs, whether or not there are measurements to compare."""
     no_theory: str | None
     """Why `theory` is None, as a clause."""
     seeds: list[PooledSetting]
@@ -54,7 +54,7 @@ class Findings:
     judged: list[JudgedRun]
     """The scored runs whose answers were judged."""
     win_rate_and_displacement: dict[str, Any] | None
-    """Whether the one goes with the other over the runs (`relate_displacement`)."""
+    """Rank correlation of displacement and win rate over the runs (`relate_displacement`)."""
 
     @property
     def win_rates(self) -> dict[str, Mapping[str, float]]:
@@ -64,7 +64,7 @@ class Findings:
 
     @property
     def judged_sentences(self) -> list[str]:
-        """What the judge said of each run's answers, and whether displacement goes with it."""
+        """Sentences on the win rate of each run, and on its correlation with displacement."""
         return describe_judged(self.judged, self.win_rate_and_displacement)
 
     @property
@@ -86,7 +86,7 @@ class Findings:
         return find_missing(run) or ""
 
     def say_kind(self, label: str) -> str:
-        """Returns a run's verdict in a word, or which of its numbers there is none without."""
+        """Returns the kind of a run's verdict, or what it lacks for one ("no reference")."""
         verdict = self.verdicts[label]
         return f"no {self.find_missing(label)}" if verdict is None else verdict.kind
 
@@ -134,7 +134,7 @@ class Findings:
 
 
 def _advise(comparison: Comparison, recommendation: Recommendation, kind: str | None) -> str:
-    """What to do with a run that is better than the baseline, by its own verdict."""
+    """What to do with a run that is better than the baseline; `kind` is that of its verdict."""
     [run] = [each for each in comparison.scored if each.label == recommendation.recommended]
     command = say_how_to_save(run)
     go_on = f"Save it with `{command}`" if command is not None else f"Go on with {recommendation.path}"
@@ -165,7 +165,7 @@ def _try_smaller(comparison: Comparison, run: ScoredRun) -> str:
 
 
 def _check_theory(comparison: Comparison, table: Path | None) -> tuple[dict[str, Any] | None, str | None]:
-    """Prediction beside measurement, or why there is none."""
+    """The forecast compared with the measurement, or the reason why they cannot be compared."""
     if table is None:
         return None, "no theory table"
     runs = select_forecast(read_metadata(table), comparison.runs)
@@ -208,7 +208,7 @@ def conclude(
     """Compares runs that are open already, as `find_out` does.
 
     Args:
-        folders: all run folders named, a sweep's own and unscored ones included.
+        folders: all run folders named, with those of sweeps and of runs without scores.
         rule: what a remedy may cost.
 
     Raises DpotoolError when the runs were scored on different data.
@@ -254,7 +254,7 @@ def _no_scores(path: str, folders: Sequence[RunFolder]) -> DpotoolError:
 
 
 def _name_unscored(folders: Sequence[RunFolder]) -> list[str]:
-    """Runs that were named and that no difference can be told of; folders of theory and sweeps have none to show."""
+    """Sentences on named runs without scores; folders of theory tables and sweeps have no scores to miss."""
     return [
         f"{folder.name} has no score table: it is not among the models compared."
         for folder in folders

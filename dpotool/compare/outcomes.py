@@ -16,7 +16,7 @@ _DPO = 1.0
 
 
 def measure_outcomes(runs: pd.DataFrame, scored: Mapping[str, ScoredRun], *, seed: int = 0) -> pd.DataFrame:
-    """Returns a row per run of a fixed lambda whose sweep has a DPO run to compare with; no row where none has.
+    """Returns a row per run of a fixed lambda whose sweep has a DPO run to compare with; no row for other runs.
 
     Columns: `label`, `lambda`, `n`, `data`, `split`, and with `_low` and `_high` `chosen_change` and `rejected_change`
     (mean log pi - log pi_ref over DPO's mean gain in margin, nats per nat; pairs scored in both, pairs of one prompt

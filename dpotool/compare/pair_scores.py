@@ -1,4 +1,4 @@
-"""Scores that another tool gave the pairs (CHES, similarities), and whether they tell which pairs were displaced."""
+"""Scores that another tool gave the pairs (CHES, similarities), and how well they rank the pairs by displacement."""
 
 from __future__ import annotations
 

@@ -34,9 +34,9 @@ class Recommendation:
     statement: str
     rule: Rule
     recommended: str | None = None
-    """Label of a run, the baseline's own for STAY; of a setting, of its run with the baseline's seed. None: nothing."""
+    """Label of a run, for STAY that of the baseline; of a setting, its run with the baseline's seed. Else None."""
     setting: str | None = None
-    """Name of the setting with several seeds that it stands for."""
+    """Name of the setting if several of its seeds were compared together."""
     lambda_: float | None = None
     path: str | None = None
     eligible: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Recommendation:
     """Its mean margin over the baseline's."""
     neighbours: tuple[Neighbour, ...] = ()
     n_needed: float | None = None
-    """Where none is eligible for want of pairs: how many would rule out the loss."""
+    """If too few pairs are the reason that no run is eligible: how many would rule out the loss."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the form of `--json`."""
@@ -142,7 +142,7 @@ def _choose(
 
 
 def _say_free(comparison: Comparison, controls: Controls, rule: Rule, *, above: float) -> str:
-    """A sentence where the baseline scaled back, which needs no training, is eligible and holds more than `above`."""
+    """A sentence if the baseline scaled back, which needs no training, is eligible and gains more than `above`."""
     for curve in controls.curves:
         for point in curve.points if curve.kind == SCALED else ():  # the highest chosen likelihood first
             free = measure_alone(point.run, curve.full, rule)
@@ -231,7 +231,7 @@ def _state_none(comparison: Comparison, candidates: Sequence[Candidate], nearest
 
 
 def _say_loss(nearest: Candidate) -> str:
-    """What a run that was not admitted may lose, and how many pairs would tell."""
+    """What a run that is not eligible may lose, and how many pairs would decide it."""
     assert nearest.accuracy_difference is not None
     cost, delta = nearest.accuracy_difference, nearest.rule.delta
     change = format_interval(cost, "+z.1f", 100)

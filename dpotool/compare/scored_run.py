@@ -75,14 +75,14 @@ class ScoredRun:
 
     @cached_property
     def folder(self) -> RunFolder:
-        """The run folder that the table lies in; raises ValueError for a table in memory."""
+        """The run folder of the table; raises ValueError for a table in memory."""
         if self.path is None:
             raise ValueError(f"{self.label or 'this run'} is not on disk")
         return RunFolder.of_table(self.path)
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The settings of its training: in run.yaml, or what the scoring of a model from elsewhere was told of them."""
+        """The settings of its training: in run.yaml, or of a model from elsewhere, as given to `score`."""
         settings = self.about.settings or {}
         told = {name: settings[name] for name in ("loss", "lambda_") if settings.get(name) is not None}
         return {**(self.manifest.get("config") or {}), **told}
@@ -119,7 +119,7 @@ class ScoredRun:
 
     @cached_property
     def is_referenced(self) -> bool:
-        """Whether the scored rows hold reference values."""
+        """Whether the scored rows have reference values."""
         return has_reference(self.scored)
 
     @cached_property
@@ -190,10 +190,10 @@ def split_scored(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
 
 
 def has_reference(scored: pd.DataFrame) -> bool:
-    """Whether a score table (its scored rows) holds reference values."""
+    """Whether the scored rows of a table have reference values."""
     return bool(len(scored)) and bool(scored[list(_REF_LOGPS)].notna().all(axis=None))
 
 
 def _has_only_rewards(rows: pd.DataFrame) -> bool:
-    """Whether a table was made elsewhere and holds rewards without the log-likelihoods behind them."""
+    """Whether a table was made elsewhere and has rewards without the log-likelihoods behind them."""
     return bool(len(rows)) and bool(rows["chosen_logps"].isna().all() and rows["chosen_rewards"].notna().any())

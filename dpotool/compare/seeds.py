@@ -128,7 +128,7 @@ def build_seeds_frame(seeds: Sequence[PooledSetting]) -> pd.DataFrame:
 
 
 def _find_setting(config: Mapping[str, Any]) -> Hashable:
-    """What a run's config says of its training; what is not set counts like what its version did not know yet."""
+    """The settings of a run's training. One that is not set is the same as one that an older version did not have."""
     return frozenset(
         (name, value if isinstance(value, Hashable) else str(value))
         for name, value in config.items()

@@ -79,9 +79,9 @@ def summarize_scores(
 def measure(
     run: ScoredRun, names: Iterable[str], *, n_resamples: int = N_RESAMPLES, seed: int = 0
 ) -> dict[str, Interval]:
-    """Returns statistics of a run over its pairs with their intervals; those it has no columns for are not there.
+    """Returns statistics of a run over its pairs with their intervals; those whose columns are missing are left out.
 
-    Each is bootstrapped once for a run: the summary and the verdict ask for the same ones.
+    Each is bootstrapped once for a run, as the summary and the verdict use the same ones.
 
     Args:
         names: of MEANS, PERPLEXITIES, SHARES, BEYOND_NOISE, CHANGE_GAP and KEPT.

@@ -33,11 +33,11 @@ MISSING = {
         "Import again with chosen_tokens and rejected_tokens, or score the model itself: `dpotool score MODEL`.",
     ),
 }
-"""What a verdict cannot do without -> why there is none, and what to do."""
+"""What a verdict needs -> why there is none without it, and what to do."""
 KINDS = ("none", "benign", "harmful", "unclear")
 MET, FAILED, OPEN = "met", "failed", "open"
 NEAR = 0.9
-"""Chosen tokens keep on (geometric) average at least this share of the probability the reference gave them."""
+"""Smallest ratio, as a geometric mean over chosen tokens, of the policy's probability to the reference's."""
 _MEANS = ("chosen_displacement", "rejected_displacement", CHANGE_GAP)
 _VALUES = ("reward_accuracy", "chosen_displaced_share", KEPT)
 _CRITERIA = {
@@ -86,7 +86,7 @@ class Verdict:
 def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Verdict | None:
     """Returns the verdict on a scored run, or None where it lacks what `find_missing` names.
 
-    Where chosen tokens are shown to lose their probability and a diagnosis of the run lies beside its scores, the
+    Where chosen tokens are shown to lose their probability and the folder has a diagnosis of the run too, the
     statement also says where that probability went.
     """
     if find_missing(run) is not None:
@@ -113,7 +113,7 @@ def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: 
 
 
 def _say_where_it_went(run: ScoredRun) -> str:
-    """What a diagnosis of this run adds; nothing where there is none of this model on these pairs."""
+    """What a diagnosis of this run adds; empty without one of the same model on the same pairs."""
     found = None if run.path is None else find_diagnosis([run.folder], run=run)
     if found is None or not found.is_of(run) or not (found.summary.get("mass") or {}).get("shares"):
         return ""
@@ -121,7 +121,7 @@ def _say_where_it_went(run: ScoredRun) -> str:
 
 
 def find_missing(run: ScoredRun) -> str | None:
-    """Returns which of MISSING keeps a run from a verdict, the first of them; None where it has them all."""
+    """Returns the first key of MISSING that a run lacks for a verdict; None if it has everything."""
     if not run.n:
         return "scored pairs"
     if run.scored["chosen_logps"].isna().all():
@@ -132,7 +132,7 @@ def find_missing(run: ScoredRun) -> str | None:
 
 
 def _judge(interval: Interval, bound: float, *, is_above: bool = True) -> str:
-    """Whether the whole interval lies above (or below) a bound: met; on the other side of it: failed; else open."""
+    """Returns "met" if the whole interval lies above (or below) a bound, "failed" if on the other side, else "open"."""
     low, high = interval.ci_low, interval.ci_high
     if not (math.isfinite(low) and math.isfinite(high)):
         return OPEN

@@ -1,6 +1,6 @@
 """From a judgment table to win rates: the two orders merged, questions counted once, everything left out counted.
 
-A question has an outcome where it has a verdict in every order that was asked for; where two orders differ it is a tie.
+A question has an outcome if it has a verdict in every order requested; if the two orders disagree it is a tie.
 Identical answers are a tie without asking.
 """
 
@@ -95,13 +95,13 @@ def merge_judgments(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def count_status(table: pd.DataFrame) -> dict[str, int]:
-    """Returns how many verdicts were asked for, and what became of them, by status."""
+    """Returns how many verdicts were requested, and the number of each status."""
     counts = table["status"].value_counts()
     return {"asked": int((table["status"] != "identical").sum()), **{str(k): int(v) for k, v in counts.items()}}
 
 
 def summarize_order(table: pd.DataFrame, *, seed: int = 0) -> dict[str, Any] | None:
-    """Returns agreement of the orders and position bias; None where only one order was asked for, or none matters."""
+    """Returns agreement of the orders and position bias; None without verdicts in both orders."""
     judged = table[(table["status"] == "judged") & table["order"].isin(["first", "second"])]
     values = judged.assign(value=judged["verdict"].map(OUTCOMES).astype(float))
     sides = values.pivot_table(index=_KEYS, columns="order", values="value", aggfunc="first")

@@ -1,4 +1,4 @@
-"""Keeps the pairs that a measure calls safe: which measures there are, where their values come from, and two files.
+"""Keeps the pairs that a measure calls safe: the measures, the sources of their values, and the two output files.
 
 A filter decides by a number of each pair: from a table of `diagnose` or `theory-gap` of the same pairs, from a
 tokenizer alone (lengths, edit similarity), or at random, as a control. Kept and dropped rows are written as they stand
@@ -167,7 +167,7 @@ def _read_values(path: Path, config: FilterConfig, data: PreferenceData) -> Valu
 
 
 def _measure_tokens(config: FilterConfig, data: PreferenceData, progress: Progress) -> Values:
-    """What a tokenizer alone tells."""
+    """The measures that need a tokenizer and no model."""
     from dpotool.data.tokenization import tokenize_preferences
     from dpotool.measures.spans import compute_edit_similarity
     from dpotool.models.demo import build_demo_tokenizer

@@ -16,7 +16,7 @@ from dpotool.wording import count
 
 
 def choose_format(output: str | None, format_: str | None) -> str:
-    """Returns 'markdown' or 'html', by what was asked for or by the name of the file.
+    """Returns 'markdown' or 'html', as the user says or by the ending of the file.
 
     Raises:
         DpotoolError: neither says which.

@@ -85,7 +85,7 @@ class Validation:
 
 
 def validate(config: ValidateConfig, *, progress: Progress = SILENT) -> Validation:
-    """Checks the pairs that the settings name, and writes those without faults where that is asked for.
+    """Checks the pairs that the settings name, and writes the pairs without faults if the user asks for it.
 
     Raises:
         DpotoolError: data or model cannot be used, not one row is a pair, or a finding to leave out is none.

@@ -71,7 +71,7 @@ def select_columns(available: list[str]) -> list[str]:
 
 
 def detect_layout(rows: Sequence[Row], data: str) -> Layout:
-    """Recognises the format of a source from its columns (those that hold something in any row) and its first good row.
+    """Recognises the format of a source from its columns (those not empty in every row) and its first valid row.
 
     Raises:
         DpotoolError: no row has a `chosen` or no row has a `rejected` column.
@@ -110,7 +110,7 @@ def _is_read(name: str, rows: Sequence[Row]) -> bool:
 
 
 def _refuse_hidden_prompt(rows: Sequence[Row], unread: Sequence[str], data: str) -> None:
-    """Refuses rows without a prompt whose question stands in a column of another name, and not in the completions."""
+    """Refuses rows without a prompt whose question is in a column of another name and not in the completions."""
     for row in rows:
         texts = [json.dumps(row.get(name), ensure_ascii=False, default=str) for name in ("chosen", "rejected")]
         for name in unread:
@@ -186,7 +186,8 @@ def convert_row(pair_id: int, row: Row, layout: Layout) -> PreferencePair:
     """Makes a pair of one row.
 
     Raises:
-        InvalidRowError: a field is missing, of the wrong type or empty, or the prompt cannot be told apart.
+        InvalidRowError: a field is missing, of the wrong type or empty, or the prompt cannot be separated from the
+            answers.
     """
     row = normalize_row(row)
     prompt, chosen, rejected = _CONVERTERS[layout.format](row)
@@ -227,7 +228,7 @@ def _convert_messages_implicit(row: Row) -> tuple[Text, Text, Text]:
 
 
 def _convert_messages_prompt_text(row: Row) -> tuple[Text, Text, Text]:
-    """Completions that open with the assistant follow the prompt column; whole conversations hold it already."""
+    """Completions that open with the assistant follow the prompt column; whole conversations include it already."""
     prompt = read_string(row, "prompt")
     chosen, rejected = read_messages(row, "chosen"), read_messages(row, "rejected")
     if chosen[0]["role"] == "assistant" and rejected[0]["role"] == "assistant":

@@ -46,7 +46,7 @@ class Topic:
     subjects: tuple[Mapping[str, str], ...] = ({},)
     """Facts that belong together; their `wrong_` twins come from another subject."""
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """Facts drawn each by itself; the `wrong_` twin is another choice of the same list."""
+    """Facts drawn independently; the `wrong_` twin is another choice from the same list."""
     sum_of: tuple[str, str] | None = None
     """Two facts that are numbers, whose total is the fact `sum`."""
 
@@ -90,7 +90,7 @@ def draw_answer(rng: random.Random, topic: Topic, shares: LevelShares) -> dict[s
 def redraw_answer(
     rng: random.Random, topic: Topic, answer: Answer, shares: LevelShares, redrawn: float
 ) -> dict[str, tuple[int, str]]:
-    """Draws each phrase of an answer again with probability `redrawn`, and keeps the others."""
+    """Draws each phrase of an answer again with probability `redrawn`; the others do not change."""
     return {
         name: _draw_phrase(rng, slot, shares) if rng.random() < redrawn else answer[name]
         for name, slot in topic.slots.items()

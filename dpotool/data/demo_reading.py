@@ -1,7 +1,7 @@
 """Reads a text of the built-in grammar back: which request it is, and how good an answer to it a text is.
 
 The inverse of `demo_grammar`: a request tells its topic and facts, an answer the level of each of its parts. So the
-built-in pairs have a judge that knows what is right, for answers that no data holds.
+built-in pairs have an exact judge, for new answers too.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _LEVELS = ("good", "fair", "poor")
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked: the topic, and for each fact the values it may have. Those that the request names have one."""
+    """What a request asks for: its topic, and the possible values of each fact, just one for a fact that it names."""
 
     topic: Topic
     facts: Mapping[str, tuple[str, ...]]
@@ -127,7 +127,7 @@ def _level_in(found: re.Match[str], name: str) -> int:
 
 
 def _search(request: Request, slot: Slot, text: str) -> int:
-    """The level of the longest phrase of a slot that stands in a text; 2, poor, for none."""
+    """The level of the longest phrase of a slot that occurs in a text; 2, poor, for none."""
     longest, level = 0, 2
     for number, name in enumerate(_LEVELS):
         for phrase in getattr(slot, name):
@@ -138,7 +138,7 @@ def _search(request: Request, slot: Slot, text: str) -> int:
 
 
 def _any_of(values: Sequence[str]) -> str:
-    """One of the values; a longer one before its own beginning."""
+    """A pattern for one of the values, which tries a longer value before one that is its beginning."""
     return "(?:" + "|".join(map(re.escape, sorted(values, key=len, reverse=True))) + ")" if values else r"(?!)"
 
 

@@ -215,9 +215,9 @@ _TOOL_ROLES = ("tool", "function", "ipython", "observation")
 
 
 def _find_left_out(messages: Sequence[Any], rendered: str) -> str | None:
-    """Returns why a rendering cannot be used: the words of a message are not in it, since no branch is for its role.
+    """Returns why a rendering cannot be used: it lacks the words of a message, as the template ignores its role.
 
-    What stands before `</think>` may be left out: templates of reasoning models do so.
+    The text before `</think>` may be missing, as templates of reasoning models leave it out.
     """
     seen = "".join(rendered.split())
     for message in messages:

@@ -25,7 +25,7 @@ def read_string(row: Row, name: str) -> str:
 
 
 def read_completion(row: Row, name: str) -> str:
-    """A string that must hold something before it is split: an empty one is called empty, not unsplittable."""
+    """A string that must not be empty, checked before it is split so that the error says which of the two is wrong."""
     value = read_string(row, name)
     if is_blank(value):
         raise InvalidRowError(f"{name!r} is empty")

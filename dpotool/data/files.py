@@ -34,7 +34,7 @@ _MAX_CSV_CELL = 1 << 30  # the csv module's own limit of 128 KiB is shorter than
 
 @dataclass(frozen=True, slots=True)
 class SourceRow:
-    """One row as it stands in the source: a value, or the problem that kept it from being read."""
+    """One row of the source: its value, or the problem because of which it cannot be read."""
 
     row_id: int
     """Number of the row in its split, from 0; blank lines do not count, broken rows do."""
@@ -114,7 +114,7 @@ def _read_jsonl(path: Path) -> Iterator[SourceRow]:
 
 
 def _is_by_lines(file: BinaryIO) -> bool:
-    """Tells whether the first line that is not blank is a row, and goes back to the start."""
+    """Tells whether the first line that is not blank is a row, and rewinds the file."""
     try:
         first = next((line for line in file if line.strip()), b"").removeprefix(b"\xef\xbb\xbf").strip()
     finally:
@@ -152,7 +152,7 @@ def _read_whole(path: Path, file: BinaryIO) -> list[SourceRow] | None:
 
 
 def _split_values(text: str) -> list[Any]:
-    """Returns the JSON values that a text holds one after another."""
+    """Returns the JSON values that follow each other in a text."""
     decoder, values, position = json.JSONDecoder(), [], 0
     while text[position:].strip():
         position += len(text[position:]) - len(text[position:].lstrip())
@@ -164,7 +164,7 @@ def _split_values(text: str) -> list[Any]:
 
 
 def _find_rows(value: dict[str, Any], data: str) -> list[Any]:
-    """Returns the rows of one JSON object: itself, its columns (as pandas writes them), or the list it holds."""
+    """Returns the rows of one JSON object: itself, its columns (as pandas writes them), or the list inside it."""
     if _are_columns(value):
         names = list(value)
         columns = [list(column.values()) if isinstance(column, dict) else column for column in value.values()]
@@ -184,7 +184,7 @@ def _find_rows(value: dict[str, Any], data: str) -> list[Any]:
 
 
 def _are_columns(value: dict[str, Any]) -> bool:
-    """Tells whether an object holds columns: lists of one length, or objects with the same row numbers."""
+    """Tells whether an object consists of columns: lists of equal length, or objects with the same row numbers."""
     cells = [value.get(name) for name in ("chosen", "rejected")]
     if all(isinstance(cell, dict) and cell and all(key.isdigit() for key in cell) for cell in cells):
         return len({tuple(cell) if isinstance(cell, dict) else None for cell in value.values()}) == 1

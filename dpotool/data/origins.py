@@ -35,7 +35,7 @@ class Origin:
     """An opened source."""
 
     data: str
-    """What the user asked for."""
+    """What the user named."""
     name: str
     """Short name for files and titles."""
     splits: dict[str, Callable[[], Iterator[SourceRow]]]

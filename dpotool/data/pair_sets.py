@@ -25,7 +25,7 @@ def load_pair_set(
     default_split: str = "test",
     progress: Progress = SILENT,
 ) -> PairSet:
-    """Loads and tokenizes the pairs that the settings ask for, and says what it found and what it left out."""
+    """Loads and tokenizes the pairs that the settings name, and notes what was found and what was left out."""
     data = load_rows(settings, seed=seed, default_split=default_split)
     pair_set = tokenize_preferences(data, tokenizer, max_length=max_length, truncation=settings.truncation)
     progress.note(describe_pair_set(pair_set))
@@ -40,7 +40,7 @@ def load_pair_set(
 
 
 def load_rows(settings: DataSettings, *, seed: int, default_split: str) -> PreferenceData:
-    """Loads the rows that the settings ask for, as text."""
+    """Loads the rows that the settings name, as text."""
     return load_preferences(
         settings.data,
         split=settings.split,

@@ -1,7 +1,7 @@
 """The records that flow through dpotool: a preference pair as text, the same pair as token ids, and sets of them.
 
 Nothing is dropped silently on the way from rows to pairs: what was left out is in `invalid` or `excluded` by row number
-with its reason, and what is odd but kept (truncated, merged boundary, identical, duplicate) is counted.
+with its reason, and what is odd but still used (truncated, merged boundary, identical, duplicate) is counted.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class DataSource:
     """Where pairs came from, as recorded in run.yaml and in every summary."""
 
     data: str
-    """What the user asked for: a path, a hub id or builtin:demo."""
+    """As the user named it: a path, a hub id or builtin:demo."""
     name: str
     """Short name for files and titles, e.g. 'tldr_test' or 'demo'."""
     split: str
@@ -88,7 +88,7 @@ class DataSource:
     unread: tuple[str, ...] = ()
     """Columns that are filled and sound like part of the prompt, but are not read."""
     template_date: str | None = None
-    """What stands for today's date where the chat template prints one."""
+    """The date that is printed by a chat template that prints today's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ class PreferenceData:
     pairs: list[PreferencePair]
     source: DataSource
     n_rows: int
-    """Rows that were looked at, after --limit."""
+    """Rows that were read, after --limit."""
     invalid: dict[int, str] = field(default_factory=dict)
     """pair_id -> reason."""
 
@@ -114,9 +114,9 @@ class PairCounts:
     n_truncated: int = 0
     n_boundary_merged: int = 0
     n_identical: int = 0
-    """Pairs whose chosen and rejected completions are the same tokens; kept, their margin is always a tie."""
+    """Pairs whose chosen and rejected completions are the same tokens. They stay in and always count as ties."""
     n_duplicate: int = 0
-    """Pairs that repeat an earlier pair token for token; kept."""
+    """Pairs that repeat an earlier pair token for token. They stay in."""
 
     def to_dict(self) -> dict[str, object]:
         return asdict(self)

@@ -1,4 +1,4 @@
-"""Rows of a source written out again as they stand there: some of them, in their order, in their format, every field.
+"""Writes some rows of a source into a new file, unchanged: in their order, in their format, with every field.
 
 Lines of JSON are copied byte for byte; CSV keeps its header, Parquet its columns and types. A saved dataset or one from
 the hub becomes Parquet, the built-in pairs JSON lines. Row numbers are those of `pair_id`.
@@ -43,10 +43,10 @@ class Rewriter:
     rows: RawRows
 
     def encode(self, rows: Sequence[int], suffix: str | None = None) -> bytes:
-        """Returns a file with these rows, in their own format or as JSON lines.
+        """Returns the content of a file with these rows, in the format of the source or as JSON lines.
 
         Raises:
-            DpotoolError: another format is asked for.
+            DpotoolError: the user asks for another format.
         """
         if suffix in (None, self.suffix):
             return _compress(self.rows.encode(rows), self.suffix)

@@ -18,7 +18,7 @@ from typing import Any
 from dpotool.data.fields import InvalidRowError, Row, describe_type
 
 MESSAGE_COLUMNS = ("conversations", "messages")
-"""Where the prompt stands in rows without a `prompt`, as a list of messages."""
+"""Names of columns with the prompt as a list of messages, in rows without a `prompt`."""
 QUESTION_COLUMNS = ("question", "instruction", "query", "input", "system", "context", "history", *MESSAGE_COLUMNS)
 """Columns that say what a prompt says; not read beside or in place of `prompt`, but never passed over in silence."""
 
@@ -103,7 +103,7 @@ def _parse_printed(name: str, text: str) -> Any:
 
 
 def _read_message(name: str, message: Any) -> Any:
-    """A message under `role` and `content`; what is none is left as it is, to be refused where messages are read."""
+    """A message under `role` and `content`; any other value unchanged, to be refused where messages are read."""
     if not isinstance(message, dict):
         return message
     message = strip_nulls(message)
@@ -127,7 +127,7 @@ def _join_parts(name: str, parts: list[Any]) -> str:
 
 
 def strip_nulls(value: Any) -> Any:
-    """Returns a value without the keys that hold nothing, at any depth: columnar files fill them in."""
+    """Returns a value without keys that are null, at any depth, as columnar files fill these in."""
     if isinstance(value, dict):
         return {key: strip_nulls(item) for key, item in value.items() if item is not None}
     return [strip_nulls(item) for item in value] if isinstance(value, list) else value

@@ -98,7 +98,7 @@ def has_test_split(data: str, test_fraction: float | None = None) -> bool:
 
 
 def _group(outcome: PreferencePair | str, row: SourceRow) -> str:
-    """What keeps rows together in a cut: the prompt; a row without one stands alone."""
+    """Rows with the same key stay on one side of a cut: it is the prompt; a row without one has a key of its row."""
     if isinstance(outcome, str):
         return f"row {row.row_id}"
     return json.dumps(outcome.prompt, sort_keys=True)

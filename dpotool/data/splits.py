@@ -1,6 +1,6 @@
 """Which split of a source is read, and how one is cut where the source has none.
 
-`--split` takes a split's own name, or its beginning where only one split (or only its `_prefs` form, as in
+`--split` takes a split's name, or its beginning where only one split (or only its `_prefs` form, as in
 UltraFeedback-binarized) begins so: `test` finds `test_prefs`. A single file has one split: `train`, `validation` or
 `test` if its name says so (tldr_test.jsonl), otherwise `all`.
 """
@@ -29,14 +29,14 @@ def name_lone_split(stem: str) -> str:
 
 
 def choose_split(available: Sequence[str], asked: str | None, default: str, data: str) -> str:
-    """Returns the name of the split to read: what was asked for, else what stands for the default, else the only one.
+    """Returns the name of the split to read: the user's, else the default or its substitute, else the only one.
 
     Args:
         asked: the user's `--split`, or None.
-        default: 'test' for scoring (a validation split stands for it), 'train' for training.
+        default: 'test' for scoring (or else a validation split), 'train' for training.
 
     Raises:
-        DpotoolError: no split answers to the name, or several do.
+        DpotoolError: no split matches the name, or several do.
     """
     if asked is None and len(available) == 1:
         return available[0]
@@ -79,7 +79,7 @@ def choose_split_to_cut(available: Sequence[str], data: str) -> str:
     """Returns the split that `--test-fraction` cuts: the only one, or `train`.
 
     Raises:
-        DpotoolError: the source has a test split of its own.
+        DpotoolError: the source already has a test split.
     """
     if len(available) > 1 and any(is_test_name(name) for name in available):
         raise DpotoolError(

@@ -1,4 +1,4 @@
-"""Renders conversations by a tokenizer's chat template: a program that came with a model, so it gets a clock that
+"""Renders conversations by a tokenizer's chat template: a program that came with a model, so it gets a fixed date
 stands still, and bounds of time and memory.
 """
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FROZEN_DATE = datetime(2024, 7, 26, 12)  # a clock on a template's wall
-"""The day that chat templates print; Llama 3.1's own where it is told none. The same for every run, so that scores do
-not change from day to day, nor between policy and reference."""
+"""The day that chat templates print, which is the default of Llama 3.1's template. The same for every run, so that
+scores do not change from day to day, nor between policy and reference."""
 MAX_SECONDS = 10.0
 """Of processor time for one rendering; templates in use take milliseconds."""
 MAX_BYTES = 2**30
@@ -41,7 +41,7 @@ def render_chat(
     """Returns a conversation as the model reads it.
 
     Raises:
-        DpotoolError: the template does not come to an end, or its text grows beyond all measure.
+        DpotoolError: the template does not end in time, or its text grows too large.
         Exception: whatever else code in a template can raise.
     """
     try:
@@ -92,7 +92,7 @@ def _bounded() -> Iterator[None]:
 
 @contextmanager
 def _clock_at(now: datetime) -> Iterator[None]:
-    """Lets the clock that transformers gives to chat templates stand still; it takes no other one in place of it."""
+    """Fixes the date that transformers gives to chat templates, as there is no setting for it."""
     from transformers.utils import chat_template_utils
 
     clock: Any = chat_template_utils

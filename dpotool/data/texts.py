@@ -1,4 +1,4 @@
-"""From a row number back to its texts, for whoever shows a pair to a reader."""
+"""Reads the texts of pairs again by their row numbers, to show them to a reader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_texts(
         fingerprint: of the rows as they were then.
 
     Raises:
-        DpotoolError: the data is not found, cannot be read, or is not what it was.
+        DpotoolError: the data is not found, cannot be read, or has changed.
     """
     found = load_preferences(
         rows["data"],

@@ -109,7 +109,7 @@ class _Fitter:
             self.pairs.append(TokenizedPair(pair.pair_id, *ids, *scores, prompt_id=hash_prompt(pair.prompt)))
 
     def _fit_prompt(self, encoded: EncodedPair) -> list[int] | None:
-        """Returns what is kept of the prompt, or None where the pair does not fit."""
+        """Returns the prompt after truncation, or None if the pair does not fit."""
         prompt_ids = encoded.prompt_ids
         longest = max(len(encoded.chosen_ids), len(encoded.rejected_ids))
         if self._max_length is None or len(prompt_ids) + longest <= self._max_length:

@@ -24,7 +24,7 @@ _ZERO_WIDTH_JOINER = "\u200d"
 
 
 def is_transcript(text: str) -> bool:
-    """True for the raw HH-RLHF form: opens with a human turn and holds an assistant turn."""
+    """True for the raw HH-RLHF form, which opens with a human turn and contains an assistant turn."""
     return text.startswith(HUMAN_TURN) and ASSISTANT_TURN in text
 
 
@@ -60,7 +60,7 @@ def split_text(chosen: str, rejected: str) -> tuple[str, str, str]:
 
 
 def split_messages(chosen: list[Any], rejected: list[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-    """Splits two conversations at the first message that differs; each completion keeps at least its last message."""
+    """Splits two conversations at the first message that differs; each completion has at least its last message."""
     cut = 0
     last = min(len(chosen), len(rejected)) - 1
     while cut < last and chosen[cut] == rejected[cut]:

@@ -33,7 +33,7 @@ class Estimate:
     n_tokens: int = 0
     """Of prompts and completions, a prompt counted for each of its two."""
     n_padded_tokens: int = 0
-    """What the batches still to run hold."""
+    """Padded tokens of the batches that are still to run."""
     n_cached: dict[str, int] = field(default_factory=dict)
     """By model: pairs that are in the store."""
     batch_tokens: int = 0
@@ -91,8 +91,8 @@ class ScoringCost:
 def estimate_scoring(scorer: Scorer, pairs: Sequence[TokenizedPair]) -> ScoringCost:
     """Estimates the scoring of pairs from a few of its batches: the largest one, and others spread over the work.
 
-    The batches are cut into strata of equal padded tokens, longest pairs first; one batch of each is timed and speaks
-    for its stratum. A first, untimed batch lets caches and kernels warm up.
+    The batches are cut into strata of equal padded tokens, longest pairs first; one batch of each is timed and
+    represents its stratum. A first, untimed batch lets caches and kernels warm up.
     """
     budget = resolve_batch_tokens(scorer.batch_tokens, scorer.model)
     rows = scorer.rows
@@ -153,7 +153,7 @@ def count_tokens(pairs: Sequence[TokenizedPair]) -> int:
 
 
 def measure_peak_bytes(device: torch.device) -> int:
-    """Returns the most memory that this process has held: on the accelerator, or of the machine.
+    """Returns the peak memory of this process in bytes: on the accelerator, or else on the host.
 
     Since it began, or since `reset_peak_bytes`.
     """
@@ -168,7 +168,7 @@ def measure_peak_bytes(device: torch.device) -> int:
 
 
 def reset_peak_bytes(device: torch.device) -> bool:
-    """Lets the peak begin anew at what is held now; returns False where the system has no way to."""
+    """Resets the peak to the memory in use now; returns False if the system cannot do that."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -28,7 +28,7 @@ _STEPS = ("train/global_step", "global_step", "_step", "step")
 """Columns that may hold the optimiser step, best first; a service's own counter goes up by one with every row."""
 _OF_THE_SERVICE = ("_", "system/", "profiling/")
 _CLOSING = ("train_", "total_flos", "global_step")
-"""What stands in the row that ends a training, and says nothing of a step."""
+"""Columns of the row that ends a training, which do not belong to a step."""
 _OF_LLAMA_FACTORY = {"loss": "loss", "eval_loss": "eval_loss", "accuracy": "rewards/accuracies", "lr": "learning_rate"}
 
 

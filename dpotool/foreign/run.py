@@ -69,7 +69,7 @@ def import_file(file: str, config: ImportConfig) -> ImportResult:
 
 
 def _name(path: Path) -> str:
-    """The folder's name for the files that are called alike everywhere, else the file's own."""
+    """The folder's name for files that have the same name everywhere, else the name of the file."""
     if path.name in (_STATE, _TRAINER_LOG, "results_samples.pt"):
         return path.resolve().parent.name
     return path.stem
@@ -120,7 +120,7 @@ def _write(folder: RunFolder, path: Path, config: ImportConfig, content: Any) ->
 
 
 def _read_pairs(path: Path, config: ImportConfig) -> tuple[pd.DataFrame, list[str]]:
-    """A table of tensors; a score table where it holds log-likelihoods of both completions."""
+    """A table of tensors; a score table if it has log-likelihoods of both completions."""
     frame, left_out = read_tensors(path)
     if not {"chosen_logps", "rejected_logps"} <= set(frame):
         return frame, left_out
@@ -140,7 +140,7 @@ _LOGPS = ("chosen_logps", "rejected_logps", "ref_chosen_logps", "ref_rejected_lo
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A kind of file: what it is called, how it is known, and who reads it."""
+    """A kind of file: how it is recognised by name, and the function that reads it."""
 
     names: tuple[str, ...]
     """Patterns of file names, lower case."""
@@ -165,10 +165,10 @@ KINDS: dict[str, Kind] = {
 
 
 def find_file(path: Path) -> Path:
-    """Returns what to read: a file as it is; of a training's folder, the log that says most.
+    """Returns what to read: the file itself, or in a training's folder the most informative log.
 
-    That is trainer_state.json, its own or its newest checkpoint's; else TensorBoard's events, for which the folder
-    itself stands; else LLaMA-Factory's trainer_log.jsonl.
+    That is trainer_state.json, in the folder or in its newest checkpoint; else TensorBoard's events, for which the
+    folder itself stands; else LLaMA-Factory's trainer_log.jsonl.
 
     Raises:
         DpotoolError: there is nothing, or nothing of the kind in the folder.

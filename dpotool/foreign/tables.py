@@ -109,7 +109,7 @@ def _describe(value: Any) -> str:
 
 
 def read_text(path: Path) -> str:
-    """Returns what a file holds. Raises DpotoolError when it cannot be read, or is no UTF-8."""
+    """Returns the content of a file. Raises DpotoolError when it cannot be read, or is no UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -117,7 +117,7 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """Returns what a file holds as JSON. Raises DpotoolError when it cannot be read."""
+    """Returns the content of a JSON file. Raises DpotoolError when it cannot be read."""
     try:
         return parse_json(read_text(path))
     except ValueError as error:

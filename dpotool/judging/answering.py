@@ -65,7 +65,7 @@ def generate_answers(
     """Answers the questions with each model, and compares each with the baseline's answers.
 
     Args:
-        models: run folders, checkpoints or hub ids; a file of answers stands for the model that gave them.
+        models: run folders, checkpoints or hub ids; or a file with the answers of a model.
 
     Raises:
         DpotoolError: a model, the questions or the server cannot be used; answers before it stay on file.
@@ -212,10 +212,10 @@ def _summarize(results: Sequence[GenerateResult], config: GenerateConfig) -> lis
 
 
 def choose_baseline(labels: Sequence[str], asked: str | None, *, last: bool = False) -> int:
-    """Returns the place of the baseline: what was asked for, else DPO, else the first (or the last).
+    """Returns the index of the baseline: the label given, else DPO, else the first (or the last).
 
     Raises:
-        DpotoolError: none has the label that was asked for, or several do.
+        DpotoolError: none has the label given, or several do.
     """
     if asked is None:
         found = [place for place, label in enumerate(labels) if label == "DPO"]

@@ -20,7 +20,7 @@ from dpotool.runs.checked import check_value
 from dpotool.runs.folder import RunFolder
 
 ENDED, CUT_OFF = "stop", "length"
-"""Why an answer ends: by itself, or at the limit of tokens."""
+"""Why an answer ends: with an end token, or at the limit of tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Answer:
     key: str = ""
     """Hash of what the answer depends on: weights or server, prompt, settings, sample."""
     question: Question | None = None
-    """As it was asked; None for files that do not say."""
+    """The prompt as the model got it; None for files that do not say."""
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -116,7 +116,7 @@ def read_answers(path: str | Path) -> list[Answer]:
     """Reads answers of `dpotool generate` or FastChat.
 
     Raises:
-        DpotoolError: the file holds neither, or two answers to one question with one sample number.
+        DpotoolError: the file is neither, or has two answers to one question with one sample number.
     """
     answers = [read_row(row, path) for row in read_lines(path)]
     seen: set[tuple[str, int]] = set()
@@ -155,7 +155,7 @@ def read_row(row: Row, path: str | Path) -> Answer:
 
 
 def open_answers(name: str, data: str | None = None) -> AnswerSet:
-    """Returns the answers that a run folder holds (the newest, or to the questions named), or those of a file.
+    """Returns the answers in a run folder (the newest, or to the questions named), or those of a file.
 
     Raises:
         DpotoolError: there are none.

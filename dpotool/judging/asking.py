@@ -1,4 +1,4 @@
-"""Puts pairs of answers before a judge: both orders by default, every reply kept, every row accounted for."""
+"""Shows pairs of answers to a judge, in both orders by default, with all replies stored and all rows accounted for."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def question_of(answer: Answer) -> Question:
     """Returns the question an answer belongs to.
 
     Raises:
-        DpotoolError: the answers do not hold their questions, and none were given.
+        DpotoolError: the answers come without their questions, and none were given.
     """
     if answer.question is None:
         raise DpotoolError(
@@ -63,7 +63,7 @@ def _scored(pair: tuple[Answer, Answer], model: float | None, baseline: float | 
 
 
 def build_requests(pairs: Pairs, prompts: PromptBook, config: JudgeConfig) -> list[Request]:
-    """Returns what a server is asked: for each pair one request, or two with the places changed.
+    """Returns the requests to a server: one for each pair, or two with the answers in both orders.
 
     Raises:
         DpotoolError: the prompt needs reference answers, and a question has none.
@@ -117,7 +117,7 @@ def judge_by_server(
 
 
 def ask_judge(requests: Sequence[Request], config: JudgeConfig, path: Path, progress: Progress) -> list[Reply]:
-    """Returns the judge's reply to each request, asking only what the file at `path` does not hold."""
+    """Returns the judge's reply to each request, sending only those that the file at `path` lacks."""
     endpoint = read_endpoint(config, str(config.judge_model))
     return gather_replies(requests, endpoint, path, progress, _load_counter(config.judge_tokenizer))
 

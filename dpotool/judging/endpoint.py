@@ -1,4 +1,4 @@
-"""A server that speaks the OpenAI protocol: vLLM, Ollama, `transformers serve`, a hosted one. Asked with patience.
+"""A server that speaks the OpenAI protocol: vLLM, Ollama, `transformers serve`, a hosted one. Repeats failed requests.
 
 Time-outs, 429, 5xx and replies that break off are tried again with growing pauses; what is wrong with the request stops
 the run, in one line. The key comes from the environment and stands in no file, log or error.
@@ -29,7 +29,7 @@ LONGEST_PAUSE = 60.0
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server is and how it is asked."""
+    """Address of a server, and settings of the requests to it."""
 
     url: str
     """Up to and with /v1."""
@@ -52,7 +52,7 @@ class Reply:
     finish: str | None = None
     model: str | None = None
     prompt_tokens: int | None = None
-    """Tokens the server read, by its own count; None where it does not say."""
+    """Tokens of the prompt as the server counts them; None if it does not say."""
     completion_tokens: int | None = None
     raw: str = ""
     """The body as it came."""
@@ -84,7 +84,7 @@ class Client:
         self._http.close()
 
     def ask(self, path: str, body: dict[str, Any]) -> Reply:
-        """Returns the reply to one request; after the last attempt one that says why there is none.
+        """Returns the reply to one request; after the last attempt, a reply that says why there is none.
 
         Raises:
             DpotoolError: the server does not know the model or the key, or answers for another model.
@@ -213,7 +213,7 @@ def _check_url(url: str) -> None:
 
 
 def _retry_after(response: httpx2.Response) -> str:
-    """What the server asks to wait, in seconds; nothing where it says a date or nothing."""
+    """The wait in seconds that the server requests; 0 if it gives a date or none."""
     try:
         return f", retry after {max(0.0, float(response.headers['retry-after']))}"
     except (KeyError, ValueError):

@@ -1,4 +1,4 @@
-"""Generates answers: left padding, batches of like length by token budget, the cache, each row its own random numbers.
+"""Generates answers: left padding, batches of like length by token budget, a key-value cache, random numbers per row.
 
 The longest prompts come first, so that a batch which does not fit fails at once; one that runs out of memory is halved.
 """
@@ -75,7 +75,7 @@ def resolve_decoding(
     config: GenerateConfig,
     max_length: int,
 ) -> Decoding:
-    """Returns the checkpoint's own generation settings, with what was asked for in their place.
+    """Returns the generation settings of the checkpoint, with the user's settings in their place.
 
     Args:
         config: without a temperature what the checkpoint says, which without a word is greedy; 0 is greedy.
@@ -159,7 +159,7 @@ def generate_batches(
         batch_tokens: prompt and new tokens of a batch after padding, or 'auto' by free memory.
 
     Raises:
-        DpotoolError: memory does not hold a single answer.
+        DpotoolError: memory is too small for a single answer.
     """
     run = run or generate_batch
     waiting = plan_generation(model, jobs, decoding.max_new_tokens, batch_tokens)[::-1]

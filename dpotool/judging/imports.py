@@ -23,7 +23,7 @@ from dpotool.judging.verdicts import NO_VERDICT, RULES
 from dpotool.runs.checked import check_value, parse_json
 
 Answers = Mapping[str, Answer]
-"""Question id -> answer; empty where the answers are not at hand."""
+"""Question id -> answer; empty if the answers are not available."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,8 @@ def _read_fastchat(rows: Sequence[Row], ours: Answers, theirs: Answers) -> list[
 def _read_alpaca_eval(rows: Sequence[Row], _ours: Answers, _theirs: Answers) -> list[Imported]:
     """AlpacaEval's annotations: the model is output_2; a preference above 1.5 is for it, of 1.5 a tie.
 
-    Weighted annotators give preferences between 1 and 2; the verdict is the nearer end, the weight is kept as a score.
+    Weighted annotators give preferences between 1 and 2; the verdict is the nearer end, and the weight is stored as a
+    score.
     """
     groups: dict[tuple[str, str, str], list[Judgment]] = {}
     for number, row in enumerate(rows):
@@ -219,7 +220,7 @@ FORMATS = (
 
 
 def import_ratings(path: str, categories: Mapping[str, str | None]) -> tuple[str, dict[str, pd.DataFrame]]:
-    """Reads FastChat's single grading (model_judgment/*_single.jsonl); a score of -1 there is none.
+    """Reads FastChat's single grading (model_judgment/*_single.jsonl); a score of -1 means that there is no grade.
 
     Args:
         categories: question id -> category, where it is known.

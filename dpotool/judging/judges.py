@@ -1,7 +1,7 @@
 """Judges, a registry: a server, a reward model, the built-in grammar, overlap with the reference.
 
-A judge either compares two texts it is shown together (`compares`: both orders matter) or scores each answer by itself;
-of two scores the higher wins. `caveat` is what must be said wherever its verdicts appear.
+A judge either compares two texts it is shown together (`compares`: both orders matter) or scores each answer
+separately; of two scores the higher wins. `caveat` is what must be said wherever its verdicts appear.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class JudgeKind:
     needs: tuple[str, ...] = ()
     """Options it cannot do without."""
     is_proxy: bool = False
-    """It stands in for a judgment of quality, and is labelled so."""
+    """It only approximates a judgment of quality, and output labels it as a proxy."""
 
     @property
     def compares(self) -> bool:
@@ -116,7 +116,7 @@ JUDGES = {
 
 
 def choose_judge(config: JudgeConfig, is_demo: bool) -> JudgeKind:
-    """Returns the judge that is asked for, else grammar for the built-in pairs, else a server where one is named.
+    """Returns the judge that the user names, else grammar for the built-in pairs, else a server if one is given.
 
     Raises:
         DpotoolError: there is no such judge, it lacks an option, or none is named.

@@ -39,10 +39,10 @@ class Judgment:
     def between(
         cls, ours: Answer | None, theirs: Answer | None, order: str, status: str, verdict: str | None, **more: Any
     ) -> Judgment:
-        """Returns a row with what the two answers say of themselves: question, lengths in characters, prompt.
+        """Returns a row with what follows from the two answers: question, lengths in characters, prompt.
 
         Args:
-            more: further columns; `question_id` and `sample` where the model's answer is not at hand.
+            more: further columns; `question_id` and `sample` if the model's answer is not available.
         """
         question = (ours.question if ours else None) or (theirs.question if theirs else None)
         row = {

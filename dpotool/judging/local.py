@@ -60,10 +60,10 @@ class Answerer:
     def answer_all(
         self, questions: Sequence[Question], samples: int, path: Path, progress: Progress, *, overwrite: bool
     ) -> tuple[list[Answer], dict[str, int]]:
-        """Returns every answer in the questions' order, generating what `path` does not hold, and what was left out.
+        """Returns every answer in the questions' order, generating those that `path` lacks, and how many are missing.
 
         Raises:
-            DpotoolError: the file holds answers to these questions that were made otherwise.
+            DpotoolError: the file has answers to these questions made with other settings.
         """
         fitting = [
             q for q in questions if len(self.encoder.encode(q, ())) + self.decoding.max_new_tokens <= self.max_length

@@ -1,4 +1,4 @@
-"""MT-Bench: every answer of two turns graded by itself, 1 to 10, or FastChat's grades read; a table for each model."""
+"""MT-Bench: every answer of two turns graded separately, 1 to 10, or FastChat's grades read; a table for each model."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def grade_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progre
 
 
 def plan_grading(names: Sequence[str], config: JudgeConfig) -> list[AskingPlan]:
-    """Returns what a server would be asked about each model, without asking."""
+    """Returns the requests that a server would get about each model, without sending them."""
     sets, _, prompts, about = _open(names, config)
     plans = []
     for each in sets:
@@ -82,7 +82,7 @@ def _open(names: Sequence[str], config: JudgeConfig) -> tuple[list[AnswerSet], i
 
 
 def check_bench(bench: str | None) -> None:
-    """Raises a DpotoolError for a bench that there is none of."""
+    """Raises a DpotoolError for an unknown bench."""
     if bench not in BENCHES:
         raise DpotoolError("unknown bench", where="--bench", expected=", ".join(BENCHES), got=repr(bench))
 
@@ -90,7 +90,7 @@ def check_bench(bench: str | None) -> None:
 def _build_requests(
     answers: AnswerSet, prompts: PromptBook, config: JudgeConfig
 ) -> tuple[list[tuple[Answer, int]], list[Request]]:
-    """Every answer and turn, and what is asked about each."""
+    """Every answer and turn, with the request about each."""
     jobs = [(answer, turn) for answer in answers.answers[: config.limit] for turn in range(len(answer.turns))]
     return jobs, [_build_request(*job, prompts, config) for job in jobs]
 

@@ -1,8 +1,9 @@
-"""Whether a server read the whole prompt: Ollama, for one, cuts the beginning off what exceeds its context, unasked.
+"""Whether a server read the whole prompt: Ollama, for one, silently cuts off what exceeds its context.
 
-What the server says it read (`usage.prompt_tokens`) is compared with the prompt's own tokens, where a tokenizer of the
-judge is at hand. Without one two signs are looked for: prompts of different length that the server read as equally many
-tokens, the most it ever read; and a prompt with far fewer tokens than its length in characters suggests.
+What the server says it read (`usage.prompt_tokens`) is compared with the number of tokens in the prompt, if a
+tokenizer of the judge is at hand. Without one two signs are looked for: prompts of different length that the server
+read as equally many tokens, the most it ever read; and a prompt with far fewer tokens than its length in characters
+suggests.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class PromptLengths:
     path: Path
     """Of the file of replies, which holds those on cut prompts too."""
     count: CountTokens | None = None
-    """Tokens of a text by the judge's tokenizer; None where that is not at hand."""
+    """Tokens of a text by the judge's tokenizer; None if there is none."""
     n_unknown: int = 0
     """Replies that do not say how much the server read: there a cut prompt would go unnoticed."""
     n_checked: int = 0

@@ -1,4 +1,4 @@
-"""Prompts that judges are given: the paper's, MT-Bench's kind, FastChat's own file, or a Jinja file.
+"""Prompts that judges are given: the paper's, MT-Bench's kind, FastChat's file, or a Jinja file.
 
 A template sees question, reference, answer_a and answer_b (of the last turn), and the lists questions, references,
 answers_a and answers_b of all turns; single grading has answer and answers.
@@ -148,7 +148,7 @@ class PromptBook:
 
 
 def open_prompts(name: str | None, kind: str, rule: str) -> PromptBook:
-    """Returns the prompt that is asked for: built in, FastChat's file, or a Jinja file.
+    """Returns the prompt that the user names: built in, FastChat's file, or a Jinja file.
 
     Args:
         kind: PAIRWISE or SINGLE.
@@ -179,7 +179,7 @@ def open_prompts(name: str | None, kind: str, rule: str) -> PromptBook:
 
 
 def read_fastchat_prompts(path: Path, kind: str) -> PromptBook:
-    """Reads FastChat's judge_prompts.jsonl as it is, so that grades can be put beside published ones.
+    """Reads FastChat's judge_prompts.jsonl unchanged, so that grades can be compared with published ones.
 
     Raises:
         DpotoolError: one of the four prompts of that kind is not there.

@@ -19,7 +19,7 @@ from dpotool.settings.shared import DataSettings
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked, and what a good answer is where that is known."""
+    """A question, with reference answers if there are any."""
 
     question_id: str
     turns: tuple[Text, ...]
@@ -28,7 +28,7 @@ class Question:
     """A reference answer for each turn, or none at all; of a preference pair the chosen completion."""
     category: str | None = None
     is_prompt: bool = False
-    """The turn is a whole prompt of a preference set, to be continued as it is."""
+    """The turn is a whole prompt of a preference set, which the model continues."""
 
     @property
     def prompt_id(self) -> str:
@@ -93,7 +93,7 @@ def show_completion(completion: Text) -> str:
 
 
 def show_messages(messages: Sequence[Mapping[str, Any]]) -> str:
-    """Returns a conversation as text, a line for each message's role and content; a lone user's turn as it is."""
+    """Returns a conversation as text, a line for each message's role and content; a single user turn unchanged."""
     if len(messages) == 1 and messages[0].get("role") == "user":
         return str(messages[0].get("content", ""))
     return "\n\n".join(f"{message.get('role')}: {message.get('content', '')}" for message in messages)
@@ -133,7 +133,7 @@ def read_questions(path: str, references: str | None = None) -> list[Question]:
 
 
 def read_references(path: str) -> dict[str, tuple[str, ...]]:
-    """Reads reference answers, which FastChat keeps as answers: question id -> one for each turn."""
+    """Reads reference answers, which FastChat stores as answers: question id -> one for each turn."""
     return {str(row["question_id"]): tuple(read_turns(row, path)) for row in read_lines(path)}
 
 

@@ -1,4 +1,4 @@
-"""Every reply as it came, on disk before anything is made of it: asked once, found again by its request's content."""
+"""Every reply on disk before it is interpreted, so that each request is sent once; found by the request's content."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from dpotool.wording import count
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One thing to ask."""
+    """One request."""
 
     name: str
     """What it is about, for the file: a question's id and the order of the answers."""
     path: str
     body: Mapping[str, Any]
-    """As it is sent; it holds no key."""
+    """The body as sent, without the key."""
 
     @property
     def key(self) -> str:
@@ -49,12 +49,12 @@ class ReplyBook:
         self._replies = {str(row["key"]): _from_row(row, path) for row in rows if "key" in row}
 
     def find(self, request: Request) -> Reply | None:
-        """Returns the final reply to a request, or None: then it is to be asked."""
+        """Returns the final reply to a request, or None if it has to be sent."""
         reply = self._replies.get(request.key)
         return reply if reply is not None and reply.is_final else None
 
     def add(self, request: Request, reply: Reply) -> None:
-        """Writes a reply down, also one that did not come: what went wrong is kept too."""
+        """Stores a reply, or the error of a request that failed."""
         self._replies[request.key] = reply
         append_lines(self.path, [{"key": request.key, "name": request.name, **asdict(reply)}])
 

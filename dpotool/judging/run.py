@@ -38,7 +38,7 @@ JUDGED_FOLDER = "runs/judged"
 
 @dataclass(frozen=True, slots=True)
 class JudgeResult:
-    """What was judged of one model, against the baseline or by itself."""
+    """The verdicts or grades of one model's answers."""
 
     label: str
     frame: pd.DataFrame
@@ -48,7 +48,7 @@ class JudgeResult:
 
 @dataclass(frozen=True, slots=True)
 class AskingPlan:
-    """What judging would ask."""
+    """The requests that judging would send."""
 
     label: str
     n_answers: int

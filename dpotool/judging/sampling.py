@@ -1,4 +1,4 @@
-"""Sampling in which a prompt's answer does not depend on the batch it is in: a stream of random numbers for each row.
+"""Sampling in which a prompt's answer does not depend on the batch it is in: each row has a stream of random numbers.
 
 `generate` would draw all rows of a batch from one generator, so that an answer changes with its neighbours. Here each
 step turns one uniform number of the row's own stream into a token, by the inverse of the cumulative distribution. Two

@@ -1,4 +1,4 @@
-"""Answers from a server: every turn of every question asked through the book of replies."""
+"""Answers from a server: every turn of every question is one request, stored with its reply."""
 
 from __future__ import annotations
 

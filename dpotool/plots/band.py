@@ -1,4 +1,4 @@
-"""For which shift factors a pair's own step raises the chosen and lowers the rejected, and for how many pairs."""
+"""Shift factors for which a step on one pair raises its chosen and lowers its rejected answer, and for how many."""
 
 from __future__ import annotations
 

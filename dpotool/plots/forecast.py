@@ -166,7 +166,7 @@ def _draw_predicted(
 
 
 def _draw_measured(axes: Axes, outcomes: pd.DataFrame, name: str, style: tuple[str, str, Any, str]) -> None:
-    """Points with bars; chosen and rejected stand a little apart, or one would hide the other where they agree."""
+    """Points with bars; chosen and rejected are drawn a little apart, so that neither hides the other."""
     _, color, _, marker = style
     lambdas, values = (outcomes[column].to_numpy(dtype=np.float64) for column in ("lambda", name))
     ends = outcomes[[f"{name}_low", f"{name}_high"]].to_numpy(dtype=np.float64).T

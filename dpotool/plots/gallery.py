@@ -21,7 +21,7 @@ class Gallery:
 
     paths: list[Path] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
-    """kind -> why, only where `all` was asked for."""
+    """kind -> reason, for `all` only."""
 
 
 def draw(kind: str, paths: Sequence[str], config: PlotConfig, findings: Findings | None = None) -> Gallery:
@@ -29,7 +29,7 @@ def draw(kind: str, paths: Sequence[str], config: PlotConfig, findings: Findings
 
     Args:
         paths: run or sweep folders; a sweep stands for its runs.
-        findings: what was found out about these runs, where somebody knows already.
+        findings: the findings on these runs, if they are known already.
 
     Raises:
         DpotoolError: unknown kind, a folder that is no run, or nothing to draw that kind from.

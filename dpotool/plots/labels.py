@@ -26,7 +26,7 @@ _POINT_SIZE = 12  # room a marker takes, in points
 def label_points(
     axes: Axes, x: ArrayLike, y: ArrayLike, labels: Sequence[str], *, avoid: ArrayLike | None = None
 ) -> list[Annotation]:
-    """Writes each label where it is nearest to its point without touching another label, a point or a line.
+    """Places each label where it is nearest to its point without touching another label, a point or a line.
 
     Greedy, from the crowded points outwards. A label that is far from its point, or not clearly nearest to it, gets a
     thin line to it; one that finds no free place takes the one that overlaps least. Call it last: it needs the layout

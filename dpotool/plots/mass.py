@@ -66,7 +66,7 @@ def plot_mass(table: pd.DataFrame, *, n: int, model: str, data: str) -> Figure:
     """Draws the parts by place under the reference, under the policy, and their difference; see `tabulate_mass`.
 
     Args:
-        n: pairs, for the title; model, data likewise.
+        n: number of pairs, for the title; model, data: for the title too.
     """
     figure = make_figure(10.4, 4.4)
     before, after, change = figure.subplots(1, 3)

@@ -101,7 +101,7 @@ Limits = tuple[tuple[float, float], tuple[float, float]]
 
 
 def _find_limits(runs: Sequence[ScoredRun]) -> Limits:
-    """x and y limits that hold the central 99 % of all pairs, zero, and some room for the corners' texts."""
+    """x and y limits with the central 99 % of all pairs, zero, and some room for the texts in the corners."""
     limits = []
     for side, pad in (("rejected", 0.06), ("chosen", 0.18)):
         values = np.concatenate([run.columns[f"{side}_displacement"] for run in runs])

@@ -28,7 +28,7 @@ ALL = "all"
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A figure, and the words that stand for it where it cannot be seen."""
+    """A figure and its alternative text, for readers who cannot see it."""
 
     figure: Figure
     alt: str
@@ -44,7 +44,7 @@ class Need:
     command: str
     """What makes them."""
     is_extra: bool = False
-    """Whether a report passes over it in silence where there is none."""
+    """Whether a report says nothing if there is none."""
 
 
 NEEDS = {
@@ -78,7 +78,7 @@ class PlotKind:
     It raises DpotoolError, with the remedy, where the scene lacks what it needs.
     """
     section: str | None = None
-    """Heading it stands under in a report, kinds of one heading together; None for one that is not in reports."""
+    """Its heading in a report, which kinds can share; None for one that is not in reports."""
     is_in_all: bool = True
     """Whether `dpotool plot all` draws it."""
 
@@ -274,7 +274,7 @@ _TRADEOFFS = {"accuracy": "tradeoff", "margin": "tradeoff-margin", "win-rate": "
 
 
 def choose_plots(name: str, y: str | None = None) -> list[PlotKind]:
-    """Returns the kinds that a word on the command line stands for: the one of that name, or those of `all`.
+    """Returns the kinds that the user names: the one of that name, or for `all` several.
 
     Raises DpotoolError for an unknown name or y, and for y beside another picture than `tradeoff`.
     """

@@ -1,4 +1,4 @@
-"""What a picture can be made of: the runs and tables that the folders on the command line hold."""
+"""What pictures are drawn from: the runs and tables in the folders on the command line."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ class Scene:
         """Takes the folders as they were named.
 
         Args:
-            everything: all run folders named, a sweep's own included; theory tables may lie in any of them.
-            findings: what was found out about these runs, where somebody knows already. The theory table is then the
+            everything: all run folders named, sweeps' folders included; theory tables may be in any of them.
+            findings: the findings on these runs, if they are known already. The theory table is then the
                 one that is a forecast of these runs; without them it is the first folder's newest.
         """
         self.everything = list(everything)
@@ -112,7 +112,7 @@ class Scene:
         return {"model": tell_path(str(model)), "data": f"{first.data} [{first.split}]"}
 
     def list_logs(self) -> dict[str, RunFolder]:
-        """Returns label -> run that logged while training; one that is not scored goes by its folder's name."""
+        """Returns label -> run that logged while training; the label of one that is not scored is its folder's name."""
         scored = {run.folder.path: run.label for run in self.runs}
         folders = sorted(self.everything, key=lambda folder: folder.path not in scored)
         labels = [scored.get(folder.path, folder.name) for folder in folders]

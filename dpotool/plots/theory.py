@@ -113,7 +113,7 @@ def _set_scale(axes: Axes, which: str, values: NDArray[np.float64]) -> None:
 
 
 def _set_decade_ticks(axes: Axes, which: str, threshold: float, largest: float) -> None:
-    """Zero and at most four powers of ten on either side; matplotlib's own ticks run into each other."""
+    """Zero and at most four powers of ten on either side; matplotlib's default ticks overlap."""
     first, last = round(np.log10(threshold)), int(np.floor(np.log10(largest)))
     decades = range(last, first - 1, -max(1, -(-(last - first + 1) // 4)))
     ticks = [0.0, *(sign * 10.0**d for d in decades for sign in (-1, 1))]

@@ -41,7 +41,7 @@ AGAINST = {
     "reward_accuracy": ("reward accuracy", "points", 100.0),
     "reward_margins": ("reward margin", "nats", 1.0),
 }
-"""What may stand on the y axis -> its name, unit and scale."""
+"""Metric on the y axis -> its name, unit and scale."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ def plot_tradeoff(
     Args:
         comparison: of several runs with one of them (compare.differences).
         model, data: for the title.
-        against: what stands on the y axis, `reward_accuracy` or `reward_margins`.
+        against: metric on the y axis, `reward_accuracy` or `reward_margins`.
         recommended: label of the run to mark.
         allowed_loss: points of accuracy whose loss must be ruled out before a run is recommended.
         controls: the baseline scaled back and stopped early.
@@ -295,7 +295,7 @@ def _draw_allowed(axes: Axes, points: float) -> None:
 
 
 def draw_runs(axes: Axes, points: list[Point], recommended: str | None) -> None:
-    """DPO as a star, constant lambdas as dots, every other run in a shape of its own."""
+    """DPO as a star, constant lambdas as dots, every other run with another marker."""
     position, named = 0, set()
     for each in points:
         if each.run["loss"] == "dpo" or each.run["lambda"] == 1:

@@ -1,4 +1,4 @@
-"""Wins, ties and losses of each run's answers against the baseline's, and win rate against likelihood kept."""
+"""Wins, ties and losses of each run's answers against the baseline's, and win rate against chosen log-likelihood."""
 
 from __future__ import annotations
 

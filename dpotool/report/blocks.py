@@ -38,7 +38,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A figure with the words that stand for it."""
+    """A figure with its alternative text."""
 
     name: str
     png: bytes
@@ -83,7 +83,7 @@ class PairText:
     """The chosen answer token by token, shown in its place; empty where nobody looked into it."""
     rejected_tokens: Sequence[TokenText] = ()
     moved: str = ""
-    """Which tokens fell most, in a sentence; empty likewise."""
+    """Which tokens fell most, in a sentence; empty if that is not known."""
     kind: str = "pair"
 
 

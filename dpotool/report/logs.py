@@ -39,7 +39,7 @@ _LOGGED = {
 
 
 def has_only_logs(paths: Sequence[str]) -> bool:
-    """Whether the runs that the paths stand for have training logs, and none of them scores.
+    """Whether the runs under these paths have training logs, and none of them has scores.
 
     Raises DpotoolError for a folder that is no run.
     """

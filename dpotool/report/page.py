@@ -40,7 +40,7 @@ def no_texts(findings: Findings, n_pairs: int) -> TextSource:
 
 
 def write_report(paths: Sequence[str], config: ReportConfig, *, find_texts: FindTexts = no_texts) -> Report:
-    """Writes the report on the runs that the paths stand for; returns where it is and what it says.
+    """Writes the report on the runs under these paths; returns its path and its content.
 
     Raises DpotoolError when a path is no run, nothing is scored, or the format or output cannot be used.
     """
@@ -86,7 +86,7 @@ def write_page(build: Callable[[int], Page], paths: Sequence[str], config: Repor
 def hide_paths(page: Page, here: Path | None = None) -> Page:
     """Returns the page with every path cut to what is below `here` (the working directory) or to its name.
 
-    So a page that is sent to others tells no folder of the machine it was made on. Texts of pairs are left as they
+    So a page that is sent to others shows no folder of the machine it was made on. Texts of pairs are left as they
     are; figures are drawn with names that are told so already.
     """
     return map_text(page, lambda text: hide_folders(text, here))

@@ -1,4 +1,4 @@
-"""The pairs a reader should see, with their texts, and what scores made elsewhere tell of how pairs changed."""
+"""The pairs a reader should see, with their texts, and the correlation of imported scores with their changes."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def _describe(run: ScoredRun, pair_id: int) -> str:
 
 
 def show_foreign_scores(findings: Findings, seed: int) -> list[Block]:
-    """A row per imported column, a column per run; nothing where no folder holds imported scores."""
+    """A row per imported column, a column per run; none if no folder has imported scores."""
     comparison = findings.comparison
     found, problems = find_pair_scores(findings.folders, findings.base)
     rows = []

@@ -18,7 +18,7 @@ from dpotool.report.blocks import Block, Page, PairText, Paragraph, Picture, Tok
 from dpotool.wording import count
 
 LIMIT = 5_000_000
-"""Bytes of a whole HTML page: what goes through by mail, and opens at once on a phone."""
+"""Largest size of an HTML page in bytes, which can be mailed and opens at once on a phone."""
 DPI = 120
 SMALL_DPI = 84
 """Below it the figures' smallest print can no longer be read."""
@@ -61,12 +61,12 @@ def _set_interval(cell: str) -> Markup:
 
 
 def _set_commands(text: str) -> Markup:
-    """What stands between backticks as code; everything else as it is."""
+    """Returns HTML with the text between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _escape_markdown(text: str) -> str:
-    """Text that Markdown shows as it stands: no HTML, table end, heading or emphasis out of a label or a prompt."""
+    """Returns a text that Markdown shows literally: no HTML, table end, heading or emphasis from a label or prompt."""
     for sign in "\\`*_[]|":
         text = text.replace(sign, "\\" + sign)
     return text.replace("<", "&lt;").replace(">", "&gt;").replace("\n", " ")

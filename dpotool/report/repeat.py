@@ -37,7 +37,7 @@ def say_how_to_repeat(findings: Findings, paths: Sequence[str], config: ReportCo
 
 
 def repeat_page(paths: Sequence[str], config: ReportConfig, *more: str) -> list[Block]:
-    """The command that makes a page again with all that it was told, and `more` commands behind it."""
+    """The command that makes a page again with the same settings, followed by `more` commands."""
     report = ["dpotool", "report", *paths, *_list_flags(config, [field.name for field in fields(config)])]
     return [
         Paragraph("These commands make the page again from the tables, without any model."),
@@ -48,7 +48,7 @@ def repeat_page(paths: Sequence[str], config: ReportConfig, *more: str) -> list[
 def choose_place(run: Path) -> str:
     """Returns a folder to make a run again in, as `run` is named: beside the outermost run that it lies in.
 
-    Inside a sweep it would count as one of the sweep's own at the next report.
+    Inside the sweep's folder, the next report would take it for one of the sweep's runs.
     """
     there = run.resolve()
     outermost = [folder for folder in (there, *there.parents) if RunFolder(folder).manifest_path.is_file()][-1:]
@@ -58,7 +58,7 @@ def choose_place(run: Path) -> str:
 
 
 def _list_flags(config: ReportConfig, names: Collection[str]) -> list[str]:
-    """What a command was told that differs from its defaults, as flags."""
+    """The settings of a command that differ from its defaults, as flags."""
     asked = [field for field in fields(config) if field.name in names]
     return list_flags({each.name: value for each in asked if (value := getattr(config, each.name)) != each.default})
 

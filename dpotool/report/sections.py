@@ -35,7 +35,7 @@ class Material:
     paths: list[str]
     """What the user named."""
     config: ReportConfig
-    """What the report was told."""
+    """The settings of the report."""
     dpi: int
     """Dots per inch of the figures."""
 
@@ -51,7 +51,7 @@ def build_sections(material: Material) -> list[Section]:
 
 
 def group_plots() -> dict[str, list[PlotKind]]:
-    """Returns heading -> the kinds of pictures that stand under it in a report, the most telling first."""
+    """Returns heading -> the kinds of pictures under it in a report, by rank."""
     groups: dict[str, list[PlotKind]] = {}
     for kind in find_plots().values():
         if kind.section is not None:
@@ -292,9 +292,9 @@ def _tell_win_rates(material: Material) -> list[Block]:
 
 
 _ABOVE_FIGURES: dict[str, Build] = {"spans": _tell_diagnosis, "win-rate": _tell_win_rates}
-"""Address of a section of figures -> what stands above them."""
+"""Anchor of a section of figures -> the text above them."""
 _BESIDE_FIGURES: dict[str, Build] = {"forecast": _lay_theory_beside}
-"""Address of a section of figures -> what stands below them."""
+"""Anchor of a section of figures -> the text below them."""
 _CLOSING: dict[str, tuple[str, Build]] = {
     "pairs": ("Most and least displaced pairs", _pairs),
     "data": ("Data problems", lambda material: list_data_problems(material.findings)),

@@ -1,4 +1,4 @@
-"""What a table says of itself: model, reference, pairs, and every setting of the command that made it, resolved.
+"""The metadata of a table: model, reference, pairs, and every setting of the command that made it, resolved.
 
 It travels inside the table as its metadata. `settings` holds what the command would have to be told to make the table
 again, so that nothing has to be guessed afterwards: `dpotool score MODEL --config TABLE` reads them from there.
@@ -48,7 +48,7 @@ class TableAbout(msgspec.Struct, kw_only=True, frozen=True):
     command: str | None = None
     """The command that made it: score, theory-gap, predict, import."""
     settings: dict[str, Any] | None = None
-    """All that this command was told or found out, by the names that `--config` takes; None in tables of old."""
+    """All resolved settings of the command, by the names that `--config` takes; None in tables of old versions."""
     model: str | None = None
     label: str | None = None
     reference: str | None = None
@@ -56,7 +56,7 @@ class TableAbout(msgspec.Struct, kw_only=True, frozen=True):
     """Name of the data, as in the table's own name; `settings` has what `--data` takes."""
     split: str | None = None
     variant: str = ""
-    """What sets it apart from the run's own, e.g. limit-50."""
+    """What differs from the run's recorded settings, e.g. limit-50."""
     beta: Positive | None = None
     max_length: Count | None = None
     """Tokens that prompt and completion were cut to; resolved, also where `settings` leave it open."""
@@ -95,7 +95,7 @@ class TheoryAbout(TableAbout, kw_only=True, frozen=True):
     n_parameters_by_form: dict[str, int] | None = None
     autograd_fallback: list[str] | None = None
     at_reference: bool | None = None
-    """Whether the model is its own reference: the start of a training."""
+    """Whether model and reference are the same, as at the start of a training."""
     data_fingerprint: str | None = None
     n_excluded: Count = 0
     """Pairs left out before the table was made."""
@@ -117,7 +117,7 @@ About = TypeVar("About", bound=TableAbout)
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """Returns a table's metadata as it stands there; raises DpotoolError when it is not what it has to be."""
+    """Returns a table's metadata; raises DpotoolError when it is not valid."""
     about = read_raw_metadata(path)
     check_value(about, TheoryAbout, where=f"{path}: its metadata", remedy=_REMEDY)  # whose keys are those of all
     return about

@@ -116,7 +116,7 @@ def check_value(value: Any, schema: type[T], *, where: str, remedy: str) -> T:
 
 
 def read_settings(values: Mapping[str, Any], settings: type[S], *, where: str, remedy: str) -> S:
-    """Returns what a run.yaml holds as a command's settings; raises DpotoolError where a value is of another type."""
+    """Returns the settings of a command in a run.yaml; raises DpotoolError where a value is of another type."""
     hints = get_type_hints(settings)
     for name in values.keys() & hints.keys():
         check_value(values[name], hints[name], where=f"{where}.{name}", remedy=remedy)
@@ -138,7 +138,7 @@ def find_not_finite(value: Any, path: str = "") -> Iterator[str]:
 
 
 def _follow(value: Any, keys: list[str]) -> Any:
-    """What stands at a place; of `...`, some key or element that msgspec does not name, the whole around it."""
+    """Returns the value at a place; for `...`, an element that msgspec does not name, the value around it."""
     for key in keys:
         if isinstance(value, dict) and key in value:
             value = value[key]

@@ -22,7 +22,7 @@ def list_flags(told: Mapping[str, Any]) -> list[str]:
 
 
 def repeat_import(config: Mapping[str, Any], about: ScoreAbout, output: str, **others: Any) -> str:
-    """Returns the `dpotool import` that makes a score table again, as it was told but for `others`.
+    """Returns the `dpotool import` command that makes a score table again, with `others` in place of its settings.
 
     Args:
         config: of the run folder's manifest.

@@ -51,7 +51,7 @@ class RunFolder:
 
     @classmethod
     def of_table(cls, table: Path) -> RunFolder:
-        """The run folder that a table lies in: above its kind's folder, unless that one is a run itself."""
+        """The run folder of a table: the one above its kind's folder, unless that one is a run itself."""
         return cls(table.parent if (table.parent / "run.yaml").is_file() else table.parent.parent)
 
     @property
@@ -95,7 +95,7 @@ class RunFolder:
 
         Args:
             parts: data set and split; of judgments the data, the baseline and the judge.
-            variant: what is not as in the run's own scoring, e.g. limit-50.
+            variant: what differs from the run's recorded settings, e.g. limit-50.
         """
         about = TABLES[kind]
         name = "-".join(_slug(part) for part in (*parts, variant) if part)
@@ -166,7 +166,7 @@ class RunFolder:
     def truncate_metrics(self, after_step: int) -> None:
         """Drops the rows logged after a step, so that a run resumed from that step does not log them twice.
 
-        A closing row (`train_loss`) goes too: the run that goes on has not ended there.
+        A closing row (`train_loss`) is dropped too, as the resumed run did not end there.
         """
         if self.metrics_path.exists():
             rows = [row for row in self.read_metrics() if _is_at_most(row, after_step) and "train_loss" not in row]
@@ -190,7 +190,7 @@ def write_summary(table: Path, summary: Mapping[str, Any]) -> None:
 
 
 def read_summary(table: Path) -> dict[str, Any] | None:
-    """Returns the summary beside a table; None where there is none.
+    """Returns the summary of a table; None if there is none.
 
     Raises DpotoolError when it cannot be read, or is not what was once written.
     """
@@ -213,7 +213,7 @@ def _hash(summary: Mapping[str, Any]) -> str:
 def read_score_summary(table: Path) -> dict[str, Any] | None:
     """Returns the summary beside a score table; None where it is missing, older than the table or unreadable.
 
-    The table says the same: whoever needs a summary makes one from it.
+    A caller that needs one can compute it from the table.
     """
     path = summary_path(table)
     if not path.is_file() or path.stat().st_mtime_ns < table.stat().st_mtime_ns:

@@ -32,7 +32,7 @@ LOCK_NAME = ".lock"
 _SECONDS_BETWEEN_TRIES = 0.1
 
 _held: Counter[Path] = Counter()
-"""How often this process holds each lock."""
+"""How many times this process has taken each lock."""
 
 
 class InUseError(DpotoolError):

@@ -119,7 +119,7 @@ def collect_manifest(
 
     Args:
         config: the resolved settings; `--config run.yaml` repeats the run from them.
-        seed: by default the config's own.
+        seed: by default that of the config.
         fingerprints: model, reference, tokenizer, data: content hashes.
         data: where the pairs came from (a DataSource as a dict).
         devices: names of accelerators in use; asked of torch by the caller, as this room does not import it.

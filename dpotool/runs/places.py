@@ -1,4 +1,4 @@
-"""How a path of this machine is told to others: from the working folder where it lies below it, else by its name.
+"""How paths are shown in pages for others: relative to the working folder if below it, else by name alone.
 
 Absolute paths are meant, and relative ones that lead up (`../../home`) of any system: ~, C:, shares, file:.
 """
@@ -25,7 +25,7 @@ def tell_path(name: str, here: Path | None = None) -> str:
 
 
 def hide_folders(text: str, here: Path | None = None) -> str:
-    """Returns a text with every path in it told so. Blanks belong to a path only between quotes."""
+    """Returns a text with every path in it shown so. A path ends at a blank unless it is in quotes."""
     base = _base(here)
     text = _QUOTED.sub(lambda found: _shorten(found.group(0), base), text)
     return _IN_TEXT.sub(lambda found: _shorten(found.group(0), base), text)

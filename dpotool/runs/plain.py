@@ -1,4 +1,4 @@
-"""Values as JSON and YAML can hold them: numpy scalars, paths, dataclasses and enums become plain Python."""
+"""Converts values to what JSON and YAML can express: numpy scalars, paths, dataclasses, enums to plain Python."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def to_json_plain(value: Any) -> Any:
 
 
 def as_cell(value: Any) -> Any:
-    """Returns what a CSV for people may hold: a text that a spreadsheet would run as a formula gets a ' before it."""
+    """Returns a value for a CSV that people open: a text that would be run as a formula gets a ' before it."""
     return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 

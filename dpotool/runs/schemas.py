@@ -255,7 +255,7 @@ DIAGNOSIS_TOKEN_SCHEMA = _schema(
 
 @dataclass(frozen=True, slots=True)
 class TableKind:
-    """One kind of table: what it holds, where in a run folder its files lie, and what makes them."""
+    """One kind of table: its columns, its place in a run folder, and the command that makes it."""
 
     folder: str
     made_by: str
@@ -264,7 +264,7 @@ class TableKind:
     """None where another tool or the user decides on the columns."""
     formats: tuple[str, ...] = ("parquet", "csv", "jsonl")
     suffix: str = ""
-    """What stands before the ending, where a folder holds several kinds: demo-test.tokens.parquet."""
+    """Part of the name before the ending, if a folder has several kinds: demo-test.tokens.parquet."""
 
 
 TABLES = {

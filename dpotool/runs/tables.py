@@ -112,7 +112,7 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pd.DataFram
 
 
 class _Sidecar(msgspec.Struct):
-    """What lies beside a table in a format that holds only values."""
+    """The file beside a table whose format has only values."""
 
     metadata: dict[str, Any]
     columns: list[dict[str, str]]
@@ -270,7 +270,7 @@ def _read_json_line(line: str, number: int) -> dict[str, Any]:
 
 
 def _numbers_from_text(column: pd.Series) -> pd.Series:
-    """Numbers as float64, "inf" among them, None as NaN; columns that hold text stay as they are."""
+    """Numbers as float64, "inf" among them, None as NaN; columns of text do not change."""
     return column if column.name in _TEXT_COLUMNS else pd.to_numeric(column).astype("float64")
 
 

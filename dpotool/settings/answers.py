@@ -1,4 +1,4 @@
-"""What `dpotool generate` and `dpotool judge` can be told. Imports nothing heavy."""
+"""The settings of `dpotool generate` and `dpotool judge`. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENDPOINT = "Address of a server that speaks the OpenAI protocol, e.g. http://loc
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings(Settings):
-    """How a server is asked."""
+    """Settings of requests to a server."""
 
     endpoint: str | None = setting(None, ENDPOINT, panel="Server")
     concurrency: int = setting(8, "Number of requests at the same time.", panel="Server", range=Range(1, 1024))

@@ -17,7 +17,7 @@ from dpotool.errors import DpotoolError
 
 @dataclass(frozen=True, slots=True)
 class Range:
-    """The numbers that make sense somewhere. What lies outside is refused before anything is loaded."""
+    """A range of numbers. A value outside of it is refused before anything is loaded."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -75,7 +75,7 @@ class Kinds:
     options: Callable[[str | None], Sequence[KindOption]] | None = None
     """Name -> the options it has; None -> the options of all."""
     into: str = ""
-    """The setting that holds the values of those options."""
+    """The setting with the values of those options."""
     without: Callable[[str], frozenset[str]] | None = None
     """Name -> the panels of help that do not concern it."""
 
@@ -161,7 +161,7 @@ class Settings:
 
     @classmethod
     def list_kinds(cls) -> dict[str, Kinds]:
-        """Returns the settings that choose among kinds with options of their own."""
+        """Returns the settings that choose among kinds, each of which has further options."""
         found = {about.name: about.metadata.get("kinds") for about in fields(cls)}
         return {name: kinds for name, kinds in found.items() if kinds is not None and kinds.options is not None}
 

@@ -1,4 +1,4 @@
-"""What the commands that read runs or pairs can be told: compare, plot, report, import, filter, validate, cache."""
+"""The settings of the commands that read runs or pairs: compare, plot, report, import, filter, validate, cache."""
 
 from __future__ import annotations
 

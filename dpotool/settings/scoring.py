@@ -1,4 +1,4 @@
-"""What the commands that compute with a model can be told: score, diagnose, blend, theory-gap and predict."""
+"""The settings of the commands that compute with a model: score, diagnose, blend, theory-gap and predict."""
 
 from __future__ import annotations
 

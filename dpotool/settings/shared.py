@@ -105,7 +105,7 @@ class ComputeSettings(Settings):
     trust_remote_code: bool = setting(False, "Allow code that comes with a checkpoint to run.")
 
     def __post_init__(self) -> None:
-        """Refuses a layout that there is none of, whichever command it is for, before anything is loaded."""
+        """Refuses an unknown layout before anything is loaded."""
         super().__post_init__()
         parse_batch_tokens(self.batch_tokens)
         if self.layout not in LAYOUTS:

@@ -84,7 +84,7 @@ def bootstrap_shares(
     """BCa intervals for the share of true values in each column; the count of a resample is binomial.
 
     Where all or none are true every resample is the same and the bootstrap would claim certainty; there the Wilson
-    score interval stands instead, over clusters where there are any.
+    score interval is used instead, over clusters if there are any.
     """
     if not has_repeats(clusters):
         return {
@@ -140,7 +140,7 @@ def bootstrap_ratios(
 
 
 def has_repeats(clusters: ArrayLike | None) -> bool:
-    """Whether some cluster holds more than one pair; otherwise pairs are drawn one by one."""
+    """Whether some cluster has more than one pair; otherwise pairs are drawn one by one."""
     if clusters is None:
         return False
     labels = np.asarray(clusters)
@@ -176,7 +176,7 @@ def _draw_counts(n_pairs: int, n_resamples: int, seed: int) -> Iterator[NDArray[
 
 @lru_cache(maxsize=2)
 def _keep_counts(n_pairs: int, n_resamples: int, seed: int) -> tuple[NDArray[np.integer], ...]:
-    """As `_draw_counts`: a comparison asks for the same draws many times, and drawing takes most of its time."""
+    """Caches `_draw_counts`: a comparison needs the same draws many times, and drawing takes most of its time."""
     return tuple(counts.astype(np.uint16) for counts in _draw_counts(n_pairs, n_resamples, seed))
 
 

@@ -114,7 +114,7 @@ class _Sorted:
 
     order: NDArray[np.intp]
     group_of: NDArray[np.intp]
-    """Of each row, in the column's own order."""
+    """Rank of each row among the values of the column."""
     ends: NDArray[np.intp]
     """Place in `order` of each group's last row."""
 

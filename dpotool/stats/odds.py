@@ -51,7 +51,7 @@ def estimate_matched_odds(
 def _bootstrap_share(
     columns: np.ndarray, clusters: ArrayLike | None, n_resamples: int, confidence: float, seed: int
 ) -> Interval:
-    """Of (b, b + c) per pair, the interval of sum b / sum (b + c) over prompts; NaN where they tell nothing."""
+    """Of (b, b + c) per pair, the interval of sum b / sum (b + c) over prompts; NaN without any such pair."""
     sums = sum_clusters(columns, clusters)
     with np.errstate(invalid="ignore", divide="ignore"):
         replicates, jackknife = (

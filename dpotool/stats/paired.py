@@ -302,7 +302,7 @@ def adjust_family(members: Sequence[T]) -> list[T]:
 
 
 def adjust_metrics(members: Sequence[Mapping[str, T | None]]) -> list[dict[str, T | None]]:
-    """Returns the same differences by metric with `p_adjusted`, each metric a family of its own."""
+    """Returns the same differences by metric with `p_adjusted`, Holm's correction for each metric separately."""
     adjusted: list[dict[str, T | None]] = [dict(member) for member in members]
     for name in adjusted[0] if adjusted else ():
         known = [(member, found) for member in adjusted if (found := member[name]) is not None]

@@ -101,7 +101,7 @@ class OrderEffect:
     """Share of them with the same verdict in both orders."""
     position_bias: Interval
     """(verdicts for the first answer - for the second) / (their sum), over both orders: 1 for a judge that always takes
-    the first, 0 for one to whom the place means nothing, -1 for one that always takes the second."""
+    the first, 0 for one that ignores the order, -1 for one that always takes the second."""
 
 
 def estimate_order_effect(

@@ -51,5 +51,5 @@ def _lambda_of(cell: Cell) -> float | None:
 
 
 def choose_how(cell: Cell) -> dict[str, Any]:
-    """Settings of the sweep that hold for scoring too."""
+    """Settings of the sweep that apply to scoring too."""
     return {name: getattr(cell.config, name) for name in ("batch_tokens", "layout", "device", "trust_remote_code")}

@@ -42,7 +42,7 @@ class CellState:
     rejected_logps: float | None = None
     reward_margin: float | None = None
     seconds_left: float | None = None
-    """Of this run's training, at its own pace so far."""
+    """Seconds left of this run's training, at its pace so far."""
 
 
 class Board:
@@ -58,7 +58,7 @@ class Board:
         self._lock = Lock()
 
     def enter(self, name: str, phase: str) -> None:
-        """Says that a cell has come to a phase."""
+        """Records the phase of a cell."""
         self._phases[name] = phase
 
     def read(self) -> list[CellState]:

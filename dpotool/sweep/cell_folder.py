@@ -1,4 +1,4 @@
-"""The folders a sweep writes to: what lies there already, and whether it is the sweep's own.
+"""The folders a sweep writes to: what is there already, and whether this sweep made it.
 
 Only what is known to be this sweep's is ever taken for done, continued or taken away: a training run, by its run.yaml,
 with the settings of the very cell that the folder belongs to. Anything else there is refused and left as it is.
@@ -28,7 +28,7 @@ _REMEDY = "Choose another --output, or move it elsewhere; nothing was changed"
 
 
 def check_folders(folder: Path, cells: Sequence[Cell], config: SweepConfig) -> None:
-    """Makes sure that a sweep's folder holds this very sweep or none, and nothing that its cells would fall upon.
+    """Checks that a sweep's folder belongs to this sweep or is empty, with no other run where its cells would be.
 
     A wider grid is still the same sweep. Raises DpotoolError, having changed nothing.
     """
@@ -50,9 +50,10 @@ def is_finished(cell: Cell) -> bool:
 
 
 def make_room(cell: Cell) -> bool:
-    """Returns whether an unfinished cell has a checkpoint to go on from; what an attempt without one left is removed.
+    """Returns whether an unfinished cell has a checkpoint to resume from; without one, its files are removed.
 
-    Only for who holds the cell's folder. Raises DpotoolError as `read_own`, and where it cannot be removed.
+    The caller must hold the lock of the cell's folder. Raises DpotoolError as `read_own`, and where it cannot be
+    removed.
     """
     manifest = read_own(cell)
     if manifest is None:

@@ -1,4 +1,4 @@
-"""What `dpotool sweep` can be told. Imports nothing heavy."""
+"""The settings of `dpotool sweep`. Imports nothing heavy."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ def score_controls(
     One that cannot be scored costs a warning and not the sweep.
 
     Args:
-        blends: seed -> blends that stand beside its runs.
+        blends: seed -> blends to compare with, as with its runs.
     """
     for cell in cells:
         if cell.config.loss != "dpo" or cell.name not in finished:
@@ -73,7 +73,7 @@ def _score_stopped(cell: Cell, progress: Progress) -> None:
 
 
 def _score_scaled(cell: Cell, scales: list[float], progress: Progress) -> None:
-    """Scores start + t (DPO - start) for each t, into DPO's own folder."""
+    """Scores start + t (DPO - start) for each t, into the folder of the DPO run."""
     known = _list_scales(cell.folder)
     todo = [scale for scale in scales if all(abs(scale - each) > 1e-9 for each in known)]
     if todo:
@@ -93,7 +93,7 @@ def _open(folder: RunFolder) -> ScoredRun:
 def find_matching_scales(full: RunFolder, others: list[RunFolder]) -> list[float]:
     """Returns the scales at which the run keeps the chosen answers as likely as each of the others does, as estimated.
 
-    On the curve through the scales that are scored already; none for a run that no scale is like.
+    On the curve through the scales that are scored already; a run that no scale can match has none.
     """
     curve = next((curve for curve in find_curves(_open(full)) if curve.kind == SCALED), None)
     if curve is None:

@@ -1,4 +1,4 @@
-"""Trains several cells of a sweep at a time, each by `dpotool train` in a process of its own.
+"""Trains several cells of a sweep at a time, each by `dpotool train` in another process.
 
 The first cell runs alone, so that the others find the built-in model and the reference values in the store. What a
 process leaves is a run folder like any other: the sweep afterwards scores what is finished and trains what is not.

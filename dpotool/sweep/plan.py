@@ -24,7 +24,7 @@ _USED_BY = {"lambda_min": _SCHEDULES, "lambda_max": _LINEAR, "theory": (ADAPTIVE
 """Setting -> the schedules that take it; an error without one of them."""
 ALL = "all"
 EARLY = "25%,50%,75%"
-"""Where a DPO run keeps checkpoints: DPO stopped early."""
+"""Steps at which a DPO run saves checkpoints, as shares of the run: DPO stopped early."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -169,7 +169,7 @@ def _find_open(cells: list[Cell]) -> list[Cell]:
 
 
 def _run_cell(cell: Cell, board: Board, progress: Progress, *, waits: bool) -> str:
-    """Returns 'trained', 'kept' or 'interrupted'; a finished cell is not touched, an interrupted one goes on.
+    """Returns 'trained', 'kept' or 'interrupted'; a finished cell does not change, an interrupted one is resumed.
 
     Raises InUseError where another process is at work on the cell and is not to be waited for.
     """
@@ -199,7 +199,7 @@ def _run_cell(cell: Cell, board: Board, progress: Progress, *, waits: bool) -> s
 
 
 def _is_scored(cell: Cell) -> bool:
-    """Whether a cell has the table of its run's own scoring."""
+    """Whether the cell's run was scored with its recorded settings."""
     tables = cell.folder.list_tables("score")
     return is_finished(cell) and any(not read_metadata(table).get("variant") for table in tables)
 

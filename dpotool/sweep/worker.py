@@ -1,4 +1,4 @@
-"""Trains one cell in a process of its own, which does not outlive its sweep: `python -m dpotool.sweep.worker PID ...`.
+"""Trains one cell in a process that ends when its sweep ends: `python -m dpotool.sweep.worker PID ...`.
 
 The process has a session of its own, so that a Ctrl-C at the terminal reaches the sweep alone, which then asks each
 run once to stop. Nothing can ask where the sweep was killed outright: the process notices that its parent is gone and

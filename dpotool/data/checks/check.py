@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from dpotool.data.checks.token_view import TokenView
 
 SEVERITIES = ("error", "warning", "note")
-"""An error makes pairs useless or numbers false; a warning should be looked at; a note is good to know."""
+"""An error makes pairs useless or numbers wrong; a warning deserves a look; a note is information."""
 GROUPS = {
     "labels": "Labels",
     "splits": "Splits",
@@ -131,7 +131,7 @@ class Check:
     is_of_set: bool = False
     """It says something of all pairs together: there are no rows to leave out."""
     counted_as: str = ""
-    """The field of `PairCounts` that holds the same count, which `train` and `score` print."""
+    """The field of `PairCounts` with the same count, which `train` and `score` print."""
     counted_word: str = ""
     """What they call it."""
 
@@ -144,7 +144,7 @@ def write_answer(answer: Text) -> str:
 
 
 def shorten(text: str, longest: int = SHORT) -> str:
-    """Returns a text on one line, its middle left out where it is long: both ends tell more than the beginning."""
+    """Returns a text on one line, without its middle if it is long, as both ends say more than the beginning alone."""
     line = " ".join(text.split())
     if len(line) <= longest:
         return line
@@ -158,6 +158,6 @@ def quote(text: str, longest: int = SHORT) -> str:
 
 
 def show_place(text: str, start: int, end: int, margin: int = 30) -> str:
-    """Returns what stands around a place in a text."""
+    """Returns the text around a position."""
     before, after = "…" if start > margin else "", "…" if end + margin < len(text) else ""
     return f"“{before}{' '.join(text[max(0, start - margin) : end + margin].split())}{after}”"

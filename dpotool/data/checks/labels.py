@@ -29,7 +29,7 @@ def _identical(material: Material) -> Found:
 
 
 def _bare(text: str) -> str:
-    """A text without white space, case and punctuation; one that has nothing else stays as it is."""
+    """A text without white space, case and punctuation; a text of nothing else is returned unchanged."""
     return "".join(filter(str.isalnum, text.casefold())) or text.strip()
 
 

@@ -23,7 +23,7 @@ class Finding:
     check: Check
     found: Found
     n_rows: int
-    """Rows that were looked at."""
+    """Rows that were checked."""
 
     @property
     def count(self) -> int:
@@ -49,7 +49,7 @@ class Checkup:
     not_run: list[Check]
     """Checks that lacked what they need."""
     unconcerned: list[Finding]
-    """What was measured of the whole set and lies where it should."""
+    """Checks that measure the whole set and found nothing of concern."""
 
     def count(self, severity: str) -> int:
         """Returns how many kinds of findings there are of a severity."""
@@ -101,7 +101,7 @@ def describe_counts(counts: PairCounts) -> list[str]:
 
 
 def write_checks(checks: Sequence[Check] | None = None) -> str:
-    """Returns the table of the checks as it stands in docs/validate.md."""
+    """Returns the table of the checks for docs/validate.md."""
     lines = ["| finding | severity | meaning | why it matters | what to do |", "|---|---|---|---|---|"]
     for group, title in GROUPS.items():
         lines.append(f"| **{title}** | | | | |")

@@ -1,4 +1,4 @@
-"""Checks for shortcuts: what tells chosen from rejected without reading them, which is what training then learns."""
+"""Checks for shortcuts: features that separate chosen from rejected answers and that training may learn instead."""
 
 from __future__ import annotations
 

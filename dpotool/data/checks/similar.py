@@ -39,9 +39,9 @@ def find_similar(
     """Returns for texts that are nearly the same as another one, by their places, the place of the first such.
 
     Args:
-        among: where to look; without it, among the texts that stand before in the same list.
+        among: where to look; without it, among the earlier texts of the same list.
         matches: decides on a candidate (place of the text, place of the other) in place of `is_similar`.
-        advance: told of each text that was looked at.
+        advance: called for each text that was compared.
     """
     from datasketch import MinHash, MinHashLSH
 

@@ -8,7 +8,7 @@ from dpotool.data.texts import write_out
 
 
 def _prompts(material: Material) -> dict[str, str]:
-    """Prompts of the other splits as they are compared -> the split and the row where they first stand."""
+    """Prompts of the other splits as they are compared -> the split and the row where each first occurs."""
     places: dict[str, str] = {}
     for name, data in material.others.items():
         for pair in data.pairs:

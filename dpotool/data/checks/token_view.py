@@ -74,7 +74,7 @@ class TokenView:
         return sorted({self.tokenizer.convert_ids_to_tokens(id_) for id_ in self.encoder.closing_ids})
 
     def count_closings(self, ids: list[int]) -> int:
-        """Returns how many control tokens stand at the end, white space between them passed over."""
+        """Returns the number of control tokens at the end, ignoring white space between them."""
         count = 0
         for token_id in reversed(ids):
             if token_id in self.encoder.closing_ids:
