@@ -28,6 +28,8 @@ from dpotool.wording import count
 OUTCOMES = {"win": 1.0, "tie": 0.0, "loss": -1.0}
 RATES = {"ties_half": "ties as half", "without_ties": "without ties", "ties_as_wins": "ties as wins"}
 """The three win rates, by the names they have wherever they are printed."""
+ALIKE = ("judge", "prompt", "baseline", "questions")
+"""What the summaries of two judgments have in common if their win rates can stand side by side."""
 _KEYS = ["question_id", "sample"]
 
 
@@ -188,12 +190,11 @@ def _list_alike(folders: Sequence[RunFolder], kind: str) -> list[tuple[RunFolder
     if not read:
         return []
     read.sort(key=lambda each: each[0])
-    alike = ("judge", "prompt", "baseline", "questions")
-    wanted = [read[-1][3].get(name) for name in alike]
+    wanted = [read[-1][3].get(name) for name in ALIKE]
     newest = {
         (folders.index(folder), str(summary["label"])): (folder, path, summary)
         for _, folder, path, summary in read
-        if [summary.get(name) for name in alike] == wanted
+        if [summary.get(name) for name in ALIKE] == wanted
     }
     return [newest[place] for place in sorted(newest, key=lambda place: place[0])]
 

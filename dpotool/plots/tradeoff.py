@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from dpotool.compare.controls import SCALED, STOPPED, Controls
+from dpotool.compare.controls import SCALED, STOPPED, Controls, Curve
 from dpotool.compare.differences import Comparison
+from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.plots.labels import label_points
 from dpotool.plots.registry import Drawing
@@ -36,7 +37,7 @@ from dpotool.stats.intervals import Interval, format_interval
 from dpotool.stats.paired import read_difference
 from dpotool.wording import count
 
-_X = "chosen_logps"
+_X, _CHANGE = "chosen_logps", "chosen_displacement"
 AGAINST = {
     "reward_accuracy": ("reward accuracy", "points", 100.0),
     "reward_margins": ("reward margin", "nats", 1.0),
@@ -128,23 +129,30 @@ class Line:
         return ", ".join(f"({x:+.2f}, {y:+.2f})" for x, y in zip(self.x, self.y, strict=True))
 
 
+Rise = Callable[[Curve, ScoredRun | None], float | None]
+"""y of a model on a control's curve (None: the start of the training), in the units of the axis, where it is known."""
+
+
 def read_lines(comparison: Comparison, controls: Controls, against: str) -> list[Line]:
     """Returns the curves of the controls, of the lambdas that were trained, and of the blends, where there are any."""
-    scale = AGAINST[against][2]
-    lines = []
-    for curve in controls.curves:
-        shared = curve.pair_ids
-        full = curve.full.restrict(shared).columns
-        both = []
-        for point in curve.points:
-            columns = point.run.restrict(shared).columns
-            both.append([float(columns[name].mean() - full[name].mean()) for name in (_X, against)])
-        if against == "reward_margins":  # at the start every margin is 0; accuracy has no value there
-            both.insert(0, [-float(full["chosen_displacement"].mean()), -float(full[against].mean())])
-        both.append([0.0, 0.0])
-        x, y = [each for each, _ in both], [scale * each for _, each in both]
-        lines.append(Line(f"DPO {curve.kind}", x, y, _CONTROL_STYLES[curve.kind]))
-    points = read_points(comparison, against)
+
+    def rise(curve: Curve, run: ScoredRun | None) -> float | None:
+        if run is None and against != "reward_margins":
+            return None  # at the start every margin is 0; accuracy has no value there
+        full, model = (_take(each, curve, against) for each in (curve.full, run))
+        return AGAINST[against][2] * (model - full)
+
+    return place_lines(comparison, controls, read_points(comparison, against), rise)
+
+
+def _take(run: ScoredRun | None, curve: Curve, name: str) -> float:
+    """Mean of a column over the pairs that all models of the curve were scored on; 0 at the start."""
+    return 0.0 if run is None else float(run.restrict(curve.pair_ids).columns[name].mean())
+
+
+def place_lines(comparison: Comparison, controls: Controls, points: Sequence[Point], rise: Rise) -> list[Line]:
+    """Returns the curves of the controls whose y is known, and those through the points of the runs."""
+    lines = [line for curve in controls.curves if (line := _place_control(curve, rise)) is not None]
     manifests = {run.label: run.manifest for run in comparison.scored}
     groups: dict[str, dict[float, Point]] = {"λ, trained": {}, "blends": {}}
     for each in points:
@@ -159,6 +167,17 @@ def read_lines(comparison: Comparison, controls: Controls, against: str) -> list
             x, y = ([getattr(each, axis).value for each in ordered] for axis in "xy")
             lines.append(Line(name, x, y, _RUN_STYLES[name]))
     return lines
+
+
+def _place_control(curve: Curve, rise: Rise) -> Line | None:
+    """Returns a control's curve up to the finished run, at the origin; None where no other place of it is known."""
+    full = _take(curve.full, curve, _CHANGE)
+    runs = [None, *(point.run for point in curve.points)]
+    known = [(_take(run, curve, _CHANGE) - full, y) for run in runs if (y := rise(curve, run)) is not None]
+    if not known:
+        return None
+    x, y = ([*each, 0.0] for each in zip(*known, strict=True))
+    return Line(f"DPO {curve.kind}", x, y, _CONTROL_STYLES[curve.kind])
 
 
 _CONTROL_STYLES: dict[str, Mapping[str, Any]] = {

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from dpotool.compare.win_rates import JudgedRun, describe_judged, read_judged
+from dpotool.compare.controls import Curve
+from dpotool.compare.scored_run import ScoredRun
+from dpotool.compare.win_rates import ALIKE, JudgedRun, describe_judged, find_alike, read_judged
 from dpotool.errors import DpotoolError
 from dpotool.plots.registry import Drawing
 from dpotool.plots.scene import Scene
@@ -23,7 +25,7 @@ from dpotool.plots.theme import (
     styled,
     wrap,
 )
-from dpotool.plots.tradeoff import Point, draw_points, place_points
+from dpotool.plots.tradeoff import Line, Point, Rise, draw_points, place_lines, place_points
 from dpotool.stats.intervals import Interval, format_interval
 from dpotool.wording import capitalize, count
 
@@ -39,10 +41,11 @@ def draw(scene: Scene) -> Drawing:
 
 
 @styled
-def plot_tradeoff(points: list[Point], judged: Sequence[JudgedRun]) -> Figure:
+def plot_tradeoff(points: list[Point], judged: Sequence[JudgedRun], lines: Sequence[Line] = ()) -> Figure:
     """Draws a point per run with intervals of both: difference in log pi(chosen), and win rate less one half."""
     first = judged[0].summary
-    figure = draw_points(points, first["baseline"], f"win rate over {first['baseline']} less one half (points)")
+    y_label = f"win rate over {first['baseline']} less one half (points)"
+    figure = draw_points(points, first["baseline"], y_label, lines=lines)
     set_title(figure, "Chosen likelihood and win rate", f"judge: {first['judge']}", _tell_n(judged))
     set_note(figure, _describe(judged))
     return figure
@@ -64,8 +67,26 @@ def draw_tradeoff(scene: Scene) -> Drawing:
             remedy=f"Judge the answers with --baseline '{comparison.baseline}'",
         )
     rows = [f"{each.label}: {format_interval(each.x, '+z.2f')} nats, {each.y.value + 50:.1f} %" for each in points]
+    lines = place_lines(comparison, scene.findings.controls, points, _read_rates(scene))
     alt = f"Difference in chosen log-likelihood, and win rate over {comparison.baseline}. {'; '.join(rows)}."
-    return Drawing(plot_tradeoff(points, judged), alt)
+    alts = [alt, *(f"{line.name}: {line.describe()}." for line in lines)]
+    return Drawing(plot_tradeoff(points, judged, lines), " ".join(alts))
+
+
+def _read_rates(scene: Scene) -> Rise:
+    """Returns how far above one half a control's win rate is, in points, where it was judged as the runs were."""
+    curves = scene.findings.controls.curves
+    models = [run.folder for curve in curves for run in (curve.full, *(point.run for point in curve.points))]
+    alike = find_alike([*scene.everything, *models], "judgment")
+    first = need_judged(scene)[0].summary
+    is_same = bool(alike) and all(alike[0][1].get(name) == first.get(name) for name in ALIKE)
+    rates = {folder.path: found["win_rate"]["ties_half"]["value"] for folder, found in alike} if is_same else {}
+
+    def rise(_curve: Curve, run: ScoredRun | None) -> float | None:
+        rate = None if run is None else rates.get(run.folder.path)
+        return None if rate is None else 100 * (rate - 0.5)
+
+    return rise
 
 
 def need_judged(scene: Scene) -> list[JudgedRun]:

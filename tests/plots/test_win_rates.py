@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from control_runs import draw as draw_scores
+from control_runs import write_dpo_with_controls
 from scored_runs import write_judgments, write_scored_run
 
 from dpotool.compare.compared_table import build_comparison_frame, tabulate_comparison
@@ -60,6 +62,29 @@ def test_tradeoff_has_a_point_per_judged_run(runs: list[str]):
         line.get_xydata()[0] for line in axes.lines if line.get_marker() in ("o", "*") and len(line.get_xdata()) == 1
     ]
     assert sorted(round(float(y), 6) for _, y in points) == [-10, 0, 5]
+
+
+def test_lambdas_and_judged_controls_are_curves_through_the_tradeoff(tmp_path: Path):
+    """DPO scaled back to .6 wins 10 and loses 30 of 100: 40 %, 10 points below DPO's half against itself.
+
+    Its other scale and its checkpoint were not judged, so they have no place on a curve.
+    """
+    dpo = write_dpo_with_controls(tmp_path / "dpo")
+    scaled = next(RunFolder(path) for path in (dpo.path / "controls").iterdir() if "0.6" in path.name)
+    for lambda_, counts in ((0.9, (30, 50, 20)), (0.5, (10, 60, 30))):
+        run = write_scored_run(tmp_path / f"s{lambda_}", frame=draw_scores(4, -2.2, 3.6), loss="shift", lambda_=lambda_)
+        judge(run, f"DPO-Shift λ={lambda_}", *counts)
+    judge(scaled, "scaled back", 10, 60, 30)
+    paths = [str(dpo.path), str(tmp_path / "s0.9"), str(tmp_path / "s0.5")]
+
+    drawing = draw_tradeoff(read_scene(paths, PlotConfig()))
+    lines = {line.get_label(): line.get_xydata() for line in drawing.figure.axes[0].lines}
+    np.testing.assert_allclose(lines["λ, trained"][:, 1], [-10, 5, 0], atol=1e-9)
+    np.testing.assert_allclose(lines["DPO scaled back"], [[3, -10], [0, 0]], atol=0.1)
+    assert "DPO stopped early" not in lines and "DPO scaled back: (+" in drawing.alt
+    judge(scaled, "scaled back", 10, 60, 30, "chrf")
+    drawing = draw_tradeoff(read_scene(paths, PlotConfig()))
+    assert "DPO scaled back" not in drawing.alt, "another judge's newer verdicts stand beside none of these"
 
 
 def test_without_judgments_the_remedy_is_named(tmp_path: Path):
