@@ -21,7 +21,7 @@ def say_deviations(comparison: Comparison, *, seed: int = 0) -> list[str]:
     return [
         f"{blend.label} against {trained.label}, which was trained: "
         f"{_say(measure_deviation(blend, trained, seed=seed))}."
-        for blend, trained in _match(comparison)
+        for blend, trained in match_trained(comparison)
     ]
 
 
@@ -34,7 +34,8 @@ def measure_deviation(blend: ScoredRun, trained: ScoredRun, *, seed: int = 0) ->
     return {name: compare_means(left[name], right[name], **options).difference for name in (CHOSEN, MARGIN, ACCURACY)}
 
 
-def _match(comparison: Comparison) -> Iterator[tuple[ScoredRun, ScoredRun]]:
+def match_trained(comparison: Comparison) -> Iterator[tuple[ScoredRun, ScoredRun]]:
+    """Yields every blend by lambda with the run that was trained with its lambda and seed, where there is one."""
     trained: dict[tuple[float, Any], ScoredRun] = {}
     for run in comparison.scored:
         lambda_ = 1.0 if run.config.get("loss") == "dpo" else run.config.get("lambda_")

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from dpotool.compare.blends import write_command
+from dpotool.compare.blends import match_trained, write_command
 from dpotool.compare.controls import SCALED, Controls
 from dpotool.compare.differences import Comparison
 from dpotool.compare.eligibility import COIN, Candidate, Rule, list_candidates, measure_alone
@@ -99,6 +99,7 @@ def recommend(
         return Recommendation(kind, text + _say_if_dominated(comparison), rule)
     pooled = {label for row in seeds for label in row.runs.values()}
     left_out = find_repetitions(comparison, pooled | {comparison.baseline})
+    left_out |= {blend.label for blend, _ in match_trained(comparison)}  # an approximation of a run that is there
     return _choose(comparison, table, list_candidates(comparison, seeds, left_out, rule), rule, controls or Controls())
 
 

@@ -191,3 +191,22 @@ def test_how_many_pairs_would_rule_a_loss_out():
     """(1.959964 + 0.841621)^2 = 7.84888; times 0.1 over 0.03^2 that is 872.1."""
     assert count_pairs_needed(0.1, 0.03) == 873
     assert count_pairs_needed(0.0, 0.03) == 122, "1 - 0.025^(1/122) = 2.98 points, and of 121 pairs 3.002"
+
+
+def test_a_blend_is_no_candidate_where_its_lambda_was_trained():
+    """The blend leaves the chosen answers 0.2 nats more likely than the run of its lambda, which it approximates."""
+    frames = {"DPO": DPO, "trained": make_run(RIGHT, change=-2.0), "blend": make_run(RIGHT, change=-1.8)}
+    comparison = compare_frames(frames)
+    for label, manifest in {
+        "trained": {"kind": "train", "seed": 1, "config": {"loss": "shift", "lambda_": 0.9}},
+        "blend": {"kind": "blend", "seed": 1, "config": {"loss": "blend"}, "blend": {"lambda": 0.9, "weight": 0.2}},
+    }.items():
+        run = next(run for run in comparison.scored if run.label == label)
+        run.manifest.clear()
+        run.manifest.update(manifest)
+    found = recommend(comparison)
+    assert found is not None and (found.recommended, found.eligible) == ("trained", ("trained",))
+
+    comparison.scored[1].manifest["seed"] = 2
+    found = recommend(comparison)
+    assert found is not None and found.recommended == "blend", "that run is of another seed"
