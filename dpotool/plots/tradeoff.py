@@ -176,8 +176,8 @@ def _place_control(curve: Curve, rise: Rise) -> Line | None:
     known = [(_take(run, curve, _CHANGE) - full, y) for run in runs if (y := rise(curve, run)) is not None]
     if not known:
         return None
-    x, y = ([*each, 0.0] for each in zip(*known, strict=True))
-    return Line(f"DPO {curve.kind}", x, y, _CONTROL_STYLES[curve.kind])
+    xs, ys = ([*each, 0.0] for each in zip(*known, strict=True))
+    return Line(f"DPO {curve.kind}", xs, ys, _CONTROL_STYLES[curve.kind])
 
 
 _CONTROL_STYLES: dict[str, Mapping[str, Any]] = {
