@@ -1,4 +1,4 @@
-"""Tells a mistyped path from a hub id, and whether the hub answers, before a library spends a minute on retries."""
+"""Distinguishes a mistyped path from a hub id, and tells whether the hub answers before a library retries."""
 
 from __future__ import annotations
 

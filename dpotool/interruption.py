@@ -1,4 +1,4 @@
-"""What SIGINT, SIGTERM and SIGHUP do to a command: the same, from its first moment on, and what was computed is kept.
+"""What SIGINT, SIGTERM and SIGHUP do to a command: the same at every moment, and what was computed is saved.
 
 Until a command has begun to work there is nothing to keep, and it ends at once with exit code 130, in the middle of an
 import too, where an exception might be swallowed or come out as another one. Once it has begun, a signal raises

@@ -1,4 +1,4 @@
-"""Deletes from the cache what was chosen: only files that dpotool wrote, known by their names."""
+"""Deletes chosen entries of the cache: only files that dpotool wrote, recognised by their names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How `--dry-run` says what a command would take."""
+"""Prints the estimates of `--dry-run`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that come from a registry when a command is called: of the losses, say, also of those registered later.
+"""Options read from a registry when a command is called, such as those of losses, also of losses registered later.
 
 `train --help` lists every loss and every option that some loss has; `train --loss simpo --help` shows the options of
 that one, with its defaults. What is offered for completion is read from the same entries. A command here also answers

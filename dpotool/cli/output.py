@@ -1,4 +1,4 @@
-"""What goes to the terminal: in characters that it can show, and to a stdout that may be full, closed or gone.
+"""Writes to the terminal: only characters that it can show, and to a stdout that may be full or closed.
 
 Every name and text from a file, folder, model or template goes through `printable` before a terminal sees it.
 """

@@ -44,7 +44,10 @@ def run(config: PlotConfig, console: Console, kind: str, runs: list[str] | None)
 
 
 def find_newest(needs: str) -> str:
-    """Returns the newest run under runs/ that has what a picture needs; of a sweep, its runs."""
+    """Returns the newest run under runs/ that has what a picture needs (of a sweep, its runs).
+
+    Raises DpotoolError if none has.
+    """
     from dpotool.errors import DpotoolError
     from dpotool.runs.folder import RunFolder, list_runs
 

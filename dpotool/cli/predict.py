@@ -40,7 +40,10 @@ def run(config: PredictConfig, console: Console, checkpoints: list[str] | None) 
 
 
 def choose_checkpoints(named: list[str], console: Console) -> tuple[str | None, str]:
-    """Returns (first, second checkpoint); without any name, the newest trained run and where it began."""
+    """Returns (first, second checkpoint), by default start and end of the newest run.
+
+    Raises DpotoolError for more than two.
+    """
     from dpotool.errors import DpotoolError
     from dpotool.runs.folder import newest_run
 

@@ -1,4 +1,4 @@
-"""Runs beside what costs nothing: each at its own chosen likelihood beside DPO scaled back and DPO stopped early.
+"""Compares each run with DPO scaled back and DPO stopped early at the same chosen likelihood, as these cost nothing.
 
 Between two neighbours on a control's curve everything is on the chord: what one gets who takes one of the two models
 at random, so that a mean, unlike a single pair's score, is reached and nothing invented.

@@ -1,4 +1,4 @@
-"""A diagnosis read from disk: its two tables opened once, and its tokens as a reader can be shown them."""
+"""A diagnosis read from disk: its two tables opened once, and its tokens in a form that can be shown to a reader."""
 
 from __future__ import annotations
 

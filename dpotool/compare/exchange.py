@@ -1,4 +1,4 @@
-"""The exchange rate on the trade-off curve: what the next step towards likelihood buys, and what it costs."""
+"""The exchange rate on the trade-off curve: how much likelihood the next step gains, and how much accuracy it costs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All that can be said of several scored runs at once: differences, verdicts, the knee, and theory beside them.
+"""Everything known about several scored runs: differences, verdicts, recommendation, and the forecast of theory.
 
 `compare` prints it, `report` sets it, a sweep ends with it.
 """

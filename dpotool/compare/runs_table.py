@@ -1,4 +1,4 @@
-"""The runs table: one row per scored run, what the sweep plots and the sweep's own table are made of.
+"""The runs table: one row per scored run, from which pictures and the table of a sweep are made.
 
 Columns: `label` (unique, for pictures), `path`, `model`, `loss`, `lambda_schedule`, `lambda` (the constant shift
 factor; 1 for DPO, NaN for a schedule that moves and for losses without one), `lambda_min`, `lambda_max`, `beta`,

@@ -1,4 +1,4 @@
-"""Which theory table is a forecast of which runs, and what came of it; nothing else is laid beside them."""
+"""Which theory table is a forecast of which runs, and how well it ordered them."""
 
 from __future__ import annotations
 

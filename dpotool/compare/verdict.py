@@ -1,4 +1,4 @@
-"""Is a model displaced, and does it matter? One statement, by the criteria of docs/verdict.md, with the numbers behind.
+"""Is a model displaced, and does it matter? One statement by the criteria of docs/verdict.md, with its numbers.
 
 Each criterion is judged by its 95 % interval: it is met or failed only where the whole interval says so, else `open`.
 """

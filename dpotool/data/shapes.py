@@ -1,4 +1,4 @@
-"""Rows as other tools write them, brought into the shapes that `columns` knows, where there is no doubt what is meant.
+"""Rows as other tools write them, brought into the shapes that `columns` knows, if their meaning is certain.
 
 * lists of messages that went through CSV, and are the text of one (JSON, Python's or numpy's way of printing it);
 * ShareGPT's `from` and `value`, its roles `human` and `gpt`, and a prompt in `conversations` or `messages`;

@@ -1,4 +1,4 @@
-"""A model computed wholly in float64 for a while, so that what is left over of a prediction is not rounding."""
+"""Computes a model wholly in float64 for a while, so that the error of a prediction is not rounding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a theory table and its batch products amount to: gaps of every kind, and the advice on lambda."""
+"""Summarises a theory table and its batch products: gaps of every kind, and the advice on lambda."""
 
 from __future__ import annotations
 

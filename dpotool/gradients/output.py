@@ -1,4 +1,4 @@
-"""Writes a theory table with its summary beside it, and says what they are about."""
+"""Writes a theory table with its summary beside it, with the metadata of both."""
 
 from __future__ import annotations
 

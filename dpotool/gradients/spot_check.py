@@ -1,4 +1,4 @@
-"""Recomputes some pairs by autograd, one gradient at a time, and says how far the fast engine was off."""
+"""Recomputes some pairs by autograd, one gradient at a time, and measures the error of the fast engine."""
 
 from __future__ import annotations
 

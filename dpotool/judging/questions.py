@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from dpotool.data.pair_sets import load_rows
 from dpotool.data.pairs import DataSource, PreferenceData, Text, hash_prompt
-from dpotool.data.sources import load_preferences
 from dpotool.errors import DpotoolError
 from dpotool.judging.lines import read_lines
 from dpotool.settings.shared import DataSettings
@@ -68,14 +68,7 @@ def load_questions(settings: DataSettings, questions: str | None, references: st
 
 
 def _from_preferences(settings: DataSettings, seed: int) -> QuestionSet:
-    data = load_preferences(
-        settings.data,
-        split=settings.split,
-        limit=settings.limit,
-        seed=seed if settings.split_seed is None else settings.split_seed,
-        test_fraction=settings.test_fraction,
-        skip_invalid=settings.skip_invalid,
-    )
+    data = load_rows(settings, seed=seed, default_split="test")
     return QuestionSet(f"{data.source.name}-{data.source.split}", read_pairs(data), data.source)
 
 

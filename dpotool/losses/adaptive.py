@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.losses.schedules import DEFAULT_LAMBDA, DEFAULT_LAMBDA_MIN
-from dpotool.theory.band import compute_band_center
+from dpotool.theory.theorem import compute_band_center
 
 Values = Float[np.ndarray, " pairs"]
 ADAPTIVE = "adaptive"

@@ -1,4 +1,4 @@
-"""The two tables of a diagnosis, from what was found in every pair."""
+"""Builds the two tables of a diagnosis from the results of every pair."""
 
 from __future__ import annotations
 

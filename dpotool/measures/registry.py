@@ -1,4 +1,4 @@
-"""What can be said about a pair under a model: every measure by name, with all that others say about it.
+"""The registry of measures of a pair under a model, with everything that commands and pages need to know of each.
 
 To add one: write its function in a file of this room and add its entry here; from outside, `register_measure` adds one,
 and so does a package that names a `Measure` as an entry point of the group `dpotool.measures`. What reads the entries:

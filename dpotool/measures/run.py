@@ -12,12 +12,11 @@ import pandas as pd
 from accelerate import PartialState
 from msgspec.structs import asdict
 
-from dpotool.compare.noise import summarize_noise
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.verdict import judge_displacement
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.finite import leave_out_non_finite
-from dpotool.likelihood.noise import choose_sample, score_in_twos
+from dpotool.likelihood.noise import choose_sample, score_in_twos, summarize_noise
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.losses.options import check_told_lambda

@@ -1,4 +1,4 @@
-"""PEFT adapters: put on their base model whole or not at all, which of their parameters train, and merged away.
+"""PEFT adapters: loads them onto their base model completely or not at all, lists what trains, and merges them.
 
 What an adapter is made of comes from peft, never from parameter names: LoRA's factors are called lora_A, but (IA)³,
 layer norm tuning, trained token rows and biases are not.
@@ -181,7 +181,7 @@ def _untie_adapted(model: nn.Module) -> None:
 
 
 def import_peft(where: str) -> Any:
-    """Imports peft, or says how to install it."""
+    """Imports peft; raises DpotoolError, with the way to install it, if it is missing."""
     try:
         import peft
     except ImportError:

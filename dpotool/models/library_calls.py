@@ -1,4 +1,4 @@
-"""Calls into transformers and peft: quiet, and when they fail, one line that says what could not be had."""
+"""Calls into transformers and peft: quiet, and when they fail, one line that says what could not be loaded."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def refuse_without_model(source: str, what: str = "model") -> None:
 
 @contextmanager
 def one_line_errors(what: str, source: str) -> Iterator[None]:
-    """Turns the loaders' long explanations into one line that says which model or tokenizer could not be had."""
+    """Turns the loaders' errors into a DpotoolError of one line that says which model or tokenizer cannot be loaded."""
     try:
         yield
     except DpotoolError:

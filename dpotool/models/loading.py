@@ -39,7 +39,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def resolve_device(device: str) -> torch.device:
-    """Returns the device to run on; 'auto' is a CUDA device where there is one, else the CPU.
+    """Returns the device to run on, for 'auto' CUDA if there is any, else the CPU; raises DpotoolError if missing.
 
     Of several processes on a machine, which a launcher numbers, each takes the GPU of its own number; of one alone it
     is the first.
@@ -62,7 +62,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str) -> torch.dtype | str:
-    """Returns the torch dtype of that name; 'auto' stays 'auto', the checkpoint's own type."""
+    """Returns the torch dtype of that name, 'auto' for the checkpoint's; raises DpotoolError for other names."""
     if dtype == "auto":
         return dtype
     if dtype not in DTYPES:

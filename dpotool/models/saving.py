@@ -1,4 +1,4 @@
-"""Saves a model that was put together here as a checkpoint that any tool loads, whole or not at all."""
+"""Saves a model that dpotool computed as a checkpoint that any tool loads, whole or not at all."""
 
 from __future__ import annotations
 

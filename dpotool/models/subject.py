@@ -1,4 +1,4 @@
-"""What is examined: a model, with what its run folder knows about its reference, its data and its precision."""
+"""The model that a command examines, with the reference, data and precision recorded in its run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether models know the tokens they are fed: ids within their embeddings, and both models' ids of the same texts."""
+"""Checks that models fit the tokens: ids within their embeddings, and equal ids from both models' tokenizers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the weights of a checkpoint are the model's: every one there, none left over, each of its shape.
+"""Checks that the weights of a checkpoint fit its model: none missing, none left over, each of the right shape.
 
 transformers fills what a checkpoint lacks with random numbers and drops what it does not know; a score of such a model
 is a number about nothing. What an architecture itself declares as tied or as not needed is no fault.

@@ -32,8 +32,8 @@ from dpotool.plots.theme import (
 )
 from dpotool.stats.bootstrap import bootstrap_interval, bootstrap_shares
 from dpotool.stats.intervals import Interval
-from dpotool.theory.band import compute_band_center
 from dpotool.theory.summary import split_usable
+from dpotool.theory.theorem import compute_band_center
 from dpotool.wording import count
 
 GRID = np.unique(np.append(np.geomspace(0.2, 1.6, 140), DPO))

@@ -1,4 +1,4 @@
-"""What the exact first-order gaps leave over of measured ones: it must fall as the square of the learning rate."""
+"""The error of the exact first-order gaps, which must fall with the square of the learning rate."""
 
 from __future__ import annotations
 

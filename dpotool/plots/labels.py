@@ -1,4 +1,4 @@
-"""Labels beside points that do not run into each other, into points or out of the axes."""
+"""Labels beside points that do not overlap each other or points, and stay within the axes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An axis of lambda: numbers that do not run into each other, and marks at the values that matter."""
+"""An axis of lambda: numbers that do not overlap, and marks at the values that matter."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of pictures, and all that others say of each: `plot`, its help and its reference page, `all`, the report.
+"""The registry of pictures, which `plot`, its help, its reference page, `all` and the report read.
 
 To add one: write a module with a function from a `Scene` to a `Drawing`, add its entry to `PLOTS`, and test it. From
 outside, `register_plot` adds one, and so does a package that names a `PlotKind` as an entry point of the group

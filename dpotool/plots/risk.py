@@ -1,4 +1,4 @@
-"""What was known of a pair before training against how far its chosen answer then moved."""
+"""A measure known before training against the change of the chosen answer, a point per pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How every picture looks, and how it gets to disk.
+"""The look of every picture, and writing it to disk.
 
 Figures are made without pyplot, so nothing global is left behind and no display is needed. Colour is never the only
 carrier: lines differ in dash, points in shape, areas in hatching; the palette is Okabe and Ito's, safe for colour-blind

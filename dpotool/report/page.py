@@ -1,4 +1,4 @@
-"""From scored runs to one page: collects, draws, sets and writes it. No model, no torch."""
+"""From scored runs to one page: collects, draws, renders and writes it. No model, no torch."""
 
 from __future__ import annotations
 

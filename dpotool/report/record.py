@@ -1,4 +1,4 @@
-"""The sections that let a reader check a report: data problems, self-check, settings."""
+"""The sections by which a reader can check a report: problems of the data, self-check, settings."""
 
 from __future__ import annotations
 

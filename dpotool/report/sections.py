@@ -1,4 +1,4 @@
-"""The sections of a report, in their order: the answer first, then how it was found, what words mean at the end."""
+"""The sections of a report, in their order: the answer first, then how it was found, and a glossary at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads files as what they have to be: every kind of file has a schema, and one line says what does not fit.
+"""Reads files by a schema for every kind of file; what does not fit is an error of one line.
 
 A schema is any type that msgspec knows: a Struct, a dataclass, dict[str, int]. Files come from anywhere, so nothing in
 them is trusted: deep nesting, aliases that grow and numbers of thousands of digits are refused like any other nonsense.

@@ -1,4 +1,4 @@
-"""Commands as one types them, made again from what a manifest and a table record."""
+"""Command lines, rebuilt from the settings that a manifest and a table record."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run writes down about itself in run.yaml: its settings, and all else that could change its numbers."""
+"""The manifest run.yaml: the settings of a run, and everything else that could change its numbers."""
 
 from __future__ import annotations
 

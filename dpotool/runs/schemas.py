@@ -255,11 +255,9 @@ DIAGNOSIS_TOKEN_SCHEMA = _schema(
 
 @dataclass(frozen=True, slots=True)
 class TableKind:
-    """One kind of table: its columns, its place in a run folder, and the command that makes it."""
+    """One kind of table: its columns, and its place in a run folder."""
 
     folder: str
-    made_by: str
-    """The command, as one would type it."""
     schema: pa.Schema | None = None
     """None where another tool or the user decides on the columns."""
     formats: tuple[str, ...] = ("parquet", "csv", "jsonl")
@@ -268,16 +266,16 @@ class TableKind:
 
 
 TABLES = {
-    "score": TableKind("scores", "dpotool score", SCORE_SCHEMA),
-    "token": TableKind("scores", "dpotool score --tokens", TOKEN_SCHEMA, suffix="tokens"),
-    "theory": TableKind("theory", "dpotool theory-gap", THEORY_SCHEMA),
-    "diagnosis": TableKind("diagnosis", "dpotool diagnose", DIAGNOSIS_SCHEMA),
-    "diagnosis_token": TableKind("diagnosis", "dpotool diagnose", DIAGNOSIS_TOKEN_SCHEMA, suffix="tokens"),
-    "prediction": TableKind("predictions", "dpotool predict", PREDICTION_SCHEMA),
-    "imported": TableKind("imported", "dpotool import", formats=("csv",)),
-    "answer": TableKind("answers", "dpotool generate", formats=("jsonl",)),
-    "judgment": TableKind("judgments", "dpotool judge", JUDGMENT_SCHEMA, formats=("parquet",)),
-    "rating": TableKind("ratings", "dpotool judge", RATING_SCHEMA, formats=("parquet",)),
+    "score": TableKind("scores", SCORE_SCHEMA),
+    "token": TableKind("scores", TOKEN_SCHEMA, suffix="tokens"),
+    "theory": TableKind("theory", THEORY_SCHEMA),
+    "diagnosis": TableKind("diagnosis", DIAGNOSIS_SCHEMA),
+    "diagnosis_token": TableKind("diagnosis", DIAGNOSIS_TOKEN_SCHEMA, suffix="tokens"),
+    "prediction": TableKind("predictions", PREDICTION_SCHEMA),
+    "imported": TableKind("imported", formats=("csv",)),
+    "answer": TableKind("answers", formats=("jsonl",)),
+    "judgment": TableKind("judgments", JUDGMENT_SCHEMA, formats=("parquet",)),
+    "rating": TableKind("ratings", RATING_SCHEMA, formats=("parquet",)),
 }
 """Name of a kind, as a table's own metadata has it -> the kind. `RunFolder.table_path` and `list_tables` read it."""
 SCHEMAS = {name: kind.schema for name, kind in TABLES.items() if kind.schema is not None}

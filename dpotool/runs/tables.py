@@ -119,7 +119,7 @@ class _Sidecar(msgspec.Struct):
 
 
 def read_raw_metadata(path: str | Path) -> dict[str, Any]:
-    """Returns the metadata `write_table` was given; {} for a CSV or JSON lines file without its `.schema.json`.
+    """Returns the metadata of a table ({} if its `.schema.json` is missing); raises DpotoolError if it is unreadable.
 
     `runs.about` checks it.
     """

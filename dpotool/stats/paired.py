@@ -1,4 +1,4 @@
-"""Paired statistics: how two models that answered the same pairs differ, with interval, effect size and p-value.
+"""Paired statistics: the difference of two models on the same pairs, with interval, effect size and p-value.
 
 Differences are taken within a pair, which makes them far surer than two intervals side by side suggest. Where several
 pairs share a prompt they are not independent: the pairs of a prompt are drawn, and have their signs turned, together.

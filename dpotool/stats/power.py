@@ -1,4 +1,4 @@
-"""How many it would take: questions to settle a win rate, pairs to rule out a loss; normal approximations."""
+"""Sample sizes by normal approximation: questions to settle a win rate, pairs to rule out a loss."""
 
 from __future__ import annotations
 

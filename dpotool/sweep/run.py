@@ -1,4 +1,4 @@
-"""Runs a sweep: trains every cell from the same start, scores it, and tables the lot.
+"""Runs a sweep: trains every cell from the same start, scores it, and writes the table of all runs.
 
 The reference values are computed by the first run and found in the store by the others. What is finished stays
 finished: a second call with the same settings trains only what is missing. A cell that fails is reported at the end

@@ -1,4 +1,4 @@
-"""How much of what two checkpoints differ by, pair by pair, a first-order prediction explains."""
+"""How much of the change between two checkpoints, pair by pair, a first-order prediction explains."""
 
 from __future__ import annotations
 

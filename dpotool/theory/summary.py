@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from dpotool.stats.bootstrap import N_RESAMPLES, bootstrap_interval, bootstrap_means, bootstrap_shares, read_clusters
-from dpotool.theory.band import compute_band_center
+from dpotool.theory.theorem import compute_band_center
 
 GapColumns = Mapping[float, Mapping[str, "PairGaps"]]
 """f -> kind of gap ("paper", "self_step", "batch") -> its columns."""

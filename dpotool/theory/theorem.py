@@ -13,7 +13,6 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
-from dpotool.theory.band import compute_band_center
 from dpotool.theory.gaps import Gaps
 
 Values = Float[np.ndarray, " pairs"]
@@ -122,3 +121,9 @@ def compute_admissible_band(
         low = np.minimum(grad_inner_product / rejected_grad_sq_norm, center)
         high = np.maximum(chosen_grad_sq_norm / grad_inner_product, center)
     return AdmissibleBand(np.where(is_entangled, low, 0.0), np.where(is_entangled, high, np.inf))
+
+
+def compute_band_center(chosen_grad_sq_norm: Values, rejected_grad_sq_norm: Values) -> Values:
+    """Computes f* = ‖W‖/‖L‖, the geometric mean of the band's ends; infinite or NaN where L is zero."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.sqrt(chosen_grad_sq_norm) / np.sqrt(rejected_grad_sq_norm)

@@ -99,7 +99,7 @@ def check_arguments(config: TrainConfig) -> None:
 
 @contextmanager
 def one_line_refusals() -> Iterator[None]:
-    """Turns what transformers says to settings it cannot use into one line."""
+    """Turns the errors of transformers about settings it cannot use into a DpotoolError of one line."""
     try:
         yield
     except (ValueError, ImportError, TypeError, RuntimeError) as error:

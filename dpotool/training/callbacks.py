@@ -1,4 +1,4 @@
-"""What happens around a training step: a polite stop on a signal, extra checkpoints, progress, metrics.jsonl."""
+"""Callbacks of the trainer: a clean stop on a signal, extra checkpoints, progress, metrics.jsonl."""
 
 from __future__ import annotations
 

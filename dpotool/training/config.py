@@ -1,4 +1,4 @@
-"""Everything `dpotool train` can be told, and what it fills in where nothing was said. Imports nothing heavy."""
+"""The settings of `dpotool train`, and the defaults that depend on other settings. Imports nothing heavy."""
 
 from __future__ import annotations
 

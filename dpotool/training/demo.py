@@ -1,4 +1,4 @@
-"""The built-in model as a user meets it: built and SFT-trained on first use by dpotool's own loss, then kept.
+"""The built-in model as a user meets it: built and SFT-trained by dpotool's loss on first use, then cached.
 
 DPO starts from a model that has learned the task, so the demo's first stage is SFT on the chosen answers, as in the
 paper. The result depends on the seed, the grammar and the settings alone; its folder's name is their hash.

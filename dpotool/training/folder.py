@@ -1,4 +1,4 @@
-"""A training run's folder: claimed before any work, resumed with its own settings, filled in one move at the end."""
+"""A training run's folder: claimed before any work, resumed with recorded settings, filled in one move at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model that is trained: loaded, with an adapter if one is asked for, and with dropout off."""
+"""The model that is trained: loaded, with a new adapter if the user wants one, and with dropout off."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def _can_be_saved(settings: GenerationConfig) -> bool:
 
 
 def add_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
-    """Puts a new LoRA adapter on the model; it starts as the identity, so step 0 is the reference."""
+    """Adds a new LoRA adapter, which changes nothing at step 0; raises DpotoolError for layers that are not there."""
     peft: Any = import_peft("--lora")
     config = fill_adapter(config)
     assert config.lora_targets is not None

@@ -1,4 +1,4 @@
-"""A Trainer whose checkpoints are whole and good, and whose resumed run ends as the uninterrupted one does."""
+"""A Trainer whose checkpoints are complete and checked, and whose resumed run ends as the uninterrupted one does."""
 
 from __future__ import annotations
 

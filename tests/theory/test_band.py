@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dpotool.theory.band import compute_band_center
+from dpotool.theory.theorem import compute_band_center
 
 
 def test_the_ratio_of_the_norms_by_hand():

@@ -9,7 +9,6 @@ import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from dpotool.theory.band import compute_band_center
 from dpotool.theory.theorem import (
     BOTH_DOWN,
     BOTH_UP,
@@ -18,6 +17,7 @@ from dpotool.theory.theorem import (
     UNMOVED,
     classify_entanglement,
     compute_admissible_band,
+    compute_band_center,
     compute_grad_cosine,
     compute_paper_gaps,
     compute_self_step_changes,

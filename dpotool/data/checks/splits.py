@@ -1,4 +1,4 @@
-"""Checks across splits: a prompt that is trained on and tested on makes the test say what was learnt by heart."""
+"""Checks across splits: with a prompt in both train and test, the test measures memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of the tokens: where a template, a tokenizer or a length limit makes something else of a pair than it says."""
+"""Checks of the tokens: where a template, a tokenizer or a length limit changes the meaning of a pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""States a model is put into for a while, and left again as they were."""
+"""Contexts that change the state of a model and restore it at their end."""
 
 from __future__ import annotations
 

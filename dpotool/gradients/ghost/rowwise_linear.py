@@ -1,4 +1,4 @@
-"""A linear layer over the rows of a batch that computes nothing twice and nothing for naught.
+"""A linear layer over the rows of a batch that computes no result twice and none that is not needed.
 
 Forward, the prompt of a pair is computed once for both rows, and padding not at all. Backward, the prompt's gradients
 differ and are both needed, but padding is left out, and so are leading tokens that nothing depends on: behind the last

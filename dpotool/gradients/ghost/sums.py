@@ -1,4 +1,4 @@
-"""Products of two gradients that are there, summed in a precision that lasts."""
+"""Sums of products of two gradients that are in memory, in enough precision for millions of terms."""
 
 from __future__ import annotations
 
