@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import Field, dataclass, fields
 from pathlib import Path
@@ -65,9 +66,11 @@ def add_verb(
             for name_ in [name_ for name_ in values if f"no_{name_}" in values]:
                 if values.pop(f"no_{name_}"):
                     values[name_] = False
+            # Click fills `values` from flags, then the config file, then the defaults.
+            chosen = settings(**values, **take_kind_options(context))
+            _join_processes(getattr(chosen, "device", None), console)
             try:
-                # Click fills `values` from flags, then the config file, then the defaults.
-                function(settings(**values, **take_kind_options(context)), console, *arguments)
+                function(chosen, console, *arguments)
             except KeyboardInterrupt:
                 console.note("interrupted")
                 raise typer.Exit(130) from None
@@ -80,6 +83,13 @@ def add_verb(
         app.command(name.rpartition(" ")[2], epilog=epilog, cls=command_class(settings))(command)
 
     return register
+
+
+def _join_processes(device: str | None, console: Console) -> None:
+    if device is not None and "LOCAL_RANK" in os.environ:  # set by every launcher; without one, torch may wait
+        from dpotool.models.loading import join_processes
+
+        console.note(f"processes: {join_processes(device)}")
 
 
 def _signature_of(name: str, settings: type[Settings], positionals: tuple[Positional, ...]) -> inspect.Signature:

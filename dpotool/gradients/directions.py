@@ -21,10 +21,10 @@ from dpotool.gradients.engine import EngineReport, GradientEngine
 from dpotool.gradients.ghost.directional_sums import Direction, DirectionalSums
 from dpotool.gradients.ghost.modes import evaluation_mode, training_only
 from dpotool.gradients.ghost.selection import ParameterSelection
-from dpotool.gradients.ghost.shares import gather_shares, share_out
 from dpotool.likelihood.batch import collate_rows
 from dpotool.likelihood.completions import compute_completion_logps
-from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance
+from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, run_shares
+from dpotool.likelihood.shares import gather_shares
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +62,12 @@ def compute_directional_changes(
     """
     engine = GradientEngine(model, _select_moved(model, directions), pairs=pairs)
     finished: dict[int, list[list[float]]] = {}
-    for batch in share_out(plan_batches([2 * pair.longest for pair in pairs], batch_tokens)):
-        values = _compute_batch(engine, [pairs[place] for place in batch], directions)
+
+    def run(batch: Sequence[int]) -> list[list[list[float]]]:
+        return _compute_batch(engine, [pairs[place] for place in batch], directions)
+
+    batches = plan_batches([2 * pair.longest for pair in pairs], batch_tokens)
+    for batch, values in run_shares(model, pairs, batches, run):
         finished |= zip(batch, values, strict=True)
         if on_progress is not None:
             on_progress(len(batch) * PartialState().num_processes)

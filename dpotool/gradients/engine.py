@@ -8,8 +8,9 @@ Slow truth: `dpotool.gradients.products`.
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 
 import numpy as np
@@ -23,17 +24,21 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.gradients.ghost.audit import Claims, audit_parameters
 from dpotool.gradients.ghost.layout import TokenLayout, lay_out_batch
-from dpotool.gradients.ghost.modes import differentiating_activations, evaluation_mode, training_only
+from dpotool.gradients.ghost.modes import (
+    differentiating_activations,
+    evaluation_mode,
+    following_shards,
+    training_only,
+)
 from dpotool.gradients.ghost.passes import run_tapped
 from dpotool.gradients.ghost.product_sums import ProductSums
 from dpotool.gradients.ghost.selection import ParameterSelection, select_parameters
-from dpotool.gradients.ghost.shares import gather_shares, share_out
 from dpotool.gradients.ghost.taps import Sink, Taps
 from dpotool.gradients.products import GradientProducts, PairProducts, collect_products, iter_gradient_products
 from dpotool.likelihood.batch import collate_pairs
-from dpotool.likelihood.budget import run_within_memory
-from dpotool.likelihood.completions import get_causal_lm, picks_among
-from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance
+from dpotool.likelihood.completions import get_causal_lm, is_sharded, picks_among
+from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, run_shares
+from dpotool.likelihood.shares import gather_shares
 from dpotool.models.rope import has_alike_prompts
 
 
@@ -77,9 +82,15 @@ class GradientEngine:
         if picks_among(get_causal_lm(model), max((pair.longest for pair in pairs), default=0)):
             self.claims = Claims({}, tuple(self.selection.parameters))
         else:
-            with evaluation_mode(model):
-                self.claims = audit_parameters(model, self.selection.parameters)
+            self.claims = _find_claims(model, self.selection.parameters)
         self.fallback = [self.selection.parameters[name] for name in self.claims.fallback]
+        if self.fallback and is_sharded(model):
+            raise DpotoolError(
+                f"{len(self.fallback)} parameters have no fast rule, and weights that are spread over processes "
+                "cannot be differentiated pair by pair",
+                where=self.claims.fallback[0],
+                remedy="Run it without sharding, or choose other weights with --parameters",
+            )
         one = next(iter(self.selection.parameters.values()))
         self.device = one.device
         self.takes_pairs_together = one.device.type != "cpu"
@@ -108,8 +119,8 @@ class GradientEngine:
         def run(batch: Sequence[int]) -> list[PairProducts]:
             return self._compute_products([pairs[place] for place in batch])
 
-        batches = share_out(plan_batches([2 * pair.longest for pair in pairs], batch_tokens))
-        for batch, products in run_within_memory(pairs, batches, run):
+        batches = plan_batches([2 * pair.longest for pair in pairs], batch_tokens)
+        for batch, products in run_shares(self.model, pairs, batches, run):
             yield dict(zip(batch, products, strict=True))
 
     def _compute_products(self, pairs: Sequence[TokenizedPair]) -> list[PairProducts]:
@@ -144,10 +155,32 @@ class GradientEngine:
         batch = collate_pairs(pairs).to(self.device)
         layout = self.lay_out(pairs, batch.input_ids.shape[1], together=self.takes_pairs_together)
         taps = Taps(self.selection.parameters, self.claims, sink)
-        with differentiating_activations(self.model, taps):
+        with (
+            differentiating_activations(self.model, taps),
+            following_shards(self.model, self.claims.forms, taps.watch),
+        ):
             logps = run_tapped(self.model, pairs, batch, layout, taps)
         taps.check_complete(len(pairs))
         return logps
+
+
+_claims_of_whole: weakref.WeakKeyDictionary[nn.Module, Claims] = weakref.WeakKeyDictionary()
+
+
+def audit_whole(model: nn.Module) -> None:
+    """Finds out how every trained parameter can be served, before the weights are sharded: afterwards nobody can."""
+    named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    _claims_of_whole[model] = _find_claims(model, named)
+
+
+def _find_claims(model: nn.Module, named: Mapping[str, nn.Parameter]) -> Claims:
+    if not is_sharded(model):
+        with evaluation_mode(model):
+            return audit_parameters(model, named)
+    if model not in _claims_of_whole:
+        raise RuntimeError("the weights are sharded, and the model was not looked at before (`audit_whole`)")
+    known = _claims_of_whole[model].forms
+    return Claims({name: known[name] for name in named if name in known}, tuple(n for n in named if n not in known))
 
 
 def compute_fast_products(

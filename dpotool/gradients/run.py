@@ -18,9 +18,8 @@ from dpotool.errors import DpotoolError
 from dpotool.gradients.analysis import build_theory_frame
 from dpotool.gradients.batch_products import FEWEST_PAIRS, BatchProducts, compute_batch_products
 from dpotool.gradients.double_precision import in_float64
-from dpotool.gradients.engine import GradientEngine
+from dpotool.gradients.engine import GradientEngine, audit_whole
 from dpotool.gradients.findings import add_batch_columns, compute_gaps, give_advice
-from dpotool.gradients.ghost.shares import gather_shares
 from dpotool.gradients.output import describe_table, write_theory
 from dpotool.gradients.products import PairProducts, collect_products
 from dpotool.gradients.real_steps import StepLab
@@ -28,6 +27,8 @@ from dpotool.gradients.spot_check import check_products
 from dpotool.gradients.verification import verify_gaps
 from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.pair_logps import Advance, ScoredPairs, compute_pair_logps
+from dpotool.likelihood.root_forward import wants_shards
+from dpotool.likelihood.shares import gather_shares
 from dpotool.likelihood.store import hash_pair, look_up
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.adapters import mark_trained_parameters
@@ -64,14 +65,23 @@ def run_theory(config: TheoryConfig, *, progress: Progress = SILENT) -> TheoryRe
     """
     lambdas = parse_lambdas(config.lambdas)
     check_theory_config(config)
+    if config.check and wants_shards():
+        raise DpotoolError(
+            "autograd needs whole weights",
+            where="--check",
+            remedy="Run it on one process, or with DDP",
+        )
     if config.verify and PartialState().num_processes > 1:
         raise DpotoolError("real steps are taken by one process", where="--verify", remedy="Run it without a launcher")
     subject = describe_study(config)
     with claiming(subject.folder.path, "theory-gap", progress.note):
-        opened = open_study(subject, progress)
+        opened = open_study(subject, progress, shards=True)
+        mark_trained_parameters(opened.policy)
+        if wants_shards():
+            audit_whole(opened.policy)
+        opened.shard(progress)
         reference = opened.compute_reference_logps(progress)
         opened = replace(opened, reference_scorer=None)  # its values are here, its memory is needed
-        mark_trained_parameters(opened.policy)
         return _Study(config, opened, lambdas, reference, progress).run()
 
 
@@ -85,14 +95,14 @@ def describe_study(config: TheoryConfig) -> Subject:
     return subject
 
 
-def open_study(subject: Subject, progress: Progress) -> OpenSubject:
+def open_study(subject: Subject, progress: Progress, *, shards: bool = False) -> OpenSubject:
     """Loads the model that gradients are taken of, its reference and the pairs.
 
     Raises:
         DpotoolError: model or data cannot be used.
     """
     dtype = "float32" if subject.dtype == "auto" else subject.dtype  # bfloat16 gradients are too coarse to sum up
-    return open_subject(subject, progress, dtype=dtype)
+    return open_subject(subject, progress, dtype=dtype, shards=shards)
 
 
 class _Study:

@@ -7,22 +7,26 @@ pairs costs, and give every batch-level quantity of the theory (`theory.gaps`, `
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 
 import numpy as np
 import torch
+from accelerate import PartialState
 from accelerate.utils import reduce
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.ghost.modes import evaluation_mode, training_only
-from dpotool.gradients.ghost.shares import share_out
-from dpotool.gradients.ghost.sums import raise_precision
 from dpotool.likelihood.batch import collate_rows
-from dpotool.likelihood.completions import compute_completion_logps
+from dpotool.likelihood.completions import compute_completion_logps, is_sharded
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance
+from dpotool.likelihood.root_forward import run_inside
+from dpotool.likelihood.shares import share_in_step, share_out
 
 Gradient = dict[str, Tensor]
 """Name in `model.named_parameters()` -> gradient in the parameter's shape, float32 or better."""
@@ -57,12 +61,14 @@ def compute_weighted_gradient(
     ]
     total = {name: torch.zeros_like(parameter, dtype=_sum_type(parameter)) for name, parameter in parameters.items()}
     batches = plan_batches([len(prompt) + len(completion) for prompt, completion, _ in rows], batch_tokens)
-    with evaluation_mode(model), training_only(model, parameters.values()):
-        for batch in share_out(batches):
-            _add_batch(model, [rows[place] for place in batch], parameters, total)
-            if on_progress is not None:
+    sharded = is_sharded(model)
+    share = share_in_step(batches) if sharded else ((batch, True) for batch in share_out(batches))
+    with evaluation_mode(model), training_only(model, parameters.values()), _adding_up(parameters, total):
+        for batch, counts in share:
+            _add_batch(model, [rows[place] for place in batch], counts=counts)
+            if on_progress is not None and counts:
                 on_progress(len(batch))
-    return {name: reduce(gradient, "sum") for name, gradient in total.items()}
+    return total if sharded else {name: reduce(gradient, "sum") for name, gradient in total.items()}
 
 
 def compute_mean_gradients(
@@ -82,24 +88,42 @@ def compute_mean_gradients(
     return chosen, rejected
 
 
+@contextmanager
+def _adding_up(parameters: Mapping[str, nn.Parameter], total: Gradient) -> Iterator[None]:
+    """Adds each gradient to its total as soon as the backward pass has it, and lets it go; `.grad` is kept aside.
+
+    Where weights are sharded, what arrives is this process's part of the mean over processes.
+    """
+
+    def add(name: str, parameter: nn.Parameter) -> None:
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        total[name].add_(gradient, alpha=PartialState().num_processes if isinstance(gradient, DTensor) else 1)
+
+    before = {name: parameter.grad for name, parameter in parameters.items()}
+    handles = []
+    for name, parameter in parameters.items():
+        parameter.grad = None
+        handles.append(parameter.register_post_accumulate_grad_hook(partial(add, name)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for name, parameter in parameters.items():
+            parameter.grad = before[name]
+
+
 @torch.enable_grad()
-def _add_batch(
-    model: nn.Module,
-    rows: Sequence[tuple[Sequence[int], Sequence[int], float]],
-    parameters: Mapping[str, nn.Parameter],
-    total: Gradient,
-) -> None:
-    device = next(iter(parameters.values())).device
+def _add_batch(model: nn.Module, rows: Sequence[tuple[Sequence[int], Sequence[int], float]], *, counts: bool) -> None:
+    """Goes forward and back over some rows; with weights of zero where they do not count."""
+    device = next(model.parameters()).device
     batch = collate_rows([(prompt, completion) for prompt, completion, _ in rows]).to(device)
-    weights = torch.tensor([weight for *_, weight in rows], dtype=torch.float64, device=device)
-    logps = compute_completion_logps(model, batch)
-    if not logps.requires_grad:  # none of the parameters has a part in it
-        return
-    gradients = torch.autograd.grad(logps @ weights, list(parameters.values()), allow_unused=True)
-    for name, gradient in zip(parameters, gradients, strict=True):
-        if gradient is not None:
-            total[name] += gradient
+    weights = torch.tensor([counts * weight for *_, weight in rows], dtype=torch.float64, device=device)
+    logps = run_inside(model, lambda: compute_completion_logps(model, batch))
+    if logps.requires_grad:  # else none of the parameters has a part in it
+        (logps @ weights).backward()
 
 
 def _sum_type(parameter: Tensor) -> torch.dtype:
-    return raise_precision(parameter.new_empty(0)).dtype
+    return torch.promote_types(parameter.dtype, torch.float32)

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import psutil  # comes with accelerate
 import torch
 from accelerate.utils import gather_object
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
@@ -61,7 +62,7 @@ def resolve_batch_tokens(
     most = MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
     free = measure_free_memory(device)
     if with_gradients:
-        free -= 4 * sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+        free -= 4 * sum(held.numel() * held.element_size() for held in map(_get_held, model.parameters()))
     usable = SHARE_OF_FREE_MEMORY * free - estimate_chunk_bytes(model)
     own = max(1, min(most, int(usable / estimate_bytes_per_token(model, with_gradients=with_gradients))))
     budget: int = min(gather_object([own]))
@@ -74,6 +75,11 @@ def resolve_batch_tokens(
             longest,
         )
     return budget
+
+
+def _get_held(parameter: Tensor) -> Tensor:
+    """Returns what this process holds of a parameter, which may be spread over several."""
+    return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
 def estimate_bytes_per_token(model: nn.Module, *, with_gradients: bool = False) -> int:

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.batch import CompletionBatch, collate_rows
-from dpotool.likelihood.budget import MOST_TOKENS, resolve_batch_tokens, run_within_memory
+from dpotool.likelihood.budget import MOST_TOKENS, Plan, R, resolve_batch_tokens, run_within_memory
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.root_forward import is_sharded, score_tokens
 from dpotool.likelihood.shared_rows import SharedBatch
+from dpotool.likelihood.shares import share_in_step, share_out
 from dpotool.settings.shared import AUTO
 from dpotool.wording import count
 
@@ -120,11 +121,7 @@ def compute_pair_logps(
     batches = plan(range(len(pairs)), resolve_batch_tokens(batch_tokens, model, pairs))
     state = PartialState()
     finished: list[ScoredPair] = []
-    share = batches[state.process_index :: state.num_processes]
-    if is_sharded(model):
-        results = _run_in_step(batches, share, run)
-    else:
-        results = run_within_memory(pairs, share, run, plan=plan if batch_tokens == AUTO else None)
+    results = run_shares(model, pairs, batches, run, plan=plan if batch_tokens == AUTO else None)
     for batch, scored in results:
         finished += scored
         if on_scored is not None:
@@ -136,18 +133,26 @@ def compute_pair_logps(
     return _assemble(finished, len(pairs), sum(map(rows.shares, pairs)), with_tokens=with_tokens)
 
 
-def _run_in_step(
-    batches: Sequence[Sequence[int]], share: Sequence[Sequence[int]], run: Callable[[Sequence[int]], list[ScoredPair]]
-) -> Iterator[tuple[Sequence[int], list[ScoredPair]]]:
-    """Runs this process's batches where every forward pass is everybody's: all processes run equally many.
+def run_shares(
+    model: nn.Module,
+    pairs: Sequence[TokenizedPair],
+    batches: Sequence[Sequence[int]],
+    run: Callable[[Sequence[int]], R],
+    *,
+    plan: Plan | None = None,
+) -> Iterator[tuple[Sequence[int], R]]:
+    """Runs this process's batches (places in `pairs`), and yields each with what came of it (`run_within_memory`).
 
-    One that has fewer batches runs another's once more, and drops it. None is halved where memory is short: the others
+    Where weights are sharded, all processes run equally many, and none is halved where memory is short: the others
     would wait for its second half for ever.
     """
-    for batch in share:
-        yield batch, run(batch)
-    if len(share) < -(-len(batches) // PartialState().num_processes):
-        run(batches[-1])
+    if not is_sharded(model):
+        yield from run_within_memory(pairs, share_out(batches), run, plan=plan)
+        return
+    for batch, counts in share_in_step(batches):
+        result = run(batch)
+        if counts:
+            yield batch, result
 
 
 def _assemble(finished: list[ScoredPair], n_pairs: int, n_shared: int, *, with_tokens: bool) -> ScoredPairs:

@@ -7,11 +7,16 @@ log-probabilities; any other call goes where it went before.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
+from accelerate import PartialState
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
 from dpotool.likelihood.batch import CompletionBatch
 from dpotool.likelihood.completions import (
@@ -24,6 +29,7 @@ from dpotool.likelihood.completions import (
 from dpotool.likelihood.prompt_sharing import find_row_limit
 from dpotool.likelihood.shared_rows import SharedBatch
 
+T = TypeVar("T")
 ComputeLogps = Callable[[nn.Module, Any], Tensor]
 """A model and a batch of rows -> log pi of every completion."""
 _ROUTED = "_dpotool_answers_batches"
@@ -32,8 +38,8 @@ _ROUTED = "_dpotool_answers_batches"
 def route_forward(model: nn.Module, compute_logps: ComputeLogps = compute_completion_logps) -> None:
     """Lets `model(completion_batch=...)` answer with the log-probability of every completion of a batch of rows.
 
-    With `by_token=True` it answers with that of every completion token. What is found out by trying a model is found
-    out here, before a wrapper shards its weights.
+    With `by_token=True` it answers with that of every completion token; `model(inside=compute)` answers with what
+    `compute()` returns. What is found out by trying a model is found out here, before a wrapper shards its weights.
     """
     original = model.forward
     can_split_head(get_causal_lm(model))
@@ -43,8 +49,11 @@ def route_forward(model: nn.Module, compute_logps: ComputeLogps = compute_comple
         *args: Any,
         completion_batch: CompletionBatch | SharedBatch | None = None,
         by_token: bool = False,
+        inside: Callable[[], Any] | None = None,
         **kwargs: Any,
     ) -> Any:
+        if inside is not None:
+            return inside()
         if completion_batch is None:
             return original(*args, **kwargs)
         if by_token:
@@ -53,6 +62,37 @@ def route_forward(model: nn.Module, compute_logps: ComputeLogps = compute_comple
 
     model.forward = forward
     setattr(model, _ROUTED, True)
+
+
+def find_layers(model: nn.Module) -> list[nn.Module]:
+    """Returns the decoder's layers: the outermost list of modules in it that is as long as its config says.
+
+    None where there is no such list.
+    """
+    decoder = get_causal_lm(model).get_decoder()
+    n_layers = getattr(decoder.config, "num_hidden_layers", None)
+    for module in decoder.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
+            return list(module)
+    return []
+
+
+def wants_shards() -> bool:
+    """Tells whether the launcher was told to spread weights over its processes (accelerate's FSDP2)."""
+    told = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true" and os.environ.get("FSDP_VERSION") == "2"
+    return told and PartialState().num_processes > 1
+
+
+def shard_weights(model: nn.Module, device: torch.device) -> None:
+    """Spreads a model's weights over all processes (`fully_shard`), layer by layer; each device has one share of them.
+
+    Layers are whole only while they run. Gradients are averaged over processes in float32.
+    """
+    route_forward(model)
+    mesh = init_device_mesh(device.type, (PartialState().num_processes,))
+    policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
+    for part in [*find_layers(model), model]:
+        fully_shard(part, mesh=mesh, mp_policy=policy)
 
 
 def is_routed(model: nn.Module) -> bool:
@@ -66,9 +106,20 @@ def score_tokens(model: nn.Module, batch: CompletionBatch | SharedBatch) -> Floa
     Raises:
         RuntimeError: the weights were sharded before anybody called `route_forward`.
     """
+    return run_inside(model, lambda: compute_token_logps(model, batch).logps)
+
+
+def run_inside(model: nn.Module, compute: Callable[[], T]) -> T:
+    """Returns what `compute` does; of sharded weights it runs inside the model's own forward pass.
+
+    There they are whole. What goes back later must be among what it returns: a tensor, or a tuple of tensors.
+
+    Raises:
+        RuntimeError: the weights were sharded before anybody called `route_forward`.
+    """
     if not is_sharded(model):
-        return compute_token_logps(model, batch).logps
+        return compute()
     if not is_routed(model):
         raise RuntimeError("the weights are sharded, and the model was not prepared for it (`route_forward`)")
-    logps: Tensor = model(completion_batch=batch, by_token=True)
-    return logps
+    result: T = model(inside=compute)
+    return result

@@ -23,8 +23,10 @@ from dpotool.cache.root import store_root
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, ScoredPair, ScoredPairs, compute_pair_logps
+from dpotool.likelihood.root_forward import shard_weights
 from dpotool.likelihood.store import StoreKeeper, describe_types, look_up, name_model
 from dpotool.models.fingerprint import fingerprint_model
+from dpotool.models.precision import choose_float32_products
 from dpotool.progress import Progress
 from dpotool.settings.shared import AUTO, ComputeSettings
 from dpotool.wording import count
@@ -81,6 +83,12 @@ class Scorer:
     def fingerprint(self) -> str:
         """Hash of the model's weights and settings; takes seconds for a large model, so nobody asks for it in vain."""
         return self._known_fingerprint or fingerprint_model(self.model)
+
+    def shard(self, device: torch.device) -> None:
+        """Spreads the weights over all processes and onto their devices, once their fingerprint is taken."""
+        self._known_fingerprint = self.fingerprint
+        shard_weights(self.model, device)
+        choose_float32_products(device, next(self.model.parameters()).dtype)
 
     @property
     def device(self) -> torch.device:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from accelerate import PartialState
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -15,9 +16,10 @@ from dpotool.data.pair_sets import load_pair_set
 from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import ScoredPairs
+from dpotool.likelihood.root_forward import wants_shards
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.limits import resolve_max_length
-from dpotool.models.loading import load_model, load_tokenizer
+from dpotool.models.loading import load_model, load_tokenizer, resolve_device
 from dpotool.models.subject import Subject
 from dpotool.models.vocabulary import check_same_tokens, check_token_ids
 from dpotool.progress import Progress
@@ -51,6 +53,15 @@ class OpenSubject:
     @property
     def reference(self) -> nn.Module | None:
         return None if self.reference_scorer is None else self.reference_scorer.model
+
+    def shard(self, progress: Progress) -> None:
+        """Spreads both models' weights over all processes, where they were opened for it (`open_subject`)."""
+        if not wants_shards():
+            return
+        device = resolve_device(self.subject.config.device)
+        for scorer in filter(None, (self.policy_scorer, self.reference_scorer)):
+            scorer.shard(device)
+        progress.note(f"the weights are spread over {PartialState().num_processes} processes")
 
     def compute_policy_logps(self, progress: Progress, *, with_tokens: bool = False) -> ScoredPairs:
         """Returns log pi of every pair under the policy, from the store where it has them."""
@@ -130,13 +141,20 @@ def _check_owner(subject: Subject) -> None:
 
 
 def open_subject(
-    subject: Subject, progress: Progress, *, dtype: str | None = None, device_map: str | None = None
+    subject: Subject,
+    progress: Progress,
+    *,
+    dtype: str | None = None,
+    device_map: str | None = None,
+    shards: bool = False,
 ) -> OpenSubject:
     """Loads tokenizer, policy and pairs, and the reference in the policy's numeric type.
 
     Args:
         dtype: type to take gradients in, for which 'auto' may be too coarse; without it the policy is only scored.
         device_map: spreads both models over several devices (`load_model`).
+        shards: the caller will have the weights spread over all processes if the launcher says so (`shard`), and until
+            then they stay in the machine's memory.
     """
     _check_owner(subject)
     config = subject.config
@@ -145,11 +163,12 @@ def open_subject(
             f"{subject.label} has no evaluation pairs, so its training pairs are used. Name held-out pairs with --data"
         )
     trust = config.trust_remote_code
+    device = "cpu" if shards and wants_shards() else config.device
     tokenizer = load_tokenizer(subject.model, trust_remote_code=trust, progress=progress)
     policy = load_model(
         subject.model,
         dtype=dtype or subject.dtype,
-        device=config.device,
+        device=device,
         device_map=device_map,
         trust_remote_code=trust,
         needs_gradients=dtype is not None,
@@ -165,7 +184,7 @@ def open_subject(
         reference = load_model(
             subject.reference,
             dtype=policy_dtype,
-            device=config.device,
+            device=device,
             device_map=device_map,
             trust_remote_code=trust,
             progress=progress,

@@ -18,6 +18,7 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.finite import leave_out_non_finite
 from dpotool.likelihood.noise import choose_sample, score_in_twos, summarize_noise
 from dpotool.likelihood.pair_logps import ScoredPairs
+from dpotool.likelihood.root_forward import wants_shards
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.losses.options import check_told_lambda
 from dpotool.losses.registry import get_loss
@@ -111,7 +112,15 @@ def _name_subject(subject: Subject, label: str | None, loss: str | None, *, is_a
 
 
 def _score(subject: Subject, config: ScoreConfig, measures: list[Measure], progress: Progress) -> ScoreResult:
-    return score_opened(open_subject(subject, progress, device_map=config.device_map), config, measures, progress)
+    inside = [measure.name for measure in measures if measure.needs == "hidden states"]
+    if inside and wants_shards():
+        raise DpotoolError(
+            f"{inside[0]} needs hidden states, and weights that are spread over processes give log-probabilities only",
+            where="--measures", remedy="Run it on one process, or with DDP",
+        )  # fmt: skip
+    opened = open_subject(subject, progress, device_map=config.device_map, shards=True)
+    opened.shard(progress)
+    return score_opened(opened, config, measures, progress)
 
 
 def score_opened(

@@ -61,6 +61,25 @@ def resolve_device(device: str) -> torch.device:
     return resolved
 
 
+def join_processes(device: str) -> int:
+    """Lets the processes of a launcher find each other, before anything asks how many there are; returns that.
+
+    Without a GPU accelerate takes each for a process by itself, unless it is told to use CPUs.
+
+    Raises:
+        DpotoolError: the launcher asks for DeepSpeed, which is not installed.
+    """
+    if LOCAL_RANK not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return 1
+    try:
+        return int(PartialState(cpu=resolve_device(device).type == "cpu").num_processes)
+    except ImportError as error:
+        raise DpotoolError(
+            str(error).splitlines()[0], where="the launcher's configuration",
+            remedy="Take FSDP: examples/accelerate/fsdp2.yaml",
+        ) from None  # fmt: skip
+
+
 def resolve_dtype(dtype: str) -> torch.dtype | str:
     """Returns the torch dtype of that name, 'auto' for the checkpoint's; raises DpotoolError for other names."""
     if dtype == "auto":

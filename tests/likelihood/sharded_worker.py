@@ -18,13 +18,16 @@ import torch.distributed as dist
 from accelerate import PartialState
 from conftest import make_pairs
 from model_families import build_family
-from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from dpotool.gradients.batch_products import compute_batch_products
+from dpotool.gradients.engine import audit_whole, compute_fast_products
+from dpotool.gradients.ghost.selection import select_parameters
+from dpotool.gradients.products import compute_gradient_products
 from dpotool.likelihood import completions
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.root_forward import is_sharded, route_forward
+from dpotool.likelihood.root_forward import is_sharded, shard_weights
 
 PAIRS = make_pairs(7)
 
@@ -32,20 +35,43 @@ PAIRS = make_pairs(7)
 def main() -> None:
     PartialState(cpu=True)
     completions.CHUNK_ELEMENTS = 5 * 97  # the output layer in portions, computed again on the way back
-    for family in ("llama", "qwen3", "llama-tied-biased"):
+    for family in ("llama", "llama-tied-biased", "gpt2"):
         whole = build_family(family)
         model = copy.deepcopy(whole)
-        route_forward(model)
-        for layer in model.get_decoder().layers:
-            fully_shard(layer)
-        fully_shard(model)
+        audit_whole(model)
+        shard_weights(model, torch.device("cpu"))
         assert is_sharded(model) and not is_sharded(whole)
+        check_products(whole, model)
         for layout in ("shared", "paired"):
             check_scores(whole, model, layout)
             check_gradients(whole, model, layout)
     dist.barrier()
     print("all equal")
     dist.destroy_process_group()
+
+
+def check_products(whole: torch.nn.Module, model: torch.nn.Module) -> None:
+    """Products of each pair are those of autograd on the whole model; those with the batch are the whole model's.
+
+    The batches are one too few for the second process; three adapt to the half of the pairs that they are taken from.
+    """
+    slow = compute_gradient_products(whole, PAIRS)
+    fast, report = compute_fast_products(model, PAIRS, batch_tokens=1)
+    assert not report.fallback
+    for name in ("grad_inner_product", "chosen_grad_sq_norm", "rejected_grad_sq_norm", "chosen_logps"):
+        np.testing.assert_allclose(getattr(fast, name), getattr(slow, name), rtol=1e-6, atol=1e-9, err_msg=name)
+    logratios = np.linspace(-1, 1, len(PAIRS)), np.linspace(1, -1, len(PAIRS))
+    expected, got = (
+        compute_batch_products(
+            one, PAIRS, select_parameters(one), logratios, gamma=1.0, adamw_shifts=[0.5, 1.0], batch_tokens=60
+        )
+        for one in (whole, model)
+    )
+    for name in ("with_mean_chosen", "with_mean_rejected", "with_accuracy"):
+        np.testing.assert_allclose(getattr(got, name), getattr(expected, name), rtol=1e-6, atol=1e-9, err_msg=name)
+    for shift in (0.5, 1.0):  # the sign of a gradient near zero may differ
+        np.testing.assert_allclose(got.adamw[shift], expected.adamw[shift], rtol=1e-3, err_msg="AdamW")
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in model.parameters())
 
 
 def check_scores(whole: torch.nn.Module, model: torch.nn.Module, layout: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 
 from dpotool.gradients.ghost.layout import TokenLayout
@@ -69,7 +70,10 @@ class DirectionalSums:
 
     def _steps_of(self, part: Part, like: Tensor) -> Iterator[tuple[int, Tensor]]:
         for number, direction in enumerate(self._directions):
-            yield number, direction[part.name].to(device=like.device, dtype=like.dtype)
+            step = direction[part.name]
+            if isinstance(step, DTensor):  # of sharded weights: all processes are at the same layer, and gather it
+                step = step.full_tensor()
+            yield number, step.to(device=like.device, dtype=like.dtype)
 
     def _add(self, number: int, layout: TokenLayout, by_token: Tensor) -> None:
         sums = layout.sum_completions(by_token.double(), 1).squeeze(1)

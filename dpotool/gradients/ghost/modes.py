@@ -7,9 +7,12 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import checkpoint
 from transformers.modeling_layers import GradientCheckpointingLayer
+
+from dpotool.likelihood.completions import is_sharded
 
 
 @contextmanager
@@ -47,6 +50,33 @@ def differentiating_activations(model: nn.Module, taps: AbstractContextManager[o
     """
     with evaluation_mode(model), training_only(model, ()), _checkpointing(model, taps):
         yield
+
+
+@contextmanager
+def following_shards(model: nn.Module, names: Iterable[str], watch: Callable[[str, Tensor], None]) -> Iterator[None]:
+    """Tells which tensors stand for the parameters of these names where weights are sharded (`fully_shard`).
+
+    A sharded parameter is whole, and another tensor, while the part of the model that it was sharded with runs.
+    """
+    if not is_sharded(model):
+        yield
+        return
+    parts: dict[str, Any] = {name: part for name, part in model.named_modules() if isinstance(part, FSDPModule)}
+    members: dict[str, list[str]] = {part: [] for part in parts}
+    for name in names:
+        members[max((part for part in parts if not part or name.startswith(f"{part}.")), key=len)].append(name)
+
+    def tell(part: str, *_: object) -> None:
+        for name in members[part]:
+            owner, _dot, leaf = name.rpartition(".")
+            watch(name, getattr(model.get_submodule(owner), leaf))
+
+    handles = [module.register_forward_pre_hook(partial(tell, part)) for part, module in parts.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager

@@ -32,6 +32,7 @@ from dpotool.likelihood.completions import (
     count_head_rows,
     get_causal_lm,
 )
+from dpotool.likelihood.root_forward import run_inside
 
 PORTION_ELEMENTS = 2**21
 """Logits alive at a time (8 MiB in float32) where the output layer goes forward and back portion by portion, which is
@@ -101,20 +102,25 @@ def run_tapped(
     model: nn.Module, pairs: Sequence[TokenizedPair], batch: CompletionBatch, layout: TokenLayout, taps: Taps
 ) -> Float[Tensor, " rows"]:
     """Runs both passes, in `ghost.modes.differentiating_activations`; returns log pi of every row (nats, float64)."""
-    n_rows = len(batch.input_ids)
-    taps.layout = layout
-    if not can_split_head(get_causal_lm(model)):
+
+    def forward() -> tuple[Tensor, Tensor | None, Tensor]:
+        """Returns where the backward pass begins, with which gradient, and log pi of every row."""
+        taps.layout = layout
+        if not can_split_head(get_causal_lm(model)):
+            with taps:
+                logps = compute_completion_logps(model, batch)
+            return logps.sum(), None, logps.detach()
         with taps:
-            logps = compute_completion_logps(model, batch)
-        _go_back(taps, logps.sum())
-        return logps.detach()
-    with taps:
-        states = compute_completion_states(model, batch)
-    taps.end_forward()
-    token_logps, hidden_grad = _run_output_layer(model, pairs, states, taps)
+            states = compute_completion_states(model, batch)
+        taps.end_forward()
+        token_logps, hidden_grad = _run_output_layer(model, pairs, states, taps)
+        summed = TokenLogps(token_logps, states.rows, states.token_ids).sum_by_row(len(batch.input_ids))
+        return states.hidden, hidden_grad, summed
+
+    start, grad, logps = run_inside(model, forward)
     taps.layout = layout
-    _go_back(taps, states.hidden, hidden_grad)
-    return TokenLogps(token_logps, states.rows, states.token_ids).sum_by_row(n_rows)
+    _go_back(taps, start, grad)
+    return logps
 
 
 def _run_output_layer(

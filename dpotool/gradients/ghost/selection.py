@@ -10,6 +10,7 @@ from torch import nn
 
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.completions import get_causal_lm
+from dpotool.likelihood.root_forward import find_layers
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,11 @@ def _parse_choice(model: nn.Module, choice: str) -> tuple[str, IsChosen]:
         raise DpotoolError(
             "no such choice of parameters", where="--parameters", expected="all, last-N, lora or head", got=repr(choice)
         )
-    layers = _find_layers(model)
+    layers = find_layers(model)
+    if not layers:
+        raise DpotoolError(
+            "the model's layers cannot be told apart", where="--parameters", remedy="Use --parameters all"
+        )
     n_last = int(match[1])
     if n_last > len(layers):
         raise DpotoolError(
@@ -78,16 +83,6 @@ def _parse_choice(model: nn.Module, choice: str) -> tuple[str, IsChosen]:
         )
     ids = {id(parameter) for layer in layers[-n_last:] for parameter in layer.parameters()}
     return f"last {n_last} of {len(layers)} layers", lambda _name, parameter: id(parameter) in ids
-
-
-def _find_layers(model: nn.Module) -> list[nn.Module]:
-    """Returns the decoder's layers: the outermost list of modules in it that is as long as its config says."""
-    decoder = get_causal_lm(model).get_decoder()
-    n_layers = getattr(decoder.config, "num_hidden_layers", None)
-    for module in decoder.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == n_layers:
-            return list(module)
-    raise DpotoolError("the model's layers cannot be told apart", where="--parameters", remedy="Use --parameters all")
 
 
 def _refuse_quantized(model: nn.Module) -> None:

@@ -85,7 +85,11 @@ class ParameterUses(TorchFunctionMode):
         # Held weakly: an alias must not outlive its use, and an id that was given to another tensor must not match.
         self._watched: dict[int, tuple[weakref.ref[Tensor], str, bool]] = {}
         for name, parameter in named.items():
-            self._watched[id(parameter)] = (weakref.ref(parameter), name, False)
+            self.watch(name, parameter)
+
+    def watch(self, name: str, tensor: Tensor) -> None:
+        """Takes a tensor for the parameter of this name."""
+        self._watched[id(tensor)] = (weakref.ref(tensor), name, False)
 
     def on_use(self, use: Use, compute: Callable[[], Tensor]) -> Tensor:
         """Stands in for a recognised operation, which `compute` would carry out, and returns its result."""

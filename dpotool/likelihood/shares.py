@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from accelerate import PartialState
@@ -15,6 +15,17 @@ def share_out(batches: Sequence[T]) -> Sequence[T]:
     """Returns this process's batches: all of them, if it is alone."""
     state = PartialState()
     return batches[state.process_index :: state.num_processes]
+
+
+def share_in_step(batches: Sequence[T]) -> Iterator[tuple[T, bool]]:
+    """Yields this process's batches where every pass over one is everybody's: all processes run equally many.
+
+    One that has fewer batches runs the last one once more, and drops what comes of it: the second value is False.
+    """
+    share = share_out(batches)
+    yield from ((batch, True) for batch in share)
+    if len(share) < -(-len(batches) // PartialState().num_processes):
+        yield batches[-1], False
 
 
 def gather_shares(finished: Mapping[int, T], n_places: int | None) -> dict[int, T]:

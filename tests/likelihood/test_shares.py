@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dpotool.gradients.ghost import shares
-from dpotool.gradients.ghost.shares import gather_shares
+from dpotool.likelihood import shares
+from dpotool.likelihood.shares import gather_shares
 
 
 def gather_with(monkeypatch: pytest.MonkeyPatch, other: dict[int, str]) -> None:
