@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from importlib import import_module
 from typing import Annotated
 
 import typer
@@ -40,35 +41,13 @@ def _root(
     """Measure, explain and undo likelihood displacement in DPO."""
 
 
-def _register_verbs() -> None:
-    from dpotool.cli import (
-        blend,
-        cache,
-        compare,
-        diagnose,
-        filter_,
-        generate,
-        import_,
-        judge,
-        plot,
-        predict,
-        report,
-        score,
-        sweep,
-        theory_gap,
-        train,
-        validate,
-    )
-
-    everything = (
-        *(train, score, diagnose, compare, theory_gap, predict, sweep, blend, generate, judge, plot, report, import_),
-        *(cache, validate, filter_),
-    )
-    for verb in everything:
-        verb.register(app)
-
-
-_register_verbs()
+_VERBS = (
+    *("train", "score", "diagnose", "compare", "theory_gap", "predict", "sweep", "blend", "generate", "judge", "plot"),
+    *("report", "import_", "cache", "validate", "filter_"),
+)
+"""Modules of this room with a command each, in the order of `dpotool --help`."""
+for _verb in _VERBS:
+    import_module(f"dpotool.cli.{_verb}").register(app)
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.settings.fields import Range, flag_of
+from dpotool.settings.fields import BETA, Range, flag_of
 
 LossOptions = Mapping[str, float | str]
 """Option name -> value, complete and checked; what `LossSpec.resolve_options` returns and `LossSpec.compute` takes."""
@@ -50,6 +50,36 @@ class NumberOption:
     def describe_range(self) -> str:
         """Returns the range in words: "a number, 0 <= label_smoothing < 0.5"."""
         return self.range.describe(self.name)
+
+
+def number_option(
+    name: str,
+    default: float,
+    help: str,  # noqa: A002
+    low: float,
+    high: float,
+    *,
+    open_ends: str = "",
+) -> NumberOption:
+    """A number from `low` to `high`; `open_ends` says which of "low" and "high" lie outside."""
+    return NumberOption(
+        name, default, help, low, high, includes_low="low" not in open_ends, includes_high="high" not in open_ends
+    )
+
+
+def beta_option(default: float = 0.1, help: str = "strength of the pull towards the reference model") -> NumberOption:  # noqa: A002
+    """The option beta, in the range that `--beta` has everywhere."""
+    return number_option("beta", default, help, BETA.low, BETA.high)
+
+
+def share_option(name: str, default: float, help: str, *, open_ends: str = "") -> NumberOption:  # noqa: A002
+    """A number from 0 to 1."""
+    return number_option(name, default, help, 0.0, 1.0, open_ends=open_ends)
+
+
+def weight_option(name: str, default: float, help: str) -> NumberOption:  # noqa: A002
+    """The weight of a term of a loss."""
+    return number_option(name, default, help, 0.0, 1e4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,35 +8,18 @@ axes of `sweep`, run.yaml, docs/losses.md and shell completion. Imports no torch
 from __future__ import annotations
 
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.losses.options import ChoiceOption, NumberOption
+from dpotool.losses.options import ChoiceOption
+from dpotool.losses.options import beta_option as _beta
+from dpotool.losses.options import number_option as _number
+from dpotool.losses.options import share_option as _share
+from dpotool.losses.options import weight_option as _weight
 from dpotool.losses.scores import validate_score_gaps, validate_scores
 from dpotool.losses.spec import LossSpec, Need
 from dpotool.plugins import register_installed
-from dpotool.settings.fields import BETA as _BETA
 
 ENTRY_POINTS = "dpotool.losses"
 _REFERENCE: frozenset[Need] = frozenset({"reference"})
 _LENGTHS: frozenset[Need] = frozenset({"lengths"})
-
-
-def _number(name: str, default: float, help: str, low: float, high: float, *, open_ends: str = "") -> NumberOption:  # noqa: A002
-    """A number from `low` to `high`; `open_ends` says which of "low" and "high" lie outside."""
-    return NumberOption(
-        name, default, help, low, high, includes_low="low" not in open_ends, includes_high="high" not in open_ends
-    )
-
-
-def _beta(default: float = 0.1, help: str = "strength of the pull towards the reference model") -> NumberOption:  # noqa: A002
-    return _number("beta", default, help, _BETA.low, _BETA.high)
-
-
-def _share(name: str, default: float, help: str, *, open_ends: str = "") -> NumberOption:  # noqa: A002
-    return _number(name, default, help, 0.0, 1.0, open_ends=open_ends)
-
-
-def _weight(name: str, default: float, help: str) -> NumberOption:  # noqa: A002
-    return _number(name, default, help, 0.0, 1e4)
-
 
 BETA = _beta()
 _SMOOTHING = "probability that a label is wrong"
