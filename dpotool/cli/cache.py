@@ -67,7 +67,7 @@ def _name(entry: CacheEntry) -> str:
     if not entry.models:
         return "(not recorded)"
     others = len(entry.models) - 1
-    return entry.models[-1] + (f" and {others} other name{'s' * (others > 1)}" if others else "")
+    return entry.models[-1] + (f" and {count(others, 'other name')}" if others else "")
 
 
 def verify_cache(config: CacheVerifyConfig, console: Console) -> None:

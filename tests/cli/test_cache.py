@@ -23,7 +23,7 @@ def scored(dpotool, model: Path, pairs: Path, own_cache: Path) -> Path:  # type:
 
 def test_ls_names_the_model_and_its_pairs(dpotool, scored: Path, model: Path) -> None:  # type: ignore[no-untyped-def]
     shown = dpotool("cache", "ls")
-    assert shown.code == 0 and str(model) in shown.out and "holds 1 entries" in shown.out
+    assert shown.code == 0 and str(model) in shown.out and "holds 1 entry" in shown.out
     (entry,) = json.loads(dpotool("cache", "ls", "--json").out)["entries"]
     assert entry["models"] == [str(model)]
     assert (entry["n_pairs"], entry["types"], entry["fingerprint"]) == (24, "float32", scored.name[:16])
@@ -36,7 +36,7 @@ def test_verify_counts_pairs_as_ls_does(dpotool, scored: Path, model: Path, pair
     (store,) = json.loads(dpotool("cache", "verify", "--json").out)["stores"]
     (entry,) = json.loads(dpotool("cache", "ls", "--json").out)["entries"]
     assert store["n_pairs"] == entry["n_pairs"] == 24
-    assert "2 files of 1 models were read, with 24 pairs" in dpotool("cache", "verify").out
+    assert "2 files of 1 model were read, with 24 pairs" in dpotool("cache", "verify").out
 
 
 def test_a_second_scoring_computes_nothing(dpotool, scored: Path, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
@@ -66,7 +66,7 @@ def test_verify_computes_again_and_finds_a_forged_value(dpotool, scored: Path, m
     forged = dpotool(*words)
     assert forged.code == 1
     assert "24 of 24 stored pairs were computed again. The largest difference is 1.5 nats" in forged.out
-    assert "1 pairs differ by more than rounding explains" in forged.err
+    assert "1 pair differs by more than rounding explains" in forged.err
 
 
 def test_verify_computes_in_the_layout_that_is_asked_for(  # type: ignore[no-untyped-def]
@@ -91,7 +91,7 @@ def test_verify_names_a_damaged_file(dpotool, scored: Path) -> None:  # type: ig
     result = dpotool("cache", "verify")
     assert result.code == 1
     assert f"{part}: damaged" in " ".join(result.err.split()) and "Delete it" in result.err
-    assert "1 of 1 models have problems" in result.out
+    assert "1 of 1 model has problems" in result.out
 
 
 def test_verify_says_what_it_needs(dpotool, scored: Path, model: Path) -> None:  # type: ignore[no-untyped-def]
@@ -108,6 +108,6 @@ def test_clear_asks_first_and_says_what_it_freed(dpotool, scored: Path, model: P
     assert json.loads(dpotool("cache", "clear", "--older-than", 1, "--yes", "--json").out)["n_files"] == 0
     assert scored.is_dir()
     cleared = dpotool("cache", "clear", "--model", model, "--yes")
-    assert cleared.code == 0 and cleared.out.startswith("freed ") and "2 files of 1 entries" in cleared.out
+    assert cleared.code == 0 and cleared.out.startswith("freed ") and "2 files of 1 entry" in cleared.out
     assert not scored.exists()
     assert "holds 0 entries" in dpotool("cache", "ls").out

@@ -96,5 +96,5 @@ def test_equal_groups_fall_on_one_side_whatever_their_order(groups: list[int], f
 
 
 def test_one_prompt_cannot_be_cut() -> None:
-    with pytest.raises(DpotoolError, match=r"--test-fraction 0.5 leaves nothing to train on; got 1 different prompts"):
+    with pytest.raises(DpotoolError, match=r"--test-fraction 0.5 leaves nothing to train on; got 1 different prompt"):
         cut_test(["same"] * 10, 0.5, 42, "pairs")

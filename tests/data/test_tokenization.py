@@ -143,7 +143,7 @@ def test_more_pairs_than_a_chunk_keep_their_order() -> None:
 def test_a_template_that_refuses_every_conversation_is_quoted() -> None:
     system = [{"role": "system", "content": "Be kind."}]
     pair = PreferencePair(3, system, [{"role": "assistant", "content": "a"}], [{"role": "assistant", "content": "b"}])
-    message = r"not one of 1 pairs can be used: pair 3: refused by the chat template: System role not supported"
+    message = r"not one of 1 pair can be used: pair 3: refused by the chat template: System role not supported"
     with pytest.raises(DpotoolError, match=message):
         tokenize_preferences(_data(pair), zephyr(STRICT), max_length=None)
 

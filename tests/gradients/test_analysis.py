@@ -73,5 +73,5 @@ def test_reference_values_must_fit_the_pairs():
     one = columns((3, 4, 2, 10, -9, -19))
     with pytest.raises(ValueError, match="for both completions or for neither"):
         build_theory_frame(one, reference_chosen_logps=np.zeros(1))
-    with pytest.raises(ValueError, match="expected reference values of 1 pairs, got 2 and 1"):
+    with pytest.raises(ValueError, match="expected reference values of 1 pair, got 2 and 1"):
         build_theory_frame(one, reference_chosen_logps=np.zeros(2), reference_rejected_logps=np.zeros(1))

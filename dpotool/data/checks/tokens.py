@@ -133,7 +133,7 @@ def _truncated(material: Material) -> Found:
         f"at {count(view.max_length, 'token')} {count(len(rows), 'pair loses', 'pairs lose')} "
         f"{count(lost['prompt'], 'prompt token')} and nothing of their "
         f"answers; a trainer that cuts at the end would take {count(lost['chosen'], 'token')} of chosen and "
-        f"{lost['rejected']} "
+        f"{lost['rejected']:,} "
         "of rejected answers"
     )
     return Found(rows, says if rows else "", {f"tokens_{name}": float(n) for name, n in lost.items()})
@@ -156,7 +156,7 @@ def _beyond_positions(material: Material) -> Found:
         return Found({})
     return Found(
         {
-            row: f"{count(n, 'token')}, and the model has positions for {view.positions}"
+            row: f"{count(n, 'token')}, and the model has positions for {view.positions:,}"
             for row, pair in view.encoded.items()
             if (n := len(pair.prompt_ids) + max(len(pair.chosen_ids), len(pair.rejected_ids))) > view.positions
         }
