@@ -92,6 +92,12 @@ def _add_batch_products(
     seconds = max(0.0, few - slope * n_few) + slope * estimate.n_tokens
     estimate.seconds["products with the batch"] = seconds
     estimate.probe.append(f"batch: {' and '.join(str(len(sample)) for sample in samples)} pairs were run")
+    n_passes = 5 if shifts else 3  # of each half both means, and what raises accuracy where the model has a reference
+    n_bytes = n_passes * 4 * engine.selection.n_elements
+    estimate.probe.append(
+        f"a run of more than {60 + n_bytes / n_passes / 1e7:.0f} s may keep up to {n_bytes / 1e9:.1f} GB of mean "
+        "gradients on the disk until it is finished"
+    )
 
 
 def _time_batch_products(

@@ -18,6 +18,7 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.directions import compute_directional_changes
 from dpotool.gradients.ghost.selection import ParameterSelection
 from dpotool.gradients.steps import first_adam_step, weighted_sum
+from dpotool.gradients.unfinished import UnfinishedPasses
 from dpotool.gradients.weighted_gradients import Gradient, compute_mean_gradients, compute_weighted_gradient
 from dpotool.progress import SILENT, Progress
 from dpotool.theory.gaps import compute_accuracy_slopes
@@ -54,6 +55,7 @@ def compute_batch_products(
     adamw_shifts: Sequence[float] = (),
     batch_tokens: int,
     progress: Progress = SILENT,
+    unfinished: UnfinishedPasses | None = None,
 ) -> BatchProducts:
     """Computes the products of every pair with directions that all pairs make together.
 
@@ -64,6 +66,7 @@ def compute_batch_products(
         logratios: a and b of each pair.
         gamma: slope of the smoothed reward accuracy.
         adamw_shifts: shift factors f to try AdamW's first step for.
+        unfinished: where the sums of a run that is cut off are found again.
     """
     halves: list[np.ndarray] = split_by_prompt(pairs) if adamw_shifts else [np.arange(len(pairs))]
     with progress.track("mean gradients", 2 * len(pairs)) as advance:
@@ -74,6 +77,7 @@ def compute_batch_products(
                 selection.parameters,
                 batch_tokens=batch_tokens,
                 on_progress=advance,
+                unfinished=unfinished,
             )
             for half in halves
         ]
@@ -87,13 +91,23 @@ def compute_batch_products(
     if not is_at_reference:
         weights = slopes / len(pairs)
         directions.append(
-            compute_weighted_gradient(model, pairs, weights, -weights, selection.parameters, batch_tokens=batch_tokens)
+            compute_weighted_gradient(
+                model,
+                pairs,
+                weights,
+                -weights,
+                selection.parameters,
+                batch_tokens=batch_tokens,
+                unfinished=unfinished,
+            )
         )
     columns = _measure(model, pairs, halves, directions, means, adamw_shifts, batch_tokens, progress)
     with_chosen, with_rejected = columns[0], columns[1]
     # At the reference every k_j is gamma / 4, so K is a multiple of the difference of the means.
     with_accuracy = slopes * (with_chosen - with_rejected) if is_at_reference else columns[2]
     adamw = columns[len(directions) :]
+    if unfinished is not None:
+        unfinished.clear()
     return BatchProducts(
         (with_chosen[0], with_chosen[1]),
         (with_rejected[0], with_rejected[1]),

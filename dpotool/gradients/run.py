@@ -24,6 +24,7 @@ from dpotool.gradients.output import describe_table, write_theory
 from dpotool.gradients.products import PairProducts, collect_products
 from dpotool.gradients.real_steps import StepLab
 from dpotool.gradients.spot_check import check_products
+from dpotool.gradients.unfinished import UnfinishedPasses
 from dpotool.gradients.verification import verify_gaps
 from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.pair_logps import Advance, ScoredPairs, compute_pair_logps
@@ -207,6 +208,7 @@ class _Study:
             adamw_shifts=sorted({*self.lambdas, 1.0}) if self.config.optimizer == "adamw" else (),
             batch_tokens=self.batch_tokens,
             progress=self.progress,
+            unfinished=self._find_unfinished(),
         )
         frame = add_batch_columns(frame, batch)
         self.found["advice"] = give_advice(frame, batch, self.lambdas, seed=self.config.seed)
@@ -214,6 +216,13 @@ class _Study:
         if self.found["advice"]["sgd"]["grid"]:  # else there is no scale to give a push on
             self.found["drivers"] = self._show_drivers(frame, pairs)
         return frame, batch
+
+    def _find_unfinished(self) -> UnfinishedPasses:
+        """Returns what keeps mean gradients beside the table until it is finished."""
+        source = self.opened.pair_set.source
+        identity = self.opened.policy_scorer.folder_of_products(self.engine.selection.parameters).name
+        folder = self.opened.subject.folder.path / "theory" / f".unfinished-{source.name}-{source.split}"
+        return UnfinishedPasses(folder, identity, self.progress)
 
     def _show_drivers(self, frame: pd.DataFrame, pairs: Sequence[TokenizedPair]) -> list[dict[str, Any]]:
         shown = []

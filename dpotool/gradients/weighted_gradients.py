@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.ghost.modes import evaluation_mode, training_only
+from dpotool.gradients.unfinished import UnfinishedPasses
 from dpotool.likelihood.batch import collate_rows
 from dpotool.likelihood.completions import compute_completion_logps, is_sharded
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance
@@ -42,6 +43,7 @@ def compute_weighted_gradient(
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     on_progress: Advance | None = None,
+    unfinished: UnfinishedPasses | None = None,
 ) -> Gradient:
     """Computes sum_i (p_i grad log pi(chosen_i) + q_i grad log pi(rejected_i)); pairs are shared out over processes.
 
@@ -52,6 +54,8 @@ def compute_weighted_gradient(
         parameters: those to differentiate by, under their names.
         batch_tokens: budget of padded tokens a batch.
         on_progress: called with the number of rows each finished batch held.
+        unfinished: takes the sums from time to time, and may have those of a run that was cut off. Sums of sharded
+            weights are not saved.
     """
     rows = [
         (pair.prompt_ids, completion, float(weight))
@@ -62,10 +66,15 @@ def compute_weighted_gradient(
     total = {name: torch.zeros_like(parameter, dtype=_sum_type(parameter)) for name, parameter in parameters.items()}
     batches = plan_batches([len(prompt) + len(completion) for prompt, completion, _ in rows], batch_tokens)
     sharded = is_sharded(model)
-    share = share_in_step(batches) if sharded else ((batch, True) for batch in share_out(batches))
+    share = list(share_in_step(batches)) if sharded else [(batch, True) for batch in share_out(batches)]
+    keeper = None if sharded else unfinished
+    n_known = 0 if keeper is None else keeper.begin([rows, batches], total)
     with evaluation_mode(model), training_only(model, parameters.values()), _adding_up(parameters, total):
-        for batch, counts in share:
-            _add_batch(model, [rows[place] for place in batch], counts=counts)
+        for number, (batch, counts) in enumerate(share, 1):
+            if number > n_known:
+                _add_batch(model, [rows[place] for place in batch], counts=counts)
+                if keeper is not None:
+                    keeper.offer(number, total)
             if on_progress is not None and counts:
                 on_progress(len(batch))
     return total if sharded else {name: reduce(gradient, "sum") for name, gradient in total.items()}
@@ -78,11 +87,14 @@ def compute_mean_gradients(
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     on_progress: Advance | None = None,
+    unfinished: UnfinishedPasses | None = None,
 ) -> tuple[Gradient, Gradient]:
     """Computes the means over pairs of W, the chosen answers' gradients, and of L, the rejected ones'."""
     share, nothing = np.full(len(pairs), 1 / max(len(pairs), 1)), np.zeros(len(pairs))
     chosen, rejected = (
-        compute_weighted_gradient(model, pairs, p, q, parameters, batch_tokens=batch_tokens, on_progress=on_progress)
+        compute_weighted_gradient(
+            model, pairs, p, q, parameters, batch_tokens=batch_tokens, on_progress=on_progress, unfinished=unfinished
+        )
         for p, q in ((share, nothing), (nothing, share))
     )
     return chosen, rejected
