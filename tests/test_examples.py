@@ -11,12 +11,12 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
-from shell_scripts import run_script
+from shell_scripts import call_dpotool, run_script
 from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.cli.config_file import read_config
@@ -150,7 +150,7 @@ def test_the_command_line_reads_the_recipe() -> None:
 def _import(name: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(Path(name).stem, EXAMPLES / name)
     assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -165,6 +165,53 @@ def test_rated_summaries_become_pairs() -> None:
     many = list(make_pairs("Hello.", [f" {n}" for n in range(9)], list(range(9)), random.Random(0)))
     assert len(many) == 3
     assert json.loads(json.dumps(many)) == many
+
+
+def test_the_study_trains_blends_scores_and_tabulates(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A part of it on a tiny model: every command is called in this process. The same command then finds all done."""
+    calls: list[str] = []
+
+    def call(words: list[str], stdout: Any, **_: Any) -> Any:
+        outcome = call_dpotool(words[words.index("dpotool") + 1 :])
+        stdout.write(outcome.out + outcome.err)
+        calls.append(words[words.index("dpotool") + 1])
+        return SimpleNamespace(returncode=outcome.code)
+
+    study = _import("smollm2/study.py")
+    instead = SimpleNamespace(run=call, STDOUT=subprocess.STDOUT, TimeoutExpired=subprocess.TimeoutExpired)
+    monkeypatch.setattr(study, "subprocess", instead)
+    monkeypatch.setattr(study, "SFT_ROWS_SHORT", 4)
+    data = folder / "data"
+    data.mkdir()
+    for name in ("tldr_train", "tldr_test"):
+        write_pairs(data / f"{name}.jsonl", 12)
+    only = "sft,dpo-seed42,shift-0.5-seed42,shift-0.75-seed42,diagnose-dpo-seed42"
+    told = {"out": "out", "short": 1000, "max-length": 64, "pairs": 6, "test": 5, "steps": 2, "only": only}
+    options = [f"--{name}={value}" for name, value in (told | {"scales": 0.5, "blends": 0.75}).items()]
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["study.py", "tiny", "data", *options])
+    study.main()
+    log = (folder / "out" / "commands.log").read_text()
+    assert "exit 0" in log and log.count("exit") == log.count("exit 0"), log
+    scored = ["score"] * 4  # three runs and a checkpoint of DPO; a blend is scored when it is saved
+    assert calls == [*["train"] * 4, *["blend"] * 2, "diagnose", *scored]
+    study.main()
+    assert len(calls) == 11
+    capsys.readouterr()
+
+    for words in (["--out", "out", "--collect", "all.csv"], ["--tabulate", "all.csv"]):
+        monkeypatch.setattr(sys, "argv", ["study.py", *words])
+        study.main()
+    frame = pd.read_csv("all.csv")
+    assert frame.groupby("run").size().eq(5).all()
+    table = capsys.readouterr().out
+    assert {line.split(" | ")[0].strip("| ") for line in table.splitlines() if line.startswith("| ")} >= {
+        "dpo-seed42", "scaled-0.5", "blend-0.75", "shift-0.75-seed42", "shift-0.5-seed42",
+    }  # fmt: skip
+    means = frame.groupby("run")["chosen_displacement"].mean()
+    assert f"chosen {means['blend-0.75'] - means['shift-0.75-seed42']:.2f} [" in table.splitlines()[-1]
 
 
 def test_every_example_is_listed_and_can_be_started() -> None:

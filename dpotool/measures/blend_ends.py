@@ -16,6 +16,7 @@ _CHANGES_NO_WEIGHT = {
     "logging_steps", "save_steps", "save_at", "monitor_theory", "report_to",
 }  # fmt: skip
 _IS_LAMBDA = {"loss", "lambda_", "lambda_schedule", "lambda_min", "lambda_max"}
+_Run = Mapping[str, Any] | None
 DEFAULT_WEIGHTS = (0.25, 0.5, 0.75)
 
 
@@ -74,11 +75,21 @@ def read_ends(first: str, second: str) -> Ends:
     """
     if _is_same(first, second):
         raise DpotoolError("is named twice, so there is no line", where="blend", got=first)
-    runs = (read_training_run(first), read_training_run(second))
+    runs = _forget_start((first, second), (read_training_run(first), read_training_run(second)))
     lambdas, reason = _read_lambdas(*runs)
     ends = Ends((first, second), runs, lambdas, reason)
     _refuse_other_start(ends)
     return ends
+
+
+def _forget_start(models: tuple[str, str], runs: tuple[_Run, _Run]) -> tuple[_Run, _Run]:
+    """Returns the runs, but None for a model at which the other one began: what trained the start says nothing here."""
+    first, second = runs
+    if second is not None and _is_same(str(second["config"].get("model")), models[0]):
+        return None, second
+    if first is not None and _is_same(str(first["config"].get("model")), models[1]):
+        return first, None
+    return runs
 
 
 def _refuse_other_start(ends: Ends) -> None:

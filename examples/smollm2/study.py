@@ -23,17 +23,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-import torch
-from safetensors.torch import load_file, save_file
 
 SFT_ROWS, SFT_ROWS_SHORT = 700, 64
 LAMBDAS = (1.0, 0.75, 0.5, 0.9, 0.95)
@@ -74,7 +72,7 @@ class Study:
     n_test: int | None = None
     rate: str = "1e-5"
     only: frozenset[str] = frozenset()
-    """Names of the only commands to run, but for scorings; empty: all."""
+    """Names of the only trainings to run; without any, all."""
 
     @property
     def sft_batch(self) -> int:
@@ -87,7 +85,7 @@ class Study:
     @property
     def table(self) -> Path:
         """Where `score` leaves a run's test pairs."""
-        return Path("scores") / "tldr_test-all.parquet"
+        return Path("scores") / "tldr_test-test.parquet"
 
     def run_all(self, jobs: Iterable[Job]) -> None:
         """Runs the jobs that are not done, several at a time, in their order; a failure is noted and passed over."""
@@ -96,7 +94,7 @@ class Study:
 
     def run(self, job: Job) -> None:
         """Runs one job, unless it is done, not asked for, or there is no time left."""
-        is_wanted = not self.only or job.name in self.only or job.name.startswith("score-")
+        is_wanted = not self.only or job.name in self.only or job.name.startswith(("score-", "scaled-", "blend-"))
         if not is_wanted or job.done.exists() or time.monotonic() > self.deadline:
             return
         began = time.monotonic()
@@ -183,22 +181,15 @@ def plan_theory(study: Study) -> Job:
     return Job("theory", words, study.out / "theory" / "theory" / "tldr_pairs-all.parquet")
 
 
-def write_line(study: Study, one: str, other: str, points: Sequence[tuple[str, float]]) -> None:
-    """Writes weights one + t (other - one) as checkpoints, for each name and t."""
-    sources = [study.out / each for each in (one, other)]
-    if not all((each / "model.safetensors").exists() for each in sources):
-        return
-    first, second = (load_file(each / "model.safetensors") for each in sources)
-    for name, t in points:
+def plan_line(study: Study, one: str, other: str, option: str, points: Mapping[str, float]) -> Iterator[Job]:
+    """Saves and scores models between two trained ones: name -> the value of `--weight` or `--at`."""
+    ends = [study.out / each / "model.safetensors" for each in (one, other)]
+    for name, value in points.items() if all(each.exists() for each in ends) else ():
         target = study.out / name
-        if (target / "model.safetensors").exists():
-            continue
-        target.mkdir(exist_ok=True)
-        for file in sources[1].iterdir():
-            if file.is_file() and file.name not in ("model.safetensors", "run.yaml", "metrics.jsonl"):
-                (target / file.name).write_bytes(file.read_bytes())
-        weights = {key: torch.lerp(value.float(), second[key].float(), t) for key, value in first.items()}
-        save_file(weights, target / "model.safetensors", metadata={"format": "pt"})
+        if target.exists() and not (target / study.table).exists():
+            shutil.rmtree(target)  # an interrupted one
+        words = ("blend", str(study.out / one), str(study.out / other), option, f"{value:g}", "--write", str(target))
+        yield Job(name, (*words, *study.options), target / study.table)
 
 
 def plan_scores(study: Study, n_parts: int) -> Iterator[Job]:
@@ -225,7 +216,7 @@ def plan_scores(study: Study, n_parts: int) -> Iterator[Job]:
 
 def plan_diagnoses(study: Study) -> Iterator[Job]:
     for name in (f"dpo-seed{SEEDS[0]}", f"shift-0.75-seed{SEEDS[0]}"):
-        done = study.out / name / "diagnosis" / "tldr_test-all.parquet"
+        done = study.out / name / "diagnosis" / "tldr_test-test.parquet"
         yield Job(f"diagnose-{name}", ("diagnose", str(study.out / name), *study.options), done)
 
 
@@ -361,8 +352,12 @@ def main() -> None:
     study.run_all([plan_theory(study), *shifts[:8], *losses, *shifts[8:]])
     dpo, half = f"dpo-seed{SEEDS[0]}", f"shift-0.5-seed{SEEDS[0]}"
     scales, blends = ([float(each) for each in text.split(",") if each] for text in (told.scales, told.blends))
-    write_line(study, "sft", dpo, [(f"scaled-{scale:g}", scale) for scale in scales])
-    write_line(study, dpo, half, [(f"blend-{lambda_:g}", (1 - lambda_) / 0.5) for lambda_ in blends])
+    study.run_all(
+        [
+            *plan_line(study, "sft", dpo, "--weight", {f"scaled-{scale:g}": scale for scale in scales}),
+            *plan_line(study, dpo, half, "--at", {f"blend-{lambda_:g}": lambda_ for lambda_ in blends}),
+        ]
+    )
     late = replace(study, deadline=end + 60)
     late.run_all([*plan_diagnoses(late), *plan_scores(late, told.jobs)])
 

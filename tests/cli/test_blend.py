@@ -122,6 +122,21 @@ def pairs_of(runs: dict[str, Path]) -> str:
     return str(RunFolder(runs["dpo"]).read_manifest()["config"]["data"])
 
 
+def test_the_start_may_be_a_run_too(dpotool: Any, runs: dict[str, Path], tmp_path: Path) -> None:
+    """SFT, then DPO from it: that SFT began elsewhere, on other pairs, does not keep DPO from being scaled back."""
+    told = ("--test-fraction", "0.5", "--max-steps", "2", "--device", "cpu")
+    sft = ("train", "--loss", "sft", "--model", runs["start"], "--data", pairs_of(runs), "--limit", "4")
+    assert dpotool(*sft, *told, "--output", tmp_path / "sft").code == 0
+    dpo = ("train", "--loss", "dpo", "--model", tmp_path / "sft", "--data", pairs_of(runs))
+    assert dpotool(*dpo, *told, "--output", tmp_path / "dpo").code == 0
+    words = ("blend", tmp_path / "sft", tmp_path / "dpo", "--weight", "0", "--output", tmp_path / "out")
+    outcome = dpotool(*words)
+    assert outcome.code == 0, outcome.err
+    scores = read_scores(tmp_path / "out" / "blend-weight-0")
+    np.testing.assert_array_equal(scores["chosen_logps"], scores["ref_chosen_logps"])
+    assert "nothing says" not in outcome.err
+
+
 def test_runs_of_other_starts_are_refused(dpotool: Any, runs: dict[str, Path], tmp_path: Path) -> None:
     start = save_tiny_model(tmp_path / "new", seed=3)
     told = ("--data", pairs_of(runs), "--test-fraction", "0.5", "--max-steps", "1", "--device", "cpu")
