@@ -60,16 +60,26 @@ class DiagnosedRun:
     @cached_property
     def tokens(self) -> pd.DataFrame:
         """A row per token of these pairs, with `change`, log pi - log pi_ref in nats."""
-        frame = read_table(self.path.with_suffix(f".tokens{self.path.suffix}"))
+        frame = read_table(self._tokens_path)
         frame = frame[frame["pair_id"].isin(self.pairs.index)]
         return frame.assign(change=frame["logp"] - frame["ref_logp"])
+
+    @property
+    def _tokens_path(self) -> Path:
+        return self.path.with_suffix(f".tokens{self.path.suffix}")
 
     @cached_property
     def _places(self) -> dict[Any, np.ndarray]:
         return {key: np.asarray(places) for key, places in self.tokens.groupby(["pair_id", "side"]).indices.items()}
 
     def get_tokens(self, pair_id: int, side: str) -> pd.DataFrame:
-        """Returns the tokens of one answer in their order."""
+        """Returns the tokens of one answer in their order. Raises DpotoolError where the table has none of it."""
+        if (pair_id, side) not in self._places:
+            raise DpotoolError(
+                f"holds no tokens of the {side} answer of pair {pair_id}",
+                where=str(self._tokens_path),
+                remedy="Run `dpotool diagnose` again",
+            )
         return self.tokens.iloc[self._places[pair_id, side]].sort_values("position")
 
     def is_of(self, run: ScoredRun) -> bool:

@@ -173,14 +173,14 @@ def add_displacement(table: pd.DataFrame) -> pd.DataFrame:
 def split_scored(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     """Returns the rows of a score table that numbers can be made of, and how many others there are by reason.
 
-    A reference that is null for every pair is no reason: there was none. A reference that is null for some is one. In
+    A reference or reward that is null for every pair is no reason: there was none. One that is null for some is one. In
     a table of rewards alone, as imported ones can be, the rewards must be numbers.
     """
     is_ok = frame["status"] == "ok"
     needed = list(_LOGPS)
     if _has_only_rewards(frame[is_ok]):
         needed = ["chosen_rewards", "rejected_rewards"]
-    needed += [name for name in _REF_LOGPS if frame.loc[is_ok, name].notna().any()]
+    needed += [name for name in (*_REF_LOGPS, *_REWARDS) if frame.loc[is_ok, name].notna().any()]
     is_finite = pd.Series(np.isfinite(frame[needed].to_numpy(dtype=np.float64)).all(axis=1), index=frame.index)
     reasons = frame.loc[~is_ok, "status"].value_counts().to_dict()
     n_not_finite = int((is_ok & ~is_finite).sum())

@@ -119,8 +119,16 @@ About = TypeVar("About", bound=TableAbout)
 def read_metadata(path: str | Path) -> dict[str, Any]:
     """Returns a table's metadata; raises DpotoolError when it is not valid."""
     about = read_raw_metadata(path)
-    check_value(about, TheoryAbout, where=f"{path}: its metadata", remedy=_REMEDY)  # whose keys are those of all
+    _check(path, about, TheoryAbout)  # whose keys are those of all
     return about
+
+
+def _check(path: str | Path, about: Mapping[str, Any], schema: type[About]) -> About:
+    found = check_value(about, schema, where=f"{path}: its metadata", remedy=_REMEDY)
+    for name, value in (found.settings or {}).items():
+        check_value(value, Scalar | list[Scalar], where=f"{path}: settings.{name}", remedy=_REMEDY)  # type: ignore[arg-type]
+    check_value(found.settings or {}, Config, where=f"{path}: settings", remedy=_REMEDY)
+    return found
 
 
 def read_about(path: Path, schema: type[About]) -> About:
@@ -131,8 +139,4 @@ def read_about(path: Path, schema: type[About]) -> About:
         told = {name: about.get(name) for name in ("beta", "reference", "max_length")}
         split = about.get("split")
         about = {**about, "settings": {**told, "split": None if split in ("test", "all") else split, **rows}}
-    found = check_value(about, schema, where=f"{path}: its metadata", remedy=_REMEDY)
-    for name, value in (found.settings or {}).items():
-        check_value(value, Scalar | list[Scalar], where=f"{path}: settings.{name}", remedy=_REMEDY)  # type: ignore[arg-type]
-    check_value(found.settings or {}, Config, where=f"{path}: settings", remedy=_REMEDY)
-    return found
+    return _check(path, about, schema)

@@ -104,11 +104,22 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pd.DataFram
             remedy=_REWRITE,
         )
     try:
-        schema = _extend(schema, path)
-        known = [name for name in schema.names if name in raw.columns]
-        return _to_arrow(raw[known], schema, {}).to_pandas(types_mapper=_pandas_type)
+        extended = _extend(schema, path)
+        known = [name for name in extended.names if name in raw.columns]
+        frame = _to_arrow(raw[known], extended, {}).to_pandas(types_mapper=_pandas_type)
+        _check_rows(frame, schema)
     except ValueError as error:
         raise DpotoolError(str(error), where=str(path), remedy=_REWRITE) from error
+    return frame
+
+
+def _check_rows(frame: pd.DataFrame, schema: pa.Schema) -> None:
+    """Raises ValueError where a count, a place or an id is below 0, or a pair has two rows in a table with one each."""
+    for field in schema:
+        if field.type == pa.int64() and bool((frame[field.name] < 0).any()):
+            raise ValueError(f"column {field.name!r} holds {frame[field.name].min()}, and nothing there is below 0")
+    if schema.names[0] == "pair_id" and "position" not in schema.names and frame["pair_id"].duplicated().any():
+        raise ValueError(f"pair {frame['pair_id'][frame['pair_id'].duplicated()].iloc[0]} has more than one row")
 
 
 class _Sidecar(msgspec.Struct):
@@ -156,9 +167,12 @@ def _extend(schema: pa.Schema, path: Path) -> pa.Schema:
 
 
 def write_arrow(table: pa.Table, path: Path) -> None:
-    """Writes a table as Parquet, atomically; through bytes, for what `read_arrow` says of names."""
+    """Writes a table as Parquet, atomically; through bytes, for what `read_arrow` says of names.
+
+    With checksums, as a single changed bit would otherwise be another number that looks like any other.
+    """
     encoded = pa.BufferOutputStream()
-    pq.write_table(table, encoded)
+    pq.write_table(table, encoded, write_page_checksum=True)
     with atomic_path(path) as temporary:
         temporary.write_bytes(encoded.getvalue())
 
@@ -169,7 +183,8 @@ def read_arrow(path: Path) -> pa.Table:
     By its name pyarrow would take one with a colon for an address, and none that is no UTF-8. `read_table` reads an
     open file or a buffer in threads, one of which may outlive it; Python's end then finds it running and aborts.
     """
-    return pq.ParquetFile(pa.BufferReader(path.read_bytes())).read(use_threads=False)
+    source = pa.BufferReader(path.read_bytes())
+    return pq.ParquetFile(source, page_checksum_verification=True).read(use_threads=False)
 
 
 def _read_parquet_schema(path: Path) -> pa.Schema:
@@ -214,6 +229,8 @@ def _to_arrow(frame: pd.DataFrame, schema: pa.Schema, metadata: Mapping[str, Any
 def _to_arrow_column(frame: pd.DataFrame, field: pa.Field) -> pa.Array:
     if field.name not in frame.columns:
         column = pa.nulls(len(frame), field.type)
+    elif frame[field.name].dtype.kind in "mM":  # which Arrow would take for numbers
+        raise ValueError(f"column {field.name!r} holds times, not {field.type}")
     else:
         try:
             column = pa.Array.from_pandas(frame[field.name], type=field.type)
@@ -277,7 +294,7 @@ def _numbers_from_text(column: pd.Series) -> pd.Series:
 def _recognise(path: Path, raw: pd.DataFrame) -> pa.Schema:
     """The schema a table says it has, else the one whose columns it has most of."""
     if path.suffix == ".parquet":
-        named = (_read_parquet_schema(path).metadata or {}).get(TABLE_KEY, b"").decode()
+        named = (_read_parquet_schema(path).metadata or {}).get(TABLE_KEY, b"").decode(errors="replace")
         if named in SCHEMAS:
             return SCHEMAS[named]
     return max(SCHEMAS.values(), key=lambda schema: len(set(schema.names) & set(raw.columns)) / len(schema.names))

@@ -109,11 +109,12 @@ def test_a_pair_whose_likelihood_is_not_finite_is_counted_not_averaged():
     frame = make_score_frame(50, n_excluded=2)
     frame.loc[3, "chosen_logps"] = -np.inf
     frame.loc[4, "ref_rejected_logps"] = np.nan
+    frame.loc[5, "reward_margins"] = np.inf
 
     summary = summarize_scores(make_run(frame))
 
-    assert summary["n"] == 48
-    assert summary["n_excluded"] == {"does not fit max length": 2, NOT_FINITE: 2}
+    assert summary["n"] == 47
+    assert summary["n_excluded"] == {"does not fit max length": 2, NOT_FINITE: 3}
     assert np.isfinite(summary["chosen_logps"]["mean"])
     assert 3 not in make_run(frame).scored.index
 

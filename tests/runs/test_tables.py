@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from synthetic_frames import make_score_frame, make_theory_frame
 
 from dpotool.errors import DpotoolError
+from dpotool.runs.schemas import TABLE_KEY
 from dpotool.runs.tables import SCORE_SCHEMA, THEORY_SCHEMA, TOKEN_SCHEMA, read_raw_metadata, read_table, write_table
 from dpotool.theory.advice import DOT_COLUMNS
 
@@ -168,6 +171,44 @@ def test_text_in_a_number_column_is_refused(tmp_path):
 
     with pytest.raises(DpotoolError, match="cannot be read as a table"):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "says"),
+    [
+        ("pair_id", [3, 3], "pair 3 has more than one row"),
+        ("pair_id", [-5, 1], "column 'pair_id' holds -5"),
+        ("chosen_tokens", [4, -1], "column 'chosen_tokens' holds -1"),
+        ("pair_id", np.array([1, 2], dtype="datetime64[us]"), "column 'pair_id' holds times"),
+        ("pair_id", [1.5, float("nan")], "column 'pair_id'"),
+        ("chosen_logps", [[1.0], [2.0]], "column 'chosen_logps' does not hold double"),
+        ("status", [b"\xff", b"ok"], "column 'status'"),
+    ],
+)
+def test_what_no_command_writes_is_refused_when_it_is_read(tmp_path, column, values, says):
+    """Columns as another program may leave them."""
+    path = write_table(make_score_frame(2), tmp_path / "t.parquet", SCORE_SCHEMA)
+    table = pq.read_table(path)
+    place = table.schema.names.index(column)
+    pq.write_table(table.set_column(place, column, pa.array(values)), path)
+    with pytest.raises(DpotoolError, match=re.escape(f"{path}: {says}")):
+        read_table(path)
+
+
+def test_a_changed_bit_is_not_another_number(tmp_path):
+    path = write_table(make_score_frame(40), tmp_path / "t.parquet", SCORE_SCHEMA)
+    whole = path.read_bytes()
+    start = pq.read_metadata(path).row_group(0).column(SCORE_SCHEMA.names.index("chosen_logps")).data_page_offset
+    path.write_bytes(whole[: start + 200] + bytes([whole[start + 200] ^ 1]) + whole[start + 201 :])
+    with pytest.raises(DpotoolError, match="cannot be read as a table"):
+        read_table(path)
+
+
+def test_a_table_of_a_kind_that_is_no_text_is_known_by_its_columns(tmp_path):
+    path = write_table(make_score_frame(2), tmp_path / "t.parquet", SCORE_SCHEMA)
+    table = pq.read_table(path)
+    pq.write_table(table.replace_schema_metadata({**table.schema.metadata, TABLE_KEY: b"\xff"}), path)
+    assert len(read_table(path)) == 2
 
 
 @pytest.mark.parametrize("name", ["http:x", "x\udcff"])
