@@ -264,7 +264,7 @@ def write_result(
     """Writes a table with its summary; a folder that is no run yet becomes one, which `plot` and `report` read."""
     write_table(frame, path, schema, about)
     write_summary(path, summary)
-    folder = RunFolder.of_table(path)
+    folder = RunFolder(Path(config.output)) if config.output else RunFolder.of_table(path)
     if not folder.manifest_path.exists():
         folder.write_manifest(collect_manifest("judge", config.to_dict()) | {"status": "finished"})
 

@@ -252,6 +252,16 @@ def test_chrf_is_a_proxy(tmp_path: Path):
     assert summary["wins"] == N and summary["is_proxy"] and "proxy" in summary["caveat"]
 
 
+@pytest.mark.parametrize(("name", "inside"), [("out", "judgments"), ("judgments", ".")])
+def test_the_folder_of_the_first_judgments_becomes_a_run_and_no_other(
+    sets: list[str], server: JudgeServer, tmp_path: Path, name: str, inside: str
+):
+    """Also one that is called as the tables' own folder is, which then lie in it."""
+    result = run(sets, server, tmp_path, output=str(tmp_path / "here" / name))
+    assert result.path.parent == (tmp_path / "here" / name / inside)
+    assert [path.parent.name for path in (tmp_path / "here").rglob("run.yaml")] == [name]
+
+
 def test_what_is_missing_is_named(sets: list[str], tmp_path: Path):
     with pytest.raises(DpotoolError, match="no judge is named; expected endpoint: a model on a server"):
         run(sets, None, tmp_path)
