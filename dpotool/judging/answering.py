@@ -25,8 +25,8 @@ from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import load_model, load_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
-from dpotool.runs.atomic import claiming
 from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.locks import claiming
 from dpotool.runs.manifest import collect_manifest
 from dpotool.settings.answers import GenerateConfig
 
@@ -85,8 +85,8 @@ def generate_answers(
                 remedy="Generate them apart, each with its own --output",
             )
         with ExitStack() as claims:
-            for subject in subjects:
-                claims.enter_context(claiming(subject.folder.path))
+            for subject in sorted(subjects, key=lambda subject: subject.folder.path.resolve()):
+                claims.enter_context(claiming(subject.folder.path, "generate", progress.note))
             results = [_answer(subject, config, progress) for subject in subjects]
     return _summarize([*read, *results], config)
 
@@ -171,7 +171,7 @@ def _ask_server(config: GenerateConfig, progress: Progress) -> GenerateResult:
     settings = replace(config.to_subject_settings(), data=config.data or "builtin:demo")
     asked = load_questions(settings, config.questions, config.references, config.seed)
     path = folder.table_path("answer", asked.name, format="jsonl")
-    with claiming(folder.path):
+    with claiming(folder.path, "generate", progress.note):
         answers, left_out = ask_questions(asked.questions, config, path.with_suffix(".replies.jsonl"), progress)
         if not answers:
             raise DpotoolError(

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from judge_server import JudgeServer, serving
 from tiny_models import save_tiny_model, write_pairs
 
@@ -22,6 +23,7 @@ from dpotool.judging.generation import generate_batches
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.models.loading import load_model
 from dpotool.runs.folder import summary_path
+from dpotool.runs.locks import LOCK_NAME, InUseError
 from dpotool.settings.answers import GenerateConfig
 
 
@@ -53,6 +55,16 @@ def test_files_and_rows(models: list[str], pairs: str):
     assert read_answers(result.path) == result.answers == open_answers(models[0]).answers
     for row in rows:
         assert row["finish"] == (["stop"] if row["token_ids"][0][-1] == 2 else ["length"])
+
+
+def test_a_folder_where_another_command_trains_gets_no_answers(models: list[str], pairs: str):
+    about = {"command": "train", "pid": 1, "host": "node-3", "since": "today"}
+    lock = Path(models[0]) / LOCK_NAME
+    with FileLock(lock):
+        lock.write_text(json.dumps(about))
+        with pytest.raises(InUseError, match=r"at work in this folder \(train, process 1 on node-3"):
+            run(models[0], pairs)
+    assert not (Path(models[0]) / "answers").exists()
 
 
 def test_what_is_there_is_not_generated_again(models: list[str], pairs: str, monkeypatch: pytest.MonkeyPatch):
