@@ -71,8 +71,8 @@ def add_verb(
             _join_processes(getattr(chosen, "device", None), console)
             try:
                 function(chosen, console, *arguments)
-            except KeyboardInterrupt:
-                console.note("interrupted")
+            except KeyboardInterrupt as stop:
+                console.note(": ".join(filter(None, ("interrupted", str(stop)))))
                 raise typer.Exit(130) from None
 
         command.__doc__ = function.__doc__

@@ -77,10 +77,16 @@ class Answerer:
             progress.note(
                 f"{self.name}: {len(wanted) - len(missing)} of {count(len(wanted), 'answer')} were there already"
             )
-        for answers in self._generate(missing, keys, progress):
-            if PartialState().is_main_process:
-                append_lines(path, [answer.to_row() for answer in answers])
-            found |= {(answer.question_id, answer.sample): answer for answer in answers}
+        try:
+            for answers in self._generate(missing, keys, progress):
+                if PartialState().is_main_process:
+                    append_lines(path, [answer.to_row() for answer in answers])
+                found |= {(answer.question_id, answer.sample): answer for answer in answers}
+        except KeyboardInterrupt:
+            if not found:
+                raise
+            kept = f"{count(len(found), 'answer')} of {len(wanted)} are in {path}"
+            raise KeyboardInterrupt(f"{kept}, and the same command generates the rest") from None
         return [found[question.question_id, sample] for question, sample in wanted], left_out
 
     def _generate(self, wanted: Sequence[Wanted], keys: dict[tuple[str, int], str], progress: Progress) -> Any:

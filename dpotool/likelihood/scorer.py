@@ -234,5 +234,11 @@ class Scorer:
         keeper = StoreKeeper(folder or self.folder, name_model(self.model, self.label))
         try:
             yield keeper
+        except KeyboardInterrupt:
+            keeper.finish()
+            if not keeper.n_written:
+                raise
+            stored = f"what was computed of {count(keeper.n_written, 'pair')} is stored"
+            raise KeyboardInterrupt(f"{stored}, and the same command computes the rest") from None
         finally:
             keeper.finish()

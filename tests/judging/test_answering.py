@@ -96,11 +96,12 @@ def test_interrupted_work_goes_on(models: list[str], pairs: str, monkeypatch: py
         return generate_batches(*args, **options)
 
     monkeypatch.setattr(local, "generate_batches", breaking)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stop:
         run(models[0], pairs, batch_tokens=60)
     path = Path(models[0]) / "answers" / "pairs_test-test.jsonl"
     kept = path.read_text(encoding="utf-8").splitlines()
     assert 0 < len(kept) < 12
+    assert str(stop.value) == f"{len(kept)} answers of 12 are in {path}, and the same command generates the rest"
     path.write_text("\n".join([*kept[:-1], kept[-1][:50]]), encoding="utf-8")
     monkeypatch.setattr(local, "generate_batches", generate_batches)
     assert run(models[0], pairs, batch_tokens=60).answers == run(models[0], pairs, output=models[1]).answers
