@@ -93,9 +93,8 @@ def verify_cache(config: CacheVerifyConfig, console: Console) -> None:
         if check.n_disagreeing:
             remedy = f"dpotool cache clear --model {entry.fingerprint}"
             console.warn(
-                f"{check.path}: {count(check.n_disagreeing, 'row differs', 'rows differ')} from another row "
-                "of the same pair, "
-                f"by up to {check.largest_difference:.3g} nats. After `{remedy}` they are computed again"
+                f"{check.path}: {count(check.n_disagreeing, 'row differs', 'rows differ')} from another row of the "
+                f"same pair, by up to {check.largest_difference:.3g} nats. After `{remedy}` they are computed again"
             )
     n_pairs = sum(check.n_pairs for check in checks.values())
     n_files = sum(check.n_files for check in checks.values())

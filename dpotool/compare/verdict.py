@@ -216,9 +216,8 @@ def _state_noise(run: ScoredRun, evidence: Mapping[str, Interval]) -> str:
     change = format_change(evidence["chosen_displacement"])
     return (
         f"No larger than rounding error: log pi(chosen) changed by {change} nats on average over "
-        f"{count(run.n, 'pair')}, "
-        "and two "
-        f"scorings of the same pair can differ by as much.{say_if_few(run.n, run.n_prompts)}"
+        f"{count(run.n, 'pair')}, and two scorings of the same pair can differ by as "
+        f"much.{say_if_few(run.n, run.n_prompts)}"
     )
 
 

@@ -30,9 +30,8 @@ def check_token_ids(
     n_rows = count_rows(model)
     if n_rows is not None and largest >= n_rows:
         raise DpotoolError(
-            f"token id {largest} ({tokenizer.convert_ids_to_tokens(largest)}) is beyond the "
-            f"{count(n_rows, 'row')} of the "
-            "model's embedding",
+            f"token id {largest} ({tokenizer.convert_ids_to_tokens(largest)}) is beyond the {count(n_rows, 'row')} of "
+            "the model's embedding",
             where=where,
             remedy="Take the tokenizer the model was saved with, or save the model again after "
             "model.resize_token_embeddings(len(tokenizer))",

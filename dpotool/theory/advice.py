@@ -88,9 +88,8 @@ def advise(
     scaled = bootstrap_means({"": gain / max(np.abs(gain).max(initial=0.0), 1e-300)}, **options)[""]
     if not scaled.ci_low > 0:
         reason = (
-            f"On these {count(len(gain), 'pair')} DPO's first step raises the margin of other pairs by an "
-            "amount that cannot be "
-            "distinguished from 0, so the forecast has no scale. More pairs would give it one."
+            f"On these {count(len(gain), 'pair')} DPO's first step raises the margin of other pairs by an amount that "
+            "cannot be distinguished from 0, so the forecast has no scale. More pairs would give it one."
         )
         nothing = {"recommended_lambda": None, "lowest_affordable_lambda": None}
         return {**about, "grid": {}, **nothing, "basis": "no_scale", "reason": reason}

@@ -154,9 +154,8 @@ def _separable(material: Material, features: Callable[[str], Sequence[str]], wha
     accuracy = float((right + 0.5 * (margins == 0)).mean())
     half = 1.96 * (accuracy * (1 - accuracy) / len(pairs)) ** 0.5
     says = (
-        f"{what} picks the chosen answer in {100 * accuracy:.0f} % ± {100 * half:.0f} of "
-        f"{count(len(pairs), 'pair')} it was not "
-        "fitted on (50 % is chance)"
+        f"{what} picks the chosen answer in {100 * accuracy:.0f} % ± {100 * half:.0f} of {count(len(pairs), 'pair')} "
+        "it was not fitted on (50 % is chance)"
     )
     order = np.argsort(-margins, kind="stable")
     rows = {pairs[place].pair_id: pairs[place].show() for place in order if right[place]}

@@ -131,10 +131,8 @@ def _truncated(material: Material) -> Found:
         )
     says = (
         f"at {count(view.max_length, 'token')} {count(len(rows), 'pair loses', 'pairs lose')} "
-        f"{count(lost['prompt'], 'prompt token')} and nothing of their "
-        f"answers; a trainer that cuts at the end would take {count(lost['chosen'], 'token')} of chosen and "
-        f"{lost['rejected']:,} "
-        "of rejected answers"
+        f"{count(lost['prompt'], 'prompt token')} and nothing of their answers; a trainer that cuts at the end would "
+        f"take {count(lost['chosen'], 'token')} of chosen and {lost['rejected']:,} of rejected answers"
     )
     return Found(rows, says if rows else "", {f"tokens_{name}": float(n) for name, n in lost.items()})
 
