@@ -10,10 +10,10 @@ class Progress:
     """Receives notes and advances; this base class drops them, so library code may call it freely."""
 
     def note(self, text: str) -> None:
-        """Something the user should know that is no result; the command line prints it to stderr."""
+        """Says something the user should know that is no result; the command line prints it to stderr."""
 
     def warn(self, text: str) -> None:
-        """Something that may spoil the result."""
+        """Says something that may spoil the result."""
 
     shows_bars: bool = False
     """Whether progress bars are shown, so that those of libraries may be shown too."""

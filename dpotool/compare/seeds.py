@@ -165,7 +165,7 @@ def _to_numbers(run: ScoredRun) -> dict[str, np.ndarray]:
 
 
 def combine_seeds(differences: Sequence[np.ndarray], clusters: np.ndarray | None) -> SeedDifference:
-    """The mean over seeds and pairs with Welch's interval; `differences` has one array over pairs for each seed."""
+    """Returns the mean over seeds and pairs with Welch's interval; `differences` has an array over pairs per seed."""
     by_seed = np.array([each.mean() for each in differences])
     over_pairs = np.mean(differences, axis=0)
     mean = float(by_seed.mean())

@@ -149,5 +149,5 @@ def _spaced(literal: str) -> str:
 
 @cache
 def read_prompt(prompt: str) -> Request | None:
-    """`read_request`, once for each prompt."""
+    """Returns `read_request` of a prompt, computed once for each."""
     return read_request(prompt)

@@ -25,7 +25,7 @@ def read_string(row: Row, name: str) -> str:
 
 
 def read_completion(row: Row, name: str) -> str:
-    """A string that must not be empty, checked before it is split so that the error says which of the two is wrong."""
+    """Returns a string that must not be empty, which is checked before it is split, for a clear error."""
     value = read_string(row, name)
     if is_blank(value):
         raise InvalidRowError(f"{name!r} is empty")
@@ -90,7 +90,7 @@ def read_score(row: Row, column: str | None) -> float | None:
 
 
 def read_template_kwargs(row: Row) -> dict[str, Any] | None:
-    """What TRL passes to the chat template for a row: its `tools` (also as JSON) and `chat_template_kwargs`."""
+    """Returns what TRL passes to the chat template for a row: its `tools` (also as JSON) and `chat_template_kwargs`."""
     tools, kwargs = row.get("tools"), row.get("chat_template_kwargs")
     if isinstance(tools, str):
         try:

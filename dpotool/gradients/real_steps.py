@@ -31,7 +31,7 @@ OPTIMIZERS: Mapping[str, type[torch.optim.Optimizer]] = {"sgd": torch.optim.SGD,
 
 @contextmanager
 def put_back(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
-    """Whatever happens to the parameters inside, they are what they were afterwards, `.grad` included."""
+    """Restores the parameters and their `.grad` at the end of the block, whatever happened to them inside."""
     kept = {name: (parameter.detach().clone(), parameter.grad) for name, parameter in parameters.items()}
     try:
         yield

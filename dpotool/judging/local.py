@@ -47,7 +47,7 @@ class Answerer:
     batch_tokens: int | str
 
     def key_of(self, question: Question, sample: int) -> str:
-        """Hash of all that an answer depends on."""
+        """Returns a hash of everything that an answer depends on."""
         told = [
             self.fingerprint,
             self.decoding.to_dict(),

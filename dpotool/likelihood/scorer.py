@@ -158,7 +158,7 @@ class Scorer:
     def score_showing(
         self, pairs: Sequence[TokenizedPair], name: str, progress: Progress, *, with_tokens: bool = False
     ) -> ScoredPairs:
-        """As `score`, under a bar of this name; says how many of the pairs the store had."""
+        """Scores as `score` does, with a progress bar, and notes how many pairs were in the store."""
         with progress.track(f"scoring {name}", len(pairs)) as advance:
             logps = self.score(pairs, with_tokens=with_tokens, on_progress=advance)
         progress.note(f"{name}: {logps.n_stored} of {count(len(pairs), 'pair')} were in the store")
@@ -221,7 +221,7 @@ class Scorer:
         return look_up(self.folder, pairs, suffix)
 
     def folder_of_products(self, parameters: Collection[str]) -> Path:
-        """Where the store keeps the gradient products over the parameters of these names."""
+        """Returns the store's folder of gradient products over the parameters of these names."""
         return self.folder.with_name(name_store(self.fingerprint, self.types, parameters))
 
     @contextmanager

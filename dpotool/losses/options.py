@@ -61,24 +61,24 @@ def number_option(
     *,
     open_ends: str = "",
 ) -> NumberOption:
-    """A number from `low` to `high`; `open_ends` says which of "low" and "high" lie outside."""
+    """Returns an option for a number from `low` to `high`; `open_ends` says which of "low" and "high" lie outside."""
     return NumberOption(
         name, default, help, low, high, includes_low="low" not in open_ends, includes_high="high" not in open_ends
     )
 
 
 def beta_option(default: float = 0.1, help: str = "strength of the pull towards the reference model") -> NumberOption:  # noqa: A002
-    """The option beta, in the range that `--beta` has everywhere."""
+    """Returns the option beta, in the range that `--beta` has everywhere."""
     return number_option("beta", default, help, BETA.low, BETA.high)
 
 
 def share_option(name: str, default: float, help: str, *, open_ends: str = "") -> NumberOption:  # noqa: A002
-    """A number from 0 to 1."""
+    """Returns an option for a number from 0 to 1."""
     return number_option(name, default, help, 0.0, 1.0, open_ends=open_ends)
 
 
 def weight_option(name: str, default: float, help: str) -> NumberOption:  # noqa: A002
-    """The weight of a term of a loss."""
+    """Returns an option for the weight of a term of a loss."""
     return number_option(name, default, help, 0.0, 1e4)
 
 

@@ -85,7 +85,7 @@ def locate_model(name: str, progress: Progress = SILENT) -> str:
 
 @contextmanager
 def standing_in() -> Iterator[None]:
-    """Until the block is left no built-in model is made: one that is not there is stood in for by an untrained one."""
+    """Replaces a built-in model that was not trained yet by an untrained one, until the end of the block."""
     with tempfile.TemporaryDirectory() as folder:
         token = _stand_ins.set(Path(folder))
         try:

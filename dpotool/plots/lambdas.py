@@ -14,7 +14,7 @@ _ROOM = 0.055  # of the axis, that a number needs
 
 
 def set_lambda_ticks(axes: Axes, lambdas: NDArray[np.float64]) -> None:
-    """A tick at every lambda, its number only where it does not run into the one before; DPO's always has one."""
+    """Sets a tick at every lambda, with its number unless that would overlap the one before; DPO always has one."""
     low, high = float(lambdas.min()), float(lambdas.max())
     room = _ROOM * (high - low)
     numbered: list[float] = []
@@ -28,7 +28,7 @@ def set_lambda_ticks(axes: Axes, lambdas: NDArray[np.float64]) -> None:
 
 
 def mark_lambdas(axes: Axes, recommended: float | None, *, names: str = "both") -> None:
-    """A dashed line at DPO and a dotted one at the recommended lambda, named at the top on the sides that are free.
+    """Draws a dashed line at DPO and a dotted one at the recommended lambda, named at the top where there is room.
 
     Args:
         names: `both`; `recommended`, where the axis ends at DPO and there is no room beyond it; or `none`.

@@ -111,7 +111,7 @@ def make_panels(n: int, *, width: float, height: float, first_height: float = 0.
 
 
 def set_title(figure: Figure, what: str, *subject: str) -> None:
-    """Two lines above everything: what is shown in bold, then model, data and n.
+    """Writes two lines above everything: what is shown, in bold, then model, data and n.
 
     `what` is plain words: bold within a title is mathematics to matplotlib, which spaces dashes and colons its own way.
     """
@@ -122,14 +122,14 @@ def set_title(figure: Figure, what: str, *subject: str) -> None:
 
 
 def set_note(figure: Figure, text: str) -> None:
-    """Small print below everything, wrapped to the figure's width; a number stays with its percent sign."""
+    """Writes small print below everything, wrapped to the figure's width; a number stays with its percent sign."""
     kept = text.replace(" %", "\N{NO-BREAK SPACE}%")
     wrapped = textwrap.fill(kept, _characters_across(figure, size=7.5)).replace("\N{NO-BREAK SPACE}", " ")
     figure.supxlabel(wrapped, fontsize=7.5, color=MUTED, x=0.01, ha="left")
 
 
 def draw_points(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64], color: str, marker: str = "o") -> None:
-    """A point per pair; the more there are, the smaller and paler."""
+    """Draws a point per pair; the more there are, the smaller and paler."""
     size, alpha, edge = next(look for most, look in _POINTS.items() if len(x) <= most)
     axes.scatter(
         x, y, s=size, marker=marker, color=color, alpha=alpha, linewidths=edge, edgecolors="white",
@@ -186,7 +186,7 @@ def percent(share: float) -> str:
 
 
 def shorten(text: str, width: int) -> str:
-    """The text, or its beginning and end with an ellipsis between them where it is longer than `width`."""
+    """Returns the text, or if it is longer than `width` its beginning and end with an ellipsis between them."""
     if len(text) <= width:
         return text
     tail = (width - 1) // 2
@@ -194,7 +194,7 @@ def shorten(text: str, width: int) -> str:
 
 
 def wrap(label: str, width: int, n_lines: int = 3) -> str:
-    """A label over at most `n_lines` lines, broken after a space, slash, dash or dot where there is one.
+    """Returns a label over at most `n_lines` lines, broken after a space, slash, dash or dot where there is one.
 
     What would take more lines loses its middle, not its end: run folders differ at the end.
     """
@@ -210,12 +210,12 @@ def wrap(label: str, width: int, n_lines: int = 3) -> str:
 
 
 def format_number(value: float) -> str:
-    """Four figures at most, with a true minus sign: −105.3, 0.955."""
+    """Returns a number with four figures at most and a true minus sign: −105.3, 0.955."""
     return (f"{value:.1f}" if abs(value) >= 10 else f"{value:z.3f}").replace("-", "−")
 
 
 def format_significant(value: float, digits: int = 3) -> str:
-    """That many figures of a number of any size: 8.40, −1,270, 4.84·10⁸, 1.9·10⁻⁴."""
+    """Returns that many figures of a number of any size: 8.40, −1,270, 4.84·10⁸, 1.9·10⁻⁴."""
     power = math.floor(math.log10(abs(float(f"{value:.{digits - 1}e}")))) if value else 0
     if -1 <= power <= 5:
         places = digits - 1 - power
@@ -230,7 +230,7 @@ def choose_n_bins(n: int) -> int:
 
 
 def ring_recommended(axes: Axes, x: float, y: float) -> None:
-    """A wide ring around the point of the recommended run, and a small one in the legend."""
+    """Draws a wide ring around the point of the recommended run, and a small one in the legend."""
     ring: dict[str, Any] = {
         "markerfacecolor": "none",
         "markeredgecolor": COLORS[3],
@@ -242,7 +242,7 @@ def ring_recommended(axes: Axes, x: float, y: float) -> None:
 
 
 def put_legend_above(axes: Axes, n_columns: int) -> None:
-    """A legend over the axes' right end, where no point or bar can be under it; none where nothing is named."""
+    """Puts a legend above the right end of the axes, where it hides no point or bar; none if nothing is named."""
     if not axes.get_legend_handles_labels()[0]:
         return
     axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=n_columns, borderaxespad=0.2, columnspacing=1.2)

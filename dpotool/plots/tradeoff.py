@@ -62,7 +62,7 @@ def draw(scene: Scene) -> Drawing:
 
 
 def draw_margin(scene: Scene) -> Drawing:
-    """The same against the reward margin."""
+    """Draws the gain in chosen log-likelihood against the reward margin."""
     return _draw(scene, "reward_margins")
 
 
@@ -314,7 +314,7 @@ def _draw_allowed(axes: Axes, points: float) -> None:
 
 
 def draw_runs(axes: Axes, points: list[Point], recommended: str | None) -> None:
-    """DPO as a star, constant lambdas as dots, every other run with another marker."""
+    """Draws DPO as a star, constant lambdas as dots, every other run with another marker."""
     position, named = 0, set()
     for each in points:
         if each.run["loss"] == "dpo" or each.run["lambda"] == 1:

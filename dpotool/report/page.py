@@ -35,7 +35,7 @@ class Report:
 
 
 def no_texts(findings: Findings, n_pairs: int) -> TextSource:
-    """For callers that have no way to the data."""
+    """Returns no texts, for callers without access to the data."""
     return TextSource(problem="the data was not asked for.")
 
 

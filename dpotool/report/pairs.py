@@ -145,7 +145,7 @@ def _describe(run: ScoredRun, pair_id: int) -> str:
 
 
 def show_foreign_scores(findings: Findings, seed: int) -> list[Block]:
-    """A row per imported column, a column per run; none if no folder has imported scores."""
+    """Returns a table with a row per imported column and a column per run; none if no folder has imported scores."""
     comparison = findings.comparison
     found, problems = find_pair_scores(findings.folders, findings.base)
     rows = []

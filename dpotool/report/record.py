@@ -68,7 +68,7 @@ def _say_of_whom(found: Mapping[str, Sequence[str]], n_runs: int) -> list[str]:
 
 
 def check_itself(findings: Findings) -> list[Block]:
-    """The margin identity, run by run."""
+    """Returns a sentence for each run on the margin identity (reward margin = beta times the difference of changes)."""
     rows = []
     for run in findings.comparison.scored:
         check = check_margin_identity(run)

@@ -21,7 +21,7 @@ _SAME_NUMBERS = "On the same machine and with the same versions, which stand abo
 
 
 def say_how_to_repeat(findings: Findings, paths: Sequence[str], config: ReportConfig) -> list[Block]:
-    """The commands that make the page and the runs again, and the tables that were read."""
+    """Returns the commands that make the page and the runs again, and the tables that were read."""
     scored, theory = findings.comparison.scored, findings.theory_table
     compare = ["dpotool", "compare", *paths, *_list_flags(config, _OF_COMPARE)]
     blocks = repeat_page(paths, config, shlex.join(compare))
@@ -37,7 +37,7 @@ def say_how_to_repeat(findings: Findings, paths: Sequence[str], config: ReportCo
 
 
 def repeat_page(paths: Sequence[str], config: ReportConfig, *more: str) -> list[Block]:
-    """The command that makes a page again with the same settings, followed by `more` commands."""
+    """Returns the command that makes a page again with the same settings, followed by `more` commands."""
     report = ["dpotool", "report", *paths, *_list_flags(config, [field.name for field in fields(config)])]
     return [
         Paragraph("These commands make the page again from the tables, without any model."),

@@ -80,7 +80,7 @@ def _show_figures(heading: str, kinds: Sequence[PlotKind], material: Material) -
 
 
 def draw_figure(kind: PlotKind, scene: Scene, dpi: int = DPI) -> Picture | Paragraph:
-    """The picture, shown at the same size whatever its dots per inch, or a sentence that says why there is none."""
+    """Returns the picture, at the same size whatever its dots per inch, or a sentence why there is none."""
     try:
         drawing = kind.draw(scene)
     except DpotoolError as error:

@@ -51,7 +51,7 @@ class RunFolder:
 
     @classmethod
     def of_table(cls, table: Path) -> RunFolder:
-        """The run folder of a table: the one above its kind's folder, unless that one is a run itself."""
+        """Returns the run folder of a table: the one above its kind's folder, unless that one is a run itself."""
         return cls(table.parent if (table.parent / "run.yaml").is_file() else table.parent.parent)
 
     @property
@@ -91,7 +91,7 @@ class RunFolder:
         return self.path / "plots"
 
     def table_path(self, kind: str, *parts: str, format: str = "parquet", variant: str = "") -> Path:  # noqa: A002
-        """Where a table is, by its kind (a key of `schemas.TABLES`) and what it is of.
+        """Returns the path of a table, by its kind (a key of `schemas.TABLES`) and what it is of.
 
         Args:
             parts: data set and split; of judgments the data, the baseline and the judge.
@@ -179,7 +179,7 @@ def is_checkpoint_name(name: str) -> bool:
 
 
 def summary_path(table: Path) -> Path:
-    """Where the summary JSON beside a table is: scores/demo-test.parquet -> scores/demo-test.summary.json."""
+    """Returns the path of the summary of a table: scores/demo-test.parquet -> scores/demo-test.summary.json."""
     return table.with_suffix(".summary.json")
 
 

@@ -43,7 +43,7 @@ def to_plain(value: Any) -> Any:
 
 
 def to_json_plain(value: Any) -> Any:
-    """Like `to_plain`, with NaN and infinities as None: JSON has no such numbers and strict readers refuse them."""
+    """Converts like `to_plain`, with NaN and infinities as None, as JSON has no such numbers."""
     plain = to_plain(value)
     if isinstance(plain, dict):
         return {key: to_json_plain(item) for key, item in plain.items()}

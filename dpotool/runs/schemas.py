@@ -16,7 +16,7 @@ METADATA_KEY = b"dpotool_metadata"  # schema metadata: the caller's dict, as JSO
 def column(
     name: str, type_: pa.DataType, unit: str, definition: str, *, required: bool = False, optional: bool = False
 ) -> pa.Field:
-    """`required`: no nulls. `optional`: a table without the column is read as if it were null."""
+    """Returns a column. `required`: no nulls. `optional`: a table without it is read as if it were null."""
     about = {"unit": unit, "definition": definition} | ({"optional": "true"} if optional else {})
     return pa.field(name, type_, nullable=not required, metadata=about)
 

@@ -49,7 +49,7 @@ def bootstrap_interval(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Interval:
-    """Interval over pairs for one column: `mean` (BCa), `share` of true values (BCa) or `median` (percentile)."""
+    """Returns the interval of one column: `mean` (BCa), `share` of true values (BCa) or `median` (percentile)."""
     column = _as_column(values)
     if statistic == "median":
         return _bootstrap_median(column, n_resamples, confidence, seed)
@@ -68,7 +68,7 @@ def bootstrap_means(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """BCa intervals for the means of several columns over the same pairs, all from the same resamples."""
+    """Returns BCa intervals for the means of several columns over the same pairs, from the same resamples."""
     ratios = {name: (values, np.ones(np.size(values))) for name, values in columns.items()}
     return bootstrap_ratios(ratios, clusters=clusters, n_resamples=n_resamples, confidence=confidence, seed=seed)
 
@@ -81,7 +81,7 @@ def bootstrap_shares(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """BCa intervals for the share of true values in each column; the count of a resample is binomial.
+    """Returns BCa intervals for the share of true values in each column; a resample's count is binomial.
 
     Where all or none are true every resample is the same and the bootstrap would claim certainty; there the Wilson
     score interval is used instead, over clusters if there are any.
@@ -107,7 +107,7 @@ def bootstrap_ratios(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> dict[str, Interval]:
-    """BCa intervals for sum(numerators) / sum(denominators), pairs resampled together, all from the same resamples.
+    """Returns BCa intervals for sum(numerators) / sum(denominators), all from the same resamples of pairs.
 
     Args:
         ratios: name -> (numerators, denominators), every array one value per pair, all of the same length.
@@ -156,7 +156,7 @@ def sum_clusters(columns: Floats, clusters: ArrayLike | None) -> Floats:
 
 
 def resample_sums(columns: Floats, n_resamples: int, seed: int) -> Floats:
-    """Column sums of `n_resamples` samples of rows drawn with replacement, (n_resamples, n_columns)."""
+    """Returns column sums of `n_resamples` samples of rows drawn with replacement, (n_resamples, n_columns)."""
     n_pairs = len(columns)
     is_kept = n_resamples * n_pairs <= _KEPT_CELLS
     blocks = (_keep_counts if is_kept else _draw_counts)(n_pairs, n_resamples, seed)
@@ -181,7 +181,7 @@ def _keep_counts(n_pairs: int, n_resamples: int, seed: int) -> tuple[NDArray[np.
 
 
 def bca_interval(value: float, replicates: Floats, jackknife: Floats, confidence: float) -> Interval:
-    """The bias-corrected and accelerated interval (Efron 1987); ties with the estimate count half, as in scipy."""
+    """Returns the bias-corrected and accelerated interval (Efron 1987); ties with the estimate count half."""
     tail = (1 - confidence) / 2
     levels = np.array([tail, 1 - tail])
     below = float(np.mean(replicates < value) + np.mean(replicates == value) / 2)

@@ -33,7 +33,7 @@ def over_pairs(
     clusters: Prompts | None,
     seed: int,
 ) -> dict[str, float] | None:
-    """The statistic with its bootstrap interval; None where it has no meaning (fewer than 3 pairs, or one value)."""
+    """Returns the statistic with its bootstrap interval; None for fewer than 3 pairs or a constant column."""
     if len(measured) < FEWEST_PAIRS or np.ptp(predicted) == 0 or np.ptp(measured) == 0:
         return None
     labels = np.arange(len(measured)) if clusters is None else clusters

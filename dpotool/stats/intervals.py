@@ -46,7 +46,7 @@ class Interval:
         return Interval(*(_exp(number) for number in (self.value, self.ci_low, self.ci_high)))
 
     def to_perplexity(self) -> Interval:
-        """From log-probability per token (nats) to perplexity exp(-it), whose ends are swapped."""
+        """Converts log-probability per token (nats) to perplexity exp(-it), whose ends are swapped."""
         return Interval(-self.value, -self.ci_high, -self.ci_low).exponentiate()
 
 

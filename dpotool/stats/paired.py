@@ -189,7 +189,7 @@ def _widen_for_few(interval: Interval, differences: Floats, clusters: ArrayLike 
 
 
 def apply_mcnemar(only_model: int, only_baseline: int) -> float:
-    """The exact two-sided McNemar test: are the pairs that only one of two gets right split like coin throws?"""
+    """Returns the p-value of the exact two-sided McNemar test: are the discordant pairs split like coin throws?"""
     n_discordant = only_model + only_baseline
     return float(binomtest(only_model, n_discordant).pvalue) if n_discordant else 1.0
 
@@ -201,7 +201,7 @@ def flip_signs(
     n_permutations: int = N_PERMUTATIONS,
     seed: int = 0,
 ) -> float:
-    """The two-sided permutation test of no difference: could model and baseline be exchanged in each pair?
+    """Returns the p-value of the two-sided sign-flip test: could model and baseline be exchanged in each pair?
 
     Exact where all sign changes can be tried, else over `n_permutations` of them. With `clusters`, the signs of all
     pairs of a prompt change together.
@@ -245,7 +245,7 @@ def bootstrap_effect_size(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Interval:
-    """Cohen's d_z with its BCa interval: mean over standard deviation of paired differences.
+    """Returns Cohen's d_z with its BCa interval: mean over standard deviation of paired differences.
 
     A resample needs only the sums of d, d^2 and 1, so it costs no more than that of a mean. NaN where the differences
     do not vary but for rounding. The ends are NaN where more resamples than the interval leaves out have no spread, and
@@ -276,7 +276,7 @@ def _effect_sizes(sums: Floats) -> Floats:
 
 
 def adjust_holm(p_values: Sequence[float] | Mapping[str, float]) -> list[float]:
-    """Holm's step-down correction: p-values that bound the chance of even one false alarm in the whole family.
+    """Returns p-values adjusted by Holm, which bound the chance of even one false alarm in the family.
 
     The k-th smallest of m is multiplied by m - k + 1, made no smaller than the one before and at most 1. NaN, a test
     that could not be made, stays NaN and does not count.

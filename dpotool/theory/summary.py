@@ -153,5 +153,5 @@ def _describe_band(
 
 
 def shift_key(f: float) -> str:
-    """A shift factor as a JSON key: 0.9, 1, 1.05."""
+    """Returns a shift factor as a JSON key: 0.9, 1, 1.05."""
     return f"{f:.10g}"

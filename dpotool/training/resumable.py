@@ -54,7 +54,7 @@ class ResumableTrainer(Trainer):
         """Raises NonFiniteError where the weights in memory are of no use; a subclass knows how to tell."""
 
     def resume_or_begin(self, found: checkpoints.Found) -> None:
-        """Trains, from a checkpoint where there is one."""
+        """Trains, resuming from a checkpoint if there is one."""
         self.resumed_from = found.path
         if found.path is not None:
             self.args.eval_on_start = False  # its row is there

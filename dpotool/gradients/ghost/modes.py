@@ -17,7 +17,7 @@ from dpotool.likelihood.completions import is_sharded
 
 @contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Dropout and router noise off. Modules that were set apart from the model's mode are set back one by one."""
+    """Turns dropout and router noise off. Modules that were set apart from the model's mode are set back one by one."""
     kept = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -43,7 +43,7 @@ def training_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Itera
 
 @contextmanager
 def differentiating_activations(model: nn.Module, taps: AbstractContextManager[object]) -> Iterator[None]:
-    """Evaluation mode with every parameter frozen, and gradient checkpointing in force if it is switched on.
+    """Sets evaluation mode and freezes every parameter; gradient checkpointing stays in force if it is on.
 
     Args:
         taps: entered while a checkpointed layer is computed again, as it must have been for the first time.

@@ -38,7 +38,7 @@ class Sink(Protocol):
         """Gradients sum_t g_t x_tᵀ."""
 
     def start_lookup(self, part: Part, ids: Tensor) -> None:
-        """Called for each embedding lookup in the forward pass."""
+        """Notes an embedding lookup in the forward pass."""
 
     def add_lookup(
         self, part: Part, layout: TokenLayout, ids: Tensor, output_grad: Tensor, padding_idx: int | None

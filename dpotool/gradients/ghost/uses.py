@@ -96,7 +96,7 @@ class ParameterUses(TorchFunctionMode):
         raise NotImplementedError
 
     def on_alias(self, name: str, source: Tensor, alias: Tensor) -> None:
-        """Called when `alias` becomes another view of the parameter `source`."""
+        """Notes that `alias` is another view of the parameter `source`."""
 
     def is_watched(self, value: object) -> bool:
         return id(value) in self._watched and self._watched[id(value)][0]() is value
