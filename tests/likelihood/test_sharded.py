@@ -61,6 +61,22 @@ def test_each_process_of_a_machine_takes_the_gpu_of_its_number(monkeypatch: pyte
     assert str(resolve_device("auto")) == "cuda"
 
 
+def test_a_launcher_that_wants_deepspeed_is_answered_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """accelerate raises so where the package is missing."""
+    from dpotool.errors import DpotoolError
+    from dpotool.models import loading
+
+    def refuse(**_: object) -> None:
+        raise ImportError("DeepSpeed is not available => install it")
+
+    assert loading.join_processes("cpu") == 1
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(loading, "PartialState", refuse)
+    with pytest.raises(DpotoolError, match=r"launcher's configuration: DeepSpeed is not available .*fsdp2\.yaml"):
+        loading.join_processes("cpu")
+
+
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "accelerate").glob("*.yaml"))
 
 

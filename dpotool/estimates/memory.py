@@ -1,0 +1,125 @@
+"""How much memory a command takes on each card, as a formula of the model's shape: arithmetic, not a measurement.
+
+    python -m dpotool.estimates.memory          # the table of docs/scale.md
+
+What a backward pass needs of a layer is counted for Llama-like layers (RMS norms, rotary positions, a gated
+feed-forward part, fused attention). For each token, in values of the model's type: the inputs of the linear layers, of
+the activation and of the product behind it, queries, keys, values and the result of attention, and what the two norms
+keep, which in a 16-bit model is in float32.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+GB = 1e9
+LOGITS = 2**26
+"""Logits alive at a time on an accelerator (`likelihood.completions`)."""
+ADAMW_BUFFERS = 5
+"""Of the size of the weights, in float32: both means of both halves of the pairs, and what raises accuracy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What the formula needs to know of a model."""
+
+    name: str
+    n_parameters: int
+    n_layers: int
+    layer_parameters: int
+    hidden: int
+    feed_forward: int
+    key_value: int
+    """Width of all keys of a token."""
+
+
+SHAPES = (
+    Shape("0.5B", 494_032_768, 24, 14_912_384, 896, 4864, 128),
+    Shape("8B", 8_030_261_248, 32, 218_112_000, 4096, 14336, 1024),
+    Shape("70B", 70_553_706_496, 80, 855_654_400, 8192, 28672, 1024),
+)
+"""Qwen2.5-0.5B, Llama-3-8B and Llama-3-70B."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is run, and how."""
+
+    command: str
+    weight_bytes: int = 2
+    """Of each weight."""
+    state_bytes: int = 0
+    """Of each weight beside it: gradients and the optimiser's averages, or mean gradients."""
+    n_tokens: int = 4096
+    """Padded tokens of a batch."""
+    keeps_layers: bool = False
+    """Every layer keeps what its backward pass needs."""
+    is_trained: bool = True
+    """The weights have gradients, or are tapped for products; otherwise an adapter alone is trained."""
+    n_adapter: int = 0
+    """Weights of an adapter, in float32 with gradients and the optimiser's averages."""
+    n_cards: int = 1
+    """That the weights are spread over (`fully_shard`)."""
+
+
+def count_saved_bytes(shape: Shape, weight_bytes: int, *, is_trained: bool) -> int:
+    """Returns what a layer keeps of a token for the backward pass (bytes)."""
+    of_hidden, of_feed_forward = (8, 4) if is_trained else (4, 3)
+    if weight_bytes == 2:
+        of_hidden += 2
+    return weight_bytes * (of_hidden * shape.hidden + of_feed_forward * shape.feed_forward + 2 * shape.key_value)
+
+
+def predict_memory(shape: Shape, plan: Plan) -> dict[str, float]:
+    """Returns the bytes on a card, by what they are for."""
+    n_outside = shape.n_parameters - shape.n_layers * shape.layer_parameters
+    # of spread weights a layer and the next one are whole at a time, and all that lies outside the layers
+    n_whole = 0 if plan.n_cards == 1 else n_outside + 2 * shape.layer_parameters
+    widest = plan.weight_bytes * (8 * shape.hidden + 4 * shape.feed_forward) + 8 * shape.hidden
+    saved = count_saved_bytes(shape, plan.weight_bytes, is_trained=plan.is_trained)
+    if plan.n_adapter:  # each of a layer's seven adapters keeps its input for itself
+        saved += plan.weight_bytes * (6 * shape.hidden + shape.feed_forward)
+    n_gradients = shape.layer_parameters if plan.keeps_layers and plan.is_trained else 0
+    return {
+        "weights": plan.weight_bytes * (shape.n_parameters / plan.n_cards + n_whole),
+        "state": plan.state_bytes * shape.n_parameters / plan.n_cards + 4 * n_gradients,
+        "adapter": 16 * plan.n_adapter,
+        "activations": plan.n_tokens * (shape.n_layers * saved + widest if plan.keeps_layers else 2 * widest),
+        "logits": LOGITS * (plan.weight_bytes + 8),
+    }
+
+
+PLANS = (
+    Plan("score, 16,384 tokens a batch", n_tokens=16_384),
+    Plan("train --lora --dtype bfloat16, 4,096 tokens", keeps_layers=True, is_trained=False, n_adapter=1),
+    Plan("train, all weights in float32, 4,096 tokens", weight_bytes=4, state_bytes=12, keeps_layers=True),
+    Plan("theory-gap --pairs-only --dtype bfloat16, 4,096 tokens", keeps_layers=True),
+    Plan("theory-gap --dtype bfloat16, 4,096 tokens", state_bytes=4 * ADAMW_BUFFERS, keeps_layers=True),
+)
+"""The rows of the table."""
+LORA_SHARE = 0.005
+"""Weights of an adapter of rank 16 on all linear layers, as a share of the model's."""
+CARDS = ((1, 24), (1, 80), (8, 80))
+"""How many, and GB of each."""
+
+
+def format_fits() -> str:
+    """Returns the table of docs/scale.md: GB on each card, and whether that fits."""
+    heads = ["command", "model", *(f"{size} GB" if n == 1 else f"{n} x {size} GB" for n, size in CARDS)]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for plan in PLANS:
+        for shape in SHAPES:
+            cells = []
+            for n_cards, size in CARDS:
+                n_adapter = round(LORA_SHARE * shape.n_parameters) if plan.n_adapter else 0
+                needed = sum(predict_memory(shape, replace(plan, n_cards=n_cards, n_adapter=n_adapter)).values()) / GB
+                cells.append(f"{'yes' if needed < 0.95 * size else 'no'}, {needed:.0f} GB")
+            lines.append(
+                f"| `{plan.command.partition(',')[0]}`{plan.command[len(plan.command.partition(',')[0]) :]} "
+                f"| {shape.name} | {' | '.join(cells)} |"
+            )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(format_fits())
