@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from dpotool.errors import DpotoolError
 from dpotool.likelihood.completions import get_causal_lm
 
 
@@ -30,7 +31,17 @@ class EverythingInFloat64(TorchFunctionMode):
 
 @contextmanager
 def in_float64(model: nn.Module) -> Iterator[None]:
-    """Computes with float64 copies of the parameters; the parameters themselves come back, bit for bit."""
+    """Computes with float64 copies of the parameters; the parameters themselves come back, bit for bit.
+
+    Raises:
+        DpotoolError: some of them are quantised.
+    """
+    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+        raise DpotoolError(
+            "computes in float64, which quantised weights cannot be copied to",
+            where="--verify",
+            remedy="Use --check, which compares with autograd in the types that the model computes in",
+        )
     settings: Any = get_causal_lm(model).config
     experts = getattr(settings, "_experts_implementation", None)
     kept = [(parameter, parameter.data, parameter.grad) for parameter in model.parameters()]

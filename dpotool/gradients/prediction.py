@@ -92,6 +92,8 @@ def _predict(
     opened = open_subject(subject, progress, dtype=dtype)
     _check_tokenizers(start, opened.tokenizer, config)
     assert opened.reference is not None
+    for name, model in ((start, opened.reference), (subject.model, opened.policy)):
+        _refuse_quantised(name, model)
     first, second = merge_adapter(opened.reference), merge_adapter(opened.policy)
     batch_tokens = resolve_batch_tokens(config.batch_tokens, first, opened.pair_set.pairs, with_gradients=True)
     frame = compute_prediction(
@@ -241,6 +243,15 @@ def _check_parameters(start: dict[str, nn.Parameter], end: dict[str, nn.Paramete
                 expected=f"the same shape in both, {shapes[0] or 'none'}",
                 got=str(shapes[1] or "none"),
             )
+
+
+def _refuse_quantised(name: str, model: nn.Module) -> None:
+    if not all(weight.is_floating_point() for weight in model.parameters()):
+        raise DpotoolError(
+            "weights that are quantised have no gradients to predict changes by",
+            where=name,
+            remedy="Name checkpoints in float32, bfloat16 or float16; theory-gap takes an adapter on such weights",
+        )
 
 
 def _check_finite(frame: pd.DataFrame) -> None:

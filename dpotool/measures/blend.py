@@ -56,7 +56,7 @@ class _ScoredReference(Scorer):
     """The reference's values of the pairs, when the model itself is no longer in memory."""
 
     def __init__(self, scorer: Scorer, pairs: Sequence[TokenizedPair], logps: ScoredPairs) -> None:
-        super().__init__(scorer.model.to("meta"), label=scorer.label, fingerprint=scorer.fingerprint)
+        super().__init__(nn.Module(), label=scorer.label, fingerprint=scorer.fingerprint)
         self._known = dict(
             zip((pair.pair_id for pair in pairs), zip(logps.chosen, logps.rejected, strict=True), strict=True)
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -33,9 +33,8 @@ def select_parameters(model: nn.Module, choice: str = "all") -> ParameterSelecti
             of the output layer (where it is tied to the embedding, that one matrix with both its uses).
 
     Raises:
-        DpotoolError: no such choice, nothing is chosen by it, or the model's weights are quantised.
+        DpotoolError: no such choice, nothing is chosen by it, or the weights are quantised and not those of an adapter.
     """
-    _refuse_quantized(model)
     label, is_chosen = _parse_choice(model, choice)
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if not trained:
@@ -51,6 +50,7 @@ def select_parameters(model: nn.Module, choice: str = "all") -> ParameterSelecti
             expected="a part of the model that is trained",
             got=choice,
         )
+    _refuse_quantized(model, chosen)
     return ParameterSelection(label, chosen)
 
 
@@ -85,9 +85,11 @@ def _parse_choice(model: nn.Module, choice: str) -> tuple[str, IsChosen]:
     return f"last {n_last} of {len(layers)} layers", lambda _name, parameter: id(parameter) in ids
 
 
-def _refuse_quantized(model: nn.Module) -> None:
-    quantized = [name for name, weight in model.named_parameters() if not weight.is_floating_point()]
-    if quantized or getattr(get_causal_lm(model), "is_quantized", False) or getattr(model, "hf_quantizer", None):
+def _refuse_quantized(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> None:
+    """Refuses what has no exact gradient. An adapter on a quantised base has one: of the model as it computes."""
+    quantized = [name for name, weight in chosen.items() if not weight.is_floating_point() or weight.itemsize == 1]
+    is_quantized = getattr(get_causal_lm(model), "is_quantized", False) or getattr(model, "hf_quantizer", None)
+    if quantized or (is_quantized and not hasattr(model, "peft_config")):
         raise DpotoolError(
             "the model's weights are quantised, and have no exact gradients",
             where=quantized[0] if quantized else None,

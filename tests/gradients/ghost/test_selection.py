@@ -73,10 +73,10 @@ def test_a_frozen_model_is_refused():
 
 def test_quantised_weights_are_refused():
     model = build_family("llama")
-    quantized = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
-    model.model.layers[0].mlp.down_proj.weight = quantized
+    small = nn.Parameter(model.model.layers[0].mlp.down_proj.weight.data.to(torch.float8_e4m3fn))
+    model.model.layers[0].mlp.down_proj.weight = small
     with pytest.raises(DpotoolError) as error:
-        select_parameters(model, "head")
+        select_parameters(model)
     assert str(error.value) == (
         "model.layers.0.mlp.down_proj.weight: the model's weights are quantised, and have no exact gradients. "
         "Load it in float32 or bfloat16"
@@ -85,3 +85,11 @@ def test_quantised_weights_are_refused():
     flagged.is_quantized = True
     with pytest.raises(DpotoolError, match="quantised"):
         select_parameters(flagged)
+
+
+def test_an_adapter_on_quantised_weights_is_no_quantised_model():
+    model = get_peft_model(build_family("llama"), LoraConfig(r=2, target_modules=["q_proj"]))
+    base = model.base_model.model.model.layers[0].self_attn.q_proj.base_layer
+    base.weight = nn.Parameter(torch.zeros(4, 4, dtype=torch.int8), requires_grad=False)
+    model.get_base_model().is_quantized = True
+    assert all("lora_" in name for name in select_parameters(model).parameters)
