@@ -1,4 +1,4 @@
-"""A 4-bit base, as bitsandbytes makes it, and an adapter on it: what can be done is right, the rest one line."""
+"""A base in 4 or 8 bits, as bitsandbytes makes it, and an adapter on it: what can be done is right, the rest one line."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 pytest.importorskip("bitsandbytes")
 
 
-@pytest.fixture
-def runs(dpotool: Any, model: Path, pairs: Path, tmp_path: Path) -> dict[str, Path]:
-    """The tiny model in 4 bits, and two steps of DPO of an adapter on it."""
-    how = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.float32)
+FOUR = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": torch.float32}
+
+
+@pytest.fixture(params=[FOUR, {"load_in_8bit": True}], ids=["4 bits", "8 bits"])
+def runs(dpotool: Any, model: Path, pairs: Path, tmp_path: Path, request: pytest.FixtureRequest) -> dict[str, Path]:
+    """The tiny model in few bits, and two steps of DPO of an adapter on it."""
+    how = BitsAndBytesConfig(**request.param)
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     AutoModelForCausalLM.from_pretrained(model, quantization_config=how).save_pretrained(base)
     AutoTokenizer.from_pretrained(model).save_pretrained(base)
