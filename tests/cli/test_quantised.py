@@ -1,4 +1,4 @@
-"""A base in 4 or 8 bits, as bitsandbytes makes it, and an adapter on it: what can be done is right, the rest one line."""
+"""A base in 4 or 8 bits, as bitsandbytes makes it, with an adapter: what works is right, the rest is one line."""
 
 from __future__ import annotations
 
