@@ -118,7 +118,7 @@ def plot_tokens(sides: dict[str, pd.DataFrame], *, pair_id: int, model: str, dat
         "Below each token: the change of its log-probability in nats. Orange: it fell; violet: it rose; full "
         f"and dashed lines underline changes of {_STRONG:g} nats and more. A framed token does not occur "
         f"in the other answer at this place. Left to right as the model reads. ↵ is a line break."
-        + (f" The last {count(n_left_out, 'token')} are left out." if n_left_out else ""),
+        + (f" The last {count(n_left_out, 'token is', 'tokens are')} left out." if n_left_out else ""),
     )
     return figure
 

@@ -37,9 +37,9 @@ def list_data_problems(findings: Findings) -> list[Block]:
 
 _ODD = {
     "n_truncated": "had their prompt shortened",
-    "n_boundary_merged": "have a token across prompt and answer",
-    "n_identical": "have a chosen answer equal to the rejected one",
-    "n_duplicate": "occur twice",
+    "n_boundary_merged": "had a token across prompt and answer",
+    "n_identical": "had two equal answers",
+    "n_duplicate": "occurred twice",
 }
 
 

@@ -245,8 +245,8 @@ def test_what_is_odd_among_scored_pairs_is_said_and_what_is_not_known(tmp_path: 
     ]
     assert say(none | {"n_truncated": 12, "n_duplicate": 3}, none | {"n_identical": 1}) == [
         "DPO: 12 scored pairs had their prompt shortened.",
-        "DPO: 3 scored pairs occur twice.",
-        "DPO: 1 training pairs have a chosen answer equal to the rejected one.",
+        "DPO: 3 scored pairs occurred twice.",
+        "DPO: 1 training pair had two equal answers.",
     ]
     unknown = "DPO: It is not known how many {} pairs were shortened or merged, had equal answers, or occurred twice."
     assert say({}, {}) == [unknown.format("scored"), unknown.format("training")]
