@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from dpotool.models.loading import load_model, load_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.folder import RunFolder, write_summary
-from dpotool.runs.locks import claiming
+from dpotool.runs.locks import claiming, claiming_all
 from dpotool.runs.manifest import collect_manifest
 from dpotool.settings.answers import GenerateConfig
 
@@ -84,9 +83,7 @@ def generate_answers(
                 where="generate",
                 remedy="Generate them apart, each with its own --output",
             )
-        with ExitStack() as claims:
-            for subject in sorted(subjects, key=lambda subject: subject.folder.path.resolve()):
-                claims.enter_context(claiming(subject.folder.path, "generate", progress.note))
+        with claiming_all((subject.folder.path for subject in subjects), "generate", progress.note):
             results = [_answer(subject, config, progress) for subject in subjects]
     return _summarize([*read, *results], config)
 

@@ -6,7 +6,6 @@ The reference is scored first and released, then one point after the other is sc
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -34,7 +33,7 @@ from dpotool.models.subject import Subject, describe_subject
 from dpotool.models.vocabulary import check_same_tokenizer, check_same_tokens, check_token_ids
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.folder import RunFolder
-from dpotool.runs.locks import claiming
+from dpotool.runs.locks import claiming_all
 from dpotool.runs.manifest import collect_manifest
 from dpotool.settings.scoring import BlendConfig, ScoreConfig
 from dpotool.wording import count
@@ -106,9 +105,7 @@ def score_blends(first: str, second: str, config: BlendConfig, *, progress: Prog
         progress.warn(
             f"nothing says that {first} and {second} were trained from one start; only then is a blend of use"
         )
-    with ExitStack() as claims:
-        for folder in sorted(folders, key=lambda folder: folder.path.resolve()):
-            claims.enter_context(claiming(folder.path, "blend", progress.note))
+    with claiming_all((folder.path for folder in folders), "blend", progress.note):
         setting = _prepare(ends, subject, progress)
         load = partial(_load, subject, progress)
         line = WeightLine(partial(load, first), partial(load, second), ends.models)

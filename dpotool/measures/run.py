@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import Fingerprints, ScoreAbout
 from dpotool.runs.folder import is_checkpoint_name, write_summary
-from dpotool.runs.locks import claiming
+from dpotool.runs.locks import claiming_all
 from dpotool.runs.schemas import TOKEN_SCHEMA
 from dpotool.runs.tables import write_table
 from dpotool.settings.scoring import ScoreConfig
@@ -66,10 +65,7 @@ def score_models(models: Sequence[str], config: ScoreConfig, *, progress: Progre
             where="score",
             remedy="Score them apart, each with its own --output",
         )
-    with ExitStack() as claims:
-        # each of them before hours of work on the first, and in one order, so that no two commands wait for each other
-        for subject in sorted(subjects, key=lambda subject: subject.folder.path.resolve()):
-            claims.enter_context(claiming(subject.folder.path, "score", progress.note))
+    with claiming_all((subject.folder.path for subject in subjects), "score", progress.note):
         return [
             _score(replace(subject, beta=config.beta or subject.beta), config, measures, progress)
             for subject in subjects

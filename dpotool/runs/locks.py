@@ -11,8 +11,8 @@ import json
 import os
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -87,6 +87,18 @@ def claiming(folder: str | Path, command: str, note: Callable[[str], None] = lam
     `holding`.
     """
     with atomic.claiming(folder), holding(folder, command, waits=True, but_not_for="train", note=note):
+        yield
+
+
+@contextmanager
+def claiming_all(folders: Iterable[Path], command: str, note: Callable[[str], None]) -> Iterator[None]:
+    """Holds several folders as `claiming` does, before hours of work on the first of them.
+
+    They are taken in one order, so that no two commands wait for each other.
+    """
+    with ExitStack() as claims:
+        for folder in sorted(folders, key=Path.resolve):
+            claims.enter_context(claiming(folder, command, note))
         yield
 
 
