@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.completions import get_causal_lm
+from dpotool.models.weights import has_quantised_weights
 
 
 class EverythingInFloat64(TorchFunctionMode):
@@ -36,7 +37,7 @@ def in_float64(model: nn.Module) -> Iterator[None]:
     Raises:
         DpotoolError: some of them are quantised.
     """
-    if not all(parameter.is_floating_point() for parameter in model.parameters()):
+    if has_quantised_weights(model):
         raise DpotoolError(
             "computes in float64, which quantised weights cannot be copied to",
             where="--verify",

@@ -28,6 +28,7 @@ from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.adapters import merge_adapter
 from dpotool.models.loading import load_tokenizer
 from dpotool.models.subject import Subject, describe_subject, read_training_run
+from dpotool.models.weights import has_quantised_weights
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import Fingerprints, PredictionAbout
 from dpotool.runs.folder import RunFolder, write_summary
@@ -246,7 +247,7 @@ def _check_parameters(start: dict[str, nn.Parameter], end: dict[str, nn.Paramete
 
 
 def _refuse_quantised(name: str, model: nn.Module) -> None:
-    if not all(weight.is_floating_point() for weight in model.parameters()):
+    if has_quantised_weights(model):
         raise DpotoolError(
             "weights that are quantised have no gradients to predict changes by",
             where=name,

@@ -167,6 +167,11 @@ def _read_types(file: Path) -> Iterator[tuple[str, str]]:
         ) from None
 
 
+def has_quantised_weights(model: nn.Module) -> bool:
+    """Tells whether some of the weights are stored as integers, which have no gradients."""
+    return not all(weight.is_floating_point() for weight in model.parameters())
+
+
 def list_non_finite(model: nn.Module) -> list[str]:
     """Returns the names of the weights that hold a number that is not finite."""
     return [

@@ -129,25 +129,20 @@ class Line:
         return ", ".join(f"({x:+.2f}, {y:+.2f})" for x, y in zip(self.x, self.y, strict=True))
 
 
-Rise = Callable[[Curve, ScoredRun | None], float | None]
-"""y of a model on a control's curve (None: the start of the training), in the units of the axis, where it is known."""
+Means = Mapping[str, float]
+"""Column -> mean of a control's model less that of the finished run, over the pairs that all of them were scored on."""
+Rise = Callable[[ScoredRun | None, Means], float | None]
+"""y of a control's model (None: the start of the training), in the units of the axis, where it is known."""
 
 
 def read_lines(comparison: Comparison, controls: Controls, against: str) -> list[Line]:
     """Returns the curves of the controls, of the lambdas that were trained, and of the blends, where there are any."""
 
-    def rise(curve: Curve, run: ScoredRun | None) -> float | None:
-        if run is None and against != "reward_margins":
-            return None  # at the start every margin is 0; accuracy has no value there
-        full, model = (_take(each, curve, against) for each in (curve.full, run))
-        return AGAINST[against][2] * (model - full)
+    def rise(run: ScoredRun | None, means: Means) -> float | None:
+        # at the start every margin is 0; accuracy has no value there
+        return None if run is None and against != "reward_margins" else AGAINST[against][2] * means[against]
 
     return place_lines(comparison, controls, read_points(comparison, against), rise)
-
-
-def _take(run: ScoredRun | None, curve: Curve, name: str) -> float:
-    """Mean of a column over the pairs that all models of the curve were scored on; 0 at the start."""
-    return 0.0 if run is None else float(run.restrict(curve.pair_ids).columns[name].mean())
 
 
 def place_lines(comparison: Comparison, controls: Controls, points: Sequence[Point], rise: Rise) -> list[Line]:
@@ -171,13 +166,20 @@ def place_lines(comparison: Comparison, controls: Controls, points: Sequence[Poi
 
 def _place_control(curve: Curve, rise: Rise) -> Line | None:
     """Returns a control's curve up to the finished run, at the origin; None where no other place of it is known."""
-    full = _take(curve.full, curve, _CHANGE)
-    runs = [None, *(point.run for point in curve.points)]
-    known = [(_take(run, curve, _CHANGE) - full, y) for run in runs if (y := rise(curve, run)) is not None]
-    if not known:
-        return None
-    xs, ys = ([*each, 0.0] for each in zip(*known, strict=True))
-    return Line(f"DPO {curve.kind}", xs, ys, _CONTROL_STYLES[curve.kind])
+
+    def average(run: ScoredRun) -> Means:
+        columns = run.restrict(curve.pair_ids).columns
+        return {name: float(columns[name].mean()) for name in (_CHANGE, *AGAINST)}
+
+    full, known = average(curve.full), []
+    for run in (None, *(point.run for point in curve.points)):
+        means = dict.fromkeys(full, 0.0) if run is None else average(run)
+        less = {name: mean - full[name] for name, mean in means.items()}
+        if (y := rise(run, less)) is not None:
+            known.append((less[_CHANGE], y))
+    known.append((0.0, 0.0))  # the finished run itself
+    xs, ys = map(list, zip(*known, strict=True))
+    return Line(f"DPO {curve.kind}", xs, ys, _CONTROL_STYLES[curve.kind]) if len(known) > 1 else None
 
 
 _CONTROL_STYLES: dict[str, Mapping[str, Any]] = {

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from dpotool.compare.controls import Curve
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.win_rates import ALIKE, JudgedRun, describe_judged, find_alike, read_judged
 from dpotool.errors import DpotoolError
@@ -82,7 +81,7 @@ def _read_rates(scene: Scene) -> Rise:
     is_same = bool(alike) and all(alike[0][1].get(name) == first.get(name) for name in ALIKE)
     rates = {folder.path: found["win_rate"]["ties_half"]["value"] for folder, found in alike} if is_same else {}
 
-    def rise(_curve: Curve, run: ScoredRun | None) -> float | None:
+    def rise(run: ScoredRun | None, _means: Mapping[str, float]) -> float | None:
         rate = None if run is None else rates.get(run.folder.path)
         return None if rate is None else 100 * (rate - 0.5)
 
