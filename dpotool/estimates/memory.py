@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from dpotool.likelihood.completions import CHUNK_ELEMENTS_ON_GPU
+
 GB = 1e9
-LOGITS = 2**26
-"""Logits alive at a time on an accelerator (`likelihood.completions`)."""
 ADAMW_BUFFERS = 5
 """Of the size of the weights, in float32: both means of both halves of the pairs, and what raises accuracy."""
 
@@ -46,6 +46,8 @@ class Plan:
     """What is run, and how."""
 
     command: str
+    about: str = ""
+    """What the table adds to the command."""
     weight_bytes: int = 2
     """Of each weight."""
     state_bytes: int = 0
@@ -85,16 +87,16 @@ def predict_memory(shape: Shape, plan: Plan) -> dict[str, float]:
         "state": plan.state_bytes * shape.n_parameters / plan.n_cards + 4 * n_gradients,
         "adapter": 16 * plan.n_adapter,
         "activations": plan.n_tokens * (shape.n_layers * saved + widest if plan.keeps_layers else 2 * widest),
-        "logits": LOGITS * (plan.weight_bytes + 8),
+        "logits": CHUNK_ELEMENTS_ON_GPU * (plan.weight_bytes + 8),
     }
 
 
 PLANS = (
-    Plan("score, 16,384 tokens a batch", n_tokens=16_384),
-    Plan("train --lora --dtype bfloat16, 4,096 tokens", keeps_layers=True, is_trained=False, n_adapter=1),
-    Plan("train, all weights in float32, 4,096 tokens", weight_bytes=4, state_bytes=12, keeps_layers=True),
-    Plan("theory-gap --pairs-only --dtype bfloat16, 4,096 tokens", keeps_layers=True),
-    Plan("theory-gap --dtype bfloat16, 4,096 tokens", state_bytes=4 * ADAMW_BUFFERS, keeps_layers=True),
+    Plan("score", "16,384 tokens a batch", n_tokens=16_384),
+    Plan("train --lora --dtype bfloat16", "4,096 tokens", keeps_layers=True, is_trained=False),
+    Plan("train", "all weights in float32, 4,096 tokens", weight_bytes=4, state_bytes=12, keeps_layers=True),
+    Plan("theory-gap --pairs-only --dtype bfloat16", "4,096 tokens", keeps_layers=True),
+    Plan("theory-gap --dtype bfloat16", "4,096 tokens", state_bytes=4 * ADAMW_BUFFERS, keeps_layers=True),
 )
 """The rows of the table."""
 LORA_SHARE = 0.005
@@ -111,13 +113,10 @@ def format_fits() -> str:
         for shape in SHAPES:
             cells = []
             for n_cards, size in CARDS:
-                n_adapter = round(LORA_SHARE * shape.n_parameters) if plan.n_adapter else 0
+                n_adapter = round(LORA_SHARE * shape.n_parameters) if not plan.is_trained else 0
                 needed = sum(predict_memory(shape, replace(plan, n_cards=n_cards, n_adapter=n_adapter)).values()) / GB
                 cells.append(f"{'yes' if needed < 0.95 * size else 'no'}, {needed:.0f} GB")
-            lines.append(
-                f"| `{plan.command.partition(',')[0]}`{plan.command[len(plan.command.partition(',')[0]) :]} "
-                f"| {shape.name} | {' | '.join(cells)} |"
-            )
+            lines.append(f"| `{plan.command}`, {plan.about} | {shape.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

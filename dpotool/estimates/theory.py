@@ -20,6 +20,7 @@ from dpotool.estimates.estimate import (
 from dpotool.gradients.batch_products import FEWEST_PAIRS, compute_batch_products
 from dpotool.gradients.engine import GradientEngine
 from dpotool.gradients.run import describe_study, open_study
+from dpotool.gradients.unfinished import seconds_between_saves
 from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.store import look_up
 from dpotool.likelihood.subject import OpenSubject
@@ -93,10 +94,10 @@ def _add_batch_products(
     estimate.seconds["products with the batch"] = seconds
     estimate.probe.append(f"batch: {' and '.join(str(len(sample)) for sample in samples)} pairs were run")
     n_passes = 5 if shifts else 3  # of each half both means, and what raises accuracy where the model has a reference
-    n_bytes = n_passes * 4 * engine.selection.n_elements
+    n_bytes = 4 * engine.selection.n_elements
     estimate.probe.append(
-        f"a run of more than {60 + n_bytes / n_passes / 1e7:.0f} s may keep up to {n_bytes / 1e9:.1f} GB of mean "
-        "gradients on the disk until it is finished"
+        f"a run of more than {seconds_between_saves(n_bytes):.0f} s may keep up to {n_passes * n_bytes / 1e9:.1f} GB "
+        "of mean gradients on the disk until it is finished"
     )
 
 

@@ -61,9 +61,8 @@ class GradientEngine:
 
     Args:
         model: any causal language model of transformers, also inside PEFT. It is left as it was after every call.
-        parameters: `all` trained ones, `last-N`, `lora` or `head` (`select_parameters`), or a selection made by the
-        caller. pairs: those there will be. Where attention picks the best of a row's tokens, only rows of one length
-        can run
+        parameters: `all` trained ones, `last-N`, `lora` or `head` (`select_parameters`), or the caller's selection.
+        pairs: those there will be. Where attention picks the best of a row's tokens, only rows of one length can run
             together, and chosen and rejected have two: autograd then takes every parameter.
 
     Raises:

@@ -79,8 +79,7 @@ class UnfinishedPasses:
     def offer(self, done: int, total: dict[str, Tensor]) -> None:
         """Saves the sums after so many batches, if it is time."""
         n_bytes = count_bytes(total)
-        expected = self._seconds_of_a_save or n_bytes / _BYTES_PER_SECOND
-        if time.monotonic() - self._saved_at < max(SECONDS_BETWEEN_SAVES, expected / LARGEST_SHARE):
+        if time.monotonic() - self._saved_at < seconds_between_saves(n_bytes, self._seconds_of_a_save):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         if shutil.disk_usage(self.folder).free < 2 * n_bytes:
@@ -100,6 +99,11 @@ class UnfinishedPasses:
     @property
     def _path(self) -> Path:
         return self.folder / f"pass-{self._number}-process-{PartialState().process_index}.safetensors"
+
+
+def seconds_between_saves(n_bytes: int, seconds_of_a_save: float | None = None) -> float:
+    """Returns how long a pass goes on before it saves a state of this size; a save's time is expected if unknown."""
+    return max(SECONDS_BETWEEN_SAVES, (seconds_of_a_save or n_bytes / _BYTES_PER_SECOND) / LARGEST_SHARE)
 
 
 def count_bytes(total: dict[str, Tensor]) -> int:

@@ -67,7 +67,7 @@ def route_forward(model: nn.Module, compute_logps: ComputeLogps = compute_comple
 def find_layers(model: nn.Module) -> list[nn.Module]:
     """Returns the decoder's layers: the outermost list of modules in it that is as long as its config says.
 
-    None where there is no such list.
+    An empty list if there is none.
     """
     decoder = get_causal_lm(model).get_decoder()
     n_layers = getattr(decoder.config, "num_hidden_layers", None)
