@@ -34,11 +34,12 @@ from pathlib import Path
 from typing import Any
 
 SFT_ROWS, SFT_ROWS_SHORT = 700, 64
+"""Rows of the first part, for SFT, of all pairs and of short ones."""
 LAMBDAS = (1.0, 0.75, 0.5, 0.9, 0.95)
 SEEDS = (42, 1, 2)
 OTHER_LOSSES = ("dpop", "ipo", "rpo", "cal-dpo", "simpo", "apo-zero", "nca", "orpo", "cpo", "r-dpo", "sppo")
 EARLY = (30, 60, 90)
-"""Steps of DPO's run at which a checkpoint stays: DPO stopped early."""
+"""Steps of DPO's run at which a checkpoint stays, where it takes a whole pass over all pairs: DPO stopped early."""
 SCALES = (0.8, 0.6, 0.4, 0.2)
 """DPO scaled back: start + scale * (DPO - start)."""
 BLENDS = (0.95, 0.9, 0.75, 0.6)
@@ -70,6 +71,8 @@ class Study:
     short: int | None = None
     """Characters of prompt and longer answer up to which pairs are taken; all pairs without it."""
     n_test: int | None = None
+    n_sft: int = SFT_ROWS
+    early: tuple[int, ...] = ()
     rate: str = "1e-5"
     only: frozenset[str] = frozenset()
     """Names of the only trainings to run; without any, all."""
@@ -114,14 +117,13 @@ class Study:
 def cut_data(study: Study) -> None:
     """Writes tldr_sft.jsonl and tldr_pairs.jsonl, whole posts in the order of the file, and tldr_test.jsonl."""
     lines = _read_pairs(study, "tldr_train.jsonl")
-    n_first = SFT_ROWS if study.short is None else SFT_ROWS_SHORT
     by_post: dict[str, list[str]] = {}
     for line in lines:
         by_post.setdefault(json.loads(line)["prompt"], []).append(line)
     first: list[str] = []
     rest: list[str] = []
     for rows in by_post.values():
-        (first if len(first) < n_first else rest).extend(rows)
+        (first if len(first) < study.n_sft else rest).extend(rows)
     study.out.mkdir(parents=True, exist_ok=True)
     (study.out / "tldr_sft.jsonl").write_text("".join(first), encoding="utf-8")
     (study.out / "tldr_pairs.jsonl").write_text("".join(rest[: study.pairs]), encoding="utf-8")
@@ -166,7 +168,7 @@ def plan_training(study: Study, name: str, *words: str, seed: int = SEEDS[0]) ->
 
 def plan_shift(study: Study, lambda_: float, seed: int) -> Job:
     if lambda_ == 1:
-        early = ("--save-at", ",".join(map(str, EARLY))) if seed == SEEDS[0] and not study.steps else ()
+        early = ("--save-at", ",".join(map(str, study.early))) if seed == SEEDS[0] and study.early else ()
         return plan_training(study, f"dpo-seed{seed}", "--loss", "dpo", *early, seed=seed)
     words = ("--loss", "shift", "--lambda", f"{lambda_:g}")
     return plan_training(study, f"shift-{lambda_:g}-seed{seed}", *words, seed=seed)
@@ -320,6 +322,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="optimiser steps of each run; one pass without it")
     parser.add_argument("--short", type=int, metavar="CHARACTERS", help="take only pairs up to this long")
     parser.add_argument("--test", type=int, help="test pairs to score; all without it")
+    parser.add_argument("--sft-rows", type=int, help=f"rows for SFT; {SFT_ROWS}, or {SFT_ROWS_SHORT} of short pairs")
+    parser.add_argument("--early", help="steps at which DPO's run leaves a checkpoint, e.g. 6,12,18")
     parser.add_argument("--learning-rate", default="1e-5", help="of the preference trainings")
     parser.add_argument("--only", default="", help="run only these, e.g. sft,dpo-seed42,shift-0.5-seed42")
     parser.add_argument("--scales", default=",".join(map(str, SCALES)), help="DPO scaled back to these")
@@ -341,9 +345,12 @@ def main() -> None:
     options = ("--device", told.device, "--batch-tokens", told.batch_tokens)
     end = time.monotonic() + 60 * told.minutes
     only = frozenset(filter(None, told.only.split(",")))
+    n_sft = told.sft_rows or (SFT_ROWS if told.short is None else SFT_ROWS_SHORT)
+    is_whole = told.pairs is None and told.steps is None and told.short is None
+    early = tuple(map(int, told.early.split(","))) if told.early else EARLY if is_whole else ()
     study = Study(
         told.model, told.data, told.out, told.pairs, told.steps, told.jobs, end, told.max_length, options,
-        told.short, told.test, told.learning_rate, only,
+        told.short, told.test, n_sft, early, told.learning_rate, only,
     )  # fmt: skip
     cut_data(study)
     study.run(plan_sft(study))
