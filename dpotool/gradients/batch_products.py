@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.directions import compute_directional_changes
+from dpotool.gradients.ghost.audit import Claims
 from dpotool.gradients.ghost.selection import ParameterSelection
-from dpotool.gradients.steps import first_adam_step, weighted_sum
+from dpotool.gradients.steps import LazyDirection, first_adam_step, weighted_sum
 from dpotool.gradients.unfinished import UnfinishedPasses
 from dpotool.gradients.weighted_gradients import Gradient, compute_mean_gradients, compute_weighted_gradient
 from dpotool.progress import SILENT, Progress
@@ -56,6 +57,7 @@ def compute_batch_products(
     batch_tokens: int,
     progress: Progress = SILENT,
     unfinished: UnfinishedPasses | None = None,
+    claims: Claims | None = None,
 ) -> BatchProducts:
     """Computes the products of every pair with directions that all pairs make together.
 
@@ -67,41 +69,17 @@ def compute_batch_products(
         gamma: slope of the smoothed reward accuracy.
         adamw_shifts: shift factors f to try AdamW's first step for.
         unfinished: where the sums of a run that is cut off are found again.
+        claims: as `GradientEngine` takes them.
     """
+    passes = _Passes(model, pairs, selection, batch_tokens, progress, unfinished, claims)
     halves: list[np.ndarray] = split_by_prompt(pairs) if adamw_shifts else [np.arange(len(pairs))]
-    with progress.track("mean gradients", 2 * len(pairs)) as advance:
-        means = [
-            compute_mean_gradients(
-                model,
-                [pairs[place] for place in half],
-                selection.parameters,
-                batch_tokens=batch_tokens,
-                on_progress=advance,
-                unfinished=unfinished,
-            )
-            for half in halves
-        ]
-    shares = [len(half) / len(pairs) for half in halves]
-    mean_chosen, mean_rejected = (
-        weighted_sum([(share, mean[side]) for share, mean in zip(shares, means, strict=True)]) for side in (0, 1)
-    )
+    means = passes.compute_means(halves)
+    directions: list[Mapping[str, Tensor]] = list(_join_halves(halves, means))
     slopes = compute_accuracy_slopes(*logratios, gamma)
     is_at_reference = not np.any(logratios)
-    directions: list[Mapping[str, Tensor]] = [mean_chosen, mean_rejected]
     if not is_at_reference:
-        weights = slopes / len(pairs)
-        directions.append(
-            compute_weighted_gradient(
-                model,
-                pairs,
-                weights,
-                -weights,
-                selection.parameters,
-                batch_tokens=batch_tokens,
-                unfinished=unfinished,
-            )
-        )
-    columns = _measure(model, pairs, halves, directions, means, adamw_shifts, batch_tokens, progress)
+        directions.append(passes.compute_accuracy_gradient(slopes))
+    columns = passes.measure(halves, directions, means, adamw_shifts)
     with_chosen, with_rejected = columns[0], columns[1]
     # At the reference every k_j is gamma / 4, so K is a multiple of the difference of the means.
     with_accuracy = slopes * (with_chosen - with_rejected) if is_at_reference else columns[2]
@@ -127,29 +105,80 @@ def split_by_prompt(pairs: Sequence[TokenizedPair]) -> list[np.ndarray]:
     return [np.flatnonzero(order % 2 == half) for half in (0, 1)]
 
 
-def _measure(
-    model: nn.Module,
-    pairs: Sequence[TokenizedPair],
-    halves: Sequence[np.ndarray],
-    directions: Sequence[Mapping[str, Tensor]],
-    means: Sequence[tuple[Gradient, Gradient]],
-    adamw_shifts: Sequence[float],
-    batch_tokens: int,
-    progress: Progress,
-) -> Float[np.ndarray, "directions 2 pairs"]:
-    """Returns every pair's products with the directions, then with AdamW's steps from the other half's means."""
-    columns = np.empty((len(directions) + len(adamw_shifts), 2, len(pairs)))
-    with progress.track("products with them", len(pairs)) as advance:
-        for half, (other_chosen, other_rejected) in zip(halves, reversed(means), strict=True):
-            steps = [
-                first_adam_step(weighted_sum([(1.0, other_chosen), (-shift, other_rejected)])) for shift in adamw_shifts
+def _join_halves(
+    halves: Sequence[np.ndarray], means: Sequence[tuple[Gradient, Gradient]]
+) -> tuple[LazyDirection, LazyDirection]:
+    """Returns mean W and mean L of all pairs from those of each half."""
+    n_pairs = sum(len(half) for half in halves)
+    shares = [len(half) / n_pairs for half in halves]
+    chosen, rejected = (
+        weighted_sum([(share, mean[side]) for share, mean in zip(shares, means, strict=True)]) for side in (0, 1)
+    )
+    return chosen, rejected
+
+
+@dataclass(frozen=True, slots=True)
+class _Passes:
+    """The passes over all pairs, with what they have in common."""
+
+    model: nn.Module
+    pairs: Sequence[TokenizedPair]
+    selection: ParameterSelection
+    batch_tokens: int
+    progress: Progress
+    unfinished: UnfinishedPasses | None
+    claims: Claims | None
+
+    def compute_means(self, halves: Sequence[np.ndarray]) -> list[tuple[Gradient, Gradient]]:
+        """Returns mean W and mean L of each half."""
+        with self.progress.track("mean gradients", 2 * len(self.pairs)) as advance:
+            return [
+                compute_mean_gradients(
+                    self.model,
+                    [self.pairs[place] for place in half],
+                    self.selection.parameters,
+                    batch_tokens=self.batch_tokens,
+                    on_progress=advance,
+                    unfinished=self.unfinished,
+                )
+                for half in halves
             ]
-            changes, _ = compute_directional_changes(
-                model,
-                [pairs[place] for place in half],
-                [*directions, *steps],
-                batch_tokens=batch_tokens,
-                on_progress=advance,
-            )
-            columns[:, :, half] = [(change.chosen, change.rejected) for change in changes]
-    return columns
+
+    def compute_accuracy_gradient(self, slopes: Values) -> Gradient:
+        """Returns K = mean_j k_j (W_j - L_j)."""
+        weights = slopes / len(self.pairs)
+        return compute_weighted_gradient(
+            self.model,
+            self.pairs,
+            weights,
+            -weights,
+            self.selection.parameters,
+            batch_tokens=self.batch_tokens,
+            unfinished=self.unfinished,
+        )
+
+    def measure(
+        self,
+        halves: Sequence[np.ndarray],
+        directions: Sequence[Mapping[str, Tensor]],
+        means: Sequence[tuple[Gradient, Gradient]],
+        adamw_shifts: Sequence[float],
+    ) -> Float[np.ndarray, "directions 2 pairs"]:
+        """Returns every pair's products with the directions, then with AdamW's steps from the other half's means."""
+        columns = np.empty((len(directions) + len(adamw_shifts), 2, len(self.pairs)))
+        with self.progress.track("products with them", len(self.pairs)) as advance:
+            for half, (other_chosen, other_rejected) in zip(halves, reversed(means), strict=True):
+                steps = [
+                    first_adam_step(weighted_sum([(1.0, other_chosen), (-shift, other_rejected)]))
+                    for shift in adamw_shifts
+                ]
+                changes, _ = compute_directional_changes(
+                    self.model,
+                    [self.pairs[place] for place in half],
+                    [*directions, *steps],
+                    batch_tokens=self.batch_tokens,
+                    claims=self.claims,
+                    on_progress=advance,
+                )
+                columns[:, :, half] = [(change.chosen, change.rejected) for change in changes]
+        return columns

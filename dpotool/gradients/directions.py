@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.engine import EngineReport, GradientEngine
+from dpotool.gradients.ghost.audit import Claims
 from dpotool.gradients.ghost.directional_sums import Direction, DirectionalSums
 from dpotool.gradients.ghost.modes import evaluation_mode, training_only
 from dpotool.gradients.ghost.selection import ParameterSelection
@@ -45,6 +46,7 @@ def compute_directional_changes(
     directions: Sequence[Direction],
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
+    claims: Claims | None = None,
     on_progress: Advance | None = None,
 ) -> tuple[list[DirectionalChanges], EngineReport]:
     """Computes the changes of every pair's log-likelihoods along each direction; pairs are shared out over processes.
@@ -55,12 +57,13 @@ def compute_directional_changes(
         directions: name in `model.named_parameters()` -> D in the parameter's shape, the same names in each. Parameters
             that are not named do not move; a tied matrix goes by the one name it has there.
         batch_tokens: budget of padded tokens a batch, both rows of a pair counted.
-        on_progress: called with the number of pairs each finished batch held.
+        claims: as `GradientEngine` takes them.
+        on_progress: called with the number of pairs in each finished batch.
 
     Raises:
         ValueError: a direction is empty, names something else, or has another shape.
     """
-    engine = GradientEngine(model, _select_moved(model, directions), pairs=pairs)
+    engine = GradientEngine(model, _select_moved(model, directions), pairs=pairs, claims=claims)
     finished: dict[int, list[list[float]]] = {}
 
     def run(batch: Sequence[int]) -> list[list[list[float]]]:

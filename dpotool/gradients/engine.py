@@ -8,7 +8,6 @@ Slow truth: `dpotool.gradients.products`.
 
 from __future__ import annotations
 
-import weakref
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -62,8 +61,9 @@ class GradientEngine:
     Args:
         model: any causal language model of transformers, also inside PEFT. It is left as it was after every call.
         parameters: `all` trained ones, `last-N`, `lora` or `head` (`select_parameters`), or the caller's selection.
-        pairs: those there will be. Where attention picks the best of a row's tokens, only rows of one length can run
-            together, and chosen and rejected have two: autograd then takes every parameter.
+        pairs: the pairs that will come. Where attention picks the best of a row's tokens, only rows of one length can
+            run together, and chosen and rejected have two: autograd then takes every parameter.
+        claims: what `audit_trained` returned before the weights were sharded; needed for sharded weights only.
 
     Raises:
         DpotoolError: there is nothing to differentiate, or the weights are quantised.
@@ -75,13 +75,14 @@ class GradientEngine:
         parameters: str | ParameterSelection = "all",
         *,
         pairs: Sequence[TokenizedPair] = (),
+        claims: Claims | None = None,
     ) -> None:
         self.model = model
         self.selection = select_parameters(model, parameters) if isinstance(parameters, str) else parameters
         if picks_among(get_causal_lm(model), max((pair.longest for pair in pairs), default=0)):
             self.claims = Claims({}, tuple(self.selection.parameters))
         else:
-            self.claims = _find_claims(model, self.selection.parameters)
+            self.claims = _find_claims(model, self.selection.parameters, claims)
         self.fallback = [self.selection.parameters[name] for name in self.claims.fallback]
         if self.fallback and is_sharded(model):
             raise DpotoolError(
@@ -163,23 +164,19 @@ class GradientEngine:
         return logps
 
 
-_claims_of_whole: weakref.WeakKeyDictionary[nn.Module, Claims] = weakref.WeakKeyDictionary()
-
-
-def audit_whole(model: nn.Module) -> None:
-    """Finds out how every trained parameter can be served, before the weights are sharded: afterwards nobody can."""
+def audit_trained(model: nn.Module) -> Claims:
+    """Finds out how every trained parameter can be differentiated. This cannot be found out from sharded weights."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    _claims_of_whole[model] = _find_claims(model, named)
+    return _find_claims(model, named, None)
 
 
-def _find_claims(model: nn.Module, named: Mapping[str, nn.Parameter]) -> Claims:
+def _find_claims(model: nn.Module, named: Mapping[str, nn.Parameter], claims: Claims | None) -> Claims:
     if not is_sharded(model):
         with evaluation_mode(model):
             return audit_parameters(model, named)
-    if model not in _claims_of_whole:
-        raise RuntimeError("the weights are sharded, and the model was not looked at before (`audit_whole`)")
-    known = _claims_of_whole[model].forms
-    return Claims({name: known[name] for name in named if name in known}, tuple(n for n in named if n not in known))
+    if claims is None:
+        raise RuntimeError("the weights are sharded, and `audit_trained` did not look at the model before")
+    return claims.restrict(named)
 
 
 def compute_fast_products(
@@ -188,6 +185,7 @@ def compute_fast_products(
     *,
     batch_tokens: int = DEFAULT_BATCH_TOKENS,
     parameters: str = "all",
+    claims: Claims | None = None,
     on_progress: Advance | None = None,
 ) -> tuple[GradientProducts, EngineReport]:
     """Computes the products of every pair, in the order of the pairs; pairs are shared out over processes.
@@ -197,7 +195,7 @@ def compute_fast_products(
     Args:
         on_progress: called with the number of pairs in each finished batch.
     """
-    engine = GradientEngine(model, parameters, pairs=pairs)
+    engine = GradientEngine(model, parameters, pairs=pairs, claims=claims)
     finished: dict[int, PairProducts] = {}
     for batch in engine.iter_products(pairs, batch_tokens=batch_tokens):
         finished |= batch

@@ -28,7 +28,7 @@ from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.adapters import merge_adapter
 from dpotool.models.loading import load_tokenizer
 from dpotool.models.subject import Subject, describe_subject, read_training_run
-from dpotool.models.weights import has_quantised_weights
+from dpotool.models.weights import has_quantised_weights, refuse_quantised
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import Fingerprints, PredictionAbout
 from dpotool.runs.folder import RunFolder, write_summary
@@ -94,7 +94,8 @@ def _predict(
     _check_tokenizers(start, opened.tokenizer, config)
     assert opened.reference is not None
     for name, model in ((start, opened.reference), (subject.model, opened.policy)):
-        _refuse_quantised(name, model)
+        if has_quantised_weights(model):
+            refuse_quantised(where=name)
     first, second = merge_adapter(opened.reference), merge_adapter(opened.policy)
     batch_tokens = resolve_batch_tokens(config.batch_tokens, first, opened.pair_set.pairs, with_gradients=True)
     frame = compute_prediction(
@@ -244,15 +245,6 @@ def _check_parameters(start: dict[str, nn.Parameter], end: dict[str, nn.Paramete
                 expected=f"the same shape in both, {shapes[0] or 'none'}",
                 got=str(shapes[1] or "none"),
             )
-
-
-def _refuse_quantised(name: str, model: nn.Module) -> None:
-    if has_quantised_weights(model):
-        raise DpotoolError(
-            "weights that are quantised have no gradients to predict changes by",
-            where=name,
-            remedy="Name checkpoints in float32, bfloat16 or float16; theory-gap takes an adapter on such weights",
-        )
 
 
 def _check_finite(frame: pd.DataFrame) -> None:

@@ -18,8 +18,9 @@ from dpotool.errors import DpotoolError
 from dpotool.gradients.analysis import build_theory_frame
 from dpotool.gradients.batch_products import FEWEST_PAIRS, BatchProducts, compute_batch_products
 from dpotool.gradients.double_precision import in_float64
-from dpotool.gradients.engine import GradientEngine, audit_whole
+from dpotool.gradients.engine import GradientEngine, audit_trained
 from dpotool.gradients.findings import add_batch_columns, compute_gaps, give_advice
+from dpotool.gradients.ghost.audit import Claims
 from dpotool.gradients.output import describe_table, write_theory
 from dpotool.gradients.products import PairProducts, collect_products
 from dpotool.gradients.real_steps import StepLab
@@ -78,12 +79,11 @@ def run_theory(config: TheoryConfig, *, progress: Progress = SILENT) -> TheoryRe
     with claiming(subject.folder.path, "theory-gap", progress.note):
         opened = open_study(subject, progress, shards=True)
         mark_trained_parameters(opened.policy)
-        if wants_shards():
-            audit_whole(opened.policy)
+        claims = audit_trained(opened.policy) if wants_shards() else None
         opened.shard(progress)
         reference = opened.compute_reference_logps(progress)
         opened = replace(opened, reference_scorer=None)  # its values are here, its memory is needed
-        return _Study(config, opened, lambdas, reference, progress).run()
+        return _Study(config, opened, lambdas, reference, claims, progress).run()
 
 
 def describe_study(config: TheoryConfig) -> Subject:
@@ -115,6 +115,7 @@ class _Study:
         opened: OpenSubject,
         lambdas: Sequence[float],
         reference: ScoredPairs | None,
+        claims: Claims | None,
         progress: Progress,
     ) -> None:
         self.config = config
@@ -125,7 +126,8 @@ class _Study:
         self.batch_tokens = resolve_batch_tokens(
             config.batch_tokens, opened.policy, opened.pair_set.pairs, with_gradients=True
         )
-        self.engine = GradientEngine(opened.policy, config.parameters, pairs=opened.pair_set.pairs)
+        self.claims = claims  # found before the weights were sharded
+        self.engine = GradientEngine(opened.policy, config.parameters, pairs=opened.pair_set.pairs, claims=claims)
         self.found: dict[str, Any] = {}
         self.was_interrupted = False
 
@@ -209,6 +211,7 @@ class _Study:
             batch_tokens=self.batch_tokens,
             progress=self.progress,
             unfinished=self._find_unfinished(),
+            claims=self.claims,
         )
         frame = add_batch_columns(frame, batch)
         self.found["advice"] = give_advice(frame, batch, self.lambdas, seed=self.config.seed)

@@ -29,6 +29,7 @@ from dpotool.models.weights import (
     check_quantisation,
     check_weight_files,
     naming_broken_parts,
+    refuse_quantised,
 )
 from dpotool.progress import SILENT, Progress
 from dpotool.settings.shared import AUTO
@@ -257,10 +258,4 @@ def _refuse_quantised(config: Any, model: str) -> None:
     quantisation = getattr(config, "quantization_config", None)
     if quantisation is not None:
         about = quantisation if isinstance(quantisation, dict) else quantisation.to_dict()
-        raise DpotoolError(
-            "its weights are quantised, and such weights have no gradients",
-            where=model,
-            expected="float32, bfloat16 or float16 weights",
-            got=str(about.get("quant_method", "a quantization_config")),
-            remedy="Name the model it was made from",
-        )
+        refuse_quantised(where=model, got=str(about.get("quant_method", "a quantization_config")))

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -170,6 +170,17 @@ def _read_types(file: Path) -> Iterator[tuple[str, str]]:
 def has_quantised_weights(model: nn.Module) -> bool:
     """Tells whether some of the weights are stored as integers, which have no gradients."""
     return not all(weight.is_floating_point() for weight in model.parameters())
+
+
+def refuse_quantised(where: str | None, got: str | None = None) -> NoReturn:
+    """Raises the DpotoolError of everything that needs gradients of weights that turn out to be quantised."""
+    raise DpotoolError(
+        "quantised weights have no gradients",
+        where=where,
+        expected="float32, bfloat16 or float16 weights",
+        got=got,
+        remedy="Name the model it was made from; train and theory-gap also take a LoRA adapter on quantised weights",
+    )
 
 
 def list_non_finite(model: nn.Module) -> list[str]:

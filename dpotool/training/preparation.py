@@ -80,39 +80,30 @@ def prepare_trainer(
     policy = Scorer.configured(load_policy(config, progress), config, bf16=config.bf16, label=config.model)
     config = replace(config, max_length=resolve_max_length(config.max_length, policy.model, tokenizer))
     config, pair_sets = load_run_pairs(config, tokenizer, progress)
-    for pair_set in pair_sets.values():
-        check_token_ids(policy.model, pair_set.pairs, tokenizer, where=config.model)
-        if objective.loss.validate_pairs is not None:
-            objective.loss.validate_pairs(pair_set.pairs, objective.options)
-    fingerprints = {
-        "model": policy.fingerprint,
-        "tokenizer": fingerprint_tokenizer(tokenizer),
-        "data": pair_sets[TRAIN].source.fingerprint,
-    }
-    if EVALUATION in pair_sets:
-        fingerprints["eval_data"] = pair_sets[EVALUATION].source.fingerprint
-    if config.resume:
-        refuse_changes(folder, fingerprints)
+    _check_pairs(config, objective, policy.model, tokenizer, pair_sets)
+    fingerprints: dict[str, str] = {}
+
+    def record(**of_inputs: str) -> None:
+        """Notes fingerprints; a resumed run refuses an input that has changed as soon as it is known."""
+        fingerprints.update(of_inputs)
+        if config.resume:
+            refuse_changes(folder, fingerprints)
+
+    record(**_fingerprint_inputs(policy, tokenizer, pair_sets))
     datasets = {name: PairDataset(pair_set.pairs) for name, pair_set in pair_sets.items()}
     if "reference" in objective.loss.needs:
         reference = policy
         if config.reference is not None:
             reference = _open_reference(config, config.reference, tokenizer, pair_sets, progress)
-        fingerprints["reference"] = reference.fingerprint
-        if config.resume:
-            refuse_changes(folder, fingerprints)
+        record(reference=reference.fingerprint)
         find = partial(find_reference, reference, progress=progress)
         for name, dataset in datasets.items():
             _add_reference_values(dataset, pair_sets[name], find, with_prefixes=objective.loss.takes_tokens)
-        del reference, find  # a model of its own is not needed any more
+        del reference, find  # a reference that is another model is no longer needed
     if objective.adaptive is not None:
         shifts = read_pair_shifts(objective.adaptive, config, pair_sets[TRAIN], progress)
-        fingerprints["theory"] = hashlib.sha256(shifts.tobytes()).hexdigest()[:16]
-        if config.resume:
-            refuse_changes(folder, fingerprints)
-        datasets[TRAIN].shifts = shifts
-        if EVALUATION in datasets:  # held-out pairs have no row; only their loss needs it
-            datasets[EVALUATION].shifts = np.full(len(datasets[EVALUATION]), shifts.mean())
+        record(theory=hashlib.sha256(shifts.tobytes()).hexdigest()[:16])
+        _add_shifts(datasets, shifts)
     if config.lora:
         adapted = add_adapter(policy.model, config)
         policy = Scorer.configured(adapted, config, bf16=config.bf16, label=config.model)
@@ -123,6 +114,40 @@ def prepare_trainer(
     if PartialState().is_main_process and not is_rehearsal:
         _write_manifest(config, objective, pair_sets, fingerprints, policy.model, folder)
     return trainer
+
+
+def _check_pairs(
+    config: TrainConfig,
+    objective: Objective,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    pair_sets: Mapping[str, PairSet],
+) -> None:
+    """Raises DpotoolError where the model or the loss cannot take the pairs."""
+    for pair_set in pair_sets.values():
+        check_token_ids(model, pair_set.pairs, tokenizer, where=config.model)
+        if objective.loss.validate_pairs is not None:
+            objective.loss.validate_pairs(pair_set.pairs, objective.options)
+
+
+def _fingerprint_inputs(
+    policy: Scorer, tokenizer: PreTrainedTokenizerBase, pair_sets: Mapping[str, PairSet]
+) -> dict[str, str]:
+    fingerprints = {
+        "model": policy.fingerprint,
+        "tokenizer": fingerprint_tokenizer(tokenizer),
+        "data": pair_sets[TRAIN].source.fingerprint,
+    }
+    if EVALUATION in pair_sets:
+        fingerprints["eval_data"] = pair_sets[EVALUATION].source.fingerprint
+    return fingerprints
+
+
+def _add_shifts(datasets: Mapping[str, PairDataset], shifts: np.ndarray) -> None:
+    """Sets lambda of every training pair; evaluation pairs, whose loss needs one too, get the mean."""
+    datasets[TRAIN].shifts = shifts
+    if EVALUATION in datasets:
+        datasets[EVALUATION].shifts = np.full(len(datasets[EVALUATION]), shifts.mean())
 
 
 def _add_reference_values(

@@ -21,7 +21,8 @@ from model_families import build_family
 from torch.distributed.tensor import DTensor
 
 from dpotool.gradients.batch_products import compute_batch_products
-from dpotool.gradients.engine import audit_whole, compute_fast_products
+from dpotool.gradients.engine import audit_trained, compute_fast_products
+from dpotool.gradients.ghost.audit import Claims
 from dpotool.gradients.ghost.selection import select_parameters
 from dpotool.gradients.products import compute_gradient_products
 from dpotool.likelihood import completions
@@ -38,10 +39,10 @@ def main() -> None:
     for family in ("llama", "llama-tied-biased", "gpt2"):
         whole = build_family(family)
         model = copy.deepcopy(whole)
-        audit_whole(model)
+        claims = audit_trained(model)
         shard_weights(model, torch.device("cpu"))
         assert is_sharded(model) and not is_sharded(whole)
-        check_products(whole, model)
+        check_products(whole, model, claims)
         for layout in ("shared", "paired"):
             check_scores(whole, model, layout)
             check_gradients(whole, model, layout)
@@ -50,20 +51,27 @@ def main() -> None:
     dist.destroy_process_group()
 
 
-def check_products(whole: torch.nn.Module, model: torch.nn.Module) -> None:
+def check_products(whole: torch.nn.Module, model: torch.nn.Module, claims: Claims) -> None:
     """Products of each pair are those of autograd on the whole model; those with the batch are the whole model's.
 
     The batches are one too few for the second process; three adapt to the half of the pairs that they are taken from.
     """
     slow = compute_gradient_products(whole, PAIRS)
-    fast, report = compute_fast_products(model, PAIRS, batch_tokens=1)
+    fast, report = compute_fast_products(model, PAIRS, batch_tokens=1, claims=claims)
     assert not report.fallback
     for name in ("grad_inner_product", "chosen_grad_sq_norm", "rejected_grad_sq_norm", "chosen_logps"):
         np.testing.assert_allclose(getattr(fast, name), getattr(slow, name), rtol=1e-6, atol=1e-9, err_msg=name)
     logratios = np.linspace(-1, 1, len(PAIRS)), np.linspace(1, -1, len(PAIRS))
     expected, got = (
         compute_batch_products(
-            one, PAIRS, select_parameters(one), logratios, gamma=1.0, adamw_shifts=[0.5, 1.0], batch_tokens=60
+            one,
+            PAIRS,
+            select_parameters(one),
+            logratios,
+            gamma=1.0,
+            adamw_shifts=[0.5, 1.0],
+            batch_tokens=60,
+            claims=claims,
         )
         for one in (whole, model)
     )

@@ -8,7 +8,7 @@ operation, or two that make an embedding and the output layer tied to it. Every 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -44,6 +44,11 @@ class Claims:
 
     def is_tied(self, name: str) -> bool:
         return len(self.forms[name]) > 1
+
+    def restrict(self, names: Collection[str]) -> Claims:
+        """Returns the claims on these parameters, in this order; those that were not claimed go to the fallback."""
+        forms = {name: self.forms[name] for name in names if name in self.forms}
+        return Claims(forms, tuple(name for name in names if name not in forms))
 
 
 @dataclass(slots=True)

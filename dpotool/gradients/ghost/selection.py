@@ -11,6 +11,7 @@ from torch import nn
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.completions import get_causal_lm
 from dpotool.likelihood.root_forward import find_layers
+from dpotool.models.weights import refuse_quantised
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def select_parameters(model: nn.Module, choice: str = "all") -> ParameterSelecti
             expected="a part of the model that is trained",
             got=choice,
         )
-    _refuse_quantized(model, chosen)
+    _check_quantised(model, chosen)
     return ParameterSelection(label, chosen)
 
 
@@ -85,13 +86,9 @@ def _parse_choice(model: nn.Module, choice: str) -> tuple[str, IsChosen]:
     return f"last {n_last} of {len(layers)} layers", lambda _name, parameter: id(parameter) in ids
 
 
-def _refuse_quantized(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> None:
+def _check_quantised(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> None:
     """Refuses what has no exact gradient. An adapter on a quantised base has one: of the model as it computes."""
     quantized = [name for name, weight in chosen.items() if not weight.is_floating_point() or weight.itemsize == 1]
     is_quantized = getattr(get_causal_lm(model), "is_quantized", False) or getattr(model, "hf_quantizer", None)
     if quantized or (is_quantized and not hasattr(model, "peft_config")):
-        raise DpotoolError(
-            "the model's weights are quantised, and have no exact gradients",
-            where=quantized[0] if quantized else None,
-            remedy="Load it in float32 or bfloat16",
-        )
+        refuse_quantised(where=quantized[0] if quantized else None)

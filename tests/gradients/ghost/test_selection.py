@@ -78,8 +78,9 @@ def test_quantised_weights_are_refused():
     with pytest.raises(DpotoolError) as error:
         select_parameters(model)
     assert str(error.value) == (
-        "model.layers.0.mlp.down_proj.weight: the model's weights are quantised, and have no exact gradients. "
-        "Load it in float32 or bfloat16"
+        "model.layers.0.mlp.down_proj.weight: quantised weights have no gradients; "
+        "expected float32, bfloat16 or float16 weights. Name the model it was made from; train and theory-gap also "
+        "take a LoRA adapter on quantised weights"
     )
     flagged = build_family("llama")
     flagged.is_quantized = True
