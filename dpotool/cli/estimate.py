@@ -35,6 +35,8 @@ def _show(estimate: Estimate, console: Console) -> None:
     rows += [[f"time, {stage}", format_duration(seconds)] for stage, seconds in estimate.seconds.items()]
     rows += [["time in all", format_duration(estimate.total_seconds)]]
     rows += [["peak memory", format_bytes(estimate.peak_bytes)]]
+    if estimate.card_bytes:
+        rows += [["on one GPU, by formula", format_bytes(estimate.card_bytes)]]
     console.table(f"Estimate for {estimate.command}", ["", ""], rows)
     console.answer(f"This rests on measurements: {'; '.join(estimate.probe)}.")
     console.say("Nothing was written.")

@@ -41,6 +41,8 @@ class Estimate:
     seconds: dict[str, float] = field(default_factory=dict)
     """By stage; a stage that was not measured is not there."""
     peak_bytes: int = 0
+    card_bytes: int = 0
+    """What a GPU would need by the formula of `dpotool.estimates.memory`; 0 where it has no answer."""
     probe: list[str] = field(default_factory=list)
     """What the figures rest on, and what they leave out."""
     probe_seconds: float = 0.0
@@ -71,6 +73,7 @@ class Estimate:
             "batch_tokens": self.batch_tokens,
             "seconds": {**self.seconds, "total": self.total_seconds},
             "peak_bytes": self.peak_bytes,
+            "card_bytes": self.card_bytes or None,
             "probe": self.probe,
         }
 

@@ -2,6 +2,8 @@
 
     python -m dpotool.estimates.memory          # the table of docs/scale.md
 
+`--dry-run` applies the same formula to the model at hand (`need_on_card`).
+
 What a backward pass needs of a layer is counted for Llama-like layers (RMS norms, rotary positions, a gated
 feed-forward part, fused attention). For each token, in values of the model's type: the inputs of the linear layers, of
 the activation and of the product behind it, queries, keys, values and the result of attention, and what the two norms
@@ -12,7 +14,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from dpotool.likelihood.completions import CHUNK_ELEMENTS_ON_GPU
+from torch import nn
+
+from dpotool.likelihood.completions import CHUNK_ELEMENTS_ON_GPU, get_causal_lm
+from dpotool.likelihood.root_forward import find_layers
+from dpotool.models.weights import has_quantised_weights
 
 GB = 1e9
 ADAMW_BUFFERS = 5
@@ -31,6 +37,7 @@ class Shape:
     feed_forward: int
     key_value: int
     """Width of all keys of a token."""
+    vocabulary: int = 128_256
 
 
 SHAPES = (
@@ -50,7 +57,7 @@ class Plan:
     """What the table adds to the command."""
     weight_bytes: int = 2
     """Of each weight."""
-    state_bytes: int = 0
+    state_bytes: float = 0
     """Of each weight beside it: gradients and the optimiser's averages, or mean gradients."""
     n_tokens: int = 4096
     """Padded tokens of a batch."""
@@ -87,8 +94,54 @@ def predict_memory(shape: Shape, plan: Plan) -> dict[str, float]:
         "state": plan.state_bytes * shape.n_parameters / plan.n_cards + 4 * n_gradients,
         "adapter": 16 * plan.n_adapter,
         "activations": plan.n_tokens * (shape.n_layers * saved + widest if plan.keeps_layers else 2 * widest),
-        "logits": CHUNK_ELEMENTS_ON_GPU * (plan.weight_bytes + 8),
+        "logits": min(CHUNK_ELEMENTS_ON_GPU, plan.n_tokens * shape.vocabulary) * (plan.weight_bytes + 8),
     }
+
+
+def measure_shape(model: nn.Module) -> Shape | None:
+    """Returns what the formula needs to know of a model; of one with an adapter, the base without it.
+
+    None where the formula has no answer: quantised weights, or a config that lacks one of the widths.
+    """
+    layers = find_layers(model)
+    config = get_causal_lm(model).config.get_text_config()
+    hidden, heads = (getattr(config, name, None) for name in ("hidden_size", "num_attention_heads"))
+    feed_forward = getattr(config, "intermediate_size", None)
+    if not (layers and isinstance(hidden, int) and heads and isinstance(feed_forward, int)):
+        return None
+    if has_quantised_weights(model):
+        return None
+    head = getattr(config, "head_dim", None) or hidden // heads
+    key_value = head * (getattr(config, "num_key_value_heads", None) or heads)
+    n_adapter = count_adapter(model)
+    n_parameters = sum(weight.numel() for weight in model.parameters()) - n_adapter
+    of_layer = sum(weight.numel() for weight in layers[0].parameters()) - n_adapter // len(layers)
+    return Shape("", n_parameters, len(layers), of_layer, hidden, feed_forward, key_value, config.vocab_size)
+
+
+def count_adapter(model: nn.Module) -> int:
+    """Returns the weights that are trained where others are not, as those of an adapter; 0 where all or none are."""
+    sizes = [(weight.numel(), weight.requires_grad) for weight in model.parameters()]
+    trained = [n for n, is_trained in sizes if is_trained]
+    return sum(trained) if len(trained) < len(sizes) else 0
+
+
+def need_on_card(model: nn.Module, plan: Plan, *, n_models: int = 1) -> int:
+    """Returns the bytes that a command takes on one card, by the formula of docs/scale.md; 0 where it has no answer.
+
+    Args:
+        model: as the command has loaded it; the type of its weights and what is trained are taken from it.
+        plan: what is run; its `weight_bytes`, `is_trained` and `n_adapter` are those of the model.
+        n_models: copies of the weights that are there at a time, such as a policy and a reference.
+    """
+    shape = measure_shape(model)
+    if shape is None:
+        return 0
+    n_adapter = count_adapter(model)
+    weight_bytes = next(model.parameters()).element_size()
+    plan = replace(plan, weight_bytes=weight_bytes, is_trained=not n_adapter, n_adapter=n_adapter)
+    parts = predict_memory(shape, plan)
+    return round(sum(parts.values()) + (n_models - 1) * parts["weights"])
 
 
 PLANS = (

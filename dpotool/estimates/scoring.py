@@ -24,7 +24,8 @@ from dpotool.estimates.estimate import (
     seconds_since_start,
     time_strata,
 )
-from dpotool.likelihood.budget import resolve_batch_tokens
+from dpotool.estimates.memory import Plan, need_on_card
+from dpotool.likelihood.budget import MOST_TOKENS_ELSEWHERE, resolve_batch_tokens
 from dpotool.likelihood.noise import find_missing_seconds
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
@@ -102,7 +103,15 @@ def _plan(model: str, config: ScoreConfig, began: float, progress: Progress) -> 
             estimate.seconds[measure.name] = _time_measure(measure, policy, reference, pairs)
     estimate.seconds["statistics"] = _time_statistics(opened.pair_set)
     estimate.peak_bytes = measure_peak_bytes(policy.device)
+    estimate.card_bytes = _need_on_card(opened, config)
     return estimate
+
+
+def _need_on_card(opened: OpenSubject, config: ScoreConfig | DiagnoseConfig) -> int:
+    policy, reference = opened.policy_scorer, opened.reference_scorer
+    n_tokens = MOST_TOKENS_ELSEWHERE if config.batch_tokens == "auto" else int(config.batch_tokens)
+    n_models = 1 if reference is None or reference.model is policy.model else 2
+    return need_on_card(policy.model, Plan("score", n_tokens=n_tokens), n_models=n_models)
 
 
 def _time_measure(measure: Measure, policy: Scorer, reference: Scorer | None, pairs: Sequence[TokenizedPair]) -> float:
@@ -140,6 +149,7 @@ def _plan_diagnosis(model: str, config: DiagnoseConfig, began: float, progress: 
     if opened.reference_scorer is not None:
         estimate.seconds["statistics"] = _time_diagnosis_statistics(opened, config)
     estimate.peak_bytes = measure_peak_bytes(policy.device)
+    estimate.card_bytes = _need_on_card(opened, config)
     return estimate
 
 

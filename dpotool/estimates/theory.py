@@ -17,6 +17,7 @@ from dpotool.estimates.estimate import (
     seconds_since_start,
     time_strata,
 )
+from dpotool.estimates.memory import Plan, need_on_card
 from dpotool.gradients.batch_products import FEWEST_PAIRS, compute_batch_products
 from dpotool.gradients.engine import GradientEngine
 from dpotool.gradients.run import describe_study, open_study
@@ -53,10 +54,15 @@ def plan_theory(config: TheoryConfig, *, progress: Progress) -> Estimate:
         reference = opened.reference_scorer
         estimate.add_scoring("reference", reference, pairs, reference.find_missing(pairs))
     _add_products(estimate, config, opened, engine)
+    n_means = 0
     if not config.pairs_only and len(pairs) >= FEWEST_PAIRS:
+        n_means = 5 if config.optimizer == "adamw" else 3
         shifts = sorted({*lambdas, 1.0}) if config.optimizer == "adamw" else []
         _add_batch_products(estimate, opened, engine, shifts)
     estimate.peak_bytes = measure_peak_bytes(opened.policy_scorer.device)
+    if engine.selection.n_elements == sum(weight.numel() for weight in opened.policy.parameters()):
+        plan = Plan("theory-gap", state_bytes=4 * n_means, n_tokens=estimate.batch_tokens, keeps_layers=True)
+        estimate.card_bytes = need_on_card(opened.policy, plan)
     if config.check or config.verify:
         estimate.probe.append("without --check and --verify")
     return estimate

@@ -6,9 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from model_families import build_family
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from dpotool.estimates.memory import SHAPES, Plan, Shape, count_saved_bytes, format_fits, predict_memory
+from dpotool.estimates.memory import (
+    SHAPES,
+    Plan,
+    Shape,
+    count_saved_bytes,
+    format_fits,
+    measure_shape,
+    need_on_card,
+    predict_memory,
+)
 from dpotool.likelihood.batch import collate_rows
 from dpotool.likelihood.completions import compute_completion_states
 
@@ -75,3 +85,45 @@ def test_spread_weights_take_less_of_each_card() -> None:
 def test_the_page_shows_this_formula() -> None:
     page = Path(__file__).parents[2] / "docs" / "scale.md"
     assert format_fits() in page.read_text(encoding="utf-8"), "python -m dpotool.estimates.memory gives the table"
+
+
+def test_the_shape_is_read_from_a_model() -> None:
+    """Llama-3-8B without its weights; its row of the page then comes out of the model itself."""
+    config = LlamaConfig(
+        vocab_size=128_256,
+        hidden_size=4096,
+        intermediate_size=14_336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+    )
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    found = measure_shape(model)
+    assert found is not None
+    for name in ("n_parameters", "n_layers", "layer_parameters", "hidden", "feed_forward", "key_value", "vocabulary"):
+        assert getattr(found, name) == getattr(SHAPES[1], name), name
+    plan = Plan("score", n_tokens=16_384)
+    assert need_on_card(model, plan) == round(sum(predict_memory(SHAPES[1], plan).values()))
+    assert need_on_card(model, plan, n_models=2) - need_on_card(model, plan) == 2 * SHAPES[1].n_parameters
+
+
+def test_an_adapter_has_states_and_its_base_has_none() -> None:
+    from peft import LoraConfig, get_peft_model
+
+    base = build_family("llama")  # in float64
+    bare = measure_shape(base)
+    assert bare is not None
+    plan = Plan("train", n_tokens=100, keeps_layers=True)
+    adapted = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
+    n_adapter = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
+    assert measure_shape(adapted) == bare
+    expected = predict_memory(
+        bare, Plan("", weight_bytes=8, n_tokens=100, keeps_layers=True, is_trained=False, n_adapter=n_adapter)
+    )
+    assert need_on_card(adapted, plan) == round(sum(expected.values()))
+
+
+def test_weights_that_the_formula_does_not_know_have_no_answer() -> None:
+    """GPT-2's config does not name the width of its feed-forward part."""
+    assert need_on_card(build_family("gpt2"), Plan("score")) == 0

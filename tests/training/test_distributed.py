@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -39,17 +40,45 @@ def flags(settings: dict[str, Any], **changes: Any) -> list[str]:
     return [part for name, value in merged.items() for part in (f"--{name.replace('_', '-')}", str(value))]
 
 
+def expect_equal(run: Path, truth: Path) -> None:
+    """Asserts that two runs ended with the same weights, and logged the same on the way."""
+    expected, got = read_weights(truth), read_weights(run)
+    assert got.keys() == expected.keys()
+    for name, weight in got.items():
+        assert torch.allclose(weight, expected[name], rtol=1e-7, atol=1e-10), name
+    for ours, theirs in zip(training_rows(RunFolder(run)), training_rows(RunFolder(truth)), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
+        assert ours["logps/chosen"] == pytest.approx(theirs["logps/chosen"], rel=1e-6)
+
+
 @pytest.mark.parametrize("loss", ["dpo", "sft"])
 def test_two_processes_equal_one(settings: dict[str, Any], tmp_path: Path, loss: str) -> None:
     launch(1, "train", *flags(settings, loss=loss, batch_size=8, output=tmp_path / "one"))
     launch(2, "train", *flags(settings, loss=loss, batch_size=4, output=tmp_path / "two"))
-    one, two = RunFolder(tmp_path / "one"), RunFolder(tmp_path / "two")
-    expected = read_weights(one.path)
-    for name, weight in read_weights(two.path).items():
-        assert torch.allclose(weight, expected[name], rtol=1e-7, atol=1e-10), name
-    for ours, theirs in zip(training_rows(two), training_rows(one), strict=True):
-        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-6)
-        assert ours["logps/chosen"] == pytest.approx(theirs["logps/chosen"], rel=1e-6)
+    expect_equal(tmp_path / "two", tmp_path / "one")
+
+
+def test_weights_spread_over_two_processes_are_trained_as_whole_ones(settings: dict[str, Any], tmp_path: Path) -> None:
+    """The example for FSDP2, with evaluation and saving; the unevenly many test pairs go round both processes."""
+    launch(1, "train", *flags(settings, batch_size=8, output=tmp_path / "one"))
+    example = Path(__file__).parents[2] / "examples" / "accelerate" / "fsdp2.yaml"
+    command = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(example),
+        "--num_processes",
+        "2",
+    ]
+    command += ["--main_process_port", "0", str(Path(__file__).with_name("fsdp2_worker.py"))]
+    command += ["train", *flags(settings, batch_size=4, output=tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr[-3000:]
+    n_spread, n_all = re.findall(r"spread: (\d+) of (\d+)", result.stderr)[0]
+    assert n_spread == n_all != "0"
+    expect_equal(tmp_path / "two", tmp_path / "one")
 
 
 def test_the_monitor_sees_the_pairs_of_all_processes(settings: dict[str, Any], tmp_path: Path) -> None:
