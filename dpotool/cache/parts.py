@@ -68,6 +68,8 @@ def read_part(path: Path) -> list[tuple[Any, ...]]:
     schema = _make_schema(path.parent)
     if [_plain(field) for field in table.schema] != [_plain(field) for field in schema]:
         raise UnreadablePartError(f"it holds {', '.join(f'{field.name}: {field.type}' for field in table.schema)}")
+    if table.column("key").null_count:
+        raise UnreadablePartError("it has a row without a key")
     return list(zip(*(table.column(name).to_pylist() for name in schema.names), strict=True))
 
 

@@ -25,11 +25,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO
+
+import msgspec
 
 from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import write_json, write_text, write_yaml, writing_to
-from dpotool.runs.checked import parse_json, read_json
+from dpotool.runs.checked import check_value, parse_json, read_json
 from dpotool.runs.manifest import read_manifest
 from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import TABLES
@@ -201,7 +203,54 @@ def read_summary(table: Path) -> dict[str, Any] | None:
     summary = read_json(path, dict[str, Any], what="a summary", remedy=remedy)
     if summary.pop(_SEAL, None) != _hash(summary):
         raise DpotoolError("is not what a command wrote, or was changed since", where=str(path), remedy=remedy)
+    _check_intervals(summary, str(path), remedy)
+    check_value(summary, _Summary, where=str(path), remedy=remedy)
     return summary
+
+
+class _Interval(msgspec.Struct):
+    """A mean, share, median or correlation with its interval; null where there is none."""
+
+    mean: float | None = None
+    value: float | None = None
+    ci_low: float | None = None
+    ci_high: float | None = None
+
+
+_Count = Annotated[int, msgspec.Meta(ge=0)]
+
+
+class _Summary(msgspec.Struct):
+    """What other commands read of the summary of any kind of table, besides the intervals in it."""
+
+    n: _Count | None = None
+    n_excluded: dict[str, _Count] | _Count | None = None
+    n_compared: _Count | None = None
+    ties: _Count | None = None
+    wins: _Count | None = None
+    losses: _Count | None = None
+    verdicts: dict[str, _Count] | None = None
+    label: str | None = None
+    baseline: str | None = None
+    judge: str | None = None
+    questions: str | None = None
+    caveat: str | None = None
+    win_rate: dict[str, _Interval | None] | None = None
+    risks: dict[str, dict[str, str | _Interval | None]] | None = None
+    mass: dict[str, Any] | None = None
+    gaps: dict[str, dict[str, dict[str, _Interval | None] | None]] | None = None
+    advice: dict[str, dict[str, Any]] | None = None
+    advice_from: str | None = None
+    noise_floor: dict[str, Any] | None = None
+
+
+def _check_intervals(value: Any, where: str, remedy: str, path: str = "") -> None:
+    """Raises DpotoolError for anything but numbers around an interval, however deep it lies."""
+    if isinstance(value, dict) and "ci_low" in value:
+        check_value(value, _Interval, where=f"{where}: {path}", remedy=remedy)
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        _check_intervals(each, where, remedy, f"{path}.{key}" if path else str(key))
 
 
 def _hash(summary: Mapping[str, Any]) -> str:

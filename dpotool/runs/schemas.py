@@ -41,6 +41,14 @@ def _schema(name: str, definition: str, columns: list[pa.Field]) -> pa.Schema:
     return pa.schema(columns, metadata={TABLE_KEY: name.encode(), b"definition": definition.encode()})
 
 
+WORDS = {
+    "side": ("chosen", "rejected"),
+    "span": ("shared_prefix", "shared", "divergent", "eos"),
+    "order": ("first", "second", "apart"),
+    "verdict": ("win", "tie", "loss"),
+}
+"""Column of text -> the words that may stand in it, in whichever table it is."""
+
 _PAIR_ID = column("pair_id", pa.int64(), "row", "row number in the source split, from 0", required=True)
 _PROMPT_ID = column(
     "prompt_id", pa.string(), "", "hash of the prompt; pairs of one prompt have the same", optional=True

@@ -28,6 +28,7 @@ from dpotool.runs.schemas import (
     TABLE_KEY,
     THEORY_SCHEMA,
     TOKEN_SCHEMA,
+    WORDS,
     is_optional,
 )
 from dpotool.wording import count
@@ -114,12 +115,27 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pd.DataFram
 
 
 def _check_rows(frame: pd.DataFrame, schema: pa.Schema) -> None:
-    """Raises ValueError where a count, a place or an id is below 0, or a pair has two rows in a table with one each."""
+    """Raises ValueError for what no command writes, or where a pair, or a token, has two rows in a table with one each.
+
+    That is a count, a place or an id below 0, a word other than those of the column, a probability beyond 1.
+    """
     for field in schema:
-        if field.type == pa.int64() and bool((frame[field.name] < 0).any()):
-            raise ValueError(f"column {field.name!r} holds {frame[field.name].min()}, and nothing there is below 0")
-    if schema.names[0] == "pair_id" and "position" not in schema.names and frame["pair_id"].duplicated().any():
-        raise ValueError(f"pair {frame['pair_id'][frame['pair_id'].duplicated()].iloc[0]} has more than one row")
+        values = frame[field.name].dropna()
+        if field.type == pa.int64() and bool((values < 0).any()):
+            raise ValueError(f"column {field.name!r} holds {values.min()}, and nothing there is below 0")
+        if field.name in WORDS and not values.isin(WORDS[field.name]).all():
+            odd = values[~values.isin(WORDS[field.name])].iloc[0]
+            raise ValueError(f"column {field.name!r} holds {odd!r}, not one of {', '.join(WORDS[field.name])}")
+        if field.metadata[b"unit"] == b"probability" and bool((values.abs() > 1 + _ROUNDING).any()):
+            raise ValueError(f"column {field.name!r} holds {values.abs().max():g}, which is no probability")
+    key = [name for name in ("pair_id", "side", "position") if name in schema.names]
+    if schema.names[0] == "pair_id" and frame.duplicated(key).any():
+        what = "pair" if len(key) == 1 else "token"
+        twice = frame[frame.duplicated(key)].iloc[0]
+        raise ValueError(f"{what} {' '.join(str(twice[name]) for name in key)} has more than one row")
+
+
+_ROUNDING = 1e-5
 
 
 class _Sidecar(msgspec.Struct):

@@ -76,11 +76,18 @@ def test_a_file_that_vanishes_while_reading_is_looked_for_again(
     assert calls
 
 
-@pytest.mark.parametrize("columns", [{"key": ["a"]}, {"key": ["a"], "chosen_logps": ["x"], "rejected_logps": [1.0]}])
-def test_a_part_with_other_columns_is_unreadable(tmp_path: Path, columns: dict[str, list[object]]) -> None:
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"key": ["a"]}, "it holds key: "),
+        ({"key": ["a"], "chosen_logps": ["x"], "rejected_logps": [1.0]}, "it holds key: "),
+        ({"key": ["a", None], "chosen_logps": [1.0, 2.0], "rejected_logps": [1.0, 2.0]}, "it has a row without a key"),
+    ],
+)
+def test_a_part_with_other_columns_is_unreadable(tmp_path: Path, columns: dict[str, list[object]], says: str) -> None:
     path = tmp_path / f"{'a' * 16}.parquet"
     pd.DataFrame(columns).to_parquet(path, index=False)
-    with pytest.raises(UnreadablePartError, match="it holds key: "):
+    with pytest.raises(UnreadablePartError, match=says):
         read_part(path)
     assert read_parts(tmp_path).values == {}
     assert list(read_parts(tmp_path).unreadable) == [path]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -246,6 +247,29 @@ def test_a_summary_that_somebody_changed_is_not_believed(tmp_path, change):
     with pytest.raises(DpotoolError, match=r"or was changed since\. Write it again"):
         read_summary(table)
     assert read_score_summary(table) is None, "it is made anew from the table"
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"chosen_logps": {"mean": {}, "ci_low": 0.0}}, "chosen_logps.mean: is not what it has to be"),
+        ({"risks": {"ches": {"rank_correlation": [1]}}}, "risks: is not what it has to be"),
+        ({"gaps": {"0.5": {"paper": {"g1": {"mean": 1.0, "ci_low": "x"}}}}}, "gaps.0.5.paper.g1.ci_low"),
+        ({"win_rate": ""}, "win_rate: is not what it has to be; expected a mapping or nothing, got ''"),
+        ({"win_rate": {"ties_half": 1.0}}, "win_rate: is not"),
+        ({"losses": -1}, "losses: is not what it has to be; expected a whole number >= 0, got -1"),
+        ({"advice": {"adamw": 10**30}}, "advice: is not"),
+        ({"caveat": {}}, "caveat"),
+    ],
+)
+def test_a_summary_of_other_types_is_one_line_even_with_a_seal(tmp_path, change, says):
+    """As another program may write it that knows the seal; a score table's is made anew from the table."""
+    table = tmp_path / "t.parquet"
+    table.touch()
+    write_summary(table, {"n": 3, "n_excluded": {}} | change)
+    with pytest.raises(DpotoolError, match=re.escape(f"t.summary.json: {says}")):
+        read_summary(table)
+    assert read_score_summary(table) is None
 
 
 def test_the_seal_of_what_was_found_does_not_depend_on_what_the_store_had(tmp_path):

@@ -12,7 +12,7 @@ import pytest
 from synthetic_frames import make_score_frame, make_theory_frame
 
 from dpotool.errors import DpotoolError
-from dpotool.runs.schemas import TABLE_KEY
+from dpotool.runs.schemas import SCHEMAS, TABLE_KEY
 from dpotool.runs.tables import SCORE_SCHEMA, THEORY_SCHEMA, TOKEN_SCHEMA, read_raw_metadata, read_table, write_table
 from dpotool.theory.advice import DOT_COLUMNS
 
@@ -193,6 +193,25 @@ def test_what_no_command_writes_is_refused_when_it_is_read(tmp_path, column, val
     pq.write_table(table.set_column(place, column, pa.array(values)), path)
     with pytest.raises(DpotoolError, match=re.escape(f"{path}: {says}")):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"side": "x"}, "column 'side' holds 'x', not one of chosen, rejected"),
+        ({"span": "end"}, "column 'span' holds 'end', not one of shared_prefix, shared, divergent, eos"),
+        ({"p_token": 2.0}, "column 'p_token' holds 2, which is no probability"),
+        ({"position": 0}, "token 1 chosen 0 has more than one row"),
+    ],
+)
+def test_a_token_table_of_anything_else_is_refused(tmp_path, change, says):
+    row = {"pair_id": 1, "side": "chosen", "position": 1, "token_id": 5, "span": "eos", "p_token": 1.0 + 1e-9}
+    schema = SCHEMAS["diagnosis_token"]
+    write_table(pd.DataFrame([row | {"position": 0}, row]), tmp_path / "t.parquet", schema)
+    assert len(read_table(tmp_path / "t.parquet", schema)) == 2
+    write_table(pd.DataFrame([row | {"position": 0}, row | change]), tmp_path / "t.parquet", schema)
+    with pytest.raises(DpotoolError, match=re.escape(f"t.parquet: {says}")):
+        read_table(tmp_path / "t.parquet", schema)
 
 
 def test_a_changed_bit_is_not_another_number(tmp_path):
