@@ -121,7 +121,7 @@ def _recompute(config: CacheVerifyConfig, console: Console) -> dict[str, Any]:
     assert config.model is not None
     found = recheck_store(config.model, settings, config.recompute, progress=console)
     console.say(
-        f"{found.n_compared} of {found.n_stored} stored pairs were computed again. The largest difference is "
+        f"Stored pairs computed again: {found.n_compared} of {found.n_stored}. The largest difference is "
         f"{found.largest_difference:.3g} nats, a typical one {found.typical_difference:.3g}."
     )
     if found.n_disagreeing:

@@ -7,6 +7,7 @@ from typing import Any
 from dpotool.cli.console import Console, format_interval
 from dpotool.cli.verbs import Positional, add_verb
 from dpotool.settings.scoring import PredictConfig
+from dpotool.wording import count
 
 _CHECKPOINTS = Positional(
     "checkpoints", list[str] | None, "FROM and TO. With TO alone, the run is compared with the model it started from."
@@ -48,7 +49,9 @@ def choose_checkpoints(named: list[str], console: Console) -> tuple[str | None, 
     from dpotool.runs.folder import newest_run
 
     if len(named) > 2:
-        raise DpotoolError("takes two checkpoints", where="predict", expected="FROM and TO", got=f"{len(named)} names")
+        raise DpotoolError(
+            "takes two checkpoints", where="predict", expected="FROM and TO", got=count(len(named), "name")
+        )
     if named:
         return (named[0] if len(named) == 2 else None), named[-1]
     run = newest_run(kind="train")

@@ -131,7 +131,7 @@ def _add_evaluations(estimate: Estimate, config: TrainConfig, trainer: Preferenc
     if trainer.keeps_evaluations:
         is_reference = config.reference is None and "reference" in trainer.objective.loss.needs
         n_times -= is_reference or not trainer.scorer.find_missing(pairs)  # the store has the first one by then
-    estimate.seconds[f"{n_times} evaluations"] = n_times * estimate_scoring(trainer.scorer, pairs).seconds
+    estimate.seconds[count(n_times, "evaluation")] = n_times * estimate_scoring(trainer.scorer, pairs).seconds
 
 
 class _Rehearsal:

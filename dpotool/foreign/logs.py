@@ -49,6 +49,9 @@ def read_trainer_state(path: Path, config: ImportConfig) -> list[Row]:
     """Returns the rows of TRL's (or transformers') `log_history`, ordered by step.
 
     The closing row of run times is left out.
+
+    Raises:
+        DpotoolError: the file holds no log_history, or its steps are wrong.
     """
     content = read_json(path)
     history = content.get("log_history") if isinstance(content, dict) else None
@@ -90,7 +93,11 @@ def _read_lines(path: Path) -> Iterator[Row]:
 
 
 def read_history(path: Path, config: ImportConfig) -> list[Row]:
-    """Returns the rows of a run's history as Weights & Biases exports it: `run.history()` as CSV, JSON or Parquet."""
+    """Returns the rows of a run's history as Weights & Biases exports it: `run.history()` as CSV, JSON or Parquet.
+
+    Raises:
+        DpotoolError: the file cannot be read as a table, or its steps are wrong.
+    """
     try:
         if path.suffix == ".csv":
             frame = pd.read_csv(path)
@@ -105,7 +112,11 @@ def read_history(path: Path, config: ImportConfig) -> list[Row]:
 
 
 def read_trackio(path: Path, config: ImportConfig) -> list[Row]:
-    """Returns the rows of a run in a project's database of trackio; `config.run` says which, where it has several."""
+    """Returns the rows of a run in a project's database of trackio; `config.run` says which, where it has several.
+
+    Raises:
+        DpotoolError: the file is no such database, or the run is not in it or not named.
+    """
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
             logged = list(database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id"))
@@ -128,7 +139,11 @@ def read_trackio(path: Path, config: ImportConfig) -> list[Row]:
 
 
 def read_tensorboard(path: Path, config: ImportConfig) -> list[Row]:
-    """Returns the scalars of a TensorBoard event file, or of all those in its folder, a row per step and kind."""
+    """Returns the scalars of a TensorBoard event file, or of all those in its folder, a row per step and kind.
+
+    Raises:
+        DpotoolError: tensorboard is not installed, or the file's steps are wrong.
+    """
     try:
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     except ImportError:

@@ -28,6 +28,9 @@ def read_reward_bench(path: Path, beta: float | None) -> pd.DataFrame:
     `scores_rejected`, with the prompt as it was put to the model, which becomes `prompt_id`.
 
     For a DPO model these are log-ratios without beta, which multiplies them here; there are no log-likelihoods.
+
+    Raises:
+        DpotoolError: a line is damaged, or there is none.
     """
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):  # a string may hold U+2028, which ends none
@@ -47,6 +50,9 @@ def read_tensors(path: Path) -> tuple[pd.DataFrame, list[str]]:
 
     `sample_indices`, as princeton-nlp/unintentional-unalignment writes it, becomes `pair_id`; without it rows count.
     Anything that is no such tensor is left out and named with its shape or type.
+
+    Raises:
+        DpotoolError: the file holds more than tensors, or tensors that make no table.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -39,6 +39,7 @@ from dpotool.likelihood.completions import get_causal_lm, is_sharded, picks_amon
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, run_shares
 from dpotool.likelihood.shares import gather_shares
 from dpotool.models.rope import has_alike_prompts
+from dpotool.wording import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +87,8 @@ class GradientEngine:
         self.fallback = [self.selection.parameters[name] for name in self.claims.fallback]
         if self.fallback and is_sharded(model):
             raise DpotoolError(
-                f"{len(self.fallback)} parameters have no fast rule, and weights that are spread over processes "
-                "cannot be differentiated pair by pair",
+                f"{count(len(self.fallback), 'parameter has', 'parameters have')} no fast rule, and weights that are "
+                "spread over processes cannot be differentiated pair by pair",
                 where=self.claims.fallback[0],
                 remedy="Run it without sharding, or choose other weights with --parameters",
             )

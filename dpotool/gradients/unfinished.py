@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import atomic_path
+from dpotool.wording import count
 
 SECONDS_BETWEEN_SAVES = 60.0
 LARGEST_SHARE = 0.05
@@ -73,7 +74,9 @@ class UnfinishedPasses:
             for tensor in total.values():
                 tensor.zero_()
             return 0
-        self.progress.note(f"mean gradients, pass {self._number}: {about['done']} batches were summed up before")
+        self.progress.note(
+            f"mean gradients, pass {self._number}: {count(about['done'], 'batch was', 'batches were')} summed up before"
+        )
         return int(about["done"])
 
     def offer(self, done: int, total: dict[str, Tensor]) -> None:

@@ -154,7 +154,11 @@ class Answerer:
         )
 
     def score(self, model: nn.Module, answers: Sequence[Answer]) -> dict[tuple[str, int], tuple[float, int]]:
-        """Returns log pi of each answer under a model (nats, summed over the tokens of all turns) and their number."""
+        """Returns log pi of each answer under a model (nats, summed over the tokens of all turns) and their number.
+
+        Raises:
+            DpotoolError: an answer has tokens that the model does not know.
+        """
         rows, owners = [], []
         n_known = len(cast(Any, model).get_input_embeddings().weight)
         for answer in answers:
@@ -192,7 +196,7 @@ def read_kept(
     """
     rows, n_torn = read_sound_lines(path)
     if n_torn:
-        progress.warn(f"{path}: {n_torn} half-written lines left out")
+        progress.warn(f"{path}: {count(n_torn, 'half-written line')} left out")
     found: dict[tuple[str, int], Answer] = {}
     n_other = 0
     for row in rows:

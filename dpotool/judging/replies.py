@@ -81,7 +81,7 @@ def gather_replies(
         lengths.check(unique[key].text, reply)
     missing = [request for key, request in unique.items() if key not in found]
     if found:
-        progress.note(f"{len(found)} of {len(unique)} replies were there already")
+        progress.note(f"replies that were there already: {len(found)} of {len(unique)}")
     client = Client(endpoint)
     try:
         with progress.track("asking", len(missing)) as advance:

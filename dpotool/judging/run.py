@@ -93,7 +93,11 @@ def judge_answers(names: Sequence[str], config: JudgeConfig, *, progress: Progre
 
 
 def plan_asking(names: Sequence[str], config: JudgeConfig) -> list[AskingPlan]:
-    """Returns what a server would be asked about each model, without asking."""
+    """Returns what a server would be asked about each model, without asking.
+
+    Raises:
+        DpotoolError: the judgments are read from a file, or settings or answers cannot be used.
+    """
     if config.judgments is not None:
         raise DpotoolError(
             "no judge is asked when judgments are read", where="--judgments", remedy="Leave --dry-run out"
@@ -277,7 +281,9 @@ def import_results(names: Sequence[str], config: JudgeConfig) -> list[JudgeResul
     """
     sets = [_with_questions(open_answers(name, config.data), config) for name in names]
     if len(sets) > 2:
-        raise DpotoolError("takes the model's answers and the baseline's", where="--judgments", got=f"{len(sets)} sets")
+        raise DpotoolError(
+            "takes the model's answers and the baseline's", where="--judgments", got=count(len(sets), "set")
+        )
     answers = [{answer.question_id: answer for answer in each.answers} for each in sets] + [{}, {}]
     format_, found = import_judgments(str(config.judgments), answers[0], answers[1])
     stem = Path(str(config.judgments)).name.split(".json")[0]

@@ -25,6 +25,7 @@ from dpotool.models.vocabulary import check_same_tokens, check_token_ids
 from dpotool.progress import Progress
 from dpotool.runs.about import Fingerprints
 from dpotool.runs.manifest import collect_manifest
+from dpotool.wording import count
 
 _OF_THIS_CALL = ("output", "format", "device", "device_map", "dry_run", "trust_remote_code")
 """Settings that say where and how a table is written, not what is in it."""
@@ -61,7 +62,7 @@ class OpenSubject:
         device = resolve_device(self.subject.config.device)
         for scorer in filter(None, (self.policy_scorer, self.reference_scorer)):
             scorer.shard(device)
-        progress.note(f"the weights are spread over {PartialState().num_processes} processes")
+        progress.note(f"the weights are spread over {count(PartialState().num_processes, 'process', 'processes')}")
 
     def compute_policy_logps(self, progress: Progress, *, with_tokens: bool = False) -> ScoredPairs:
         """Returns log pi of every pair under the policy, from the store where it has them."""

@@ -119,7 +119,11 @@ LossOption = NumberOption | ChoiceOption
 
 
 def check_told_lambda(loss: str | None, lambda_: float | None) -> None:
-    """Refuses a lambda that the user gives for a model trained elsewhere if its loss has none."""
+    """Refuses a lambda that the user gives for a model trained elsewhere if its loss has none.
+
+    Raises:
+        DpotoolError: `--lambda` is given and the loss is another than `shift`.
+    """
     if lambda_ is not None and loss != "shift":
         got = f"--loss {loss}" if loss else "no --loss"
         remedy = "Leave it out, or name that loss too"

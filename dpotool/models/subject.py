@@ -85,6 +85,9 @@ def read_training_run(model: str) -> dict[str, Any] | None:
     """Returns the manifest of a folder that `dpotool train` or `blend` wrote, or None for any other model.
 
     A checkpoint in such a folder has its run's.
+
+    Raises:
+        DpotoolError: the folder is a run of another kind.
     """
     folder = RunFolder(Path(model))
     folder = folder.holder or folder

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from dpotool.errors import DpotoolError
 from dpotool.hub import refuse_pointer
+from dpotool.wording import count
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 _SHOWN = 3
@@ -46,7 +47,7 @@ def check_weight_files(source: str) -> None:
     lost = [file.name for file in files if not file.is_file()]
     if lost:
         raise DpotoolError(
-            f"{len(lost)} of {len(files)} weight files are not there: {_name_some(lost)}",
+            f"{len(lost)} of {count(len(files), 'weight file')} cannot be found: {_name_some(lost)}",
             where=source,
             remedy="Copy or download the folder again",
         )
@@ -70,7 +71,11 @@ def check_weight_files(source: str) -> None:
 
 
 def list_weight_files(folder: Path) -> list[Path]:
-    """Returns the safetensors files that a folder's model is in, also those that its index names but are lost."""
+    """Returns the safetensors files that a folder's model is in, also those that its index names but are lost.
+
+    Raises:
+        DpotoolError: the index is no list of files.
+    """
     if (folder / WHOLE).is_file():
         return [folder / WHOLE]
     if not (folder / INDEX).is_file():
@@ -110,6 +115,9 @@ def check_loaded(info: Mapping[str, Any], source: str, *, remedy: str = _SAVE_AG
     Args:
         info: what `from_pretrained(..., output_loading_info=True)` says, without what is tied or declared ignorable.
         remedy: shown where the names do not reveal the cause.
+
+    Raises:
+        DpotoolError: a weight is missing, left over or of another shape.
     """
     missing, unexpected = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     other = sorted(info["mismatched_keys"], key=lambda key: str(key[0]))
@@ -194,7 +202,11 @@ def list_non_finite(model: nn.Module) -> list[str]:
 
 @contextmanager
 def naming_broken_parts(source: str) -> Iterator[None]:
-    """Names the weights that cannot be assembled (from a missing expert, say), which transformers only logs."""
+    """Names the weights that cannot be assembled (from a missing expert, say), which transformers only logs.
+
+    Raises:
+        DpotoolError: a weight cannot be put together from what the checkpoint has.
+    """
     heard: list[str] = []
     listener = logging.Handler(logging.WARNING)
     listener.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]

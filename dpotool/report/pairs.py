@@ -17,6 +17,7 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.report.blocks import Block, PairText, Paragraph, Subheading, Table, TokenText
 from dpotool.stats.intervals import format_interval
+from dpotool.wording import count
 
 _CAPTION = (
     "Rank correlation of imported scores of the pairs with the change of log π(chosen), with 95 % bootstrap intervals "
@@ -83,7 +84,8 @@ def show_pairs(findings: Findings, source: TextSource, n: int, diagnosis: Diagno
         blocks.append(Paragraph(_LEGEND, tone="note"))
         n_missing = sum(pair_id not in looked.pairs.index for pair_id in (*worst, *best))
         if n_missing:
-            text = f"{n_missing} of these pairs have no colours: they are not among the {len(looked.pairs)} diagnosed."
+            text = f"{count(n_missing, 'of these pairs has', 'of these pairs have')} no colours, "
+            text += f"because only {count(len(looked.pairs), 'pair was', 'pairs were')} diagnosed."
             blocks.append(Paragraph(text, tone="note"))
     if source.problem:
         blocks.append(Paragraph(f"The texts cannot be shown: {source.problem}", tone="warning"))

@@ -24,7 +24,10 @@ def list_data_problems(findings: Findings) -> list[Block]:
         n_rows, *odd = (_show(counts.get(name)) or "-" for name in names)
         ties = int((run.columns["reward_margins"] == 0).sum()) if run.is_referenced else "-"
         rows.append([run.label, n_rows, str(run.n), str(sum(run.excluded.values())), *odd, str(ties)])
-        problems = [f"{n} of the scored rows were left out: {reason}." for reason, n in run.excluded.items()]
+        problems = [
+            f"{count(n, 'scored row was', 'scored rows were')} left out: {reason}."
+            for reason, n in run.excluded.items()
+        ]
         problems += _list_odd(counts, "scored") + _list_training_problems(run.manifest)
         for problem in problems:
             found.setdefault(problem, []).append(run.label)
@@ -46,7 +49,7 @@ _ODD = {
 def _list_training_problems(manifest: Mapping[str, Any]) -> list[str]:
     part = (manifest.get("data") or {}).get("train") or {}
     left_out = part.get("n_excluded") or {}
-    problems = [f"{n} of {part.get('n_rows')} training rows were left out: {why}." for why, n in left_out.items()]
+    problems = [f"{count(n, 'training row was', 'training rows were')} left out: {why}." for why, n in left_out.items()]
     return problems + _list_odd(part, "training")
 
 

@@ -110,7 +110,11 @@ def claiming(folder: str | Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing_to(path: str | Path) -> Iterator[None]:
-    """Turns an OSError of the block, which must do nothing but write `path`, into one line for the user."""
+    """Turns an OSError of the block, which must do nothing but write `path`, into one line for the user.
+
+    Raises:
+        DpotoolError: the path cannot be written.
+    """
     if "\0" in str(path):
         raise DpotoolError("is no path", where=repr(str(path)), remedy="Choose another folder")
     try:

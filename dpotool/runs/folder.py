@@ -36,6 +36,7 @@ from dpotool.runs.manifest import read_manifest
 from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import TABLES
 from dpotool.settings.fields import Range
+from dpotool.wording import count
 
 _SEAL = "seal"
 _STEPS = Range(0, 2**53)
@@ -162,7 +163,7 @@ class RunFolder:
         rows = [_parse_row(line) for line in lines if line.strip()]
         n_torn = sum(row is None for row in rows)
         if n_torn:
-            warnings.warn(f"{self.metrics_path}: {n_torn} half-written lines left out", stacklevel=2)
+            warnings.warn(f"{self.metrics_path}: {count(n_torn, 'half-written line')} left out", stacklevel=2)
         return [row for row in rows if row is not None]
 
     def truncate_metrics(self, after_step: int) -> None:

@@ -258,7 +258,11 @@ def slim(checkpoint: Path) -> None:
 
 
 def read_progress(path: Path, process: int) -> dict[str, Any]:
-    """Returns what a process had counted and summed up when a checkpoint was saved."""
+    """Returns what a process had counted and summed up when a checkpoint was saved.
+
+    Raises:
+        DpotoolError: the checkpoint was saved by another number of processes, or is damaged.
+    """
     place = path / name_progress(process)
     if not place.is_file():
         raise DpotoolError(

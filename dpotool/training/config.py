@@ -294,6 +294,9 @@ def check_config(config: TrainConfig) -> None:
 
     Args:
         config: as it was given, before `fill_in`.
+
+    Raises:
+        DpotoolError: the settings contradict each other, or a model is not there.
     """
     config.check_switches()
     if config.bf16 and config.dtype not in ("auto", "float32"):

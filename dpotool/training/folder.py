@@ -164,7 +164,11 @@ def _new_name(config: TrainConfig) -> Path:
 
 
 def fill_folder(trainer: Trainer, folder: RunFolder) -> None:
-    """Saves the trained model and tokenizer into the run folder: written beside, then moved in, the weights last."""
+    """Saves the trained model and tokenizer into the run folder: written beside, then moved in, the weights last.
+
+    Raises:
+        DpotoolError: the model cannot be saved; checkpoints that were saved before are still there.
+    """
     staging = folder.path / ".saving"
     if trainer.args.should_save:  # and no other process, which may be there later, when this one is saving
         shutil.rmtree(staging, ignore_errors=True)

@@ -19,7 +19,11 @@ from dpotool.training.config import TrainConfig, fill_adapter
 
 
 def load_policy(config: TrainConfig, progress: Progress = SILENT) -> nn.Module:
-    """Loads the model as it is before training, without a new adapter, dropout off; it is the default reference."""
+    """Loads the model as it is before training, without a new adapter, dropout off; it is the default reference.
+
+    Raises:
+        DpotoolError: `--lora` is given for a model that is itself an adapter.
+    """
     if config.lora and is_adapter_folder(config.model):
         raise DpotoolError(
             "the model is itself an adapter, and a new one cannot stand on top of it",

@@ -16,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from dpotool.errors import DpotoolError
 from dpotool.training import checkpoints
+from dpotool.wording import count
 
 
 class NonFiniteError(DpotoolError):
@@ -140,7 +141,9 @@ class ResumableTrainer(Trainer):
         missing = [name for name in load_result.missing_keys if places.get(name) not in loaded]
         wrong = [*missing, *load_result.unexpected_keys]
         if wrong:
-            raise DpotoolError(f"{len(wrong)} weights are missing or too many, {wrong[0]} among them")
+            raise DpotoolError(
+                f"{count(len(wrong), 'weight is', 'weights are')} missing or too many, {wrong[0]} among them"
+            )
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _one_line(checkpoint, "optimizer or scheduler"):

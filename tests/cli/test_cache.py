@@ -65,7 +65,7 @@ def test_verify_computes_again_and_finds_a_forged_value(dpotool, scored: Path, m
     frame.to_parquet(part, index=False)
     forged = dpotool(*words)
     assert forged.code == 1
-    assert "24 of 24 stored pairs were computed again. The largest difference is 1.5 nats" in forged.out
+    assert "Stored pairs computed again: 24 of 24. The largest difference is 1.5 nats" in forged.out
     assert "1 pair differs by more than rounding explains" in forged.err
 
 

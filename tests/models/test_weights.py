@@ -110,7 +110,7 @@ def test_lost_shards_are_counted_and_named(folder: Path) -> None:
     names = load_file(folder / "model-00001-of-00002.safetensors")
     shards = dict.fromkeys(names, "model-00001-of-00002.safetensors") | {HEAD: "model-00002-of-00002.safetensors"}
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
-    with pytest.raises(DpotoolError, match=r"1 of 2 weight files are not there: model-00002-of-00002\.safetensors"):
+    with pytest.raises(DpotoolError, match=r"1 of 2 weight files cannot be found: model-00002-of-00002\.safetensors"):
         load_model(str(folder))
 
 

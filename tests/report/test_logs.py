@@ -56,7 +56,7 @@ def test_an_imported_log_makes_a_page_that_says_what_it_lacks(tmp_path: Path) ->
     assert (tmp_path / "r_pictures" / "trajectory.png").stat().st_size > 5000
 
 
-@pytest.mark.filterwarnings("ignore:.*half-written lines left out")
+@pytest.mark.filterwarnings("ignore:.*half-written line")
 @pytest.mark.parametrize("content", ["", '{"step": 1, "lo'])
 def test_a_log_in_which_nothing_stands_yet_makes_a_page_too(tmp_path: Path, content: str) -> None:
     run = import_log(tmp_path / "checkpoint")

@@ -208,7 +208,7 @@ def test_numbers_are_those_of_compare(report: Report, outline: Outline) -> None:
     findings = report.findings
     for sentence in (*findings.sentences, findings.statement, findings.recommendation.statement):
         assert sentence.replace("log pi(", "log π(") in outline.text
-    assert "Every run: 2 of the scored rows were left out: does not fit max length." in outline.text
+    assert "Every run: 2 scored rows were left out: does not fit max length." in outline.text
 
 
 def read_identities(report: Report) -> dict[str, tuple[str, ...]]:

@@ -117,7 +117,7 @@ def test_a_torn_last_line_is_left_out_with_a_warning_and_does_not_eat_the_next(t
     with run.metrics_path.open("a") as file:
         file.write('{"step": 2, "lo')
 
-    with pytest.warns(UserWarning, match=r"metrics.jsonl: 1 half-written lines left out"):
+    with pytest.warns(UserWarning, match=r"metrics.jsonl: 1 half-written line left out"):
         assert run.read_metrics() == [{"step": 1}]
     run.append_metrics({"step": 3})
     with pytest.warns(UserWarning, match="1 half-written"):
@@ -286,5 +286,5 @@ def test_the_seal_of_what_was_found_does_not_depend_on_what_the_store_had(tmp_pa
 def test_a_logged_row_of_anything_but_numbers_is_left_out(tmp_path, odd):
     folder = RunFolder(tmp_path)
     folder.metrics_path.write_text(json.dumps({"step": 1, "loss": None}) + "\n" + json.dumps({"step": 2} | odd) + "\n")
-    with pytest.warns(UserWarning, match="1 half-written lines left out"):
+    with pytest.warns(UserWarning, match="1 half-written line left out"):
         assert folder.read_metrics() == [{"step": 1, "loss": None}]

@@ -206,7 +206,7 @@ def test_weights_that_do_not_fit_are_refused_and_tied_ones_are_not_missed() -> N
     trainer.model = LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=True))
     trainer._issue_warnings_after_load(SimpleNamespace(missing_keys=["lm_head.weight"], unexpected_keys=[]))
     for missing, unexpected in ([["model.norm.weight"], []], [[], ["extra"]]):
-        with pytest.raises(DpotoolError, match=f"1 weights are missing or too many, {(missing + unexpected)[0]} among"):
+        with pytest.raises(DpotoolError, match=f"1 weight is missing or too many, {(missing + unexpected)[0]} among"):
             trainer._issue_warnings_after_load(SimpleNamespace(missing_keys=missing, unexpected_keys=unexpected))
     trainer.model = LlamaForCausalLM(LlamaConfig(**TINY, tie_word_embeddings=False))
     with pytest.raises(DpotoolError, match=r"lm_head\.weight"):

@@ -12,6 +12,7 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.completions import get_causal_lm
 from dpotool.likelihood.root_forward import find_layers
 from dpotool.models.weights import refuse_quantised
+from dpotool.wording import count
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def _parse_choice(model: nn.Module, choice: str) -> tuple[str, IsChosen]:
             "the model has fewer layers", where="--parameters", expected=f"at most last-{len(layers)}", got=choice
         )
     ids = {id(parameter) for layer in layers[-n_last:] for parameter in layer.parameters()}
-    return f"last {n_last} of {len(layers)} layers", lambda _name, parameter: id(parameter) in ids
+    return f"last {n_last} of {count(len(layers), 'layer')}", lambda _name, parameter: id(parameter) in ids
 
 
 def _check_quantised(model: nn.Module, chosen: Mapping[str, nn.Parameter]) -> None:
