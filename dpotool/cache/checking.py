@@ -1,4 +1,4 @@
-"""Reads every stored value: can the file be read, is it finite, do values of one pair agree?"""
+"""Checks every stored value: its file can be read, it is finite, and all values of one pair agree."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The files of one model's values of pairs: written in parts, read together, merged when they grow many.
+"""The files of one model's values of pairs: written in parts, read together, and merged when there are many.
 
 A part is a Parquet file with a row per pair and is never changed once it has its name, so any number of processes may
 read and write at the same time without locks. Merging writes the merged file first and only then removes what it holds;
-a reader that loses a file under its hands looks again.
+a reader whose file has gone meanwhile lists the folder again.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ def read_config(
     run folder does. The output folder of another command is ignored.
 
     Args:
-        command, settings: the command and what it can be told.
-        others: what all commands can be told; settings of others are left out, and `note` hears how many.
+        command, settings: the command and the names of its settings.
+        others: the settings of all commands. Those of other commands are left out, and `note` gets their number.
 
     Raises:
         DpotoolError: the file is missing, is no YAML mapping, or holds a key that is no setting of any command.

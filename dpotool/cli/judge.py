@@ -148,10 +148,9 @@ def describe_checks(results: Sequence[JudgeResult]) -> list[str]:
         summary, said = result.summary, []
         if summary["without_outcome"]:
             reasons = {k: v for k, v in summary["verdicts"].items() if k not in ("asked", "judged", "identical")}
-            told = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
-            said.append(
-                f"{summary['without_outcome']} of {count(summary['n_questions'], 'question')} have no verdict ({told})"
-            )
+            listed = ", ".join(f"{n} {reason}" for reason, n in reasons.items())
+            questions = count(summary["n_questions"], "question")
+            said.append(f"{summary['without_outcome']} of {questions} have no verdict ({listed})")
         if summary["identical"]:
             said.append(
                 f"{count(summary['identical'], 'question')} got the same answer from both, which counts as a tie"

@@ -75,11 +75,11 @@ def describe_state(state: CellState) -> list[str]:
 @contextmanager
 def _telling(board: Board, console: Console) -> Iterator[None]:
     """Prints a line whenever a run enters another phase or another quarter of its steps."""
-    told: dict[str, tuple[str, int]] = {}
+    shown: dict[str, tuple[str, int]] = {}
     is_over = threading.Event()
 
     def look() -> None:
-        for line in tell_news(board.read(), told):
+        for line in tell_news(board.read(), shown):
             console.note(line)
 
     def watch() -> None:
@@ -96,14 +96,14 @@ def _telling(board: Board, console: Console) -> Iterator[None]:
         look()
 
 
-def tell_news(states: Sequence[CellState], told: dict[str, tuple[str, int]]) -> list[str]:
-    """Returns a line for each run that is further than in `told`, and updates `told`."""
+def tell_news(states: Sequence[CellState], shown: dict[str, tuple[str, int]]) -> list[str]:
+    """Returns a line for each run that is further than in `shown`, and updates `shown`."""
     lines = []
     for number, state in enumerate(states, start=1):
         quarter = 4 * (state.step or 0) // (state.n_steps or 1) if state.phase == "training" else 0
-        if state.phase == "waiting" or told.get(state.name) == (state.phase, quarter):
+        if state.phase == "waiting" or shown.get(state.name) == (state.phase, quarter):
             continue
-        told[state.name] = (state.phase, quarter)
+        shown[state.name] = (state.phase, quarter)
         name, phase, chosen, rejected, margin, left = describe_state(state)
         values = {"log pi(chosen)": chosen, "log pi(rejected)": rejected, "margin": margin, "left": left}
         known = ", ".join(f"{what} {value}" for what, value in values.items() if value)

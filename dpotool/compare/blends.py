@@ -1,4 +1,4 @@
-"""Blends beside trained runs: how far a blend is from the run trained with its lambda, and how one of them is saved."""
+"""Compares a blend with the run that was trained with its lambda, and gives the command that saves a blend."""
 
 from __future__ import annotations
 

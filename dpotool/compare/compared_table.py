@@ -175,13 +175,13 @@ def _describe(label: str, baseline: str, difference: Difference) -> str:
 
 
 def _describe_accuracy(accuracy: PairedDifference) -> str:
-    told = "" if accuracy.is_beyond_chance else ", not beyond chance"
+    hedge = "" if accuracy.is_beyond_chance else ", not beyond chance"
     n_disagreeing = sum(accuracy.discordant or ())
     ends = format_ends(accuracy.difference, "+z.1f", 100)
-    tail = f"{ends}{told}; the two rank {n_disagreeing} of {count(accuracy.n, 'pair')} differently"
+    tail = f"{ends}{hedge}; the two rank {n_disagreeing} of {count(accuracy.n, 'pair')} differently"
     points = 100 * accuracy.difference.value
     if points == 0:
-        return f"reward accuracy is the same{tail.replace(told, '')}"
+        return f"reward accuracy is the same{tail.replace(hedge, '')}"
     return f"reward accuracy is {abs(points):.1f} points {'higher' if points > 0 else 'lower'}{tail}"
 
 

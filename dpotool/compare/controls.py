@@ -1,4 +1,4 @@
-"""The controls: curves of DPO scaled back and DPO stopped early, which cost nothing, and sentences on them.
+"""The controls, DPO scaled back and DPO stopped early: their curves, and sentences about them.
 
 A control is a curve of scored models: start + t (DPO - start) for several t, or DPO's checkpoints; at one end the
 start, at the other the finished DPO run. `compare.control_checks` compares runs with them.

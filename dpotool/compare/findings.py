@@ -1,6 +1,6 @@
 """Everything known about several scored runs: differences, verdicts, recommendation, and the forecast of theory.
 
-`compare` prints it, `report` sets it, a sweep ends with it.
+`compare` and `sweep` print it, and `report` makes its pages from it.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def find_scores(
     that was scored as the run itself is, before those of another limit, beta, ... (`variant` in the metadata).
 
     Args:
-        data: name of the data, or what `--data` was told when it was scored; without it any.
+        data: name of the data, or the value of `--data` when it was scored. None accepts any.
         split, limit: likewise; a limit picks the table of so many rows.
 
     Raises DpotoolError when there is none.
@@ -129,8 +129,8 @@ def find_scores(
 
 
 def _is_asked(about: ScoreAbout, asked: Mapping[str, Any]) -> bool:
-    told = about.settings or {}
-    names = {"data": (about.data, told.get("data")), "split": (about.split,), "limit": (told.get("limit"),)}
+    settings = about.settings or {}
+    names = {"data": (about.data, settings.get("data")), "split": (about.split,), "limit": (settings.get("limit"),)}
     return all(wanted is None or wanted in names[key] for key, wanted in asked.items())
 
 
@@ -179,9 +179,9 @@ def _cells(sweep: RunFolder) -> list[RunFolder]:
 
 
 def _label_run(run: ScoredRun) -> str:
-    told = (run.about.settings or {}).get("label")
-    if told:
-        return str(told)
+    label = (run.about.settings or {}).get("label")
+    if label:
+        return str(label)
     config = run.config
     is_trained = run.manifest.get("kind") == "train" or bool(config.get("loss"))
     return describe_run(config) if is_trained else run.folder.name

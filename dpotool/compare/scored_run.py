@@ -1,7 +1,7 @@
-"""A scored run: its score table opened once, with all that is derived from it. Everything behind takes this object.
+"""A scored run: its score table, read once, and what is derived from it; for comparison, plots and report.
 
 Accuracy and margins are unshifted whatever lambda the model was trained with; a margin of exactly zero counts as wrong.
-Rows that no number can be made of are left out and counted by reason; none of them enters a number.
+Rows without usable numbers are left out and counted by reason.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class ScoredRun:
     def config(self) -> Mapping[str, Any]:
         """The settings of its training: in run.yaml, or of a model from elsewhere, as given to `score`."""
         settings = self.about.settings or {}
-        told = {name: settings[name] for name in ("loss", "lambda_") if settings.get(name) is not None}
-        return {**(self.manifest.get("config") or {}), **told}
+        given = {name: settings[name] for name in ("loss", "lambda_") if settings.get(name) is not None}
+        return {**(self.manifest.get("config") or {}), **given}
 
     @property
     def beta(self) -> float | None:

@@ -1,4 +1,4 @@
-"""From a judgment table to win rates: the two orders merged, questions counted once, everything left out counted.
+"""Computes win rates from a judgment table: the two orders are merged, and what is left out is counted.
 
 A question has an outcome if it has a verdict in every order requested; if the two orders disagree it is a tie.
 Identical answers are a tie without asking.

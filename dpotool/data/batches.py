@@ -1,4 +1,4 @@
-"""Batches by token budget: rows of like length together, so that little is padded and memory is bounded."""
+"""Batches by token budget: rows of similar length go together, which keeps padding small and memory bounded."""
 
 from __future__ import annotations
 

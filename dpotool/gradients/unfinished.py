@@ -1,8 +1,8 @@
-"""What passes over mean gradients had summed up when a run was cut off: saved at intervals, whole or not at all.
+"""Saves the partial sums of mean gradients at intervals, so that a run that is cut off can continue.
 
-A state is as large as the weights that count, in float32. It is saved only as often as costs a twentieth of the time,
-at most once a minute, and where the disk has room for it twice. A resumed pass goes on at the next batch, and its sums
-are those of an uninterrupted one bit for bit.
+A state is as large as the selected weights in float32. It is written completely or not at all, at most once a minute,
+so rarely that saving takes a twentieth of the time at most, and only if the disk has room for two of them. A resumed
+pass goes on at the next batch, and its sums equal those of an uninterrupted pass bit for bit.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from dpotool.wording import count
 
 SECONDS_BETWEEN_SAVES = 60.0
 LARGEST_SHARE = 0.05
-"""Of the time, that saving may take."""
+"""The largest share of the time that saving may take."""
 _BYTES_PER_SECOND = 2e8
-"""What a disk is expected to write, until a save was timed."""
+"""Speed of writing that is assumed until a save has been timed."""
 _NAMES = {torch.float32: "F32", torch.float64: "F64"}
 
 
 class UnfinishedPasses:
-    """The states of one run's passes, numbered as they begin. A process has its own; sharded weights have none.
+    """The states of one run's passes, numbered as they begin. Each process saves its part, and no sharded weights.
 
     Args:
-        folder: where they are kept; removed by `clear`.
+        folder: where the states are saved; `clear` removes it.
         identity: what all passes depend on: the model's weights, their type, and which of them count.
     """
 
@@ -53,7 +53,7 @@ class UnfinishedPasses:
         """Begins the next pass; returns how many of its batches `total` holds now, from an interrupted run.
 
         Args:
-            work: the pass's rows and batches; a state of other work is not taken, and the user is told.
+            work: the pass's rows and batches. A state of other work is not used, and a warning says so.
             total: the sums, zero by now.
         """
         self._number += 1

@@ -48,14 +48,14 @@ class Answerer:
 
     def key_of(self, question: Question, sample: int) -> str:
         """Returns a hash of everything that an answer depends on."""
-        told = [
+        identity = [
             self.fingerprint,
             self.decoding.to_dict(),
             self.encoder.encode(question, ()),
             question.turns[1:],
             sample,
         ]
-        return hashlib.sha256(json.dumps([*told, question.question_id], default=list).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps([*identity, question.question_id], default=list).encode()).hexdigest()[:16]
 
     def answer_all(
         self, questions: Sequence[Question], samples: int, path: Path, progress: Progress, *, overwrite: bool

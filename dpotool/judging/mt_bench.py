@@ -136,8 +136,8 @@ def _write(
     differences = compare_ratings(frames, baseline, seed=config.seed)
     results = []
     for label, frame in frames.items():
-        told = {**about, "label": label, "baseline": baseline}
-        summary = {**told, **summarize_ratings(frame, seed=config.seed), "difference": differences.get(label)}
-        write_result(frame, paths[label], RATING_SCHEMA, told, summary, config)
+        metadata = {**about, "label": label, "baseline": baseline}
+        summary = {**metadata, **summarize_ratings(frame, seed=config.seed), "difference": differences.get(label)}
+        write_result(frame, paths[label], RATING_SCHEMA, metadata, summary, config)
         results.append(JudgeResult(label, frame, summary, paths[label]))
     return results

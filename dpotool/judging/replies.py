@@ -30,8 +30,8 @@ class Request:
     @property
     def key(self) -> str:
         """Hash of the content: model, messages, sampling. The server's address is not part of it."""
-        told = json.dumps([self.path, self.body], sort_keys=True, ensure_ascii=False)
-        return hashlib.sha256(told.encode()).hexdigest()[:24]
+        identity = json.dumps([self.path, self.body], sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(identity.encode()).hexdigest()[:24]
 
     @property
     def text(self) -> str:

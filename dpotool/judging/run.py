@@ -287,8 +287,8 @@ def import_results(names: Sequence[str], config: JudgeConfig) -> list[JudgeResul
     answers = [{answer.question_id: answer for answer in each.answers} for each in sets] + [{}, {}]
     format_, found = import_judgments(str(config.judgments), answers[0], answers[1])
     stem = Path(str(config.judgments)).name.split(".json")[0]
-    told = stem.split("-vs-") if stem.count("-vs-") == 1 else ["model", "baseline"]
-    labels = [each.label for each in sets] + told[len(sets) :]
+    sides = stem.split("-vs-") if stem.count("-vs-") == 1 else ["model", "baseline"]
+    labels = [each.label for each in sets] + sides[len(sets) :]
     results = []
     for imported in found:
         model, baseline = imported.model or labels[0], imported.baseline or labels[1]

@@ -82,7 +82,8 @@ def _collect(
         if bad is not None:
             left_out[bad] = left_out.get(bad, 0) + 1
             continue
-        told = json.dumps([served, settings, hash_prompt(list(question.turns)), sample], sort_keys=True, default=str)  # type: ignore[arg-type]
+        prompt = hash_prompt(list(question.turns))  # type: ignore[arg-type]
+        identity = json.dumps([served, settings, prompt, sample], sort_keys=True, default=str)
         answers.append(
             Answer(
                 question.question_id,
@@ -91,7 +92,7 @@ def _collect(
                 tuple(reply.completion_tokens for reply in replies),
                 tuple(reply.finish for reply in replies),
                 model=served,
-                key=hashlib.sha256(told.encode()).hexdigest()[:16],
+                key=hashlib.sha256(identity.encode()).hexdigest()[:16],
                 question=question,
                 settings={"endpoint": True, **settings},
             )

@@ -79,8 +79,8 @@ def find_layers(model: nn.Module) -> list[nn.Module]:
 
 def wants_shards() -> bool:
     """Tells whether the launcher was told to spread weights over its processes (accelerate's FSDP2)."""
-    told = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true" and os.environ.get("FSDP_VERSION") == "2"
-    return told and PartialState().num_processes > 1
+    is_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false") == "true" and os.environ.get("FSDP_VERSION") == "2"
+    return is_fsdp and PartialState().num_processes > 1
 
 
 def shard_weights(model: nn.Module, device: torch.device) -> None:

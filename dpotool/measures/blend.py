@@ -207,15 +207,15 @@ def _score_point(
         f"{point.label}: {1 - point.weight:.3g} of {ends.models[0]} and {point.weight:.3g} of {ends.models[1]}"
     )
     model = line.at(point.weight)
-    told = replace(setting.subject.config, output=str(folder.path))
-    subject = replace(setting.subject, model=str(folder.path), label=point.label, folder=folder, config=told)
+    settings = replace(setting.subject.config, output=str(folder.path))
+    subject = replace(setting.subject, model=str(folder.path), label=point.label, folder=folder, config=settings)
     if config.write is not None and PartialState().is_main_process:
         save_checkpoint(model, setting.tokenizer, folder.path)
-    scorer = Scorer.configured(model, told, bf16=subject.bf16, label=point.label)
+    scorer = Scorer.configured(model, settings, bf16=subject.bf16, label=point.label)
     opened = OpenSubject(subject, setting.tokenizer, scorer, setting.reference, setting.pair_set, setting.max_length)
     if PartialState().is_main_process:
         folder.write_manifest(_build_manifest(setting, ends, point))
-    how = ScoreConfig(noise_floor=False, seed=told.seed, format=told.format)
+    how = ScoreConfig(noise_floor=False, seed=settings.seed, format=settings.format)
     result = score_opened(opened, how, choose_measures(""), progress, command="blend")
     if PartialState().is_main_process:
         folder.update_manifest(status="finished")

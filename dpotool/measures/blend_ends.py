@@ -128,8 +128,8 @@ def _read_lambdas(
         return None, "not both of them are of DPO or of DPO-Shift with a fixed lambda"
     for name in sorted((ours.keys() | theirs.keys()) - _CHANGES_NO_WEIGHT - _IS_LAMBDA):
         if (ours.get(name) or None) != (theirs.get(name) or None):  # an option at 0 is one that a loss has not
-            told = f"they also differ in {name.strip('_')} ({ours.get(name)} and {theirs.get(name)})"
-            return None, told
+            reason = f"they also differ in {name.strip('_')} ({ours.get(name)} and {theirs.get(name)})"
+            return None, reason
     for name, ours_, theirs_ in _list_fingerprints(first, second):
         if ours_ != theirs_:
             return None, f"they also differ in {name} (fingerprints {ours_} and {theirs_})"

@@ -135,12 +135,12 @@ def spell_tokens(ids: Sequence[int], decode: Callable[..., str]) -> list[str]:
         end = start
         while end < len(texts) and _UNREADABLE in texts[end]:
             end += 1
-        told = ""
+        before = ""
         for place in range(start, end):
             whole = decode(*ids[start : place + 1])
             is_open = whole.endswith(_UNREADABLE) and place + 1 < end
-            texts[place] = "" if is_open else whole[len(told) :]
-            told = told if is_open else whole
+            texts[place] = "" if is_open else whole[len(before) :]
+            before = before if is_open else whole
         start = end + 1
     return texts
 

@@ -92,18 +92,18 @@ def _find_holder(place: Path) -> Path:
 
 
 def _name_subject(subject: Subject, label: str | None, loss: str | None, *, is_alone: bool) -> Subject:
-    told: dict[str, Any] = {"loss": loss}
+    given: dict[str, Any] = {"loss": loss}
     if subject.loss is not None and loss is not None:
         if loss != subject.loss:
             raise DpotoolError(
                 "a run knows its own loss", where="--loss", expected=subject.loss, got=loss, remedy="Leave it out"
             )
-        told = {"loss": None, "lambda_": None}  # as a run's own run.yaml gives them to --config
+        given = {"loss": None, "lambda_": None}  # as a run's own run.yaml gives them to --config
     name = Path(subject.model).name
     if label is not None:
         label = f"{label}/{name}" if is_checkpoint_name(name) and not is_alone else label
-        told["label"] = label
-    settings: Any = replace(subject.config, **told)
+        given["label"] = label
+    settings: Any = replace(subject.config, **given)
     return replace(subject, config=settings, label=label or subject.label)
 
 

@@ -64,7 +64,7 @@ def is_in_float32(model: str) -> bool:
     """Tells whether every weight of an adapter folder was saved in float32."""
     path = Path(model).expanduser() / WEIGHTS
     if not path.is_file():
-        return False  # told when it is loaded
+        return False  # the error is raised when it is loaded
     refuse_pointer(path)
     with one_line_errors("adapter", model), safe_open(path, framework="pt") as file:
         return {file.get_slice(name).get_dtype() for name in file.keys()} == {"F32"}  # noqa: SIM118
@@ -83,7 +83,7 @@ def load_adapter(base: nn.Module, folder: str, *, is_trainable: bool = False) ->
     _refuse_outside(config, folder)
     weights = _read_weights(Path(place))
     with one_line_errors("adapter", folder), quiet_transformers(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what does not fit is told below, in one line
+        warnings.simplefilter("ignore")  # what does not fit is reported below, in one line
         adapted = peft.PeftModel.from_pretrained(
             base, place, config=config, is_trainable=is_trainable, ignore_mismatched_sizes=True
         )

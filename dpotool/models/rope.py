@@ -85,8 +85,8 @@ def _compute_by_row(rotary: Any, x: Tensor, position_ids: Tensor, layer_type: st
     if kind != LONGROPE:
         return forward(rotary, x, position_ids, **options)
     switch = parameters["original_max_position_embeddings"]
-    told = getattr(rotary, _OWN_LENGTHS)
-    reached = position_ids.amax(dim=1) + 1 if told is None else told
+    lengths = getattr(rotary, _OWN_LENGTHS)
+    reached = position_ids.amax(dim=1) + 1 if lengths is None else lengths
     is_long = (reached > switch)[:, None, None]
     short = forward(rotary, x, position_ids.clamp(max=switch - 1), **options)
     if not bool(is_long.any()):

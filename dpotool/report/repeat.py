@@ -68,17 +68,17 @@ def _repeat_run(run: ScoredRun) -> list[str]:
     place, kind = choose_place(run.folder.path), run.manifest["kind"]
     if kind == "import":
         return [repeat_import(run.config, run.about, place)]
-    told = [] if run.about.settings is None else ["--config", str(run.path)]
+    flags = [] if run.about.settings is None else ["--config", str(run.path)]
     if kind == "train":
         train = ["train", "--config", str(run.folder.manifest_path), "--output", place]
-        commands = [train, ["score", place, *told]]
+        commands = [train, ["score", place, *flags]]
     elif kind == "score":
-        told = told or ["--config", str(run.folder.manifest_path)]
-        commands = [["score", str(run.about.model or run.config["model"]), *told, "--output", place]]
+        flags = flags or ["--config", str(run.folder.manifest_path)]
+        commands = [["score", str(run.about.model or run.config["model"]), *flags, "--output", place]]
     elif kind == "blend":
         ends = run.manifest["blend"]
-        told = ["--weight", str(ends["weight"]), "--output", place]
-        commands = [["blend", str(ends["first"]), str(ends["second"]), *told]]
+        flags = ["--weight", str(ends["weight"]), "--output", place]
+        commands = [["blend", str(ends["first"]), str(ends["second"]), *flags]]
     else:
         commands = []
     return [shlex.join(["dpotool", *command]) for command in commands]
@@ -90,11 +90,11 @@ def _repeat_theory(table: Path) -> list[Block]:
     A table without settings that lies in the folder of another run (both are of an older dpotool) cannot be repeated.
     """
     folder = RunFolder.of_table(table)
-    told = table
+    source = table
     if read_about(table, TheoryAbout).settings is None:
-        told = folder.manifest_path
-        if not told.is_file() or folder.read_manifest()["kind"] != "theory":
+        source = folder.manifest_path
+        if not source.is_file() or folder.read_manifest()["kind"] != "theory":
             reason = f"The forecast's table in {folder.path} does not record the settings of `dpotool theory-gap`."
             return [Paragraph(reason, tone="note")]
-    words = ["--config", str(told), "--output", choose_place(folder.path)]
+    words = ["--config", str(source), "--output", choose_place(folder.path)]
     return [Paragraph("This command makes the forecast again."), Code(shlex.join(["dpotool", "theory-gap", *words]))]

@@ -287,8 +287,8 @@ def _tell_win_rates(material: Material) -> list[Block]:
     judged = material.findings.judged
     if not judged:
         return []
-    told = [state_result(run.label, str(run.summary["baseline"]), run.summary) for run in judged]
-    return [Bullets([*told, *describe_judged(judged, material.findings.win_rate_and_displacement)[1:]])]
+    results = [state_result(run.label, str(run.summary["baseline"]), run.summary) for run in judged]
+    return [Bullets([*results, *describe_judged(judged, material.findings.win_rate_and_displacement)[1:]])]
 
 
 _ABOVE_FIGURES: dict[str, Build] = {"spans": _tell_diagnosis, "win-rate": _tell_win_rates}

@@ -1,6 +1,6 @@
 """The metadata of a table: model, reference, pairs, and every setting of the command that made it, resolved.
 
-It travels inside the table as its metadata. `settings` holds what the command would have to be told to make the table
+It travels inside the table as its metadata. `settings` holds what the command would need as options to make the table
 again, so that nothing has to be guessed afterwards: `dpotool score MODEL --config TABLE` reads them from there.
 """
 
@@ -136,7 +136,7 @@ def read_about(path: Path, schema: type[About]) -> About:
     about = read_raw_metadata(path)
     rows = about.get("rows")
     if "settings" not in about and isinstance(rows, Mapping):  # as version 0.1 wrote it at first
-        told = {name: about.get(name) for name in ("beta", "reference", "max_length")}
+        known = {name: about.get(name) for name in ("beta", "reference", "max_length")}
         split = about.get("split")
-        about = {**about, "settings": {**told, "split": None if split in ("test", "all") else split, **rows}}
+        about = {**about, "settings": {**known, "split": None if split in ("test", "all") else split, **rows}}
     return _check(path, about, schema)

@@ -96,7 +96,7 @@ def claiming(folder: str | Path) -> Iterator[Path]:
     Only folders made here are taken away. Raises DpotoolError as `ensure_writable`.
     """
     folder = Path(folder)
-    with writing_to(folder):  # a name that is too long is told of here
+    with writing_to(folder):  # a name that is too long raises its error here
         made = [path for path in (folder, *folder.parents) if not path.exists()]
     ensure_writable(folder)
     try:

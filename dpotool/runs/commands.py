@@ -9,10 +9,10 @@ from typing import Any
 from dpotool.runs.about import ScoreAbout
 
 
-def list_flags(told: Mapping[str, Any]) -> list[str]:
+def list_flags(settings: Mapping[str, Any]) -> list[str]:
     """Returns settings, by field name, as flags with their values; a switch has none, what is not set is left out."""
     words = []
-    for name, value in told.items():
+    for name, value in settings.items():
         flag = f"--{name.rstrip('_').replace('_', '-')}"
         if value is True:
             words.append(flag)
@@ -31,5 +31,5 @@ def repeat_import(config: Mapping[str, Any], about: ScoreAbout, output: str, **o
     file = about.imported_from or config["file"]
     known = {"beta": about.beta, "data": about.data, "split": about.split}
     own = {name: value for name, value in known.items() if value is not None}
-    told = {name: value for name, value in {**config, **own, **others}.items() if name not in ("file", "output")}
-    return shlex.join(["dpotool", "import", str(file), *list_flags(told), "--output", output])
+    settings = {name: value for name, value in {**config, **own, **others}.items() if name not in ("file", "output")}
+    return shlex.join(["dpotool", "import", str(file), *list_flags(settings), "--output", output])

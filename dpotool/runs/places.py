@@ -1,6 +1,6 @@
 """How paths are shown in pages for others: relative to the working folder if below it, else by name alone.
 
-Absolute paths are meant, and relative ones that lead up (`../../home`) of any system: ~, C:, shares, file:.
+This concerns absolute paths and paths that lead up (`../../home`), in the forms of any system: ~, C:, shares, file:.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def _base(here: Path | None) -> Path:
     return (here or Path.cwd()).resolve()
 
 
-def _shorten(told: str, base: Path) -> str:
-    told = re.sub(r"^file:(?://[^/]*)?", "", told)
-    if not re.match(r"~|\\|[A-Za-z]:", told):  # those lie below nothing here
-        path = Path(os.path.normpath(base / told))
+def _shorten(place: str, base: Path) -> str:
+    place = re.sub(r"^file:(?://[^/]*)?", "", place)
+    if not re.match(r"~|\\|[A-Za-z]:", place):  # those lie below nothing here
+        path = Path(os.path.normpath(base / place))
         if path != base and path.is_relative_to(base):
             return str(path.relative_to(base))
-    names = [name for name in re.split(r"[/\\]+", told) if name]
+    names = [name for name in re.split(r"[/\\]+", place) if name]
     return f"…/{names[-1]}" if names else "…"

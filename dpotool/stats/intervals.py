@@ -1,4 +1,4 @@
-"""Numbers with intervals: what they are, and how they read, the same in every table and sentence."""
+"""Numbers with intervals, and how every table and sentence writes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`sweep --blend`: two lambdas are trained, and those between them are blends of the two (docs/blend.md)."""
+"""`sweep --blend` trains two lambdas; the lambdas between them are blends of the two models (docs/blend.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each planned run of a sweep is doing, read from its folder: works for runs of this process and of others.
+"""What each planned run of a sweep is doing, read from its folder, whichever process trains it.
 
 A run's step and log-likelihoods are those of the last row in its metrics.jsonl, once it is done those of its test
 pairs; so they are as fresh as `--logging-steps` makes them.

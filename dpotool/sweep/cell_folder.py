@@ -1,4 +1,4 @@
-"""The folders a sweep writes to: what is there already, and whether this sweep made it.
+"""The folders that a sweep writes to: what is already in them, and whether this sweep made it.
 
 Only what is known to be this sweep's is ever taken for done, continued or taken away: a training run, by its run.yaml,
 with the settings of the very cell that the folder belongs to. Anything else there is refused and left as it is.

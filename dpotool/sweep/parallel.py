@@ -55,7 +55,7 @@ def train_apart(cells: list[Cell], n_jobs: int, board: Board, progress: Progress
     if not cells:
         return Apart(0)
     locate_model(cells[0].config.model, progress)  # made once, not by all at the same time
-    _make_records(cells[0].folder.path.parent)  # a link there is told of before anything runs
+    _make_records(cells[0].folder.path.parent)  # a link there raises an error before anything runs
     waiting, running, outcomes = deque(cells), list[_Job](), list[bool]()
     listener = StopOnSignal()
     is_told = False

@@ -49,7 +49,7 @@ LORA_FACTOR = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingSettings(ComputeSettings, DataSettings):
-    """What a single run and a sweep can both be told; None means: fill in what suits the model (see `fill_in`)."""
+    """Settings that a single run and a sweep share. None means that `fill_in` chooses what suits the model."""
 
     model: str = setting(
         DEMO, "Model to start from: folder, hub id or builtin:demo.", near=("model_name_or_path", "model_name")

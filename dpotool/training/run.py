@@ -95,7 +95,7 @@ def _run(trainer: PreferenceTrainer, config: TrainConfig, folder: RunFolder, pro
 
 
 def _note(folder: RunFolder, status: str) -> None:
-    """Notes in run.yaml, where there is one, how a run ended; a disk too full for that is told of by what is raised."""
+    """Notes in run.yaml, where there is one, how a run ended. On a full disk it writes nothing."""
     with suppress(DpotoolError):
         folder.update_manifest(status=status)
 

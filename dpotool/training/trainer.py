@@ -224,7 +224,7 @@ def _choose_rows(model: nn.Module, layout: str, monitor: TheoryMonitor | None, p
         progress.note("--monitor-theory tells completions apart by their rows: chosen and rejected share none")
         layout = PAIRED
     if layout != PAIRED and draws_in_training(model):
-        progress.note("dropout is at work: chosen and rejected keep rows, and draws, of their own")
+        progress.note("dropout is on: chosen and rejected answers have separate rows and separate random draws")
         layout = PAIRED
     return RowLayout.of(model, layout)
 

@@ -65,7 +65,7 @@ def test_gradient_checkpointing_changes_nothing(run: Run, tmp_path: Path) -> Non
     ("settings_", "said"),
     [
         ({"monitor_theory": True}, "tells completions apart"),
-        ({"lora": True, "lora_dropout": 0.1}, "dropout is at work"),
+        ({"lora": True, "lora_dropout": 0.1}, "dropout is on"),
     ],
 )
 def test_what_needs_rows_of_their_own_gets_them(
