@@ -223,7 +223,7 @@ def _score_point(
 
 
 def _build_manifest(setting: _Setting, ends: Ends, point: Point) -> dict[str, Any]:
-    """Says what a run of training says, so that `score` and the others know reference, pairs and beta."""
+    """Returns what a training run's manifest has, so that `score` and others know reference, pairs and beta."""
     subject, source = setting.subject, setting.pair_set.source
     run = next((run for run in ends.runs if run is not None), None)
     own = subject.config.to_dict()

@@ -17,7 +17,7 @@ ALL = "all"
 
 
 def has_only_checkpoints(folder: str) -> bool:
-    """Tells whether a folder holds checkpoints and is no model itself, as many a training leaves it."""
+    """Tells whether a folder holds checkpoints but is itself no model, as many trainers leave it."""
     path = Path(folder).expanduser()
     is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
     return not is_model and any(is_checkpoint_name(each.name) for each in path.glob("checkpoint-*"))

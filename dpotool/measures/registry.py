@@ -44,7 +44,7 @@ def find_measures() -> dict[str, Measure]:
 
 
 def choose_measures(names: str) -> list[Measure]:
-    """Returns the log-probabilities, which all else rests on, and the measures of a comma-separated list.
+    """Returns the log-probabilities, which all others need, and the measures of a comma-separated list.
 
     Raises:
         DpotoolError: there is none of that name; the message lists the nearest.

@@ -34,7 +34,7 @@ _SECONDS_BETWEEN_LOOKS = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Apart:
-    """What came of the cells trained apart."""
+    """The results of the cells that other processes trained."""
 
     n_trained: int
     was_interrupted: bool = False
@@ -143,7 +143,7 @@ def _signal_all(jobs: list[_Job], sign: signal.Signals) -> None:
 
 
 def _share(slot: int, n_jobs: int) -> dict[str, str]:
-    """What of the machine a process may use."""
+    """Returns the part of the machine that a process may use."""
     n_gpus = torch.cuda.device_count()
     if n_gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

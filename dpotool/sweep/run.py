@@ -87,7 +87,7 @@ def sweep(config: SweepConfig, *, progress: Progress = SILENT, watch: Watch = _w
 def _run_cells(
     folder: Path, cells: list[Cell], apart: Apart, board: Board, config: SweepConfig, progress: Progress
 ) -> SweepResult:
-    """Scores what is trained and trains what is not; after an interruption neither, but what is finished is tabled."""
+    """Trains the cells that are not trained, and scores all; after an interruption it only lists what is finished."""
     failures: dict[str, str] = {}
     finished: dict[str, RunFolder] = {}
     n_trained, was_interrupted = apart.n_trained, apart.was_interrupted

@@ -78,7 +78,7 @@ class StepBar(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """Turns the first signal into: finish this step, save a checkpoint, stop. A second one stops at once."""
+    """At the first signal finishes the step, saves a checkpoint and stops. A second signal stops at once."""
 
     def __init__(self) -> None:
         self.is_stopping = False

@@ -248,7 +248,7 @@ def rotate(folder: Path, n_kept: int | None, kept_steps: frozenset[int] = frozen
 
 
 def slim(checkpoint: Path) -> None:
-    """Takes out of a finished run's checkpoint what only a run that goes on needs; weights and tokenizer stay."""
+    """Removes from a finished run's checkpoint what only resuming needs; weights and tokenizer stay."""
     for pattern in (SEAL, "optimizer*", "scheduler.pt", "scaler.pt", "rng_state*", "progress*.json"):
         for path in checkpoint.glob(pattern):
             if path.is_dir() and not path.is_symlink():

@@ -76,7 +76,7 @@ def ensure_demo_model(progress: Progress = SILENT) -> Path:
 
 
 def _make(root: Path, folder: Path, progress: Progress) -> Path:
-    """Makes the model beside its folder and then gives it its place; only for who holds the cache."""
+    """Makes the model beside its folder, then moves it in. The caller must hold the cache's lock."""
     changed = ", because the stored one was changed" if folder.exists() else ""
     progress.note(f"first use of {DEMO}: training the built-in model, which is stored in {folder}{changed}")
     for left in root.glob(f"{MAKING_PREFIX}*"):  # by a kill
@@ -173,7 +173,7 @@ def demo_folder() -> Path:
 
 
 def find_demo_model() -> Path | None:
-    """Returns the folder of the built-in model, or None where it is not made yet, or not as it was made any more."""
+    """Returns the folder of the built-in model, or None if it has not been made, or was changed since."""
     folder = demo_folder()
     try:
         made = parse_json((folder / MADE).read_bytes())["files"]

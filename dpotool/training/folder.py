@@ -58,7 +58,7 @@ def claim(folder: RunFolder, config: TrainConfig) -> str | None:
 
 
 def _refuse_what_is_there(folder: RunFolder) -> None:
-    """Refuses a folder that is no empty one; one that is held is left to the lock, which says by whom."""
+    """Refuses a folder that is not empty; if another process works in it, the lock's error names that one."""
     with writing_to(folder.path):
         if not folder.path.exists() or _holds_only_a_failure(folder):
             return

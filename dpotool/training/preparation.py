@@ -48,7 +48,7 @@ S = TypeVar("S", bound=TrainingSettings)
 
 
 class ScoreReference(Protocol):
-    """How reference values are had: `score_reference`, or another way for a rehearsal."""
+    """Computes reference values: `score_reference`, or what a rehearsal uses in its place."""
 
     def __call__(self, scorer: Scorer, pair_set: PairSet, progress: Progress) -> ScoredPairs: ...
 
@@ -72,8 +72,8 @@ def prepare_trainer(
     """Loads everything, computes what is computed once, writes the manifest, and builds the trainer.
 
     Args:
-        find_reference: another way to have reference values, for a rehearsal: those are not checked against the
-            policy, and no manifest is written.
+        find_reference: computes reference values in another way, for a rehearsal. They are not checked against the
+            policy then, and no manifest is written.
     """
     is_rehearsal = find_reference is not score_reference
     tokenizer = load_tokenizer(config.model, trust_remote_code=config.trust_remote_code, progress=progress)
@@ -202,7 +202,7 @@ def _open_reference(
     pair_sets: Mapping[str, PairSet],
     progress: Progress,
 ) -> Scorer:
-    """Loads the model that `--reference` names, once it is known that it means the same tokens by the same ids."""
+    """Loads the model that `--reference` names, after checking that its token ids stand for the same tokens."""
     for pair_set in pair_sets.values():
         check_same_tokens(tokenizer, name, pair_set.pairs, trust_remote_code=config.trust_remote_code)
     model = load_model(

@@ -168,7 +168,7 @@ class _Restore(TrainerCallback):
 
 @contextmanager
 def _one_line(checkpoint: str | None, what: str) -> Iterator[None]:
-    """Turns what torch and transformers say to a checkpoint that they cannot load into one line."""
+    """Turns the errors of torch and transformers about a checkpoint that they cannot load into one line."""
     try:
         yield
     except Exception as error:

@@ -56,12 +56,12 @@ class PreferenceTrainer(ResumableTrainer):
         monitor: TheoryMonitor | None = None,
         keeps_evaluations: bool = True,
     ) -> None:
-        """Takes what `Trainer` takes, in place of the model its scorer, and in place of its loss an objective.
+        """Takes what `Trainer` takes, but a scorer in place of the model, and an objective in place of the loss.
 
         Args:
             scorer: of the model that is trained, as it is before the first step.
-            keeps_evaluations: the store may have the evaluation of the first weights, and keeps that of the last ones
-                for `score`. False, and where weights are sharded over devices: every evaluation is computed, none kept.
+            keeps_evaluations: whether the store is asked for the evaluation of the first weights, and gets that of the
+                last ones for `score`. If not, or if weights are sharded, every evaluation is computed and none stored.
 
         Raises:
             DpotoolError: sharded weights are to be watched.
@@ -177,10 +177,10 @@ class PreferenceTrainer(ResumableTrainer):
         return metrics
 
     def _find_or_score(self, pairs: list[TokenizedPair], advance: Callable[[int], None]) -> ScoredPairs:
-        """Scores pairs; before the first step and after the last, what the store has is taken and the rest kept there.
+        """Scores pairs. Before the first step and after the last one, values are read from the store and added to it.
 
         The first weights are mostly their own reference, whose values were just computed; the last ones are saved, and
-        `score` then looks for the values of these weights, types and tokens. Those in between are nobody else's.
+        `score` then looks for the values of these weights, types and tokens. Nothing asks for those in between.
         """
         step, is_last = self.state.global_step, self.state.global_step >= self.state.max_steps
         if not self.keeps_evaluations or not (step == 0 or is_last):
