@@ -107,7 +107,7 @@ def check_theory(runs: pd.DataFrame, theory: Mapping[str, Any]) -> dict[str, Any
         "rank_agreement": agreement,
         "recommended_lambda": (advice or {}).get("recommended_lambda"),
         "reason": (advice or {}).get("reason"),
-        "statement": _state_theory(source, agreement, len(rows), advice)
+        "statement": _state_theory(source, agreement, rows, advice)
         + ("" if advice is None or has_scale else f" {_NO_SCALE}"),
     }
 
@@ -169,19 +169,31 @@ def _rank_agreement(predicted: Sequence[float], measured: Sequence[float]) -> di
 
 
 def _state_theory(
-    source: str, agreement: Mapping[str, Mapping[str, float | None]], n: int, advice: Mapping[str, Any] | None
+    source: str,
+    agreement: Mapping[str, Mapping[str, float | None]],
+    rows: Sequence[Mapping[str, Any]],
+    advice: Mapping[str, Any] | None,
 ) -> str:
+    """The sign first: runs may be in the right order where each of them moved the other way than was said.
+
+    The printed theorem has no sign to check: its change is that against DPO.
+    """
+
     def say(name: str) -> str:
         tau = agreement[name]["tau"]
         return "not defined" if tau is None else f"{tau:+.2f}"
 
     best = (advice or {}).get("recommended_lambda")
     named = f" It recommended lambda {best:g} before any training." if best is not None else ""
+    n = len(rows)
+    n_signs = sum(row["predicted_chosen"] * row["measured_chosen"] > 0 for row in rows)
+    signs = f"The forecast has the sign of the measured change of log pi(chosen) in {n_signs} of {count(n, 'run')}. "
+    signs = "" if advice is None else signs
     if n < _MIN_RANKED:
-        return (
+        return signs + (
             f"{count(n, 'lambda is', 'lambdas are')} too few to say whether theory puts them in the right order.{named}"
         )
-    return (
+    return signs + (
         f"{source} orders {count(n, 'run')} by chosen log-likelihood with a rank agreement of {say('chosen')}, and by "
         f"reward accuracy with {say('accuracy')} (Kendall's tau: 1 means the measured order, -1 its reverse).{named}"
     )

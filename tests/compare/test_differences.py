@@ -276,6 +276,21 @@ def test_a_forecast_in_reverse_has_tau_minus_one(comparison):
     assert theory["rank_agreement"]["chosen"]["tau"] == pytest.approx(-1.0)
 
 
+def test_the_sign_is_said_before_the_order(comparison):
+    """In the right order, and every sign wrong: 1 = the order of the measured changes, whatever their sign."""
+    measured = comparison.runs.set_index("lambda")["chosen_displacement"]
+    sign = -1 if (measured < 0).all() else 1
+    assert (measured * sign > 0).all(), "all of one sign, which the forecast then has not"
+    order = {f"{f:g}": rank - sign * 100.0 for rank, f in enumerate(measured.sort_values().index)}
+
+    theory = check_theory(comparison.runs, make_advice(order))
+
+    assert theory["rank_agreement"]["chosen"]["tau"] == pytest.approx(1.0)
+    assert theory["statement"].startswith(
+        "The forecast has the sign of the measured change of log pi(chosen) in 0 of 3 runs. "
+    )
+
+
 def test_without_advice_the_printed_theorem_gives_the_order(comparison):
     theory = check_theory(comparison.runs, {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
 
