@@ -98,10 +98,14 @@ def predict_memory(shape: Shape, plan: Plan) -> dict[str, float]:
     }
 
 
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""How configs name the number of experts; of theirs the formula knows nothing."""
+
+
 def measure_shape(model: nn.Module) -> Shape | None:
     """Returns what the formula needs to know of a model; of one with an adapter, the base without it.
 
-    None where the formula has no answer: quantised weights, or a config that lacks one of the widths.
+    None where the formula has no answer: quantised weights, experts, or a config that lacks one of the widths.
     """
     layers = find_layers(model)
     config = get_causal_lm(model).config.get_text_config()
@@ -109,7 +113,7 @@ def measure_shape(model: nn.Module) -> Shape | None:
     feed_forward = getattr(config, "intermediate_size", None)
     if not (layers and isinstance(hidden, int) and heads and isinstance(feed_forward, int)):
         return None
-    if has_quantised_weights(model):
+    if has_quantised_weights(model) or any(getattr(config, name, None) for name in EXPERTS):
         return None
     head = getattr(config, "head_dim", None) or hidden // heads
     key_value = head * (getattr(config, "num_key_value_heads", None) or heads)

@@ -125,5 +125,5 @@ def test_an_adapter_has_states_and_its_base_has_none() -> None:
 
 
 def test_weights_that_the_formula_does_not_know_have_no_answer() -> None:
-    """Mamba has neither heads nor a feed-forward part."""
-    assert need_on_card(build_family("mamba"), Plan("score")) == 0
+    """Which experts a token takes decides what they keep of it."""
+    assert need_on_card(build_family("mixtral"), Plan("score")) == 0
