@@ -18,6 +18,7 @@ from dpotool.judging.lines import Row, read_lines
 from dpotool.judging.questions import Question, read_turns
 from dpotool.runs.checked import check_value
 from dpotool.runs.folder import RunFolder
+from dpotool.runs.manifest import Count
 
 ENDED, CUT_OFF = "stop", "length"
 """Why an answer ends: with an end token, or at the limit of tokens."""
@@ -75,22 +76,19 @@ class Answer:
         }
 
 
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
 class _Row(msgspec.Struct):
     """A line of `Answer.to_row`, as it has to be when it is read back."""
 
     question_id: str | int
     answer: Annotated[list[str], msgspec.Meta(min_length=1)]
-    sample: _Count = 0
+    sample: Count = 0
     category: str | None = None
     prompt: Annotated[list[str | list[dict[str, Any]]], msgspec.Meta(min_length=1)] | None = None
     reference: list[str] | None = None
     is_prompt: bool = False
-    tokens: list[_Count | None] | None = None
+    tokens: list[Count | None] | None = None
     finish: list[str | None] | None = None
-    token_ids: list[list[_Count]] | None = None
+    token_ids: list[list[Count]] | None = None
     model: str = ""
     settings: dict[str, Any] | None = None
     key: str = ""

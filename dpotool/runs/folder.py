@@ -25,14 +25,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import msgspec
 
 from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import write_json, write_text, write_yaml, writing_to
 from dpotool.runs.checked import check_value, parse_json, read_json
-from dpotool.runs.manifest import read_manifest
+from dpotool.runs.manifest import Count, read_manifest
 from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import TABLES
 from dpotool.settings.fields import Range
@@ -218,19 +218,16 @@ class _Interval(msgspec.Struct):
     ci_high: float | None = None
 
 
-_Count = Annotated[int, msgspec.Meta(ge=0)]
-
-
 class _Summary(msgspec.Struct):
     """What other commands read of the summary of any kind of table, besides the intervals in it."""
 
-    n: _Count | None = None
-    n_excluded: dict[str, _Count] | _Count | None = None
-    n_compared: _Count | None = None
-    ties: _Count | None = None
-    wins: _Count | None = None
-    losses: _Count | None = None
-    verdicts: dict[str, _Count] | None = None
+    n: Count | None = None
+    n_excluded: dict[str, Count] | Count | None = None
+    n_compared: Count | None = None
+    ties: Count | None = None
+    wins: Count | None = None
+    losses: Count | None = None
+    verdicts: dict[str, Count] | None = None
     label: str | None = None
     baseline: str | None = None
     judge: str | None = None

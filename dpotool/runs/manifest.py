@@ -26,7 +26,8 @@ KINDS = tuple(COMMANDS)
 STATUSES = ("running", "finished", "failed", "interrupted")
 
 Positive = Annotated[float, msgspec.Meta(gt=0)]
-Count = Annotated[int, msgspec.Meta(ge=0)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=10**12)]
+"""No run has more; and a larger integer may not fit the columns and pictures that it goes into."""
 Scalar = bool | int | float | str | None
 LossName = Annotated[str, msgspec.Meta(pattern=r"^[\w.+-]{1,64}$")]
 """Of a loss, which need not be known here: it may come with a package of another machine."""
