@@ -258,7 +258,7 @@ def test_a_summary_that_somebody_changed_is_not_believed(tmp_path, change):
         ({"win_rate": ""}, "win_rate: is not what it has to be; expected a mapping or nothing, got ''"),
         ({"win_rate": {"ties_half": 1.0}}, "win_rate: is not"),
         ({"losses": -1}, "losses: is not what it has to be; expected a whole number >= 0, got -1"),
-        ({"losses": 10**30}, "losses: is not what it has to be; expected a whole number <= 1000000000000, got 1000"),
+        ({"losses": 10**30}, "losses: is not what it has to be; expected a whole number <= 1e+12, got 1000"),
         ({"advice": {"adamw": 10**30}}, "advice: is not"),
         ({"caveat": {}}, "caveat"),
     ],
