@@ -41,7 +41,12 @@ def one_line_errors(what: str, source: str) -> Iterator[None]:
                 where=source,
                 remedy="Check the path, or the hub id and the connection",
             ) from None
-        raise DpotoolError(f"the {what} cannot be loaded ({summarize_error(error)})", where=source) from None
+        is_code = "custom code" in str(error)
+        raise DpotoolError(
+            f"the {what} cannot be loaded ({summarize_error(error)})",
+            where=source,
+            remedy="If you have read that code and trust it, add --trust-remote-code" if is_code else None,
+        ) from None
 
 
 def _holds_no_model(folder: Path, what: str) -> bool:

@@ -133,6 +133,8 @@ def inherit_data(config: SubjectSettings, trained: Mapping[str, Any]) -> Subject
     else:
         own = {name: trained.get(name) for name in (*_INHERITED, "data")}
     own["split_seed"] = trained.get("seed") if own["split_seed"] is None else own["split_seed"]
+    unset = type(config)()
+    own = {name: getattr(unset, name) if value is None else value for name, value in own.items()}
     return replace(config, **(own | _given(config)))
 
 

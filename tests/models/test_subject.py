@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.errors import DpotoolError
+from dpotool.likelihood.subject import open_subject
 from dpotool.models.subject import describe_subject
+from dpotool.progress import SILENT
 from dpotool.settings.scoring import ScoreConfig
 
 
@@ -37,6 +42,11 @@ def test_a_run_is_scored_on_what_it_was_evaluated_on(tmp_path: Path) -> None:
     assert subject.folder.path == run
 
 
+def test_what_a_run_does_not_record_is_the_default(tmp_path: Path) -> None:
+    config = describe_subject(str(write_run(tmp_path / "run", eval_data="test.jsonl")), ScoreConfig()).config
+    assert (config.truncation, config.skip_invalid, config.seed) == ("trim-prompt", False, ScoreConfig().seed)
+
+
 def test_without_evaluation_data_the_training_pairs_are_left_and_that_is_known(tmp_path: Path) -> None:
     run = str(write_run(tmp_path / "run"))
     subject = describe_subject(run, ScoreConfig())
@@ -53,6 +63,23 @@ def test_flags_win(tmp_path: Path) -> None:
     assert (subject.reference, subject.reference_fingerprint) == ("other", None)
     assert (subject.dtype, subject.bf16) == ("bfloat16", False)
     assert subject.folder.path == tmp_path / "out"
+
+
+@pytest.mark.parametrize("names_code", ["model", "reference"])
+def test_code_beside_the_weights_is_not_run_because_a_run_folder_says_so(tmp_path: Path, names_code: str) -> None:
+    """Only the command line may allow it; `run.yaml` may come from anywhere."""
+    plain, coded, mark = save_tiny_model(tmp_path / "plain"), save_tiny_model(tmp_path / "coded"), tmp_path / "mark"
+    path = coded / "config.json"
+    maps = {"AutoConfig": "code.Config", "AutoModelForCausalLM": "code.Model"}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": "other", "auto_map": maps}))
+    (coded / "code.py").write_text(f"open({str(mark)!r}, 'w')")
+    data = str(write_pairs(tmp_path / "pairs.jsonl", 4))
+    names = {"model": str(plain), "reference": str(plain), names_code: str(coded)}
+    run = write_run(tmp_path / "run", data=data, split="all", eval_data=data, trust_remote_code=True, **names)
+    shutil.copytree(plain if names_code == "reference" else coded, run, dirs_exist_ok=True)
+    with pytest.raises(DpotoolError, match=r"contains custom code.*add --trust-remote-code$"):
+        open_subject(describe_subject(str(run), ScoreConfig(device="cpu")), SILENT)
+    assert not mark.exists()
 
 
 def test_a_named_reference_of_the_run_is_kept(tmp_path: Path) -> None:
