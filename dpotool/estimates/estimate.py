@@ -42,7 +42,7 @@ class Estimate:
     """By stage; a stage that was not measured is not there."""
     peak_bytes: int = 0
     card_bytes: int = 0
-    """What a GPU would need by the formula of `dpotool.estimates.memory`; 0 where it has no answer."""
+    """What a GPU would need by the formula of `dpotool.likelihood.memory`; 0 where it has no answer."""
     probe: list[str] = field(default_factory=list)
     """What the figures rest on, and what they leave out."""
     probe_seconds: float = 0.0

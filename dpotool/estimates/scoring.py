@@ -24,8 +24,8 @@ from dpotool.estimates.estimate import (
     seconds_since_start,
     time_strata,
 )
-from dpotool.estimates.memory import Plan, need_on_card
 from dpotool.likelihood.budget import MOST_TOKENS_ELSEWHERE, resolve_batch_tokens
+from dpotool.likelihood.memory import Plan, need_on_card
 from dpotool.likelihood.noise import find_missing_seconds
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer

@@ -17,12 +17,12 @@ from dpotool.estimates.estimate import (
     seconds_since_start,
     time_strata,
 )
-from dpotool.estimates.memory import Plan, need_on_card
 from dpotool.gradients.batch_products import FEWEST_PAIRS, compute_batch_products
 from dpotool.gradients.engine import GradientEngine
 from dpotool.gradients.run import describe_study, open_study
 from dpotool.gradients.unfinished import seconds_between_saves
 from dpotool.likelihood.budget import resolve_batch_tokens
+from dpotool.likelihood.memory import Plan, need_on_card
 from dpotool.likelihood.store import look_up
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.models.adapters import mark_trained_parameters

@@ -21,7 +21,6 @@ from dpotool.estimates.estimate import (
     seconds_since_start,
     time_strata,
 )
-from dpotool.estimates.memory import Plan, count_adapter, need_on_card
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.library_calls import quiet_transformers
@@ -65,18 +64,9 @@ def plan_training(config: TrainConfig, *, progress: Progress) -> Estimate:
         _add_steps(estimate, config, trainer)
         _add_evaluations(estimate, config, trainer)
     estimate.peak_bytes = measure_peak_bytes(next(trainer.policy.parameters()).device)
-    estimate.card_bytes = _need_on_card(config, trainer, estimate.batch_tokens)
+    estimate.card_bytes = trainer.need_on_card()
     estimate.probe.append("without saving the weights, once at the end and every 200 steps")
     return estimate
-
-
-def _need_on_card(config: TrainConfig, trainer: PreferenceTrainer, n_tokens: int) -> int:
-    """Returns what a step needs; 0 where the formula does not know the optimiser or what is left of the activations."""
-    if config.gradient_checkpointing or config.bf16 or "adamw" not in config.optimizer:
-        return 0
-    # float32: the gradient and AdamW's two averages of each weight; those of an adapter are counted with it
-    states = 0 if count_adapter(trainer.policy) else 12
-    return need_on_card(trainer.policy, Plan("train", state_bytes=states, n_tokens=n_tokens, keeps_layers=True))
 
 
 def _add_reference(estimate: Estimate, scorer: Scorer, pair_set: PairSet) -> ScoredPairs:

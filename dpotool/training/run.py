@@ -6,6 +6,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 
+import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from transformers import set_seed
@@ -77,6 +78,7 @@ def _run(trainer: PreferenceTrainer, config: TrainConfig, folder: RunFolder, pro
             trainer.run_id = str(folder.read_manifest()["created"])
         found = _find_checkpoint(trainer, config, folder, progress) if config.resume else Found(None)
         progress.note(describe_steps(config, len(trainer.pairs)))
+        _warn_of_memory(trainer, progress)
         if _step_through(trainer, config, found, progress):
             _note(folder, "interrupted")
             return TrainResult(folder, was_interrupted=True)
@@ -92,6 +94,20 @@ def _run(trainer: PreferenceTrainer, config: TrainConfig, folder: RunFolder, pro
     if config.save_steps is None:  # last: a run that is not finished needs them to go on from
         _remove_rolling_checkpoints(folder, keep=trainer.kept_steps)
     return TrainResult(folder)
+
+
+def _warn_of_memory(trainer: PreferenceTrainer, progress: Progress) -> None:
+    """Says before the first step that the GPU will hardly hold one, as far as a formula can tell."""
+    if trainer.args.device.type != "cuda":
+        return
+    needed = trainer.need_on_card() / 1e9
+    there = torch.cuda.get_device_properties(trainer.args.device).total_memory / 1e9
+    if needed > 0.95 * there:
+        progress.warn(
+            f"by the formula of docs/scale.md, a step with the longest pairs takes about {needed:.0f} GB, and this GPU "
+            f"has {there:.0f} GB; --lora, --gradient-checkpointing, a smaller --batch-size, or FSDP2 on several GPUs "
+            "take less"
+        )
 
 
 def _note(folder: RunFolder, status: str) -> None:

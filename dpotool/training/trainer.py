@@ -19,6 +19,7 @@ from dpotool.errors import DpotoolError
 from dpotool.gradients.monitor import TheoryMonitor
 from dpotool.likelihood.completions import TokenLogps, compute_completion_logps
 from dpotool.likelihood.layout import PAIRED, SHARED, RowLayout
+from dpotool.likelihood.memory import Plan, count_adapter, need_on_card
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.prompt_sharing import draws_in_training
 from dpotool.likelihood.root_forward import route_forward
@@ -93,6 +94,26 @@ class PreferenceTrainer(ResumableTrainer):
         self.keeps_evaluations = keeps_evaluations and not is_sharded
         self._sums = PairSums()
         self._monitor = monitor
+
+    def need_on_card(self) -> int:
+        """Returns the bytes that a step takes of one card, by the formula of docs/scale.md; 0 where it has no answer.
+
+        For the micro-batch of the longest pairs. The formula does not know what gradient checkpointing, mixed precision
+        or another optimiser than AdamW takes.
+        """
+        args = self.args
+        if args.gradient_checkpointing or args.bf16 or "adamw" not in str(args.optim):
+            return 0
+        size = args.per_device_train_batch_size
+        places = sorted(range(len(self.pairs)), key=lambda place: self.pairs[place].longest)[-size:]
+        collate: Any = self.data_collator
+        dataset: Any = self.train_dataset
+        n_tokens = collate([dataset[place] for place in places])["input_ids"].numel()
+        # float32: the gradient and AdamW's two averages of each weight; those of an adapter are counted with it
+        states = 0 if count_adapter(self.policy) else 12
+        n_cards = args.world_size if self.is_fsdp_enabled else 1
+        plan = Plan("train", state_bytes=states, n_tokens=n_tokens, keeps_layers=True, n_cards=n_cards)
+        return need_on_card(self.policy, plan)
 
     def _set_signature_columns_if_needed(self) -> None:
         self._signature_columns = None

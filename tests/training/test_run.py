@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from dpotool.runs.folder import RunFolder
 from dpotool.settings.fields import Range
 from dpotool.settings.scoring import ScoreConfig
 from dpotool.training.config import TrainConfig
-from dpotool.training.run import train
+from dpotool.training.run import _warn_of_memory, train
 
 Run = Callable[..., RunFolder]
 
@@ -305,3 +306,20 @@ def test_evaluations_leave_mixed_precision_on(run: Run, tmp_path: Path) -> None:
     weights = read_weights(alone.path)
     for name, tensor in read_weights(looked_at.path).items():
         assert tensor.equal(weights[name])
+
+
+@pytest.mark.parametrize(("gigabytes", "is_warned"), [(0.0001, True), (80, False)])
+def test_a_gpu_that_is_too_small_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, gigabytes: float, is_warned: bool
+) -> None:
+    """As if the trainer's device were a GPU of that size; the formula itself is tested beside it."""
+    seen: list[str] = []
+    trainer = SimpleNamespace(
+        args=SimpleNamespace(device=torch.device("cuda")), need_on_card=lambda: 180_400_000_000 * (gigabytes < 1) or 5e9
+    )
+    size = SimpleNamespace(total_memory=gigabytes * 1e9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: size)
+    _warn_of_memory(trainer, SimpleNamespace(warn=seen.append))  # type: ignore[arg-type]
+    assert bool(seen) is is_warned
+    if seen:
+        assert "takes about 180 GB, and this GPU has 0 GB" in seen[0]

@@ -1,6 +1,6 @@
 """How much memory a command takes on each card, as a formula of the model's shape: arithmetic, not a measurement.
 
-    python -m dpotool.estimates.memory          # the table of docs/scale.md
+    python -m dpotool.likelihood.memory          # the table of docs/scale.md
 
 `--dry-run` applies the same formula to the model at hand (`need_on_card`).
 

@@ -9,7 +9,9 @@ import torch
 from model_families import build_family
 from transformers import AutoModelForCausalLM, LlamaConfig
 
-from dpotool.estimates.memory import (
+from dpotool.likelihood.batch import collate_rows
+from dpotool.likelihood.completions import compute_completion_states
+from dpotool.likelihood.memory import (
     SHAPES,
     Plan,
     Shape,
@@ -19,8 +21,6 @@ from dpotool.estimates.memory import (
     need_on_card,
     predict_memory,
 )
-from dpotool.likelihood.batch import collate_rows
-from dpotool.likelihood.completions import compute_completion_states
 
 SMALL = Shape("small", 0, 4, 0, hidden=256, feed_forward=704, key_value=128)
 
@@ -84,7 +84,7 @@ def test_spread_weights_take_less_of_each_card() -> None:
 
 def test_the_page_shows_this_formula() -> None:
     page = Path(__file__).parents[2] / "docs" / "scale.md"
-    assert format_fits() in page.read_text(encoding="utf-8"), "python -m dpotool.estimates.memory gives the table"
+    assert format_fits() in page.read_text(encoding="utf-8"), "python -m dpotool.likelihood.memory gives the table"
 
 
 def test_the_shape_is_read_from_a_model() -> None:
