@@ -8,11 +8,12 @@ MODEL is a folder as get_model.py writes it; DATA holds tldr_train.jsonl and tld
 `dpotool` command, written to `commands.log`. What is finished is passed over, so the same command goes on where it
 stopped. `--jobs` commands run at a time on one device, the most valuable ones first, and `--minutes` begins no command
 after that long. A training takes about 15 GB of a GPU's memory: four at a time fit on one of 80 GB, and ten did not. On
-two CPU cores the whole is a matter of days: `--pairs 150 --steps 19` makes it hours. A part of it, in an hour on one:
+two CPU cores the whole is a matter of days: `--pairs 150 --steps 19` makes it hours. The part of it that
+docs/results.md shows, short pairs and two seeds, takes three hours on one core:
 
-    python examples/smollm2/study.py MODEL DATA --out runs/small --short 1100 --pairs 32 --test 32 \
-        --steps 4 --learning-rate 5e-5 --only sft,dpo-seed42,shift-0.5-seed42,shift-0.75-seed42 \
-        --scales 0.5 --blends 0.75
+    python examples/smollm2/study.py MODEL DATA --out runs/short --short 1200 --sft-rows 200 --pairs 200 \
+        --early 6,12,18 --scales 0.7,0.4 --blends 0.75 \
+        --only sft,dpo-seed42,shift-0.75-seed42,shift-0.5-seed42,dpo-seed1,shift-0.75-seed1,shift-0.5-seed1
 
 The training posts are cut in two, the first part for SFT and the rest for preferences, so that the start has not
 learned the very answers that are compared.
@@ -205,7 +206,8 @@ def plan_scores(study: Study, n_parts: int) -> Iterator[Job]:
         study.length,
     )
     known = sorted(path.parent for path in study.out.glob("*/model.safetensors") if path.parent != study.start)
-    known += sorted(path.parent for path in study.out.glob("dpo-*/checkpoint-*/model.safetensors"))
+    early = [study.out / f"dpo-seed{SEEDS[0]}" / f"checkpoint-{step}" for step in study.early]
+    known += [folder for folder in early if (folder / "model.safetensors").exists()]
     todo = [folder for folder in known if not (folder / study.table).exists()]
     for number in range(n_parts):
         for folder in todo[number::n_parts]:
