@@ -75,7 +75,7 @@ class UnfinishedPasses:
                 tensor.zero_()
             return 0
         self.progress.note(
-            f"mean gradients, pass {self._number}: {count(about['done'], 'batch was', 'batches were')} summed up before"
+            f"mean gradients, pass {self._number}: {count(int(about['done']), 'batch was', 'batches were')} summed up before"
         )
         return int(about["done"])
 
