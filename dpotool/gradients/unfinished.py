@@ -74,10 +74,10 @@ class UnfinishedPasses:
             for tensor in total.values():
                 tensor.zero_()
             return 0
-        self.progress.note(
-            f"mean gradients, pass {self._number}: {count(int(about['done']), 'batch was', 'batches were')} summed up before"
-        )
-        return int(about["done"])
+        n_done = int(about["done"])
+        summed = count(n_done, "batch was", "batches were")
+        self.progress.note(f"mean gradients, pass {self._number}: {summed} summed up before")
+        return n_done
 
     def offer(self, done: int, total: dict[str, Tensor]) -> None:
         """Saves the sums after so many batches, if it is time."""
