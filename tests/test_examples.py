@@ -188,7 +188,7 @@ def test_the_study_trains_blends_scores_and_tabulates(
     for name in ("tldr_train", "tldr_test"):
         write_pairs(data / f"{name}.jsonl", 12)
     only = "sft,dpo-seed42,shift-0.5-seed42,shift-0.75-seed42,diagnose-dpo-seed42"
-    told = {"out": "out", "short": 1000, "max-length": 64, "pairs": 6, "test": 5, "steps": 2, "only": only}
+    told = {"out": "out", "short": 1000, "max-length": 64, "pairs": 6, "test": 5, "steps": 2, "early": 1, "only": only}
     options = [f"--{name}={value}" for name, value in (told | {"scales": 0.5, "blends": 0.75}).items()]
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["study.py", "tiny", "data", *options])
