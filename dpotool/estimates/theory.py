@@ -56,9 +56,8 @@ def plan_theory(config: TheoryConfig, *, progress: Progress) -> Estimate:
     _add_products(estimate, config, opened, engine)
     n_means = 0
     if not config.pairs_only and len(pairs) >= FEWEST_PAIRS:
-        n_means = 5 if config.optimizer == "adamw" else 3
         shifts = sorted({*lambdas, 1.0}) if config.optimizer == "adamw" else []
-        _add_batch_products(estimate, opened, engine, shifts)
+        n_means = _add_batch_products(estimate, opened, engine, shifts)
     estimate.peak_bytes = measure_peak_bytes(opened.policy_scorer.device)
     if engine.selection.n_elements == sum(weight.numel() for weight in opened.policy.parameters()):
         plan = Plan("theory-gap", state_bytes=4 * n_means, n_tokens=estimate.batch_tokens, keeps_layers=True)
@@ -88,8 +87,11 @@ def _add_products(estimate: Estimate, config: TheoryConfig, opened: OpenSubject,
 
 def _add_batch_products(
     estimate: Estimate, opened: OpenSubject, engine: GradientEngine, shifts: Sequence[float]
-) -> None:
-    """Some of its time is per token, some for passes over the weights, however few the pairs: so two sizes."""
+) -> int:
+    """Returns how many mean gradients there are at a time.
+
+    Some of the time is per token, some for passes over the weights, however few the pairs: so two sizes.
+    """
     pairs = sorted(opened.pair_set.pairs, key=lambda pair: pair.longest)
     run = partial(_time_batch_products, opened, engine, shifts)
     samples = [_spread(pairs, n) for n in PROBED_PAIRS]
@@ -105,6 +107,7 @@ def _add_batch_products(
         f"a run of more than {seconds_between_saves(n_bytes):.0f} s may keep up to {n_passes * n_bytes / 1e9:.1f} GB "
         "of mean gradients on the disk until it is finished"
     )
+    return n_passes
 
 
 def _time_batch_products(

@@ -135,7 +135,8 @@ def need_on_card(model: nn.Module, plan: Plan, *, n_models: int = 1) -> int:
 
     Args:
         model: as the command has loaded it; the type of its weights and what is trained are taken from it.
-        plan: what is run; its `weight_bytes`, `is_trained` and `n_adapter` are those of the model.
+        plan: what is run; its `weight_bytes`, `is_trained` and `n_adapter` are those of the model. Under an adapter,
+            which has states of its own in the formula, the base has none.
         n_models: copies of the weights that are there at a time, such as a policy and a reference.
     """
     shape = measure_shape(model)
@@ -143,7 +144,8 @@ def need_on_card(model: nn.Module, plan: Plan, *, n_models: int = 1) -> int:
         return 0
     n_adapter = count_adapter(model)
     weight_bytes = next(model.parameters()).element_size()
-    plan = replace(plan, weight_bytes=weight_bytes, is_trained=not n_adapter, n_adapter=n_adapter)
+    states = 0 if n_adapter else plan.state_bytes
+    plan = replace(plan, weight_bytes=weight_bytes, state_bytes=states, is_trained=not n_adapter, n_adapter=n_adapter)
     parts = predict_memory(shape, plan)
     return round(sum(parts.values()) + (n_models - 1) * parts["weights"])
 

@@ -19,7 +19,7 @@ from dpotool.errors import DpotoolError
 from dpotool.gradients.monitor import TheoryMonitor
 from dpotool.likelihood.completions import TokenLogps, compute_completion_logps
 from dpotool.likelihood.layout import PAIRED, SHARED, RowLayout
-from dpotool.likelihood.memory import Plan, count_adapter, need_on_card
+from dpotool.likelihood.memory import Plan, need_on_card
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.prompt_sharing import draws_in_training
 from dpotool.likelihood.root_forward import route_forward
@@ -109,9 +109,8 @@ class PreferenceTrainer(ResumableTrainer):
         collate: Any = self.data_collator
         dataset: Any = self.train_dataset
         n_tokens = collate([dataset[place] for place in places])["input_ids"].numel()
-        # float32: the gradient and AdamW's two averages of each weight; those of an adapter are counted with it
-        states = 0 if count_adapter(self.policy) else 12
         n_cards = args.world_size if self.is_fsdp_enabled else 1
+        states = 12  # of each weight, in float32: its gradient and AdamW's two averages
         plan = Plan("train", state_bytes=states, n_tokens=n_tokens, keeps_layers=True, n_cards=n_cards)
         return need_on_card(self.policy, plan)
 

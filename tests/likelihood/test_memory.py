@@ -114,7 +114,7 @@ def test_an_adapter_has_states_and_its_base_has_none() -> None:
     base = build_family("llama")  # in float64
     bare = measure_shape(base)
     assert bare is not None
-    plan = Plan("train", n_tokens=100, keeps_layers=True)
+    plan = Plan("train", state_bytes=12, n_tokens=100, keeps_layers=True)
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules="all-linear"))
     n_adapter = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     assert measure_shape(adapted) == bare
