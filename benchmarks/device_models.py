@@ -65,6 +65,31 @@ def build_model(shape: str, device: torch.device, *, is_small: bool, dtype: torc
     return model.to(device).eval()
 
 
+def quantise(model: nn.Module) -> int:
+    """Puts the linear layers but the output layer into bitsandbytes' 4 bits (nf4), in place; returns how many.
+
+    As transformers does on loading, but of weights that are on the device already.
+    """
+    from bitsandbytes.nn import Linear4bit, Params4bit
+
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and name != "lm_head"]
+    for name in linear:
+        old = model.get_submodule(name)
+        new = Linear4bit(
+            old.in_features,
+            old.out_features,
+            bias=old.bias is not None,
+            compute_dtype=torch.bfloat16,
+            quant_type="nf4",
+            device="meta",
+        )
+        new.weight = Params4bit(old.weight.data, requires_grad=False, quant_type="nf4").to(old.weight.device)
+        new.bias = old.bias
+        model.set_submodule(name, new)
+    model.is_loaded_in_4bit = True  # peft asks
+    return len(linear)
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """Log-uniform token counts, least and most."""

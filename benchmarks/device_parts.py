@@ -9,7 +9,7 @@ import tempfile
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from device_attention import ATTENTIONS, list_row_groups
+from device_memory import COMMANDS
 from device_models import (
     DATA,
     build_model,
@@ -26,6 +27,7 @@ from device_models import (
     free,
     measure_matmul_rate,
     measuring_peak,
+    quantise,
     time_median,
     time_once,
 )
@@ -45,6 +47,7 @@ from dpotool.models.precision import choose_float32_products
 from dpotool.settings.shared import AUTO
 
 T = TypeVar("T")
+Gradients = Callable[[nn.Module, Sequence[TokenizedPair]], object]
 MAX_NATS_PER_TOKEN = 0.05
 """Mean difference a token allowed between two ways in bfloat16; in float32 sums agree to 1e-5 of their size."""
 PAIRED = "dpotool, a row each"
@@ -241,41 +244,68 @@ def run_training(bench: Bench, shape: str) -> None:
     model = build_model(shape, bench.device, is_small=bench.is_small, dtype=dtype)
     if has_adapter:
         model = add_adapter(model)
+    about = f"{shape}, {'LoRA' if has_adapter else 'all weights'}"
     size, n_steps = bench.scale(4 if has_adapter else 8, 2), bench.scale(8, 3)
     for data, factor, recomputes in (("TL;DR", 1, False), ("TL;DR", 4, True), ("UltraFeedback", 2, True)):
         setting = StepSetting(size * factor, n_steps, is_mixed=bench.device.type == "cuda", recomputes=recomputes)
-        pairs = draw_pairs(data, setting.batch_size * n_steps, model.config.get_text_config().vocab_size)
-        found = {}
-        for method, train in ((DPOTOOL, train_dpotool), (TRL, train_trl)):
-            if method == TRL:
-                bench.attempt("TRL's hash", hash_no_weights)
-            steps = bench.attempt(
-                f"{shape}, {data}, {setting}: {method}",
-                lambda train=train, pairs=pairs, setting=setting: train_and_restore(  # type: ignore[misc]
-                    train, model, tokenizer, pairs, setting
-                ),
-                needs=20 if not bench.is_small else 2,
-            )
-            if steps is not None:
-                found[method] = steps
-        for method, steps in found.items():
-            ours = found.get(DPOTOOL, steps)
-            bench.emit(
-                {
-                    "model": f"{shape}, {'LoRA' if has_adapter else 'all weights'}",
-                    "data": data,
-                    "pairs a step": setting.batch_size,
-                    "recomputed activations": "yes" if recomputes else "no",
-                    "method": method,
-                    "pairs/s": setting.batch_size / steps.seconds_a_step,
-                    "dpotool is faster by": steps.seconds_a_step / ours.seconds_a_step,
-                    "peak GiB": steps.peak_gib,
-                    "last loss": steps.losses[-1],
-                    "largest difference of losses": max(
-                        abs(a - b) for a, b in zip(steps.losses, ours.losses, strict=True)
-                    ),
-                }
-            )
+        train_both(bench, about, model, tokenizer, data, setting)
+
+
+def train_both(
+    bench: Bench, about: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, data: str, setting: StepSetting
+) -> None:
+    """Steps of dpotool and of TRL on the same pairs from the same weights: a row for each."""
+    pairs = draw_pairs(data, setting.batch_size * setting.n_steps, model.config.get_text_config().vocab_size)
+    found = {}
+    for method, train in ((DPOTOOL, train_dpotool), (TRL, train_trl)):
+        if method == TRL:
+            bench.attempt("TRL's hash", hash_no_weights)
+        steps = bench.attempt(
+            f"{about}, {data}, {setting}: {method}",
+            lambda train=train: train_and_restore(train, model, tokenizer, pairs, setting),  # type: ignore[misc]
+            needs=20 if not bench.is_small else 2,
+        )
+        if steps is not None:
+            found[method] = steps
+    for method, steps in found.items():
+        ours = found.get(DPOTOOL, steps)
+        bench.emit(
+            {
+                "model": about,
+                "data": data,
+                "pairs a step": setting.batch_size,
+                "recomputed activations": "yes" if setting.recomputes else "no",
+                "method": method,
+                "pairs/s": setting.batch_size / steps.seconds_a_step,
+                "dpotool is faster by": steps.seconds_a_step / ours.seconds_a_step,
+                "peak GiB": steps.peak_gib,
+                "last loss": steps.losses[-1],
+                "largest difference of losses": max(abs(a - b) for a, b in zip(steps.losses, ours.losses, strict=True)),
+            }
+        )
+
+
+def run_few_bits(bench: Bench) -> None:
+    """An 8B base in 4 bits under a LoRA adapter: scoring, steps, and gradient products of the adapter's weights."""
+    tokenizer = build_tokenizer(64)
+    choose_float32_products(bench.device, torch.bfloat16)
+    model = build_model("8B", bench.device, is_small=bench.is_small, dtype=torch.bfloat16)
+    n_whole = sum(weight.nbytes for weight in model.parameters())
+    if bench.attempt("8B in 4 bits", lambda: quantise(model)) is None:
+        return
+    free(bench.device)
+    n_now = sum(weight.nbytes for weight in model.parameters())
+    bench.emit({"what": "8B in 4 bits", "weights GiB": n_now / 2**30, "in bfloat16 GiB": n_whole / 2**30})
+    rate = measure_matmul_rate(bench.device, torch.bfloat16, bench.scale(8192, 256))
+    pairs = draw_pairs("TL;DR", bench.scale(96, 6), model.config.vocab_size)
+    found = bench.attempt("4 bits: scoring", lambda: _time_scoring(bench, DPOTOOL, model, tokenizer, pairs), needs=8)
+    if found is not None:
+        about: Row = {"model": "8B in 4 bits", "data": "TL;DR", "pairs": len(pairs)}
+        bench.emit(about | _describe_scoring(DPOTOOL, found, found, model, pairs, rate))
+    model = add_adapter(model)
+    time_products(bench, "8B in 4 bits, adapter's weights", model, "TL;DR", {"dpotool, products": run_engine})
+    setting = StepSetting(bench.scale(16, 2), bench.scale(5, 3), is_mixed=bench.device.type == "cuda", recomputes=True)
+    train_both(bench, "8B in 4 bits, LoRA", model, tokenizer, "TL;DR", setting)
 
 
 def run_theory(bench: Bench, shape: str) -> None:
@@ -284,37 +314,41 @@ def run_theory(bench: Bench, shape: str) -> None:
         bench.attempt("0.5B: products equal autograd's in float32", lambda: _check_products(bench, shape), needs=15)
     choose_float32_products(bench.device, torch.bfloat16)
     model = build_model(shape, bench.device, is_small=bench.is_small, dtype=torch.bfloat16)
-    methods: dict[str, Callable[[nn.Module, Sequence[TokenizedPair]], object]] = {
-        "training step": run_training_step,
+    methods: dict[str, Gradients] = {
         "training step, shared rows": _run_shared_step,
         "dpotool, products": run_engine,
         "training step, monitored": run_monitored_step,
     }
     for data in ("TL;DR", "HH", "UltraFeedback"):
-        n_pairs = bench.scale(4 if data != "UltraFeedback" else 2, 2)
-        pairs = draw_pairs(data, n_pairs, model.config.vocab_size)
-        of_step = None
-        for name, run in methods.items():
-            found = bench.attempt(
-                f"{shape}, {data}: {name}",
-                lambda run=run, pairs=pairs: _time_gradients(bench, model, pairs, run),  # type: ignore[misc]
-                needs=5,
-            )
-            model.zero_grad(set_to_none=True)
-            free(bench.device)
-            if found is None:
-                continue
-            of_step = of_step or found["seconds"]
-            bench.emit(
-                {
-                    "model": shape,
-                    "data": data,
-                    "method": name,
-                    "pairs/s": n_pairs / found["seconds"],
-                    "time / training step": found["seconds"] / of_step,
-                    "peak GiB": found["peak GiB"],
-                }
-            )
+        time_products(bench, shape, model, data, methods)
+
+
+def time_products(bench: Bench, about: str, model: nn.Module, data: str, methods: Mapping[str, Gradients]) -> None:
+    """A row for each way of taking gradients of a batch of pairs; times are also given in those of the first way."""
+    n_pairs = bench.scale(4 if data != "UltraFeedback" else 2, 2)
+    pairs = draw_pairs(data, n_pairs, model.config.get_text_config().vocab_size)
+    of_step = None
+    for name, run in {"training step": run_training_step, **methods}.items():
+        found = bench.attempt(
+            f"{about}, {data}: {name}",
+            lambda run=run: _time_gradients(bench, model, pairs, run),  # type: ignore[misc]
+            needs=5,
+        )
+        model.zero_grad(set_to_none=True)
+        free(bench.device)
+        if found is None:
+            continue
+        of_step = of_step or found["seconds"]
+        bench.emit(
+            {
+                "model": about,
+                "data": data,
+                "method": name,
+                "pairs/s": n_pairs / found["seconds"],
+                "time / training step": found["seconds"] / of_step,
+                "peak GiB": found["peak GiB"],
+            }
+        )
 
 
 def _time_gradients(
@@ -349,6 +383,19 @@ def _check_products(bench: Bench, shape: str) -> None:
     assert error < 1e-3, error
     del model, coarse
     free(bench.device)
+
+
+def run_memory(bench: Bench) -> None:
+    """Measured peaks, weights included, beside what the formula of docs/scale.md says of the same batch."""
+    for shape, command, measure in COMMANDS:
+        found = bench.attempt(
+            f"{shape}: {command}",
+            lambda shape=shape, measure=measure: measure(shape, bench.device, is_small=bench.is_small),  # type: ignore[misc]
+            needs=6 if not bench.is_small else 1,
+        )
+        if found is not None:
+            bench.emit({"model": shape, "command": command, **found})
+        free(bench.device)
 
 
 def run_attention(bench: Bench) -> None:
@@ -405,6 +452,8 @@ PARTS: dict[str, tuple[Callable[[Bench], None], float, float]] = {
     "scoring 8B": (lambda bench: run_scoring(bench, "8B"), 30, 100),
     "training 8B": (lambda bench: run_training(bench, "8B"), 30, 90),
     "theory 8B": (lambda bench: run_theory(bench, "8B"), 25, 60),
+    "4 bits": (run_few_bits, 25, 80),
+    "memory": (run_memory, 20, 60),
     "scoring 0.5B": (lambda bench: run_scoring(bench, "0.5B"), 20, 60),
     "training 0.5B": (lambda bench: run_training(bench, "0.5B"), 20, 50),
     "theory 0.5B": (lambda bench: run_theory(bench, "0.5B"), 20, 40),

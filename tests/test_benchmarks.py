@@ -35,6 +35,7 @@ NAMES = (
     "generation",
     "device_models",
     "device_training",
+    "device_memory",
     "device_parts",
     "device",
     "dry_run",

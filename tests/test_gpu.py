@@ -6,14 +6,20 @@ None of this runs on a machine without one; the same properties are tested on th
 from __future__ import annotations
 
 import importlib.util
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import make_pairs
 from gradients.engine_checks import assert_equals_slow_truth
 from model_families import build_family
+from safetensors.torch import load_file
 from tiny_models import save_tiny_model, write_pairs
 from transformers import AutoTokenizer
 
@@ -38,6 +44,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
+ROOT = Path(__file__).parents[1]
 PAIRS = make_pairs(7)
 LAYOUTS = ("shared", "paired")
 
@@ -223,3 +230,57 @@ def test_training_and_scoring_from_end_to_end(lora: bool, tmp_path: Path, monkey
         tables += [scored.frame for scored in score_models([str(result.folder.path)], ScoreConfig(device=device))]
     for column in ("chosen_logps", "rejected_logps", "ref_chosen_logps"):
         np.testing.assert_allclose(tables[0][column], tables[1][column], rtol=1e-3)
+
+
+LAUNCHERS = {
+    "DDP": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=1"],
+    "FSDP2": ["-m", "accelerate.commands.launch", "--num_processes", "1", "--main_process_port", "0"],
+}
+"""Process groups of one, over NCCL: what can be launched where there is one GPU."""
+
+
+@pytest.mark.parametrize("launcher", ["DDP", "FSDP2"])
+def test_a_launched_process_trains_and_differentiates_as_a_plain_one(launcher: str, tmp_path: Path) -> None:
+    model, data = save_tiny_model(tmp_path / "tiny"), write_pairs(tmp_path / "pairs.jsonl", 16)
+    sharding = ["--config_file", str(ROOT / "examples" / "accelerate" / "fsdp2.yaml")] if launcher == "FSDP2" else []
+    entry = str(ROOT / "tests" / "training" / "fsdp2_worker.py") if sharding else "-m"
+    runs = {
+        "train": ("--test-fraction", "0.25", "--max-steps", "2", "--batch-size", "4", "--learning-rate", "1e-3"),
+        "theory-gap": ("--batch-tokens", "200"),
+    }
+    for command, options in runs.items():
+        for name in ("plain", "launched"):
+            start = ["-m"] if name == "plain" else [*LAUNCHERS[launcher], *sharding, entry]
+            target = "dpotool" if start[-1] == "-m" else None
+            words = [
+                command,
+                "--model",
+                str(model),
+                "--data",
+                str(data),
+                *options,
+                "--output",
+                str(tmp_path / name / command),
+            ]
+            environment = {**os.environ, "DPOTOOL_CACHE": str(tmp_path / f"cache-{name}"), "OMP_NUM_THREADS": "1"}
+            done = subprocess.run(
+                [sys.executable, *start, *filter(None, [target]), *words],
+                env=environment,
+                capture_output=True,
+                text=True,
+                timeout=90,
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+            if command == "train" and name == "launched" and sharding:
+                n_spread, n_all = re.findall(r"spread: (\d+) of (\d+)", done.stderr)[0]
+                assert n_spread == n_all != "0"
+    plain, launched = (load_file(tmp_path / name / "train" / "model.safetensors") for name in ("plain", "launched"))
+    assert plain.keys() == launched.keys()
+    for name, weight in plain.items():
+        torch.testing.assert_close(launched[name], weight, rtol=1e-4, atol=1e-6)
+    tables = [
+        pd.read_parquet(next((tmp_path / name / "theory-gap" / "theory").glob("*.parquet")))
+        for name in ("plain", "launched")
+    ]
+    for column in ("grad_inner_product", "chosen_grad_sq_norm", "u", "v"):
+        np.testing.assert_allclose(tables[1][column], tables[0][column], rtol=1e-3, atol=1e-3)

@@ -77,6 +77,8 @@ class Study:
     rate: str = "1e-5"
     only: frozenset[str] = frozenset()
     """Names of the only trainings to run; without any, all."""
+    precision: tuple[str, ...] = ()
+    """What trainings are told of it; scores are of the weights as they were saved, in float32."""
 
     @property
     def sft_batch(self) -> int:
@@ -147,7 +149,7 @@ def plan_sft(study: Study) -> Job:
         *("train", "--loss", "sft", "--model", study.model, "--data", str(study.out / "tldr_sft.jsonl")),
         *("--max-length", study.length, "--batch-size", str(study.sft_batch), "--save-steps", "1000"),
         *("--output", str(study.start)),
-        *(*steps, *study.options),
+        *(*steps, *study.precision, *study.options),
     )
     return Job("sft", words, study.start / "model.safetensors")
 
@@ -161,7 +163,7 @@ def plan_training(study: Study, name: str, *words: str, seed: int = SEEDS[0]) ->
             *("train", *words, "--model", str(study.start), "--data", str(study.out / "tldr_pairs.jsonl")),
             *("--eval-data", str(study.out / "tldr_test.jsonl"), "--max-length", study.length),
             *("--batch-size", "8", "--learning-rate", study.rate, "--eval-steps", "1000", "--save-steps", "1000"),
-            *("--seed", str(seed), "--output", str(study.out / name), *steps, *study.options),
+            *("--seed", str(seed), "--output", str(study.out / name), *steps, *study.precision, *study.options),
         ),
         study.out / name / "model.safetensors",
     )
@@ -334,6 +336,7 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batch-tokens", default="auto")
     parser.add_argument("--max-length", default="1024")
+    parser.add_argument("--bf16", action="store_true", help="train in mixed precision")
     parser.add_argument("--collect", type=Path, metavar="CSV", help="only gather the scores under --out into this file")
     parser.add_argument("--tabulate", type=Path, metavar="CSV", help="only print the table that such a file makes")
     told = parser.parse_args()
@@ -352,13 +355,13 @@ def main() -> None:
     early = tuple(map(int, told.early.split(","))) if told.early else EARLY if is_whole else ()
     study = Study(
         told.model, told.data, told.out, told.pairs, told.steps, told.jobs, end, told.max_length, options,
-        told.short, told.test, n_sft, early, told.learning_rate, only,
+        told.short, told.test, n_sft, early, told.learning_rate, only, ("--bf16",) if told.bf16 else (),
     )  # fmt: skip
     cut_data(study)
     study.run(plan_sft(study))
     shifts = [plan_shift(study, lambda_, seed) for seed in SEEDS for lambda_ in LAMBDAS]
     losses = [plan_training(study, f"{loss}-seed{SEEDS[0]}", "--loss", loss) for loss in OTHER_LOSSES]
-    study.run_all([plan_theory(study), *shifts[:8], *losses, *shifts[8:]])
+    study.run_all([*shifts[:8], *losses, *shifts[8:], plan_theory(study)])
     dpo, half = f"dpo-seed{SEEDS[0]}", f"shift-0.5-seed{SEEDS[0]}"
     scales, blends = ([float(each) for each in text.split(",") if each] for text in (told.scales, told.blends))
     study.run_all(
