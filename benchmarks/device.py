@@ -121,7 +121,7 @@ def run_tests(args: argparse.Namespace, seconds: float) -> dict[str, object]:
     targets = ["-m", "gpu", TESTS] if is_gpu else ["tests/test_gpu.py", "tests/likelihood/test_shared_rows.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-x" if not is_gpu else "--maxfail=20", f"--junitxml={report}"]
     if is_gpu and _has("pytest-xdist"):
-        command += ["-n", "4"]
+        command += ["-n", "8"]
     started = time.time()
     end = run_limited([*command, "-p", "no:cacheprovider", *targets], seconds, args.out / "tests.log")
     row: dict[str, object] = {"part": "tests", "ended": end, "seconds": time.time() - started}
