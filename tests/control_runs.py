@@ -37,8 +37,7 @@ def write_dpo_with_controls(path: Path) -> RunFolder:
     run.metrics_path.write_text("".join(json.dumps({"step": step}) + "\n" for step in (10, 40)))
     for weight, change in ((0.6, -1.0), (0.8, -2.2)):
         point = run.path / "controls" / f"blend-weight-{weight}"
-        folder = write_scored_run(point, kind="blend", frame=draw(2, change, 4 * weight), loss="blend")
-        folder.update_manifest(blend={"first": "m", "second": str(run.path), "weight": weight, "lambda": None})
+        write_scored_run(point, frame=draw(2, change, 4 * weight), blend=("m", str(run.path), weight, None))
     write_scored_run(run.path / "checkpoint-10", kind="score", frame=draw(3, -5.0, 2.0))
     write_scored_run(run.path / "checkpoint-20", kind="score", frame=draw(3, -5.0, 1.0), data="other")
     return run

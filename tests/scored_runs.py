@@ -36,11 +36,20 @@ def write_scored_run(
     kind: str = "train",
     fingerprints: dict[str, str] | None = None,
     about: dict[str, Any] | None = None,
+    blend: tuple[str, str, float, float | None] | None = None,
     **config: Any,
 ) -> RunFolder:
-    """A scored run; `config` is what its manifest says (loss, lambda_, ...)."""
+    """A scored run; `config` is what its manifest says (loss, lambda_, ...).
+
+    Args:
+        blend: both models, the share of the second one, and the lambda: what makes the run a blend.
+    """
     run = RunFolder(path)
+    if blend is not None:
+        kind, config = "blend", config | {"loss": "blend", "lambda_": blend[3]}
     manifest = collect_manifest(kind, {"seed": 42, "model": "m", **config}, data={"train": {}, "eval": {}})
+    if blend is not None:
+        manifest["blend"] = dict(zip(("first", "second", "weight", "lambda"), blend, strict=True))
     run.write_manifest(manifest | {"status": "finished"})
     if frame is None:
         frame = make_score_frame(n, seed=seed, displacement=displacement, gap=gap, beta=beta)

@@ -62,7 +62,7 @@ def draw(scene: Scene) -> Drawing:
         raise DpotoolError("no metrics.jsonl here", where=where, remedy="Only runs of `dpotool train` log a trajectory")
     manifests = {label: folder.read_manifest() for label, folder in logs.items()}
     betas = {label: manifest["config"].get("beta") for label, manifest in manifests.items()}
-    counts = {manifest["data"].get("eval", {}).get("n_pairs") for manifest in manifests.values()}
+    counts = {(manifest["data"].get("eval") or {}).get("n_pairs") for manifest in manifests.values()}
     title = scene.title if scene.runs else {"model": ", ".join(metrics), "data": ""}
     n_pairs = counts.pop() if len(counts) == 1 else None
     recommended = scene.recommended if scene.runs else None

@@ -103,6 +103,7 @@ def check_value(value: Any, schema: type[T], *, where: str, remedy: str) -> T:
         return msgspec.convert(value, schema)
     except (msgspec.ValidationError, RecursionError) as error:
         text, _, path = str(error).partition(" - at ")
+        text = re.sub(r"^Object missing required field `(.*)`$", r"lacks \1", text)
         keys = [name or place for name, place in _KEY.findall(path.strip("`").rpartition("$")[2])]
         expected = re.search(r"Expected (.*?)(?:, got .*)?$", text)
         key = ".".join(keys).replace("....", "")

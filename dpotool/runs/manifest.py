@@ -77,11 +77,20 @@ class Part(msgspec.Struct, kw_only=True):
     n_duplicate: Count | None = None
 
 
-class Parts(msgspec.Struct, kw_only=True):
-    """The pairs of a training run."""
+class Parts(Part, kw_only=True):
+    """The pairs of a training run, which has two parts, or of any other command."""
 
     train: Part | None = None
     eval: Part | None = None
+
+
+class Blend(msgspec.Struct, kw_only=True):
+    """The two models of a blend, the share of the second one, and the lambda that it stands for where that is known."""
+
+    first: str
+    second: str
+    weight: Annotated[float, msgspec.Meta(ge=0, le=1)]
+    lambda_: float | None = msgspec.field(name="lambda")
 
 
 class Manifest(msgspec.Struct, kw_only=True):
@@ -97,6 +106,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     versions: dict[str, str] | None = None
     git_sha: str | None = None
     hardware: dict[str, Any] | None = None
+    blend: Blend | None = None
 
 
 _REPEAT = "Run that command again, or delete the folder"
@@ -199,14 +209,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
 def _check_manifest(path: Path, manifest: Any) -> None:
     if not isinstance(manifest, dict):
         raise _broken(path, "is empty or cut short")
-    missing = [key for key in ("kind", "status", "created", "config") if key not in manifest]
+    needed = ("kind", "status", "created", "config", *(("blend",) if manifest.get("kind") == "blend" else ()))
+    missing = [key for key in needed if key not in manifest]
     if missing:
         raise _broken(path, f"lacks {', '.join(missing)}")
     for key, known in (("kind", KINDS), ("status", STATUSES)):
         if manifest[key] not in known:
             raise _broken(path, f"{key} is {manifest[key]!r}, not one of {', '.join(known)}")
     check_value(manifest, Manifest, where=str(path), remedy=_REPEAT)
-    typed: dict[str, Any] = {"config": Config, **({"data": Parts} if manifest["kind"] == "train" else {})}
+    typed: dict[str, Any] = {"config": Config, "data": Parts}
     for name, schema in typed.items():
         check_value(manifest.get(name) or {}, schema, where=f"{path}: {name}", remedy=_REPEAT)
     for key, value in manifest["config"].items():

@@ -146,8 +146,8 @@ def test_a_win_rate_is_compared_at_the_same_chosen_likelihood(tmp_path: Path):
     """DPO is at -4 nats and wins half against itself. Scaled back by half it is at -2, with 75 wins, 150 ties and 75
     losses of 300: one half too. So at the run's -3 the control wins half; the run wins 165, ties 60, loses 75: 65 %."""
     dpo = write_scored_run(tmp_path / "dpo", frame=make_frame(-4.0, 4.0), loss="dpo")
-    point = write_scored_run(dpo.path / "controls" / "half", kind="blend", frame=make_frame(-2.0, 2.0), loss="blend")
-    point.update_manifest(blend={"first": "m", "second": str(dpo.path), "weight": 0.5, "lambda": None})
+    blend = ("m", str(dpo.path), 0.5, None)
+    point = write_scored_run(dpo.path / "controls" / "half", frame=make_frame(-2.0, 2.0), blend=blend)
     shift = write_scored_run(tmp_path / "shift", frame=make_frame(-3.0, 3.5), loss="shift", lambda_=0.9)
     paths = [str(dpo.path), str(shift.path)]
     write_judgments(shift, "DPO-Shift λ=0.9", ["win"] * 165 + ["tie"] * 60 + ["loss"] * 75, questions="demo-test")
@@ -174,8 +174,8 @@ def test_a_setting_with_two_seeds_is_weighed_as_a_whole(tmp_path: Path):
     for seed, gain in ((1, 0.3), (2, 0.5)):
         noise = np.random.default_rng(seed).normal(0, 0.3, N)
         dpo = write_scored_run(tmp_path / f"dpo{seed}", frame=make_frame(-4.0, 4.0), loss="dpo")
-        point = write_scored_run(dpo.path / "controls" / "h", kind="blend", frame=make_frame(-2.0, 2.0), loss="blend")
-        point.update_manifest(blend={"first": "m", "second": str(dpo.path), "weight": 0.5, "lambda": None}, seed=seed)
+        blend = ("m", str(dpo.path), 0.5, None)
+        write_scored_run(dpo.path / "controls" / "h", frame=make_frame(-2.0, 2.0), blend=blend, seed=seed)
         frame = make_frame(-3.0, 3.0 + gain + noise - noise.mean())
         shift = write_scored_run(tmp_path / f"shift{seed}", frame=frame, loss="shift", lambda_=0.9)
         for run in (dpo, shift):

@@ -51,8 +51,7 @@ def test_a_better_run_is_judged_by_its_own_verdict(tmp_path, kind, label, advice
     losses = {"a": {"loss": "dpo"}, "d": {"loss": "ipo"}}
     losses |= {name: {"loss": "shift", "lambda_": value} for name, value in {"b": 0.9, "c": 0.75}.items()}
     paths = [str(write_scored_run(tmp_path / name, **config).path) for name, config in losses.items()]
-    blend = write_scored_run(tmp_path / "blend", kind="blend", loss="blend", lambda_=0.8)
-    blend.update_manifest(blend={"first": "x", "second": "y", "weight": 0.4, "lambda": 0.8})
+    blend = write_scored_run(tmp_path / "blend", blend=("x", "y", 0.4, 0.8))
     comparison = compare_runs(open_runs(expand_sweeps([*paths, str(blend.path)])), n_resamples=20)
     path = comparison.runs.set_index("label").loc[label, "path"]
     found = Recommendation(TAKE, "", Rule(), recommended=label, path=path)

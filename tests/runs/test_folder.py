@@ -51,6 +51,7 @@ def test_paths_inside_are_where_the_design_says(tmp_path):
 
 
 RUN = "kind: train\nstatus: finished\ncreated: x\n"
+BLEND = f"{RUN}config: {{}}\nblend: {{first: a, "
 
 
 @pytest.mark.parametrize(
@@ -83,6 +84,12 @@ RUN = "kind: train\nstatus: finished\ncreated: x\n"
         (f"{RUN}config: {{seed: {'9' * 5000}}}", "cannot be read (line 4 holds a number of 5000 digits)"),
         (f"{RUN}config: {{seed: 0x{'f' * 5000}}}", "cannot be read (line 4 holds a number of 5002 digits)"),
         ("\x00", "cannot be read"),
+        ("kind: blend\nstatus: finished\ncreated: x\nconfig: {}\n", "lacks blend"),
+        (f"{RUN}config: {{}}\nblend: {{second: b, weight: 1}}\n", "blend: lacks first; got"),
+        (f"{BLEND}second: null, weight: 0.5, lambda: 1}}\n", "blend.second: is not what it has to be; expected text"),
+        (f"{BLEND}second: b, weight: 2, lambda: 1}}\n", "blend.weight: is not what it has to be; expected a number <="),
+        (f"{BLEND}second: b, weight: .nan, lambda: 1}}\n", "blend.weight: is not what it has to be; expected a number"),
+        (f"{BLEND}second: b, weight: 1, lambda: [1]}}\n", "blend.lambda: is not what it has to be; expected a number"),
     ],
 )
 def test_a_broken_manifest_is_one_line_with_a_remedy(tmp_path, text, says):
