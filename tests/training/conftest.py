@@ -25,19 +25,24 @@ def pairs_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_pairs(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", 32)
 
 
-@pytest.fixture
-def settings(tiny_model: Path, pairs_file: Path, tmp_path: Path) -> dict[str, Any]:
+@pytest.fixture(scope="session")
+def base_settings(tiny_model: Path, pairs_file: Path) -> dict[str, Any]:
     """24 training and 8 test pairs, 3 steps of 8."""
     return {
         "model": str(tiny_model),
         "data": str(pairs_file),
         "test_fraction": 0.25,
-        "output": str(tmp_path / "run"),
         "learning_rate": 1e-2,
         "batch_size": 8,
         "logging_steps": 1,
         "warmup_ratio": 0.0,
     }
+
+
+@pytest.fixture
+def settings(base_settings: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    """The same, with a folder to write to."""
+    return base_settings | {"output": str(tmp_path / "run")}
 
 
 @pytest.fixture

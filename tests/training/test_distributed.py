@@ -1,7 +1,12 @@
-"""Two gloo processes under torchrun give the numbers of one process with twice the batch."""
+"""Two gloo processes under torchrun give the numbers of one process with twice the batch.
+
+Two processes take 20 seconds to start, so all commands but FSDP2's are run by the same two: this file is also the
+script that each of them runs.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -9,8 +14,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import torch
+from tiny_models import save_tiny_model
 from training_helpers import read_weights, training_rows
 
 from dpotool.cli.app import main
@@ -19,25 +26,59 @@ from dpotool.runs.folder import RunFolder
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
 
-def launch(n_processes: int, *arguments: str) -> None:
-    """Runs `dpotool ARGUMENTS...` in so many processes; one is this one, which needs no launcher."""
-    if n_processes == 1:
+def run_commands(commands: dict[str, list[str]], root: Path) -> None:
+    """Runs each command in this process, with a store that no other has filled; its folder is `root/NAME`."""
+    for name, words in commands.items():
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", ["dpotool", *arguments])
+            patch.setenv("DPOTOOL_CACHE", str(root / f"cache-{name}"))
+            patch.setattr(sys, "argv", ["dpotool", *words, "--output", str(root / name)])
             with pytest.raises(SystemExit) as left:
                 main()
-        assert not left.value.code
-        return
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1"]
-    command += [f"--nproc-per-node={n_processes}", "-m", "dpotool", *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert not left.value.code, name
+
+
+def launch(*command: str) -> str:
+    """Runs `python -m COMMAND...`, which is to start two processes; returns what they said on stderr."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    result = subprocess.run(
+        [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr[-3000:]
+    return result.stderr
 
 
 def flags(settings: dict[str, Any], **changes: Any) -> list[str]:
     merged = {**settings, "device": "cpu", "dtype": "float64", **changes}
     return [part for name, value in merged.items() for part in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def list_commands(settings: dict[str, Any], reference: Path, n_processes: int) -> dict[str, list[str]]:
+    """The commands whose results must not depend on the number of processes, by the name of the folder of each."""
+    model, pairs = settings["model"], ["--data", settings["data"], "--device", "cpu"]
+    training = ["train", *flags(settings, batch_size=8 // n_processes)]
+    return {
+        "dpo": [*training, "--loss", "dpo"],
+        "sft": [*training, "--loss", "sft"],
+        "monitored": [*training, "--monitor-theory"],
+        "products": ["theory-gap", "--model", model, *pairs, "--batch-tokens", "60"],
+        "scored": ["score", model, *pairs, "--beta", "0.1"],
+        "diagnosed": [
+            *("diagnose", model, *pairs, "--dtype", "float64"),
+            *("--reference", str(reference), "--batch-tokens", "60"),
+        ],
+    }
+
+
+@pytest.fixture(scope="module")
+def folders(base_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Where one process left its runs and tables, and where two did."""
+    root = tmp_path_factory.mktemp("processes")
+    reference = save_tiny_model(root / "reference", seed=5)
+    run_commands(list_commands(base_settings, reference, 1), root / "one")
+    (root / "commands.json").write_text(json.dumps(list_commands(base_settings, reference, 2)))
+    torchrun = ("torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2")
+    launch(*torchrun, __file__, str(root / "commands.json"), str(root / "two"))
+    return root / "one", root / "two"
 
 
 def expect_equal(run: Path, truth: Path) -> None:
@@ -52,85 +93,61 @@ def expect_equal(run: Path, truth: Path) -> None:
 
 
 @pytest.mark.parametrize("loss", ["dpo", "sft"])
-def test_two_processes_equal_one(settings: dict[str, Any], tmp_path: Path, loss: str) -> None:
-    launch(1, "train", *flags(settings, loss=loss, batch_size=8, output=tmp_path / "one"))
-    launch(2, "train", *flags(settings, loss=loss, batch_size=4, output=tmp_path / "two"))
-    expect_equal(tmp_path / "two", tmp_path / "one")
+def test_two_processes_equal_one(folders: tuple[Path, Path], loss: str) -> None:
+    one, two = folders
+    expect_equal(two / loss, one / loss)
 
 
-def test_weights_spread_over_two_processes_are_trained_as_whole_ones(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_weights_spread_over_two_processes_are_trained_as_whole_ones(
+    folders: tuple[Path, Path], base_settings: dict[str, Any], tmp_path: Path
+) -> None:
     """The example for FSDP2, with evaluation and saving; the unevenly many test pairs go round both processes."""
-    launch(1, "train", *flags(settings, batch_size=8, output=tmp_path / "one"))
     example = Path(__file__).parents[2] / "examples" / "accelerate" / "fsdp2.yaml"
-    command = [
-        sys.executable,
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(example),
-        "--num_processes",
-        "2",
-    ]
-    command += ["--main_process_port", "0", str(Path(__file__).with_name("fsdp2_worker.py"))]
-    command += ["train", *flags(settings, batch_size=4, output=tmp_path / "two")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    n_spread, n_all = re.findall(r"spread: (\d+) of (\d+)", result.stderr)[0]
+    accelerate = ["accelerate.commands.launch", "--config_file", str(example), "--num_processes", "2"]
+    accelerate += ["--main_process_port", "0", str(Path(__file__).with_name("fsdp2_worker.py"))]
+    said = launch(*accelerate, "train", *flags(base_settings, batch_size=4), "--output", str(tmp_path / "two"))
+    n_spread, n_all = re.findall(r"spread: (\d+) of (\d+)", said)[0]
     assert n_spread == n_all != "0"
-    expect_equal(tmp_path / "two", tmp_path / "one")
+    expect_equal(tmp_path / "two", folders[0] / "dpo")
 
 
-def test_the_monitor_sees_the_pairs_of_all_processes(settings: dict[str, Any], tmp_path: Path) -> None:
-    for n in (1, 2):
-        launch(n, "train", *flags(settings, batch_size=8 // n, output=tmp_path / str(n)), "--monitor-theory")
-    for ours, theirs in zip(*(training_rows(RunFolder(tmp_path / str(n))) for n in (1, 2)), strict=True):
+def test_the_monitor_sees_the_pairs_of_all_processes(folders: tuple[Path, Path]) -> None:
+    rows = [training_rows(RunFolder(folder / "monitored")) for folder in folders]
+    assert rows[0]
+    for ours, theirs in zip(*rows, strict=True):
         assert ours["theory/u"] == pytest.approx(theirs["theory/u"], rel=1e-5)
         assert ours["theory/chosen_grad_norm"] == pytest.approx(theirs["theory/chosen_grad_norm"], rel=1e-5)
 
 
-def test_theory_holds_each_pair_once(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pandas as pd
+def read_tables(folders: tuple[Path, Path], pattern: str) -> list[pd.DataFrame]:
+    """The table of one process and that of two."""
+    return [pd.read_parquet(next(folder.glob(pattern))) for folder in folders]
 
-    base = ["--model", settings["model"], "--data", settings["data"], "--device", "cpu", "--batch-tokens", "60"]
-    for n in (1, 2):
-        monkeypatch.setenv("DPOTOOL_CACHE", str(tmp_path / f"cache{n}"))  # or the second would only read the first's
-        launch(n, "theory-gap", *base, "--output", str(tmp_path / f"out{n}"))
-    one, two = (pd.read_parquet(next((tmp_path / f"out{n}" / "theory").glob("*.parquet"))) for n in (1, 2))
+
+def test_theory_holds_each_pair_once(folders: tuple[Path, Path]) -> None:
+    one, two = read_tables(folders, "products/theory/*.parquet")
     for name in ("pair_id", "u", "v", "chosen_dot_mean_chosen", "rejected_dot_mean_rejected"):
         assert one[name].tolist() == pytest.approx(two[name].tolist(), rel=1e-3), name
 
 
-def test_a_diagnosis_holds_each_pair_once(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_scores_hold_each_pair_once(folders: tuple[Path, Path]) -> None:
+    one, two = read_tables(folders, "scored/scores/*.parquet")
+    assert one["pair_id"].tolist() == two["pair_id"].tolist() == list(range(32))
+    assert one["chosen_logps"].tolist() == pytest.approx(two["chosen_logps"].tolist(), rel=1e-5)
+
+
+def test_a_diagnosis_holds_each_pair_once(folders: tuple[Path, Path]) -> None:
     """Both tables, and what the vocabulary gained over the pairs of all processes, are those of one process."""
-    import json
-
-    import pandas as pd
-    from tiny_models import save_tiny_model
-
-    reference = str(save_tiny_model(tmp_path / "reference", seed=5))
-    base = ["--data", settings["data"], "--device", "cpu", "--dtype", "float64", "--reference", reference]
-    for n in (1, 2):
-        launch(n, "diagnose", settings["model"], *base, "--batch-tokens", "60", "--output", str(tmp_path / f"out{n}"))
-    folders = [tmp_path / f"out{n}" / "diagnosis" for n in (1, 2)]
     for pattern in ("*.tokens.parquet", "*[!s].parquet"):
-        one, two = (pd.read_parquet(next(folder.glob(pattern))) for folder in folders)
+        one, two = read_tables(folders, f"diagnosed/diagnosis/{pattern}")
         pd.testing.assert_frame_equal(two, one, rtol=1e-6, atol=1e-9)
         assert one["pair_id"].nunique() == 32
-    one, two = (json.loads(next(folder.glob("*.summary.json")).read_text()) for folder in folders)
+    one, two = (json.loads(next(folder.glob("diagnosed/diagnosis/*.summary.json")).read_text()) for folder in folders)
     ours, theirs = ([list(item.values()) for item in each["vocabulary"]["gained"]] for each in (two, one))
     for (token_id, _, change, n_first), expected in zip(ours, theirs, strict=True):
         assert [token_id, change, n_first] == pytest.approx([expected[0], *expected[2:]], rel=1e-6)
     assert two["mass"]["lost"] == pytest.approx(one["mass"]["lost"], rel=1e-6)
 
 
-def test_scores_hold_each_pair_once(settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import pandas as pd
-
-    base = ["--data", settings["data"], "--device", "cpu", "--beta", "0.1"]
-    for n in (1, 2):
-        monkeypatch.setenv("DPOTOOL_CACHE", str(tmp_path / f"cache{n}"))  # or the second would only read the first's
-        launch(n, "score", settings["model"], *base, "--output", str(tmp_path / f"out{n}"))
-    frames = [pd.read_parquet(next((tmp_path / f"out{n}" / "scores").glob("*.parquet"))) for n in (1, 2)]
-    assert frames[0]["pair_id"].tolist() == frames[1]["pair_id"].tolist() == list(range(32))
-    assert frames[0]["chosen_logps"].tolist() == pytest.approx(frames[1]["chosen_logps"].tolist(), rel=1e-5)
+if __name__ == "__main__":
+    run_commands(json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]))
