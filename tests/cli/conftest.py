@@ -42,6 +42,12 @@ def dpotool(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return run
 
 
+@pytest.fixture
+def no_conclusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep ends with its table: where the comparison, the pictures and the report are not looked at."""
+    monkeypatch.setattr("dpotool.cli.sweep.conclude", lambda *_: {})
+
+
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_model(tmp_path_factory.mktemp("model") / "tiny")

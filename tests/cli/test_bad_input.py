@@ -296,9 +296,10 @@ def test_resuming_without_a_name(fails: Any) -> None:
     assert fails("train", "--resume") == "error: --resume: no run is named. Name its folder with --output"
 
 
+@pytest.mark.usefixtures("no_conclusion")
 def test_a_sweep_warns_once_of_each_lambda_above_one(dpotool: Any, model: Path, pairs: Path) -> None:
     flags = ("--model", model, "--data", pairs, "--test-fraction", "0.25", "--max-steps", 1, "--output", "sw")
-    outcome = dpotool("sweep", *flags, "--lambdas", "1.05,1.1", "--allow-lambda-above-one")
+    outcome = dpotool("sweep", *flags, "--no-controls", "--lambdas", "1.05,1.1", "--allow-lambda-above-one")
     assert outcome.code == 0, outcome.err
     assert [outcome.err.count(f"lambda reaches {f}") for f in ("1.05", "1.1:")] == [1, 1]
 
@@ -316,8 +317,10 @@ def test_nothing_to_score_or_draw(fails: Any) -> None:
     assert "unknown picture 'displacment'. Did you mean 'displacement'?" in fails("plot", "displacment")
 
 
+@pytest.mark.usefixtures("no_conclusion")
 def test_a_sweep_folder_holds_one_sweep(fails: Any, dpotool: Any, model: Path, pairs: Path) -> None:
-    words = ("sweep", "--model", model, "--data", pairs, "--test-fraction", "0.25", "--max-steps", 1, "--output", "sw")
+    words = ("sweep", "--model", model, "--data", pairs, "--test-fraction", "0.25", "--no-controls")
+    words += ("--max-steps", 1, "--output", "sw")
     assert dpotool(*words, "--lambdas", "1.0").code == 0
     assert "holds another sweep; expected beta = None, got 0.5" in fails(*words, "--lambdas", "1.0", "--beta", "0.5")
     assert "asked for twice: shift-0.5" in fails(*words, "--lambdas", "0.5,0.50")

@@ -193,8 +193,10 @@ def test_every_command_takes_a_training_runs_own_file(dpotool: Any, model: Path,
     assert json.loads(outcome.out)["n"] == own["n"], "train's --optimizer is another thing and left out"
 
 
+@pytest.mark.usefixtures("no_conclusion")
 def test_a_sweeps_file_does_not_send_a_run_into_the_sweep(dpotool: Any, model: Path, pairs: Path) -> None:
-    words = ("sweep", "--model", model, "--data", pairs, "--test-fraction", "0.25", "--max-steps", 1, "--output", "sw")
+    words = ("sweep", "--model", model, "--data", pairs, "--test-fraction", "0.25", "--no-controls")
+    words += ("--max-steps", 1, "--output", "sw")
     assert dpotool(*words, "--lambdas", "1.0").code == 0
     outcome = dpotool("train", "--config", "sw/run.yaml", "--json")
     assert outcome.code == 0, outcome.err

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from scored_runs import write_scored_run
 
+from dpotool.plots.gallery import Gallery
+
 
 @pytest.fixture(autouse=True)
 def runs(tmp_path: Path) -> None:
@@ -159,7 +161,9 @@ def test_a_report_shows_the_texts_of_the_pairs(dpotool: Any, model: Path, pairs:
     )
 
 
-def test_a_sweep_ends_with_comparison_pictures_and_report(dpotool: Any, model: Path, pairs: Path) -> None:
+def test_a_sweep_ends_with_comparison_pictures_and_report(
+    dpotool: Any, model: Path, pairs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = ("--model", model, "--data", pairs, "--test-fraction", "0.25", "--max-steps", 2, "--lambdas", "0.5,1.0")
     plan = dpotool("sweep", *flags, "--output", "s", "--dry-run")
     assert plan.code == 0, plan.err
@@ -170,5 +174,7 @@ def test_a_sweep_ends_with_comparison_pictures_and_report(dpotool: Any, model: P
     assert "Verdict on DPO: " in outcome.out and "report: s/report.html" in outcome.out
     assert Path("s/report.html").stat().st_size < 5_000_000
     assert Path("s/plots/quadrants.png").is_file()
+    monkeypatch.setattr("dpotool.plots.gallery.draw", lambda *_: Gallery([Path("s/plots/again.png")]))
     content = json.loads(dpotool("sweep", *flags, "--output", "s", "--json").out)
     assert content["n_trained"] == 0 and content["compare"]["baseline"] == "DPO"
+    assert (content["pictures"], content["report"]) == (["s/plots/again.png"], "s/report.html")

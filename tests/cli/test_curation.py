@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pytest
 import yaml
 
 
@@ -63,6 +64,7 @@ def test_filter_says_what_it_wrote(dpotool: Any, pairs: Path, tmp_path: Path) ->
     assert {path.name for path in folder.iterdir()} == names
 
 
+@pytest.mark.usefixtures("no_conclusion")
 def test_pairs_that_drive_displacement_are_left_out_of_a_training_and_of_a_sweep(
     dpotool: Any, model: Path, tmp_path: Path
 ) -> None:
@@ -85,7 +87,7 @@ def test_pairs_that_drive_displacement_are_left_out_of_a_training_and_of_a_sweep
     assert kept.read_bytes() == next((tmp_path / "by-diagnosis").glob("*-kept.jsonl")).read_bytes()
     words = ("--model", model, "--data", kept, "--eval-data", pairs, "--max-steps", 1, "--batch-size", 18)
     trained = dpotool("train", *words, "--output", "run", "--json")
-    swept = dpotool("sweep", *words, "--lambdas", "1", "--output", "swept", "--json")
+    swept = dpotool("sweep", *words, "--lambdas", "1", "--no-controls", "--output", "swept", "--json")
     assert (trained.code, swept.code) == (0, 0), trained.err + swept.err
     for run in (tmp_path / "run", next((tmp_path / "swept").glob("*/run.yaml")).parent):
         config = yaml.safe_load((run / "run.yaml").read_text(encoding="utf-8"))

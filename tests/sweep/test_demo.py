@@ -20,12 +20,13 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def runs(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pd.DataFrame]:
-    """The runs table of a sweep with the default settings, on a third of the pairs: 20 steps."""
+    """The runs table of a sweep with the default settings, on a third of the pairs (20 steps) and half of the test ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPOTOOL_CACHE", str(cache := tmp_path_factory.mktemp("cache")))
         shutil.copytree(demo_model, cache / demo_model.name)
         output = tmp_path_factory.mktemp("demo") / "sweep"
-        config = SweepConfig(lambdas="0.5,0.75,1.0", limit=640, output=str(output), device="cpu", controls=False)
+        few = {"limit": 640, "eval_limit": 200, "eval_steps": 1000, "controls": False}
+        config = SweepConfig(lambdas="0.5,0.75,1.0", **few, output=str(output), device="cpu")
         yield sweep(config).table.set_index("lambda")
 
 
