@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def runs(demo_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[pd.DataFrame]:
-    """The runs table of a sweep with the default settings, on a third of the pairs (20 steps) and half of the test ones."""
+    """The runs table of a default sweep on a third of the pairs (20 steps), scored on half of the test pairs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPOTOOL_CACHE", str(cache := tmp_path_factory.mktemp("cache")))
         shutil.copytree(demo_model, cache / demo_model.name)
