@@ -6,8 +6,9 @@ import numpy as np
 import pandas as pd
 
 from dpotool.compare.diagnosis import SPANS, summarize_diagnosis
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.schemas import DIAGNOSIS_SCHEMA, DIAGNOSIS_TOKEN_SCHEMA
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import write_table
 
 WORDS = ("the", " river", " is", " wide", "\n", "<b>&", "</script>", " שלום", "\u202e", "")

@@ -16,9 +16,10 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.win_rates import summarize_judgments
 from dpotool.judging.judgments import Judgment, build_judgment_frame
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import JUDGMENT_SCHEMA
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import SCORE_SCHEMA, write_table
 
 

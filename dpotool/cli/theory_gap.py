@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 def run(config: TheoryConfig, console: Console) -> None:
     """Forecast, before training, what DPO and DPO-Shift will do to your pairs, and recommend a lambda."""
     from dpotool.gradients.run import run_theory
-    from dpotool.runs.folder import summary_path
+    from dpotool.runs.summaries import summary_path
 
     if config.dry_run:
         from dpotool.estimates.theory import plan_theory

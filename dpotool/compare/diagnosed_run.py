@@ -15,7 +15,8 @@ import pandas as pd
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.runs.about import TableAbout, read_about
-from dpotool.runs.folder import RunFolder, read_summary
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.summaries import need_summary
 from dpotool.runs.tables import read_table
 
 _SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥"}
@@ -38,7 +39,7 @@ class DiagnosedRun:
     @classmethod
     def open(cls, path: Path) -> DiagnosedRun:
         """Reads what a diagnosis says of itself and its summary; raises DpotoolError when one cannot be read."""
-        return cls(path, read_about(path, TableAbout), read_summary(path) or {})
+        return cls(path, read_about(path, TableAbout), need_summary(path, "diagnosis"))
 
     @property
     def label(self) -> str:

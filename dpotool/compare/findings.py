@@ -27,7 +27,8 @@ from dpotool.compare.verdict import MISSING, Verdict, find_missing, judge_displa
 from dpotool.compare.win_rates import JudgedRun, describe_judged, read_judged, relate_displacement
 from dpotool.errors import DpotoolError
 from dpotool.runs.about import read_metadata
-from dpotool.runs.folder import RunFolder, read_summary
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.summaries import read_summary
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +170,7 @@ def _check_theory(comparison: Comparison, table: Path | None) -> tuple[dict[str,
     if table is None:
         return None, "no theory table"
     runs = select_forecast(read_metadata(table), comparison.runs)
-    summary = (read_summary(table) or {}) | {"path": str(table)}
+    summary = (read_summary(table, "theory") or {}) | {"path": str(table)}
     checked = check_theory(runs, summary)
     return checked, explain_unchecked(runs, summary) if checked is None else None
 

@@ -17,7 +17,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dpotool.runs.about import ScoreAbout, read_about
-from dpotool.runs.folder import RunFolder, read_score_summary
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.summaries import read_score_summary
 from dpotool.runs.tables import read_table
 from dpotool.stats.bootstrap import count_prompts, read_clusters
 from dpotool.stats.intervals import Interval
@@ -181,6 +182,7 @@ def split_scored(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     if _has_only_rewards(frame[is_ok]):
         needed = ["chosen_rewards", "rejected_rewards"]
     needed += [name for name in (*_REF_LOGPS, *_REWARDS) if frame.loc[is_ok, name].notna().any()]
+    needed += ["reward_margins"] if has_reference(frame[is_ok]) else []  # whoever knows one writes the other
     is_finite = pd.Series(np.isfinite(frame[needed].to_numpy(dtype=np.float64)).all(axis=1), index=frame.index)
     reasons = frame.loc[~is_ok, "status"].value_counts().to_dict()
     n_not_finite = int((is_ok & ~is_finite).sum())
@@ -196,4 +198,5 @@ def has_reference(scored: pd.DataFrame) -> bool:
 
 def _has_only_rewards(rows: pd.DataFrame) -> bool:
     """Whether a table was made elsewhere and has rewards without the log-likelihoods behind them."""
-    return bool(len(rows)) and bool(rows["chosen_logps"].isna().all() and rows["chosen_rewards"].notna().any())
+    logps = rows[[*_LOGPS, *_REF_LOGPS]]
+    return bool(len(rows)) and bool(logps.isna().all(axis=None) and rows["chosen_rewards"].notna().any())

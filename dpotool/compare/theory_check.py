@@ -12,7 +12,8 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from dpotool.runs.about import read_metadata
-from dpotool.runs.folder import RunFolder, read_summary
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.summaries import read_summary
 from dpotool.wording import count
 
 ADVICE, PAPER = "The forecast of theory-gap", "Theorem 2.1 as printed"
@@ -34,7 +35,7 @@ def find_theory(folders: Sequence[RunFolder], runs: pd.DataFrame) -> Path | None
     """
     for folder in folders:
         for table in folder.list_tables("theory"):
-            if len(select_forecast(read_metadata(table), runs)) and read_summary(table) is not None:
+            if len(select_forecast(read_metadata(table), runs)) and read_summary(table, "theory") is not None:
                 return table
     return None
 
@@ -154,7 +155,7 @@ def _predict(
             "predicted_accuracy": cell["accuracy"]["value"],
         }
     u, v = (theory.get(name) or {} for name in ("u", "v"))
-    if u.get("mean") is None or v.get("mean") is None:
+    if any(math.isnan(each.get("mean", math.nan)) for each in (u, v)):
         return None
     return {"predicted_chosen": (1 - lambda_) * u["mean"], "predicted_accuracy": (1 - lambda_) * v["mean"]}
 

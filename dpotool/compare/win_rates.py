@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 from scipy.stats import permutation_test, rankdata
 
-from dpotool.runs.folder import RunFolder, read_summary
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.summaries import read_summary
 from dpotool.runs.tables import read_table
 from dpotool.stats.intervals import Interval, format_interval
 from dpotool.stats.length_control import control_length
@@ -139,10 +140,10 @@ def state_result(label: str, baseline: str, summary: Mapping[str, Any]) -> str:
     if p < ALPHA:
         better = label if rate.value > 0.5 else baseline
         return f"{better} answers better than {baseline if better is label else label} by this judge: {numbers}."
-    needed = summary["power"]["questions_needed"]
+    needed = summary["power"]["questions_needed"]  # infinite, or null in a file, where there is no difference
     more = (
         ""
-        if not math.isfinite(needed)
+        if needed is None or not math.isfinite(needed)
         else f". To confirm a difference of this size takes about {needed:,.0f} questions"
     )
     return f"{label} and {baseline} cannot be told apart on {count(summary['n'], 'question')}: {numbers}{more}."
@@ -186,7 +187,7 @@ def find_alike(folders: Sequence[RunFolder], kind: str) -> list[tuple[RunFolder,
 
 def _list_alike(folders: Sequence[RunFolder], kind: str) -> list[tuple[RunFolder, Path, dict[str, Any]]]:
     tables = [(path.stat().st_mtime_ns, folder, path) for folder in folders for path in folder.list_tables(kind)]
-    read = [(time, folder, path, summary) for time, folder, path in tables if (summary := read_summary(path))]
+    read = [(time, folder, path, summary) for time, folder, path in tables if (summary := read_summary(path, kind))]
     if not read:
         return []
     read.sort(key=lambda each: each[0])

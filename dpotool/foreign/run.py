@@ -22,10 +22,11 @@ from dpotool.losses.options import check_told_lambda
 from dpotool.losses.registry import get_loss
 from dpotool.runs.about import ScoreAbout
 from dpotool.runs.atomic import atomic_path, ensure_writable, write_text
-from dpotool.runs.folder import RunFolder, is_checkpoint_name, write_summary
+from dpotool.runs.folder import RunFolder, is_checkpoint_name
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.plain import as_cell
 from dpotool.runs.schemas import SCORE_SCHEMA
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import write_table
 from dpotool.settings.reading import ImportConfig
 

@@ -11,8 +11,8 @@ from accelerate import PartialState
 from dpotool.gradients.engine import EngineReport
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.runs.about import Fingerprints, TheoryAbout
-from dpotool.runs.folder import write_summary
 from dpotool.runs.schemas import THEORY_SCHEMA
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import write_table
 from dpotool.settings.scoring import TheoryConfig
 

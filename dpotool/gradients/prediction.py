@@ -31,9 +31,10 @@ from dpotool.models.subject import Subject, describe_subject, read_training_run
 from dpotool.models.weights import has_quantised_weights, refuse_quantised
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import Fingerprints, PredictionAbout
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import claiming
 from dpotool.runs.schemas import PREDICTION_SCHEMA
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import write_table
 from dpotool.settings.scoring import PredictConfig
 from dpotool.settings.shared import AUTO

@@ -24,9 +24,10 @@ from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import load_model, load_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import claiming, claiming_all
 from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.summaries import write_summary
 from dpotool.settings.answers import GenerateConfig
 
 Logps = dict[tuple[str, int], tuple[float, float, int]]

@@ -23,9 +23,10 @@ from dpotool.judging.prompts import PAIRWISE, open_prompts
 from dpotool.judging.questions import read_questions
 from dpotool.judging.replies import ReplyBook, Request
 from dpotool.progress import SILENT, Progress
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import JUDGMENT_SCHEMA
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import write_table
 from dpotool.settings.answers import JudgeConfig
 from dpotool.wording import count

@@ -43,8 +43,9 @@ from dpotool.measures.measure import ModelView, measure_pairs
 from dpotool.measures.registry import build_schema
 from dpotool.progress import SILENT
 from dpotool.runs.about import Fingerprints, ScoreAbout
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import read_table, write_table
 from dpotool.settings.shared import AUTO, DEFAULT_BETA, DataSettings
 

@@ -28,9 +28,10 @@ from dpotool.models.fingerprint import fingerprint_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import Fingerprints, ScoreAbout
-from dpotool.runs.folder import is_checkpoint_name, write_summary
+from dpotool.runs.folder import is_checkpoint_name
 from dpotool.runs.locks import claiming_all
 from dpotool.runs.schemas import TOKEN_SCHEMA
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import write_table
 from dpotool.settings.scoring import ScoreConfig
 from dpotool.wording import count

@@ -83,7 +83,7 @@ def plot_gap(summary: Mapping[str, Any], *, model: str, data: str) -> Figure:
         remedy = "Run `dpotool theory-gap` with --lambdas other than 1"
         raise DpotoolError("no gap between DPO-Shift and DPO to draw", remedy=remedy)
     kinds = [kind for kind in _KINDS if all(kind in of_shift for of_shift in gaps.values())]
-    ladders = summary.get("verification", {}).get("optimizers", {}).get("sgd", {})
+    ladders = (summary.get("verification") or {}).get("optimizers", {}).get("sgd", {})
     n_columns = len(kinds) + bool(ladders)
     figure = make_figure(2.45 * n_columns + 0.6, 5.6)
     grid = figure.subplots(2, n_columns, sharex="col", squeeze=False)

@@ -18,8 +18,9 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.plots.registry import NEEDS
 from dpotool.runs.about import read_metadata
-from dpotool.runs.folder import RunFolder, read_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.places import tell_path
+from dpotool.runs.summaries import need_summary, read_summary
 from dpotool.runs.tables import read_table
 from dpotool.settings.reading import PlotConfig
 
@@ -170,7 +171,7 @@ class Scene:
             if kind == "theory" and self._is_known:
                 is_wanted = path == self.findings.theory_table
             if is_wanted:
-                yield FoundTable(path, about, read_summary(path) or {})
+                yield FoundTable(path, about, (read_summary if kind == "theory" else need_summary)(path, kind) or {})
 
 
 def read_scene(paths: Sequence[str], config: PlotConfig) -> Scene:

@@ -16,7 +16,6 @@ controls/                         of a DPO run: folders with scores of it scaled
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -27,18 +26,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgspec
-
 from dpotool.errors import DpotoolError
-from dpotool.runs.atomic import write_json, write_text, write_yaml, writing_to
-from dpotool.runs.checked import check_value, parse_json, read_json
-from dpotool.runs.manifest import Count, read_manifest
+from dpotool.runs.atomic import write_text, write_yaml, writing_to
+from dpotool.runs.checked import parse_json
+from dpotool.runs.manifest import read_manifest
 from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import TABLES
 from dpotool.settings.fields import Range
 from dpotool.wording import count
 
-_SEAL = "seal"
 _STEPS = Range(0, 2**53)
 _NO_RUNS_INSIDE = re.compile(rf"checkpoint-\d+|controls|plots|{'|'.join(kind.folder for kind in TABLES.values())}|\..*")
 
@@ -179,97 +175,6 @@ class RunFolder:
 def is_checkpoint_name(name: str) -> bool:
     """Whether a folder of that name is one of the checkpoints that training leaves in its run folder."""
     return re.fullmatch(r"checkpoint-\d+", name) is not None
-
-
-def summary_path(table: Path) -> Path:
-    """Returns the path of the summary of a table: scores/demo-test.parquet -> scores/demo-test.summary.json."""
-    return table.with_suffix(".summary.json")
-
-
-def write_summary(table: Path, summary: Mapping[str, Any]) -> None:
-    """Writes the summary beside a table, sealed by a hash of what it says."""
-    plain = json.loads(json.dumps(to_json_plain(summary), allow_nan=False))
-    write_json(summary_path(table), {**plain, _SEAL: _hash(plain)})
-
-
-def read_summary(table: Path) -> dict[str, Any] | None:
-    """Returns the summary of a table; None if there is none.
-
-    Raises DpotoolError when it cannot be read, or is not what was once written.
-    """
-    path = summary_path(table)
-    if not path.exists():
-        return None
-    remedy = "Write it again with the command that made it"
-    summary = read_json(path, dict[str, Any], what="a summary", remedy=remedy)
-    if summary.pop(_SEAL, None) != _hash(summary):
-        raise DpotoolError("is not what a command wrote, or was changed since", where=str(path), remedy=remedy)
-    _check_intervals(summary, str(path), remedy)
-    check_value(summary, _Summary, where=str(path), remedy=remedy)
-    return summary
-
-
-class _Interval(msgspec.Struct):
-    """A mean, share, median or correlation with its interval; null where there is none."""
-
-    mean: float | None = None
-    value: float | None = None
-    ci_low: float | None = None
-    ci_high: float | None = None
-
-
-class _Summary(msgspec.Struct):
-    """What other commands read of the summary of any kind of table, besides the intervals in it."""
-
-    n: Count | None = None
-    n_excluded: dict[str, Count] | Count | None = None
-    n_compared: Count | None = None
-    ties: Count | None = None
-    wins: Count | None = None
-    losses: Count | None = None
-    verdicts: dict[str, Count] | None = None
-    label: str | None = None
-    baseline: str | None = None
-    judge: str | None = None
-    questions: str | None = None
-    caveat: str | None = None
-    win_rate: dict[str, _Interval | None] | None = None
-    risks: dict[str, dict[str, str | _Interval | None]] | None = None
-    mass: dict[str, Any] | None = None
-    gaps: dict[str, dict[str, dict[str, _Interval | None] | None]] | None = None
-    advice: dict[str, dict[str, Any]] | None = None
-    advice_from: str | None = None
-    noise_floor: dict[str, Any] | None = None
-
-
-def _check_intervals(value: Any, where: str, remedy: str, path: str = "") -> None:
-    """Raises DpotoolError for anything but numbers around an interval, however deep it lies."""
-    if isinstance(value, dict) and "ci_low" in value:
-        check_value(value, _Interval, where=f"{where}: {path}", remedy=remedy)
-    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in items:
-        _check_intervals(each, where, remedy, f"{path}.{key}" if path else str(key))
-
-
-def _hash(summary: Mapping[str, Any]) -> str:
-    """Hashes what was found; `layouts` says how: what is computed anew for one command another has from the store."""
-    summary = {name: value for name, value in summary.items() if name != "layouts"}
-    return hashlib.sha256(json.dumps(summary, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def read_score_summary(table: Path) -> dict[str, Any] | None:
-    """Returns the summary beside a score table; None where it is missing, older than the table or unreadable.
-
-    A caller that needs one can compute it from the table.
-    """
-    path = summary_path(table)
-    if not path.is_file() or path.stat().st_mtime_ns < table.stat().st_mtime_ns:
-        return None
-    try:
-        summary = read_summary(table)
-    except DpotoolError:
-        return None
-    return summary if summary is not None and {"n", "n_excluded"} <= summary.keys() else None
 
 
 def list_runs(root: str | Path = "runs", kind: str | None = None) -> list[RunFolder]:

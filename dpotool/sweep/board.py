@@ -16,7 +16,8 @@ from typing import Any
 
 from dpotool.errors import DpotoolError
 from dpotool.runs.checked import parse_json
-from dpotool.runs.folder import RunFolder, read_score_summary
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.summaries import read_score_summary
 from dpotool.sweep.plan import Cell
 from dpotool.training.arguments import count_steps
 from dpotool.training.config import fill_in

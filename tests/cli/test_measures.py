@@ -16,8 +16,8 @@ from dpotool.errors import DpotoolError
 from dpotool.measures.logps import LOGPS
 from dpotool.measures.measure import Measure, ModelView
 from dpotool.measures.registry import MEASURES, build_schema, choose_measures, register_measure
-from dpotool.runs.folder import summary_path
 from dpotool.runs.schemas import SCORE_SCHEMA, column
+from dpotool.runs.summaries import summary_path
 from dpotool.runs.tables import read_table, write_table
 
 

@@ -23,7 +23,8 @@ from dpotool.compare.recommendation import recommend
 from dpotool.compare.runs_table import open_runs
 from dpotool.compare.theory_check import check_theory
 from dpotool.errors import DpotoolError
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import SCORE_SCHEMA, THEORY_SCHEMA, read_table, write_table
 
 

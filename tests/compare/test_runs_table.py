@@ -13,8 +13,9 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.errors import DpotoolError
 from dpotool.runs.about import ScoreAbout
-from dpotool.runs.folder import RunFolder, summary_path, write_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.summaries import summary_path, write_summary
 from dpotool.runs.tables import SCORE_SCHEMA, write_table
 
 

@@ -119,6 +119,13 @@ def test_a_pair_whose_likelihood_is_not_finite_is_counted_not_averaged():
     assert 3 not in make_run(frame).scored.index
 
 
+@pytest.mark.parametrize("column", ["chosen_logps", "rejected_logps", "reward_margins"])
+def test_a_column_that_lost_its_values_is_not_taken_for_one_that_never_had_any(column):
+    """A table of rewards alone has no log-likelihoods at all, and whoever knows a reference writes the margins."""
+    summary = summarize_scores(make_run(make_score_frame(9).assign(**{column: np.nan})))
+    assert (summary["n"], summary["n_excluded"]) == (0, {NOT_FINITE: 9})
+
+
 def test_a_table_in_which_nothing_was_scored_has_nulls_and_counts():
     frame = make_score_frame(1, n_excluded=3).iloc[1:]
 

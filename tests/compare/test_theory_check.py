@@ -10,14 +10,15 @@ from dpotool.compare.findings import find_out
 from dpotool.compare.runs_table import open_runs, tabulate_runs
 from dpotool.compare.theory_check import check_theory, explain_unchecked, find_theory, select_forecast
 from dpotool.report.page import write_report
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import THEORY_SCHEMA, write_table
 from dpotool.settings.reading import ReportConfig
 
 START = {"model": "m", "data": "demo", "split": "train", "at_reference": True, "label": "m"}
 
-PAPER = {"u": {"mean": 2.0}, "v": {"mean": -4.0}}
+PAPER = {"n": 8, "u": {"mean": 2.0}, "v": {"mean": -4.0}}
 _CELL = {"chosen_change": {"mean": -1.0}, "accuracy": {"value": 0.6}}
 FORECAST = {"advice_from": "sgd", "advice": {"sgd": {"optimizer": "sgd", "grid": {"1": _CELL, "0.9": _CELL}}}}
 

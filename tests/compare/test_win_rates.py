@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 
 from dpotool.compare.win_rates import merge_judgments, note_adjusted, state_result, summarize_judgments
+from dpotool.runs.plain import to_json_plain
 
 
 def table(*rows: tuple[str, str, str | None], status: str = "judged") -> pd.DataFrame:
@@ -62,3 +63,6 @@ def test_what_the_sentence_says():
     assert state_result("A", "DPO", better).startswith("A answers better than DPO by this judge: win rate 100.0 %")
     said = state_result("B", "DPO", even)
     assert said.startswith("B and DPO cannot be told apart on 12 questions") and "takes about" in said
+    same = summarize_judgments(table(*[(str(n), "apart", ("win", "loss")[n % 2]) for n in range(12)]))
+    for summary in (same, to_json_plain(same)):  # in a file, the number of questions is null
+        assert state_result("B", "DPO", summary).endswith("counting a tie as half.")

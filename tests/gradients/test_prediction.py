@@ -18,8 +18,9 @@ from tiny_models import save_tiny_model, write_pairs
 from dpotool.errors import DpotoolError
 from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.gradients.prediction import compute_prediction, measure_distance, run_prediction
-from dpotool.runs.folder import RunFolder, summary_path
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.summaries import summary_path
 from dpotool.settings.scoring import PredictConfig
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train

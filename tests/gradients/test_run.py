@@ -24,7 +24,7 @@ from dpotool.gradients import run as theory_run
 from dpotool.gradients.engine import GradientEngine
 from dpotool.gradients.run import NOT_REACHED, run_theory
 from dpotool.runs.about import read_metadata
-from dpotool.runs.folder import summary_path
+from dpotool.runs.summaries import summary_path
 from dpotool.settings.scoring import TheoryConfig, parse_lambdas
 from dpotool.training.config import TrainConfig
 from dpotool.training.run import train

@@ -22,8 +22,8 @@ from dpotool.judging.answers import Answer, open_answers, read_answers
 from dpotool.judging.generation import generate_batches
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.models.loading import load_model
-from dpotool.runs.folder import summary_path
 from dpotool.runs.locks import LOCK_NAME, InUseError
+from dpotool.runs.summaries import summary_path
 from dpotool.settings.answers import GenerateConfig
 
 

@@ -37,6 +37,12 @@ def test_each_is_drawn_with_words_for_who_cannot_see_it(run: str, kind: str) -> 
     assert drawing.alt.endswith(".") and any(sign.isdigit() for sign in drawing.alt)
 
 
+def test_one_pair_has_parts_without_intervals(tmp_path: Path) -> None:
+    folder = write_scored_run(tmp_path / "dpo", loss="dpo", lambda_=1.0)
+    write_diagnosis(folder, n=1)
+    assert "rejected answers" in get_plot("spans").draw(read_scene([str(folder.path)], PlotConfig())).alt
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_diagnosis_the_remedy_is_named(tmp_path: Path, kind: str) -> None:
     folder = write_scored_run(tmp_path / "dpo")

@@ -12,9 +12,10 @@ from dpotool.plots.gallery import draw
 from dpotool.plots.registry import PLOTS, Drawing, PlotKind, find_plots, get_plot, register_plot
 from dpotool.plots.theme import make_figure
 from dpotool.report.page import write_report
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.schemas import PREDICTION_SCHEMA, SCORE_SCHEMA, THEORY_SCHEMA
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import write_table
 from dpotool.settings.reading import PlotConfig, ReportConfig
 from dpotool.theory.advice import advise

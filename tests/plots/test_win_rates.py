@@ -21,8 +21,9 @@ from dpotool.plots.ratings import plot_ratings
 from dpotool.plots.registry import choose_plots
 from dpotool.plots.scene import read_scene
 from dpotool.plots.win_rates import draw, draw_tradeoff, plot_win_rates
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.schemas import RATING_SCHEMA
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import write_table
 from dpotool.settings.reading import PlotConfig
 

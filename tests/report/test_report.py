@@ -19,8 +19,9 @@ from dpotool.report.pairs import Texts, TextSource, choose_pairs
 from dpotool.report.render import fit_page, render_html, render_markdown
 from dpotool.report.repeat import choose_place
 from dpotool.report.sections import group_plots
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import THEORY_SCHEMA, write_table
 from dpotool.settings.reading import ReportConfig
 

@@ -1,22 +1,14 @@
 from __future__ import annotations
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from dpotool.errors import DpotoolError
-from dpotool.runs.folder import (
-    RunFolder,
-    list_runs,
-    newest_run,
-    read_score_summary,
-    read_summary,
-    summary_path,
-    write_summary,
-)
+from dpotool.runs.folder import RunFolder, list_runs, newest_run
 from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.summaries import summary_path
 
 
 def make_run(path: Path, kind: str = "train", created: str | None = None, **config: object) -> RunFolder:
@@ -202,14 +194,6 @@ def test_manifests_hold_no_python_objects(tmp_path):
     assert "!!python" not in run.manifest_path.read_text()
 
 
-def test_the_summary_beside_a_table_is_read_if_there_is_one(tmp_path):
-    table = RunFolder(tmp_path).table_path("theory", "demo", "test")
-    table.parent.mkdir(parents=True)
-    assert read_summary(table) is None
-    write_summary(table, {"n": 3})
-    assert read_summary(table) == {"n": 3}
-
-
 def test_a_folder_that_is_called_as_its_tables_are_holds_them_itself(tmp_path):
     scores = RunFolder(tmp_path / "scores")
     table = scores.table_path("score", "demo", "test")
@@ -223,69 +207,6 @@ def test_a_folder_that_is_called_as_its_tables_are_holds_them_itself(tmp_path):
     assert RunFolder.of_table(table) == scores
     scores.metrics_path.touch()
     assert scores.list_tables("score") == [], "a training logged there"
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('{"n": 3', "cannot be read as a summary"),
-        ("[1]", "is not what it has to be; expected a mapping"),
-        ("[" * 100_000, "cannot be read as a summary"),
-    ],
-)
-def test_a_broken_summary_is_one_line_that_names_it(tmp_path, text, message):
-    table = tmp_path / "demo-test.parquet"
-    summary_path(table).write_text(text)
-
-    with pytest.raises(DpotoolError, match=rf"demo-test.summary.json: {message}"):
-        read_summary(table)
-
-
-@pytest.mark.parametrize("change", [{"n": [1]}, {"chosen_logps": {"mean": "x"}}, {"more": 1}, {"seal": None}])
-def test_a_summary_that_somebody_changed_is_not_believed(tmp_path, change):
-    table = tmp_path / "demo-test.parquet"
-    table.touch()
-    written = {"n": 3, "n_excluded": {}, "chosen_logps": {"mean": -1.5, "ci_low": float("nan")}}
-    write_summary(table, written)
-    plain = written | {"chosen_logps": {"mean": -1.5, "ci_low": None}}
-    assert read_summary(table) == read_score_summary(table) == plain
-    path = summary_path(table)
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(DpotoolError, match=r"or was changed since\. Write it again"):
-        read_summary(table)
-    assert read_score_summary(table) is None, "it is made anew from the table"
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        ({"chosen_logps": {"mean": {}, "ci_low": 0.0}}, "chosen_logps.mean: is not what it has to be"),
-        ({"risks": {"ches": {"rank_correlation": [1]}}}, "risks: is not what it has to be"),
-        ({"gaps": {"0.5": {"paper": {"g1": {"mean": 1.0, "ci_low": "x"}}}}}, "gaps.0.5.paper.g1.ci_low"),
-        ({"win_rate": ""}, "win_rate: is not what it has to be; expected a mapping or nothing, got ''"),
-        ({"win_rate": {"ties_half": 1.0}}, "win_rate: is not"),
-        ({"losses": -1}, "losses: is not what it has to be; expected a whole number >= 0, got -1"),
-        ({"losses": 10**30}, "losses: is not what it has to be; expected a whole number <= 1e+12, got 1000"),
-        ({"advice": {"adamw": 10**30}}, "advice: is not"),
-        ({"caveat": {}}, "caveat"),
-    ],
-)
-def test_a_summary_of_other_types_is_one_line_even_with_a_seal(tmp_path, change, says):
-    """As another program may write it that knows the seal; a score table's is made anew from the table."""
-    table = tmp_path / "t.parquet"
-    table.touch()
-    write_summary(table, {"n": 3, "n_excluded": {}} | change)
-    with pytest.raises(DpotoolError, match=re.escape(f"t.summary.json: {says}")):
-        read_summary(table)
-    assert read_score_summary(table) is None
-
-
-def test_the_seal_of_what_was_found_does_not_depend_on_what_the_store_had(tmp_path):
-    seals = []
-    for layouts in ({"stored": 3}, {"shared": 3}):
-        write_summary(tmp_path / "t.parquet", {"n": 3, "layouts": layouts})
-        seals.append(json.loads((tmp_path / "t.summary.json").read_text())["seal"])
-    assert seals[0] == seals[1]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,9 @@ import pytest
 from rich.console import Console as RichConsole
 
 from dpotool.cli.live_table import describe_state, draw_board, tell_news
-from dpotool.runs.folder import RunFolder, write_summary
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
+from dpotool.runs.summaries import write_summary
 from dpotool.sweep.board import DONE, SCORING, TRAINING, WAITING, Board, CellState
 from dpotool.sweep.config import SweepConfig
 from dpotool.sweep.plan import plan_cells
@@ -71,7 +72,9 @@ def test_a_run_that_is_done_shows_its_test_pairs(board: Board, tmp_path: Path) -
     run = write_scored_run(tmp_path / "dpo")
     run.update_manifest(data={"train": {"n_pairs": 40}})
     table = run.list_tables("score")[0]
-    summary = {"n": 120, "n_excluded": {}, "chosen_logps": {"mean": -30.0}, "rejected_logps": {"mean": -40.0}}
+    ends = {"ci_low": -50.0, "ci_high": -20.0}
+    means = {"chosen_logps": {"mean": -30.0, **ends}, "rejected_logps": {"mean": -40.0, **ends}}
+    summary = {"n": 120, "n_excluded": {}, **means}
     write_summary(table, summary)
     board.enter("dpo", DONE)
     assert board.read()[0] == CellState("dpo", DONE, 20, 20, -30.0, -40.0, None)
