@@ -19,7 +19,6 @@ import os
 import subprocess
 import sys
 import time
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -31,8 +30,9 @@ DOCS = ROOT / "docs" / "performance.md"
 ROWS = HERE / "device.jsonl"
 """What was measured so far; rows of a part in a later run replace those of an earlier one."""
 TESTS = "tests"
-TEST_SECONDS = 100
+TEST_SECONDS = 130
 LOADING_SECONDS = 60
+OUTCOMES = ("PASSED", "FAILED", "ERROR", "SKIPPED")
 GRACE_SECONDS = 4
 """Before a part's end it starts nothing new, and so long after it it is ended."""
 PACKAGES = {
@@ -116,23 +116,29 @@ def run_limited(command: Sequence[str], seconds: float, log: Path) -> str:
 
 def run_tests(args: argparse.Namespace, seconds: float) -> dict[str, object]:
     """Runs `pytest -m gpu`; on a CPU, where all of those are skipped, a file of ordinary tests in their place."""
-    report = args.out / "tests.xml"
+    log = args.out / "tests.log"
     is_gpu = args.device != "cpu"
     targets = ["-m", "gpu", TESTS] if is_gpu else ["tests/test_gpu.py", "tests/likelihood/test_shared_rows.py"]
-    command = [sys.executable, "-m", "pytest", "-q", "-x" if not is_gpu else "--maxfail=20", f"--junitxml={report}"]
+    command = [sys.executable, "-m", "pytest", "-v", "-x" if not is_gpu else "--maxfail=20", "-p", "no:cacheprovider"]
     if is_gpu and _has("pytest-xdist"):
         command += ["-n", "8"]
     started = time.time()
-    end = run_limited([*command, "-p", "no:cacheprovider", *targets], seconds, args.out / "tests.log")
-    row: dict[str, object] = {"part": "tests", "ended": end, "seconds": time.time() - started}
-    if report.exists():
-        suite = ElementTree.parse(report).getroot().find("testsuite")
-        assert suite is not None
-        row |= {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-        failed = [case.get("name") for case in suite.iter("testcase") if case.find("failure") is not None]
-        row["failed"] = ", ".join(map(str, failed))
-        report.unlink()
-    return row
+    end = run_limited([*command, *targets], seconds, log)
+    return {"part": "tests", "ended": end, "seconds": time.time() - started, **count_outcomes(log.read_text())}
+
+
+def count_outcomes(log: str) -> dict[str, object]:
+    """Returns what `pytest -v` has printed of its tests, also where it was stopped before its end."""
+    lines = [line.split() for line in log.splitlines() if "tests/" in line and "::" in line]
+    outcomes: dict[str, str] = {}
+    for words in lines:  # "[gw1] [ 5%] PASSED tests/..." of several workers, "tests/... PASSED" of one
+        name = next((word for word in words if word.startswith("tests/") and "::" in word), "")
+        outcomes[name] = next((word for word in words if word in OUTCOMES), outcomes.get(name, ""))
+    outcomes.pop("", None)
+    counts = {word.lower(): sum(found == word for found in outcomes.values()) for word in OUTCOMES}
+    failed = [name.rpartition("::")[2] for name, found in outcomes.items() if found in ("FAILED", "ERROR")]
+    unfinished = sum(not found for found in outcomes.values())
+    return {"tests": len(outcomes), **counts, "not finished": unfinished, "failing": ", ".join(failed)}
 
 
 def _has(package: str) -> bool:
@@ -273,7 +279,10 @@ def main() -> None:
     if args.packages:
         print("\n".join(list_packages()))
     elif args.write:
-        replace_section(DOCS, "device", format_page(merge_rows(args.write)))
+        from device_memory import add_formula
+
+        rows = [add_formula(row) if row.keys() >= {"command", "peak GiB"} else row for row in merge_rows(args.write)]
+        replace_section(DOCS, "device", format_page(rows))
     elif args.run_parts:
         run_parts(args)
     else:

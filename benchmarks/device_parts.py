@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from device_attention import ATTENTIONS, list_row_groups
-from device_memory import COMMANDS
+from device_memory import COMMANDS, measure_peak
 from device_models import (
     DATA,
     build_model,
@@ -240,7 +240,7 @@ def run_training(bench: Bench, shape: str) -> None:
     tokenizer = build_tokenizer(64)  # trainers want one; all are given token ids
     has_adapter = shape == "8B"
     dtype = torch.bfloat16 if has_adapter else torch.float32
-    choose_float32_products(bench.device, torch.bfloat16)
+    choose_float32_products(bench.device, dtype)
     model = build_model(shape, bench.device, is_small=bench.is_small, dtype=dtype)
     if has_adapter:
         model = add_adapter(model)
@@ -386,11 +386,11 @@ def _check_products(bench: Bench, shape: str) -> None:
 
 
 def run_memory(bench: Bench) -> None:
-    """Measured peaks, weights included, beside what the formula of docs/scale.md says of the same batch."""
-    for shape, command, measure in COMMANDS:
+    """Peaks of commands, weights included; `device.py --write` puts beside them what the memory formula says."""
+    for shape, command in COMMANDS:
         found = bench.attempt(
             f"{shape}: {command}",
-            lambda shape=shape, measure=measure: measure(shape, bench.device, is_small=bench.is_small),  # type: ignore[misc]
+            lambda shape=shape, command=command: measure_peak(shape, command, bench.device, is_small=bench.is_small),  # type: ignore[misc]
             needs=6 if not bench.is_small else 1,
         )
         if found is not None:

@@ -67,6 +67,9 @@ class Plan:
     """The weights have gradients, or are tapped for products; otherwise an adapter alone is trained."""
     n_adapter: int = 0
     """Weights of an adapter, in float32 with gradients and the optimiser's averages."""
+    adapter_bytes: int = 4
+    """Of each value that an adapter's layers keep of their inputs: peft gives them in float32 to weights in float32.
+    In mixed precision it does not, and they take 2."""
     n_cards: int = 1
     """That the weights are spread over (`fully_shard`)."""
 
@@ -84,17 +87,23 @@ def predict_memory(shape: Shape, plan: Plan) -> dict[str, float]:
     n_outside = shape.n_parameters - shape.n_layers * shape.layer_parameters
     # of spread weights a layer and the next one are whole at a time, and all that lies outside the layers
     n_whole = 0 if plan.n_cards == 1 else n_outside + 2 * shape.layer_parameters
-    widest = plan.weight_bytes * (8 * shape.hidden + 4 * shape.feed_forward) + 8 * shape.hidden
     saved = count_saved_bytes(shape, plan.weight_bytes, is_trained=plan.is_trained)
     if plan.n_adapter:  # each of a layer's seven adapters keeps its input for itself
-        saved += plan.weight_bytes * (6 * shape.hidden + shape.feed_forward)
+        saved += plan.adapter_bytes * (6 * shape.hidden + shape.feed_forward)
+    logits = min(CHUNK_ELEMENTS_ON_GPU, plan.n_tokens * shape.vocabulary) * (plan.weight_bytes + 8)
+    if plan.keeps_layers:
+        widest = plan.weight_bytes * (8 * shape.hidden + 4 * shape.feed_forward) + 8 * shape.hidden
+        activations = plan.n_tokens * (shape.n_layers * saved + widest)
+    else:  # the feed-forward part of one layer; the output layer works when the last one is done
+        activations = plan.n_tokens * plan.weight_bytes * (4 * shape.hidden + 3 * shape.feed_forward)
+        logits = max(0, logits - activations)
     n_gradients = shape.layer_parameters if plan.keeps_layers and plan.is_trained else 0
     return {
         "weights": plan.weight_bytes * (shape.n_parameters / plan.n_cards + n_whole),
         "state": plan.state_bytes * shape.n_parameters / plan.n_cards + 4 * n_gradients,
         "adapter": 16 * plan.n_adapter,
-        "activations": plan.n_tokens * (shape.n_layers * saved + widest if plan.keeps_layers else 2 * widest),
-        "logits": min(CHUNK_ELEMENTS_ON_GPU, plan.n_tokens * shape.vocabulary) * (plan.weight_bytes + 8),
+        "activations": activations,
+        "logits": logits,
     }
 
 

@@ -26,6 +26,7 @@ from dpotool.likelihood.completions import (
     get_causal_lm,
 )
 from dpotool.likelihood.shared_rows import collate_shared
+from dpotool.models.precision import in_full_float32
 from dpotool.models.rope import find_length_switches
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ def _check_sharing(model: PreTrainedModel) -> bool:
     was_training = model.training
     model.eval()
     try:
-        with torch.autocast(device.type, enabled=False):
+        with torch.autocast(device.type, enabled=False), in_full_float32():
             expected = compute_completion_states(model, collate_pairs(pairs).to(device)).hidden
             states = compute_completion_states(model, collate_shared(pairs).to(device))
             others = compute_completion_states(model, collate_shared(changed).to(device)).hidden

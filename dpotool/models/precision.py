@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -29,8 +32,8 @@ _CHOSEN_ON_GPU = ("high", "highest")
 @functools.cache
 def use_fast_float32_on_cpu() -> str:
     """Chooses torch's float32 matmul precision for this process and returns it; another choice made elsewhere stays."""
-    if torch.get_float32_matmul_precision() != "highest":
-        return torch.get_float32_matmul_precision()
+    if _read_choice() != "highest":
+        return _read_choice()
     torch.set_float32_matmul_precision("medium")
     error = measure_matmul_error()
     if error > MAX_RELATIVE_ERROR:
@@ -54,11 +57,41 @@ def choose_float32_products(device: torch.device, dtype: torch.dtype) -> str:
     """
     if device.type != "cuda":
         return use_fast_float32_on_cpu()
-    if torch.get_float32_matmul_precision() not in _CHOSEN_ON_GPU:
-        return torch.get_float32_matmul_precision()
+    if _read_choice() not in _CHOSEN_ON_GPU:
+        return _read_choice()
     choice = _CHOSEN_ON_GPU[0 if dtype in (torch.bfloat16, torch.float16) else 1]
     torch.set_float32_matmul_precision(choice)
     logger.info(
         "float32 products on %s: %s", device, "TF32, exact for 16-bit factors" if choice == "high" else "float32"
     )
     return choice
+
+
+def _read_choice() -> str:
+    """Returns what float32 products are taken in, as torch calls it.
+
+    Where other code chose by `torch.backends.fp32_precision`, as the `tf32` of transformers' trainers does, torch
+    refuses to answer in its older words; then what it says of CUDA in the newer ones.
+    """
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return f"by backend ({torch.backends.cuda.matmul.fp32_precision})"
+
+
+@contextmanager
+def in_full_float32() -> Iterator[None]:
+    """Takes float32 products in float32 for a while, whatever was chosen, by us or by a caller who allows TF32.
+
+    For checks that two ways of computing are one: TF32 rounds their products apart by 1e-3.
+    """
+    every: Any = torch.backends
+    backends = [every.cuda.matmul, every.mkldnn.matmul]
+    chosen = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, choice in zip(backends, chosen, strict=True):
+            backend.fp32_precision = choice

@@ -105,7 +105,8 @@ class Study:
             return
         began = time.monotonic()
         with (self.out / f"{job.name}.log").open("w") as log:
-            command = [sys.executable, "-m", "dpotool", *job.words]
+            was_begun = job.words[0] == "train" and (job.done.parent / "run.yaml").exists()
+            command = [sys.executable, "-m", "dpotool", *job.words, *(["--resume"] if was_begun else [])]
             limit = max(10.0, self.deadline - began + 20)
             try:
                 code = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, timeout=limit).returncode

@@ -14,6 +14,7 @@ from transformers import AttentionInterface, MambaConfig, MambaForCausalLM, PreT
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from dpotool.likelihood import prompt_sharing
+from dpotool.likelihood.completions import compute_completion_states
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.prompt_sharing import find_row_limit
 
@@ -89,6 +90,24 @@ def test_those_that_cannot_fall_back(build: Any, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize("build", WRONG.values(), ids=WRONG)
 def test_they_are_found_out_in_every_type(build: Any, dtype: torch.dtype) -> None:
     assert find_row_limit(build().to(dtype)) == 0
+
+
+def test_tf32_is_not_taken_for_a_leak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its rounding is above the tolerance of a float32 model, so the layouts are compared without it."""
+    seen: list[str] = []
+
+    def compute(*arguments: Any) -> Any:
+        seen.append(torch.backends.cuda.matmul.fp32_precision)
+        return compute_completion_states(*arguments)
+
+    monkeypatch.setattr(prompt_sharing, "compute_completion_states", compute)
+    kept = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        assert find_row_limit(build_family("llama", dtype=torch.float32)) == 128
+    finally:
+        torch.set_float32_matmul_precision(kept)
+    assert seen == ["ieee"] * 3
 
 
 def test_rows_stay_within_a_window(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 
 from dpotool.models import precision
+
+GPU = torch.device("cuda")
 
 
 @pytest.fixture(autouse=True)
@@ -35,3 +38,31 @@ def test_a_switch_that_rounds_is_taken_back(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_choice_made_by_others_stands() -> None:
     torch.set_float32_matmul_precision("high")
     assert precision.use_fast_float32_on_cpu() == "high"
+
+
+@pytest.fixture
+def tf32_by_backend() -> Iterator[None]:
+    backend: Any = torch.backends.cuda.matmul
+    kept = backend.fp32_precision
+    backend.fp32_precision = "tf32"
+    yield
+    backend.fp32_precision = kept
+
+
+def test_a_choice_by_the_newer_words_of_torch_stands(tf32_by_backend: None) -> None:
+    """As the `tf32` of transformers' trainers makes it; torch then raises where it is asked in its older words."""
+    with pytest.raises(RuntimeError, match="mix of the legacy and new"):
+        torch.get_float32_matmul_precision()
+    for choose in (precision.use_fast_float32_on_cpu, lambda: precision.choose_float32_products(GPU, torch.bfloat16)):
+        assert choose() == "by backend (tf32)"
+
+
+@pytest.mark.parametrize("chosen", ["high", "highest"])
+def test_full_float32_lasts_as_long_as_it_is_asked_for(chosen: str) -> None:
+    torch.set_float32_matmul_precision(chosen)
+    before = torch.backends.cuda.matmul.fp32_precision
+    assert (before == "tf32") == (chosen == "high")
+    with precision.in_full_float32():
+        assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+    assert torch.backends.cuda.matmul.fp32_precision == before
+    assert torch.get_float32_matmul_precision() == chosen

@@ -96,11 +96,10 @@ def compute_joint_gram(rows: Float[Tensor, "rows tokens features"]) -> Float[Ten
     return torch.bmm(both, both.mT)
 
 
-def sum_joint(products: Float[Tensor, "pairs both both"]) -> Products:
-    """Sums the parts of elementwise products of joint Gram matrices, as <W,L>, ‖W‖², ‖L‖²."""
+def sum_joint(products: Float[Tensor, "pairs both both"]) -> Float[Tensor, "pairs 2 2"]:
+    """Sums the parts of elementwise products of joint Gram matrices: chosen and rejected with each other."""
     n_tokens = products.shape[1] // 2
-    parts = products.view(-1, 2, n_tokens, 2, n_tokens).sum((2, 4)).double()
-    return torch.stack([parts[:, 0, 1], parts[:, 0, 0], parts[:, 1, 1]], dim=1)
+    return products.view(-1, 2, n_tokens, 2, n_tokens).sum((2, 4))
 
 
 def _multiply(left: Vectors, right: Vectors, out: Float[Tensor, "pairs rows columns"]) -> None:

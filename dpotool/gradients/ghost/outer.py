@@ -90,8 +90,13 @@ def compute_gram_products(
     return tiling.sum_parts(products)
 
 
-def compute_joint_products(shared: SharedInput, inputs: RowVectors, output_grads: RowVectors) -> Products:
-    """Computes the same from Gram matrices of all pairs of a batch at once, padding and all."""
+def compute_joint_products(
+    shared: SharedInput, inputs: RowVectors, output_grads: RowVectors
+) -> Float[Tensor, "pairs 2 2"]:
+    """Computes the products of chosen and rejected with each other from Gram matrices of all pairs of a batch at once.
+
+    Padding and all, and in the precision of the factors, at least float32.
+    """
     if JOINT not in shared.tiles:
         shared.tiles[JOINT] = compute_joint_gram(inputs)
     return sum_joint(compute_joint_gram(output_grads).mul_(shared.tiles[JOINT]))

@@ -29,9 +29,24 @@ class ProductSums:
     """
 
     def __init__(self, by_pair: TokenLayout, tied: Iterable[str], *, device: torch.device) -> None:
-        self.totals: Products = torch.zeros(by_pair.pairs.stop, 3, dtype=torch.float64, device=device)
+        self._totals: Products = torch.zeros(by_pair.pairs.stop, 3, dtype=torch.float64, device=device)
+        self._of_all: list[Float[Tensor, "pairs 2 2"]] = []
+        """Products of chosen and rejected with each other, of one parameter and all pairs; they are added up at the
+        end, as on a GPU the launching of five small operations for each parameter took longer than its products."""
         self._by_pair = by_pair
         self._tied = {name: TableRows() for name in tied}
+
+    @property
+    def totals(self) -> Products:
+        """What has been added up so far."""
+        if self._of_all:
+            sums = torch.stack(self._of_all).double().sum(0)
+            self._totals += torch.stack([sums[:, 0, 1], sums[:, 0, 0], sums[:, 1, 1]], dim=1)
+            self._of_all.clear()
+        return self._totals
+
+    def _add(self, pairs: slice, products: Products) -> None:
+        self._totals[pairs].add_(products)
 
     def add_outer(
         self, part: Part, layout: TokenLayout, shared: SharedInput, operand: Tensor, output_grad: Tensor
@@ -42,7 +57,7 @@ class ProductSums:
         is_short = layout.completion_of_token is None and shared.is_joint_gram_cheaper(layout.n_tokens, operand.device)
         if is_short and table is None:
             rows = (layout.as_rows(factor) for factor in (operand, output_grad))
-            self.totals[layout.pairs] += compute_joint_products(shared, *rows)
+            self._of_all.append(compute_joint_products(shared, *rows))
             return
         for (span, *inputs), (_, *grads) in zip(layout.split(operand), layout.split(output_grad), strict=True):
             factors = _raise_both(*inputs), _raise_both(*grads)
@@ -51,7 +66,7 @@ class ProductSums:
                 products = compute_gram_products(shared, span, *factors)
             else:
                 products = compute_block_products(*factors)
-            self.totals[span.pairs] += products
+            self._add(span.pairs, products)
             if table is not None:
                 table.keep_output_rows(span, *factors)
 
@@ -74,11 +89,14 @@ class ProductSums:
                     for row_ids, row_grads in zip(pair_ids, pair_grads, strict=True)
                 ]
             )
-            self.totals[span.pairs] += table.compute_products(span.pairs.start, rows)
+            self._add(span.pairs, table.compute_products(span.pairs.start, rows))
 
     def add_dense(self, part: Part, layout: TokenLayout, gradient: Float[Tensor, "completions elements"]) -> None:
-        W, L = gradient.unflatten(0, (-1, 2)).unbind(1)
-        self.totals[layout.pairs] += compute_dense_products(W, L)
+        both = gradient.unflatten(0, (-1, 2))
+        if layout.pairs == self._by_pair.pairs:
+            self._of_all.append((both.unsqueeze(1) * both.unsqueeze(2)).sum(3))
+        else:
+            self._add(layout.pairs, compute_dense_products(*both.unbind(1)))
 
 
 def _raise_both(chosen: Tensor, rejected: Tensor) -> tuple[Tensor, Tensor]:
