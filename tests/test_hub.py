@@ -40,8 +40,12 @@ def test_what_may_be_a_hub_id_is_one(name: str) -> None:
 
 
 def test_a_folder_that_is_here_needs_no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "reach_hub", lambda: pytest.fail("the hub was asked"))
+    asked: list[str] = []
+    monkeypatch.setattr(hub, "reach_hub", lambda: bool(asked.append("hub")) or True)
     hub.check_name("Qwen")
+    assert asked == []
+    hub.check_name("org/model")
+    assert asked == ["hub"], "a name that is no folder here is looked for there"
 
 
 def test_a_hub_that_does_not_answer_is_asked_once_and_set_offline(monkeypatch: pytest.MonkeyPatch) -> None:

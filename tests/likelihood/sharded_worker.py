@@ -1,6 +1,8 @@
 """What each process of `test_sharded.py` does: shards a model's weights and compares with the whole model.
 
-torchrun --nproc-per-node 2 tests/likelihood/sharded_worker.py
+Before that, it scores pairs as if it had another amount of free memory than the other process.
+
+torchrun --nproc-per-node 2 tests/likelihood/sharded_worker.py FOLDER
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from dpotool.gradients.engine import audit_trained, compute_fast_products
 from dpotool.gradients.ghost.audit import Claims
 from dpotool.gradients.ghost.selection import select_parameters
 from dpotool.gradients.products import compute_gradient_products
-from dpotool.likelihood import completions
+from dpotool.likelihood import budget, completions
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.root_forward import is_sharded, shard_weights
@@ -35,6 +37,7 @@ PAIRS = make_pairs(7)
 
 def main() -> None:
     PartialState(cpu=True)
+    write_unequal(Path(sys.argv[1]))
     completions.CHUNK_ELEMENTS = 5 * 97  # the output layer in portions, computed again on the way back
     for family in ("llama", "llama-tied-biased", "gpt2"):
         whole = build_family(family)
@@ -49,6 +52,21 @@ def main() -> None:
     dist.barrier()
     print("all equal")
     dist.destroy_process_group()
+
+
+def write_unequal(folder: Path) -> None:
+    """Writes what this process finds if the first has room for all pairs at once and the second for sixty tokens."""
+    rank, pairs, model = dist.get_rank(), make_pairs(12), build_family("llama")
+    free = {0: 10**12, 1: 2 * (budget.estimate_chunk_bytes(model) + 60 * budget.estimate_bytes_per_token(model))}
+    measure = budget.measure_free_memory
+    budget.measure_free_memory = lambda device: free[rank]
+    logps = compute_pair_logps(model, pairs, batch_tokens="auto")
+    assert budget.resolve_batch_tokens("auto", model) == 60
+    free[1] += 8 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    tokens = budget.resolve_batch_tokens("auto", model, with_gradients=True)
+    products, _ = compute_fast_products(model, pairs, batch_tokens=tokens)
+    np.savez(folder / f"{rank}.npz", scored=logps.chosen, products=products.chosen_logps)
+    budget.measure_free_memory = measure
 
 
 def check_products(whole: torch.nn.Module, model: torch.nn.Module, claims: Claims) -> None:

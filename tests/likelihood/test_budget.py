@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -155,43 +152,6 @@ def test_the_process_with_the_least_memory_decides(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(budget, "measure_free_memory", lambda device: 0)
     assert resolve_batch_tokens("auto", MODEL) == 1
     assert resolve_batch_tokens(2000, MODEL) == 2000, "a number is everybody's already"
-
-
-UNEQUAL = """
-import sys
-import numpy as np
-from accelerate import PartialState
-from conftest import make_pairs
-from model_families import build_family
-from dpotool.likelihood import budget
-from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.gradients.engine import compute_fast_products
-rank, pairs, model = PartialState(cpu=True).process_index, make_pairs(12), build_family("llama")
-free = {0: 10**12, 1: 2 * (budget.estimate_chunk_bytes(model) + 60 * budget.estimate_bytes_per_token(model))}
-budget.measure_free_memory = lambda device: free[rank]
-logps = compute_pair_logps(model, pairs, batch_tokens="auto")
-assert budget.resolve_batch_tokens("auto", model) == 60
-free[1] += 8 * sum(weight.numel() * weight.element_size() for weight in model.parameters())
-tokens = budget.resolve_batch_tokens("auto", model, with_gradients=True)
-products, _ = compute_fast_products(model, pairs, batch_tokens=tokens)
-np.savez(f"{sys.argv[1]}/{rank}.npz", scored=logps.chosen, products=products.chosen_logps)
-"""
-
-
-@pytest.mark.distributed
-@pytest.mark.slow
-def test_processes_of_unequal_memory_make_one_plan(tmp_path: Path) -> None:
-    """By itself the first would take all twelve pairs as one batch; the second sixty tokens at a time."""
-    script = tmp_path / "unequal.py"
-    script.write_text(UNEQUAL)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    result = subprocess.run([*command, str(script), str(tmp_path)], env=environment, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr[-3000:]
-    for rank in range(2):
-        got = np.load(tmp_path / f"{rank}.npz")
-        np.testing.assert_allclose(got["scored"], EXPECTED.chosen, rtol=1e-12)
-        np.testing.assert_allclose(got["products"], EXPECTED.chosen, rtol=1e-12)
 
 
 def test_a_budget_is_a_number_or_auto() -> None:

@@ -10,27 +10,46 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import make_pairs
+from model_families import build_family
 from tiny_models import save_tiny_model, write_pairs
 
+from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.root_forward import is_routed, route_forward, score_tokens
 from dpotool.models.loading import resolve_device
 
 
-@pytest.mark.distributed
-@pytest.mark.slow
-def test_scores_and_gradients_of_sharded_weights_are_those_of_the_whole_model() -> None:
+@pytest.fixture(scope="module")
+def left_by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """What the two processes of `sharded_worker.py` wrote and said."""
+    folder = tmp_path_factory.mktemp("unequal")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
-    command.append(str(Path(__file__).with_name("sharded_worker.py")))
+    command += [str(Path(__file__).with_name("sharded_worker.py")), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert result.stdout.count("all equal") == 2
+    return folder, result.stdout
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_scores_and_gradients_of_sharded_weights_are_those_of_the_whole_model(left_by_two: tuple[Path, str]) -> None:
+    assert left_by_two[1].count("all equal") == 2
+
+
+@pytest.mark.distributed
+@pytest.mark.slow
+def test_processes_of_unequal_memory_make_one_plan(left_by_two: tuple[Path, str]) -> None:
+    """By itself the first would take all twelve pairs as one batch; the second sixty tokens at a time."""
+    expected = compute_pair_logps(build_family("llama"), make_pairs(12), batch_tokens=1)
+    for rank in range(2):
+        got = np.load(left_by_two[0] / f"{rank}.npz")
+        np.testing.assert_allclose(got["scored"], expected.chosen, rtol=1e-12)
+        np.testing.assert_allclose(got["products"], expected.chosen, rtol=1e-12)
 
 
 def test_sharded_weights_that_nobody_prepared_are_refused() -> None:
     import torch
-    from conftest import make_pairs
-    from model_families import build_family
 
     from dpotool.likelihood.batch import collate_pairs
 

@@ -19,9 +19,12 @@ def pair(pair_id: int, chosen: float | None, rejected: float | None) -> Tokenize
 GOOD = pair(0, 8.0, 3.5)
 
 
-def test_good_scores_pass():
-    validate_scores([GOOD, pair(1, 1.0, -2.0)], {"score_offset": "log"})
-    validate_scores([GOOD], {"score_offset": "ratio"})
+@pytest.mark.parametrize("offset", ["log", "raw", "ratio"])
+def test_good_scores_pass_until_one_pair_is_equal(offset: str):
+    good = [GOOD, pair(1, 1.5, 1.0)]
+    validate_scores(good, {"score_offset": offset})
+    with pytest.raises(DpotoolError, match=r"^row 5: score_chosen 2 does not exceed score_rejected 2"):
+        validate_scores([*good, pair(5, 2.0, 2.0)], {"score_offset": offset})
 
 
 @pytest.mark.parametrize(

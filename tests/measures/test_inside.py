@@ -92,7 +92,9 @@ def ches_by_brute_force(model: torch.nn.Module, pair: TokenizedPair) -> list[flo
 def test_ches_equals_brute_force(family: str, layout: str) -> None:
     model = build_family(family)
     found = {}
-    for view in view_pairs(model, None, layout):
+    views = list(view_pairs(model, None, layout))
+    assert views
+    for view in views:
         columns = compute_ches(view.policy)
         found |= {place: [float(columns[name][row]) for name in CHES_COLUMNS] for row, place in enumerate(view.places)}
     assert sorted(found) == list(range(len(PAIRS)))
@@ -169,7 +171,9 @@ def test_head_products_equal_autograd(
         model.config.tie_word_embeddings = False
         model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach().clone())
     monkeypatch.setattr("dpotool.likelihood.completions.CHUNK_ELEMENTS", positions * 97)
-    for view in view_pairs(model, None, layout):
+    views = list(view_pairs(model, None, layout))
+    assert views
+    for view in views:
         columns = compute_head_products(view.policy)
         for row, pair in enumerate(view.pairs):
             got = [float(columns[name][row]) for name in HEAD_COLUMNS]
@@ -177,5 +181,8 @@ def test_head_products_equal_autograd(
 
 
 def test_a_soft_capped_head_has_no_products() -> None:
-    for view in view_pairs(build_family("gemma2"), None, "paired"):
-        assert all(bool(values.isnan().all()) for values in compute_head_products(view.policy).values())
+    views = list(view_pairs(build_family("gemma2"), None, "paired"))
+    assert views
+    for view in views:
+        products = compute_head_products(view.policy)
+        assert products and all(bool(values.isnan().all()) for values in products.values())

@@ -84,6 +84,9 @@ def test_a_reference_with_the_same_tokens_passes_and_so_does_one_without_a_token
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (other / name).unlink()
     check_same_tokens(tokenizer, str(other), pairs)
+    number_bytes_backwards().save_pretrained(other)
+    with pytest.raises(DpotoolError, match="the reference has another tokenizer"):
+        check_same_tokens(tokenizer, str(other), pairs)
 
 
 def run(command: str, model: str, reference: str | None, data: str, folder: Path) -> None:

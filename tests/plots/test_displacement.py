@@ -40,7 +40,7 @@ def test_means_carry_their_intervals_over_pairs():
 
     (axes,) = plot_displacement([run], model="m", data="d").axes
 
-    for side, bars in zip(("chosen", "rejected"), axes.containers, strict=False):
+    for side, bars in zip(("chosen", "rejected"), axes.containers[:2], strict=True):
         ((low, _), (high, _)) = bars.lines[2][0].get_segments()[0]
         mean = measure_changes(run)[side]
         assert mean.value == pytest.approx((run.table[f"{side}_logps"] - run.table[f"ref_{side}_logps"]).mean())

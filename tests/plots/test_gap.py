@@ -91,6 +91,7 @@ def test_gaps_without_intervals_have_no_bars():
 
     segments = plot_gap(summary, model="m", data="d").axes[2].containers[0].lines[2][0].get_segments()
 
+    assert segments
     assert all(np.ptp(segment[:, 1]) == 0 for segment in segments)
 
 

@@ -49,6 +49,7 @@ def test_the_first_step_is_what_theory_gap_says_of_its_pairs(run: Run, settings:
 def test_an_adapter_is_watched_too(run: Run) -> None:
     pytest.importorskip("peft", reason="LoRA needs peft (dpotool[peft])")
     rows = training_rows(run(monitor_theory=True, lora=True, lora_r=2))
+    assert rows
     assert all(row["theory/chosen_grad_norm"] > 0 for row in rows)
 
 
