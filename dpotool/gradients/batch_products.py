@@ -68,7 +68,7 @@ def compute_batch_products(
         logratios: a and b of each pair.
         gamma: slope of the smoothed reward accuracy.
         adamw_shifts: shift factors f to try AdamW's first step for.
-        unfinished: where the sums of a run that is cut off are found again.
+        unfinished: where sums are saved, so that an interrupted run can continue.
         claims: as `GradientEngine` takes them.
     """
     passes = _Passes(model, pairs, selection, batch_tokens, progress, unfinished, claims)

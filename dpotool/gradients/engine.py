@@ -166,7 +166,7 @@ class GradientEngine:
 
 
 def audit_trained(model: nn.Module) -> Claims:
-    """Finds out how every trained parameter can be differentiated. This cannot be found out from sharded weights."""
+    """Determines how every trained parameter can be differentiated, which has to be done before weights are sharded."""
     named = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     return _find_claims(model, named, None)
 

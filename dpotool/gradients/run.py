@@ -58,9 +58,9 @@ class TheoryResult:
 def run_theory(config: TheoryConfig, *, progress: Progress = SILENT) -> TheoryResult:
     """Computes gradient products, u, v, band, gaps and advice and writes theory/<data>-<split>.parquet.
 
-    Gradients are of the summed log-probabilities over the trained parameters: the whole model, or an adapter's own, or
-    the part of them that `parameters` names. Pairs are shared out over processes, and the first one writes. An
-    interruption (KeyboardInterrupt) keeps the pairs that were finished.
+    Gradients are of the summed log-probabilities over the trained parameters: those of the whole model or of
+    an adapter, or the part of them that `parameters` names. Pairs are shared out over processes, and the first one
+    writes. An interruption (KeyboardInterrupt) keeps the pairs that were finished.
 
     Raises:
         DpotoolError: model, data or settings cannot be used.

@@ -102,7 +102,7 @@ def compute_mean_gradients(
 
 @contextmanager
 def _adding_up(parameters: Mapping[str, nn.Parameter], total: Gradient) -> Iterator[None]:
-    """Adds each gradient to its total as soon as the backward pass has it, and lets it go; `.grad` is kept aside.
+    """Adds each gradient to its total as soon as the backward pass has it, and frees it; `.grad` is put back later.
 
     Where weights are sharded, what arrives is this process's part of the mean over processes.
     """

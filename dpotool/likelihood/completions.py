@@ -2,9 +2,9 @@
 
 The decoder runs over whole rows; the output layer runs over completion positions only, in chunks, so that no
 `[rows, seq, vocab]` tensor ever exists. What a model does to its logits after the output layer (Gemma-2's soft-capping,
-Granite's and Cohere's scaling) is kept by running the model's *own* forward over the gathered hidden states, with its
-decoder standing aside. Whether that reproduces the model is checked once per model; one for which it does not takes the
-plain path through full logits.
+Granite's and Cohere's scaling) is done by the model itself: its forward method runs over the gathered hidden states,
+without the decoder. Whether that reproduces the model is checked once per model; where it does not, the full logits are
+computed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether a model gives the same numbers when chosen and rejected share a row, found out on the model itself.
+"""Tests whether a model gives the same numbers when chosen and rejected share a row.
 
 Three probe pairs go through the decoder in both layouts. Models fail that know no position ids or count distances
 themselves (alibi), that carry a state from token to token, whose attention takes no mask of its own, or whose window is

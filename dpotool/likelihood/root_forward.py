@@ -39,7 +39,8 @@ def route_forward(model: nn.Module, compute_logps: ComputeLogps = compute_comple
     """Lets `model(completion_batch=...)` answer with the log-probability of every completion of a batch of rows.
 
     With `by_token=True` it answers with that of every completion token; `model(inside=compute)` answers with what
-    `compute()` returns. What is found out by trying a model is found out here, before a wrapper shards its weights.
+    `compute()` returns. Whatever has to be tried out on a
+    model is tried here, before a wrapper shards its weights.
     """
     original = model.forward
     can_split_head(get_causal_lm(model))
@@ -110,7 +111,7 @@ def score_tokens(model: nn.Module, batch: CompletionBatch | SharedBatch) -> Floa
 
 
 def run_inside(model: nn.Module, compute: Callable[[], T]) -> T:
-    """Returns what `compute` does; of sharded weights it runs inside the model's own forward pass.
+    """Returns what `compute` does; with sharded weights it runs inside the model's forward pass.
 
     There they are whole. What goes back later must be among what it returns: a tensor, or a tuple of tensors.
 

@@ -1,4 +1,4 @@
-"""One model's log-probabilities of pairs: the model with everything that decides how its values are computed and kept.
+"""One model's log-probabilities of pairs: the model, and all that decides how its values are computed and stored.
 
     scorer = Scorer(model, label="runs/my-run")
     logps = scorer.score(pairs)  # from the store where it has them; the rest is computed, and stored

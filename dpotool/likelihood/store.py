@@ -33,7 +33,7 @@ from dpotool.errors import DpotoolError
 logger = logging.getLogger(__name__)
 
 SECONDS_BETWEEN_WRITES = 60.0
-"""What is computed is kept at least this often, and at every way out but a kill."""
+"""Results are written at least this often, and when the program ends or is interrupted, but not when it is killed."""
 
 
 def look_up(

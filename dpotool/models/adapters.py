@@ -24,7 +24,7 @@ from dpotool.models.weights import check_loaded
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 _OUTSIDE_THE_LAYERS = ("ADAPTION_PROMPT", "XLORA", "POLY", "SHADOW")
-"""Beside prompt learning: methods whose own forward does more than the layers it has changed."""
+"""Methods, besides prompt learning, whose forward pass does more than run the layers that they changed."""
 
 
 def is_adapter_folder(model: str) -> bool:

@@ -1,6 +1,6 @@
 """Makes a model deterministic: dropout and jitter are off in every loss, for every architecture.
 
-With dropout, the policy at step 0 would differ from its own reference. Architectures keep their rates as modules, as
+With dropout, the policy would differ from the reference at step 0. Architectures store their rates as modules, as
 numbers beside a functional call, or in the configuration; so whatever number goes by the name of drop or jitter is set
 to zero, wherever it stands.
 """

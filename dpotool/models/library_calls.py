@@ -26,7 +26,11 @@ def refuse_without_model(source: str, what: str = "model") -> None:
 
 @contextmanager
 def one_line_errors(what: str, source: str) -> Iterator[None]:
-    """Turns the loaders' errors into a DpotoolError of one line that says which model or tokenizer cannot be loaded."""
+    """Turns the loaders' errors into one line that says which model or tokenizer cannot be loaded.
+
+    Raises:
+        DpotoolError: instead of any other exception in the block.
+    """
     try:
         yield
     except DpotoolError:

@@ -90,7 +90,11 @@ def list_weight_files(folder: Path) -> list[Path]:
 
 
 def check_quantisation(config: Any, source: str) -> None:
-    """Refuses a quantisation that transformers does not know: it would skip it, and read the numbers as weights."""
+    """Refuses a quantisation that transformers does not know: it would skip it, and read the numbers as weights.
+
+    Raises:
+        DpotoolError: the configuration names an unknown quantisation, or none.
+    """
     about = getattr(config, "quantization_config", None)
     if about is None:
         return
@@ -150,6 +154,9 @@ def check_number_types(source: str, is_quantised: bool) -> None:
     """Refuses weights stored as integers where nothing says that they are quantised: a cast would take them.
 
     Reads the headers of the files of a local folder only.
+
+    Raises:
+        DpotoolError: a weight holds integers.
     """
     folder = Path(source).expanduser()
     if is_quantised or not folder.is_dir():

@@ -11,9 +11,8 @@ from matplotlib.patches import Patch
 from numpy.typing import NDArray
 
 from dpotool.compare.scored_run import SIDES, ScoredRun
-from dpotool.errors import DpotoolError
 from dpotool.plots.registry import Drawing
-from dpotool.plots.scene import Scene
+from dpotool.plots.scene import Scene, require_references
 from dpotool.plots.theme import (
     CHOSEN,
     HATCHES,
@@ -65,9 +64,7 @@ def plot_displacement(runs: Sequence[ScoredRun], *, model: str, data: str, recom
 
     Raises DpotoolError when a run has no reference or no pair.
     """
-    for run in runs:
-        if not run.is_referenced:
-            raise DpotoolError("no change to draw", where=run.label, remedy="Score it again with --reference")
+    require_references(runs)
     figure = make_figure(8.4, 1.6 + len(runs) * (1.15 if len(runs) <= 4 else 0.8))
     grid = figure.subplots(len(runs), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     edges = _find_edges(runs)

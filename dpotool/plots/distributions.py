@@ -74,8 +74,8 @@ def plot_distributions(
     """Draws chosen and rejected log-likelihood, reward margin and the change of chosen, a row per run, reference first.
 
     The reference row comes from the `ref_*` columns of the first run that has them; its margin and change are zero for
-    every pair by definition, which the cells say instead of drawing a spike. Behind each run stands the outline of its
-    own reference. x axes are shared down a column, heights too.
+    every pair by definition, which the cells say instead of drawing a spike. Behind each run stands the outline of the
+    reference that it was scored against. x axes are shared down a column, heights too.
 
     Args:
         runs: in the order to show.

@@ -13,9 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.errors import DpotoolError
 from dpotool.plots.registry import Drawing
-from dpotool.plots.scene import Scene
+from dpotool.plots.scene import Scene, require_references
 from dpotool.plots.theme import (
     CHOSEN,
     INK,
@@ -68,9 +67,7 @@ def plot_quadrants(runs: Sequence[ScoredRun], *, model: str, data: str, recommen
 
     Raises DpotoolError when a run has no reference or no pair.
     """
-    for run in runs:
-        if not run.is_referenced:
-            raise DpotoolError("no change to draw", where=run.label, remedy="Score it again with --reference")
+    require_references(runs)
     figure, panels = make_panels(len(runs), width=3.2, height=3.0)
     limits = _find_limits(runs)
     n_outside = 0

@@ -182,3 +182,14 @@ def read_scene(paths: Sequence[str], config: PlotConfig) -> Scene:
 def _matches(about: dict[str, Any], config: PlotConfig) -> bool:
     asked = {"data": config.data, "split": config.split}
     return all(value in (None, about.get(name)) for name, value in asked.items())
+
+
+def require_references(runs: Sequence[ScoredRun]) -> None:
+    """Refuses runs whose change from a reference cannot be drawn.
+
+    Raises:
+        DpotoolError: a run was scored without a reference.
+    """
+    for run in runs:
+        if not run.is_referenced:
+            raise DpotoolError("no change to draw", where=run.label, remedy="Score it again with --reference")

@@ -99,7 +99,11 @@ def check_arguments(config: TrainConfig) -> None:
 
 @contextmanager
 def one_line_refusals() -> Iterator[None]:
-    """Turns the errors of transformers about settings it cannot use into a DpotoolError of one line."""
+    """Turns the errors of transformers about settings it cannot use into one line.
+
+    Raises:
+        DpotoolError: instead of the error of transformers.
+    """
     try:
         yield
     except (ValueError, ImportError, TypeError, RuntimeError) as error:

@@ -1,4 +1,4 @@
-"""Models that cannot share a prompt are found out on the model itself, and scored in paired rows all the same."""
+"""Models that cannot share a prompt are recognised by trying, and are scored in paired rows all the same."""
 
 from __future__ import annotations
 

@@ -159,3 +159,9 @@ def test_the_case_says_what_dpo_does_and_whether_f_must_change(chosen_norm: floa
         assert band.low <= 1 + 1e-12
         assert band.high >= 1 - 1e-12
         assert v <= 0
+
+
+def test_the_middle_of_the_band_is_the_ratio_of_the_norms():
+    """‖W‖² = 9, ‖L‖² = 4: 3/2. Without L it is infinite, without both it is not a number; neither warns."""
+    center = compute_band_center(np.array([9.0, 1.0, 0.0]), np.array([4.0, 0.0, 0.0]))
+    np.testing.assert_array_equal(center, [1.5, np.inf, np.nan])

@@ -101,7 +101,7 @@ class Material:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a check found."""
+    """The rows that a check reports, and what it says of the whole set."""
 
     rows: Mapping[int, str]
     """Row -> what is to be seen there; empty where the pair itself shows it."""

@@ -111,7 +111,7 @@ class Taps(ParameterUses):
             if part.form is Form.SHIFT:
                 self._sink.add_dense(part, layout, _sum(layout, part, output_grad))
             elif operand is None:
-                raise RuntimeError(f"{part.name}: its operand was not kept")
+                raise RuntimeError(f"{part.name}: its operand was not recorded")
             elif part.form is Form.LOOKUP:
                 self._sink.add_lookup(part, layout, operand, output_grad, use.padding_idx)
             elif part.form is Form.SCALE:
