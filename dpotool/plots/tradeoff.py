@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -149,14 +150,14 @@ def place_lines(comparison: Comparison, controls: Controls, points: Sequence[Poi
     """Returns the curves of the controls whose y is known, and those through the points of the runs."""
     lines = [line for curve in controls.curves if (line := _place_control(curve, rise)) is not None]
     manifests = {run.label: run.manifest for run in comparison.scored}
-    groups: dict[str, dict[float, Point]] = {"λ, trained": {}, "blends": {}}
+    groups: defaultdict[tuple[str, ...], dict[float, Point]] = defaultdict(dict)
     for each in points:
-        weight = (manifests[each.label].get("blend") or {}).get("weight")
-        if weight is not None:
-            groups["blends"][float(weight)] = each
+        blend = manifests[each.label].get("blend") or {}
+        if blend.get("weight") is not None:  # blends of other ends lie on another line
+            groups["blends", str(blend["first"]), str(blend["second"])][float(blend["weight"])] = each
         elif not math.isnan(each.run["lambda"]):
-            groups["λ, trained"][float(each.run["lambda"])] = each
-    for name, group in groups.items():
+            groups["λ, trained",][float(each.run["lambda"])] = each
+    for (name, *_), group in sorted(groups.items(), key=lambda item: item[0][0] == "blends"):
         ordered = [group[order] for order in sorted(group)]
         if len(ordered) > 1:
             x, y = ([getattr(each, axis).value for each in ordered] for axis in "xy")
@@ -246,7 +247,8 @@ def draw_points(
     on_front = is_on_front(x, y)
     _draw_front(axes, x[on_front], y[on_front])
     for line in lines:
-        axes.plot(line.x, line.y, linewidth=1.1, zorder=2, label=line.name, **line.style)
+        is_new = line.name not in axes.get_legend_handles_labels()[1]
+        axes.plot(line.x, line.y, linewidth=1.1, zorder=2, label=line.name if is_new else None, **line.style)
     draw_runs(axes, points, recommended)
     put_legend_above(axes, 4)
     axes.grid()

@@ -187,11 +187,16 @@ def plan_theory(study: Study) -> Job:
     return Job("theory", words, study.out / "theory" / "theory" / "tldr_pairs-all.parquet")
 
 
-def plan_line(study: Study, one: str, other: str, option: str, points: Mapping[str, float]) -> Iterator[Job]:
-    """Saves and scores models between two trained ones: name -> the value of `--weight` or `--at`."""
+def plan_line(
+    study: Study, one: str, other: str, option: str, points: Mapping[str, float], folder: str = ""
+) -> Iterator[Job]:
+    """Saves and scores models between two trained ones: name -> the value of `--weight` or `--at`.
+
+    Into a folder of the study; in `controls` of DPO's run, other commands find it scaled back.
+    """
     ends = [study.out / each / "model.safetensors" for each in (one, other)]
     for name, value in points.items() if all(each.exists() for each in ends) else ():
-        target = study.out / name
+        target = study.out / folder / name
         if target.exists() and not (target / study.table).exists():
             shutil.rmtree(target)  # an interrupted one
         words = ("blend", str(study.out / one), str(study.out / other), option, f"{value:g}", "--write", str(target))
@@ -235,10 +240,12 @@ def collect(out: Path, target: Path) -> None:
     import pandas as pd
 
     frames = []
-    for path in sorted([*out.glob("*/scores/*.parquet"), *out.glob("*/checkpoint-*/scores/*.parquet")]):
+    places = ("*", "*/checkpoint-*", "*/controls/*")
+    for path in sorted(path for place in places for path in out.glob(f"{place}/scores/*.parquet")):
         if "tokens" not in path.name:
             table = pd.read_parquet(path)
-            run = path.parent.parent.relative_to(out).as_posix()
+            folder = path.parent.parent
+            run = folder.name if folder.parent.name == "controls" else folder.relative_to(out).as_posix()
             frames.append(table.loc[table["status"] == "ok", list(COLUMNS)].assign(run=run))
     pd.concat(frames).to_csv(target, index=False, float_format="%.5f")
 
@@ -367,7 +374,9 @@ def main() -> None:
     scales, blends = ([float(each) for each in text.split(",") if each] for text in (told.scales, told.blends))
     study.run_all(
         [
-            *plan_line(study, "sft", dpo, "--weight", {f"scaled-{scale:g}": scale for scale in scales}),
+            *plan_line(
+                study, "sft", dpo, "--weight", {f"scaled-{scale:g}": scale for scale in scales}, f"{dpo}/controls"
+            ),
             *plan_line(study, dpo, half, "--at", {f"blend-{lambda_:g}": lambda_ for lambda_ in blends}),
         ]
     )

@@ -126,3 +126,22 @@ def test_controls_are_curves_that_end_at_the_baseline_and_for_margins_begin_at_t
     assert scaled.y[0] == pytest.approx(-0.4, abs=0.02), "beta 0.1 times the margin of 4 nats that the start lacks"
     (axes,) = plot_tradeoff(found.comparison, model="m", data="d", controls=found.controls).axes
     assert {"DPO scaled back", "DPO stopped early"} <= {line.get_label() for line in axes.lines}
+
+
+def test_blends_of_other_ends_lie_on_another_line(tmp_path):
+    """Two between lambda 1 and 0.5, and two between the start and something else; each line joins its own two."""
+    ends = {"near": ("dpo", "half"), "far": ("m", "half")}
+    runs = [write_scored_run(tmp_path / "dpo", frame=draw(1, -4.0, 4.0), loss="dpo")]
+    for name, (first, second) in ends.items():
+        for weight in (0.25, 0.75):
+            change = -3.0 + weight if name == "near" else weight
+            point = tmp_path / f"{name}-{weight}"
+            runs.append(write_scored_run(point, frame=draw(2, change, 3.0), blend=(first, second, weight, None)))
+    found = find_out([str(run.path) for run in runs])
+
+    lines = read_lines(found.comparison, found.controls, "reward_margins")
+
+    assert [line.name for line in lines] == ["blends", "blends"]
+    np.testing.assert_allclose([line.x for line in lines], [[1.25, 1.75], [4.25, 4.75]], atol=0.15)
+    (axes,) = plot_tradeoff(found.comparison, model="m", data="d").axes
+    assert [line.get_label() for line in axes.lines].count("blends") == 1, "once in the legend"
