@@ -6,7 +6,6 @@ None of this runs on a machine without one; the same properties are tested on th
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from conftest import make_pairs
 from gradients.engine_checks import assert_equals_slow_truth
 from model_families import build_family
 from safetensors.torch import load_file
+from shell_scripts import call_dpotool
 from tiny_models import save_tiny_model, write_pairs
 from transformers import AutoTokenizer
 
@@ -240,7 +240,9 @@ LAUNCHERS = {
 
 
 @pytest.mark.parametrize("launcher", ["DDP", "FSDP2"])
-def test_a_launched_process_trains_and_differentiates_as_a_plain_one(launcher: str, tmp_path: Path) -> None:
+def test_a_launched_process_trains_and_differentiates_as_a_plain_one(
+    launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, data = save_tiny_model(tmp_path / "tiny"), write_pairs(tmp_path / "pairs.jsonl", 16)
     sharding = ["--config_file", str(ROOT / "examples" / "accelerate" / "fsdp2.yaml")] if launcher == "FSDP2" else []
     entry = str(ROOT / "tests" / "training" / "fsdp2_worker.py") if sharding else "-m"
@@ -250,28 +252,17 @@ def test_a_launched_process_trains_and_differentiates_as_a_plain_one(launcher: s
     }
     for command, options in runs.items():
         for name in ("plain", "launched"):
-            start = ["-m"] if name == "plain" else [*LAUNCHERS[launcher], *sharding, entry]
-            target = "dpotool" if start[-1] == "-m" else None
-            words = [
-                command,
-                "--model",
-                str(model),
-                "--data",
-                str(data),
-                *options,
-                "--output",
-                str(tmp_path / name / command),
-            ]
-            environment = {**os.environ, "DPOTOOL_CACHE": str(tmp_path / f"cache-{name}"), "OMP_NUM_THREADS": "1"}
-            done = subprocess.run(
-                [sys.executable, *start, *filter(None, [target]), *words],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=90,
-            )
+            monkeypatch.setenv("DPOTOOL_CACHE", str(tmp_path / f"cache-{name}"))
+            words = [command, "--model", str(model), "--data", str(data), *options]
+            words += ["--output", str(tmp_path / name / command)]
+            if name == "plain":
+                outcome = call_dpotool(words)
+                assert outcome.code == 0, outcome.err
+                continue
+            start = [*LAUNCHERS[launcher], *sharding, entry, *([] if sharding else ["dpotool"])]
+            done = subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, timeout=90)
             assert done.returncode == 0, done.stderr[-3000:]
-            if command == "train" and name == "launched" and sharding:
+            if command == "train" and sharding:
                 n_spread, n_all = re.findall(r"spread: (\d+) of (\d+)", done.stderr)[0]
                 assert n_spread == n_all != "0"
     plain, launched = (load_file(tmp_path / name / "train" / "model.safetensors") for name in ("plain", "launched"))

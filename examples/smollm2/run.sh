@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real model and real pairs on two CPU cores: the study of docs/results.md and of docs/examples/tldr-report.html.
+# A real model and real pairs on two CPU cores: the study of docs/results.md.
 # A few hours: seven trainings of 19 steps, and gradient products of 220 pairs.
 #
 #   examples/smollm2/run.sh MODEL DATA      MODEL as get_model.py writes it; DATA holds tldr_train.jsonl, tldr_test.jsonl
