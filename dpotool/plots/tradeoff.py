@@ -69,17 +69,9 @@ def draw_margin(scene: Scene) -> Drawing:
 
 def _draw(scene: Scene, against: str) -> Drawing:
     scene.need_runs()
-    comparison, found = scene.comparison, scene.findings.recommendation
-    allowed = None if found is None else found.rule.delta
-    controls = scene.findings.controls
-    figure = plot_tradeoff(
-        comparison,
-        **scene.title,
-        against=against,
-        recommended=scene.recommended,
-        allowed_loss=allowed,
-        controls=controls,
-    )
+    comparison, controls, found = scene.comparison, scene.findings.controls, scene.findings.recommendation
+    told: dict[str, Any] = {"recommended": scene.recommended, "allowed_loss": found and found.rule.delta, **scene.title}
+    figure = plot_tradeoff(comparison, against=against, controls=controls, **told)
     points = read_points(comparison, against)
     name, unit, _ = AGAINST[against]
     rows = [
@@ -276,8 +268,7 @@ def need_differences(comparison: Comparison, is_known: bool, metric: str) -> Non
 
 def measure_bars(interval: Interval) -> NDArray[np.float64]:
     """Returns how far an interval reaches below and above its mean, (2, 1); 0 where its ends are not known."""
-    ends = [[interval.value - interval.ci_low], [interval.ci_high - interval.value]]
-    return np.nan_to_num(np.array(ends))
+    return np.nan_to_num([[interval.value - interval.ci_low], [interval.ci_high - interval.value]])
 
 
 def is_on_front(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.bool_]:
@@ -292,8 +283,9 @@ def _centres(points: list[Point]) -> tuple[NDArray[np.float64], NDArray[np.float
 
 def _draw_front(axes: Axes, x: NDArray[np.float64], y: NDArray[np.float64]) -> None:
     if len(x) > 1:
-        corners = _front_corners(x, y)
-        axes.plot(*corners.T, color=MUTED, linewidth=1.1, linestyle=(0, (4, 2)), zorder=2, label="Pareto front")
+        axes.plot(
+            *_front_corners(x, y).T, color=MUTED, linewidth=1.1, linestyle=(0, (4, 2)), zorder=2, label="Pareto front"
+        )
 
 
 def _front_corners(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
