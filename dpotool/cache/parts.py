@@ -18,6 +18,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from dpotool.runs.schemas import column, find_range
 from dpotool.runs.tables import read_arrow, write_arrow
 
 Values = dict[str, tuple[float, ...]]
@@ -28,6 +29,10 @@ PRODUCTS = "products"
 _LOGPS = ("chosen_logps", "rejected_logps")
 MERGE_FROM = 16
 """Parts from which on they are merged. Each merge rewrites all of them: rarely enough to cost nothing."""
+_RANGES = {
+    name: find_range(column(name, pa.float64(), "", ""))
+    for name in ("chosen_grad_sq_norm", "rejected_grad_sq_norm", *_LOGPS)
+}
 _PART_NAME = re.compile(r"[0-9a-f]{16}\.parquet")
 _ATTEMPTS = 5
 
@@ -56,9 +61,11 @@ def read_part(path: Path) -> list[tuple[Any, ...]]:
     """Returns the rows of a part: the key, then the values, each of which may be None.
 
     Raises:
-        UnreadablePartError: it cannot be read, or has other columns than its folder's parts have.
+        UnreadablePartError: it cannot be read, has other columns than its folder's parts have, or holds what cannot be.
         FileNotFoundError: it is gone.
     """
+    if path.exists() and not path.is_file():  # a pipe, of which reading would never end
+        raise UnreadablePartError("it is no file")
     try:
         table = read_arrow(path)
     except FileNotFoundError:
@@ -70,7 +77,12 @@ def read_part(path: Path) -> list[tuple[Any, ...]]:
         raise UnreadablePartError(f"it holds {', '.join(f'{field.name}: {field.type}' for field in table.schema)}")
     if table.column("key").null_count:
         raise UnreadablePartError("it has a row without a key")
-    return list(zip(*(table.column(name).to_pylist() for name in schema.names), strict=True))
+    columns = {name: table.column(name).to_pylist() for name in schema.names}
+    for name, (low, high) in _RANGES.items():
+        odd = [number for number in columns.get(name, ()) if number is not None and not low <= number <= high]
+        if any(math.isfinite(number) for number in odd):
+            raise UnreadablePartError(f"it holds {odd[0]:g} for {name}")
+    return list(zip(*columns.values(), strict=True))
 
 
 def _plain(field: pa.Field) -> tuple[str, pa.DataType]:

@@ -198,5 +198,5 @@ def has_reference(scored: pd.DataFrame) -> bool:
 
 def _has_only_rewards(rows: pd.DataFrame) -> bool:
     """Whether a table was made elsewhere and has rewards without the log-likelihoods behind them."""
-    logps = rows[[*_LOGPS, *_REF_LOGPS]]
-    return bool(len(rows)) and bool(logps.isna().all(axis=None) and rows["chosen_rewards"].notna().any())
+    is_without = rows[list(_LOGPS)].isna().all(axis=None)
+    return bool(len(rows)) and bool(is_without and rows["chosen_rewards"].notna().any())

@@ -131,7 +131,7 @@ def check_margin_identity(run: ScoredRun) -> dict[str, Any] | None:
     in the paper's own Table 2 fail it. None without a reference or beta.
     """
     columns, beta = run.columns, run.beta
-    if not run.is_referenced or beta is None or "reward_margins" not in columns:
+    if beta is None or not {"reward_margins", "chosen_displacement", "rejected_displacement"} <= columns.keys():
         return None
     chosen, rejected = (float(np.mean(columns[f"{side}_displacement"])) for side in ("chosen", "rejected"))
     from_means = beta * (chosen - rejected)

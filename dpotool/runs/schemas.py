@@ -5,6 +5,7 @@ All log-probabilities are in nats and float64. Definitions travel inside the fil
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -48,6 +49,22 @@ WORDS = {
     "verdict": ("win", "tie", "loss"),
 }
 """Column of text -> the words that may stand in it, in whichever table it is."""
+
+_ROUNDING = 0.01
+_LARGEST = {True: 10**12, False: 1e30}  # whether of whole numbers; no count, product or likelihood comes near
+_RANGES = {"logps": (-1e30, _ROUNDING), "logp": (-1e30, _ROUNDING), "sq_norm": (0.0, 1e30), "cosine": (-1.01, 1.01)}
+
+
+def find_range(field: pa.Field) -> tuple[float, float]:
+    """Returns what the finite numbers of a column lie between; the scores that the data brings are any."""
+    if field.name in ("score_chosen", "score_rejected"):
+        return -math.inf, math.inf
+    if field.metadata[b"unit"] == b"probability":
+        return -1.00001, 1.00001
+    whole = pa.types.is_integer(field.type)
+    ends = next((ends for ending, ends in _RANGES.items() if field.name.endswith(ending)), None)
+    return ends or (0 if whole else -_LARGEST[whole], _LARGEST[whole])
+
 
 _PAIR_ID = column("pair_id", pa.int64(), "row", "row number in the source split, from 0", required=True)
 _PROMPT_ID = column(

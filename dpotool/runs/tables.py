@@ -29,6 +29,7 @@ from dpotool.runs.schemas import (
     THEORY_SCHEMA,
     TOKEN_SCHEMA,
     WORDS,
+    find_range,
     is_optional,
 )
 from dpotool.wording import count
@@ -66,7 +67,7 @@ def write_table(
     if format == "parquet":
         write_arrow(table, path)
         return path
-    write_json(_sidecar(path), _describe_schema(table.schema))
+    write_json(_sidecar(path), _describe_schema(table.schema) | {"n_rows": len(table)})
     with atomic_path(path) as temporary:
         if format == "csv":
             frame = table.to_pandas(types_mapper=_pandas_type)
@@ -92,6 +93,7 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pd.DataFram
         raise DpotoolError("no such table", where=str(path), remedy="Run `dpotool score` or `dpotool theory-gap` first")
     try:
         raw = _read_raw(path)
+        _check_whole(raw, path)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DpotoolError(f"cannot be read as a table ({error})", where=str(path), remedy=_REWRITE) from error
     schema = schema or _recognise(path, raw)
@@ -108,7 +110,7 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pd.DataFram
         extended = _extend(schema, path)
         known = [name for name in extended.names if name in raw.columns]
         frame = _to_arrow(raw[known], extended, {}).to_pandas(types_mapper=_pandas_type)
-        _check_rows(frame, schema)
+        _check_rows(frame, extended)
     except ValueError as error:
         raise DpotoolError(str(error), where=str(path), remedy=_REWRITE) from error
     return frame
@@ -117,17 +119,19 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pd.DataFram
 def _check_rows(frame: pd.DataFrame, schema: pa.Schema) -> None:
     """Raises ValueError for what no command writes, or where a pair, or a token, has two rows in a table with one each.
 
-    That is a count, a place or an id below 0, a word other than those of the column, a probability beyond 1.
+    That is a number beyond the range of its column, or a word other than the column's. Infinity is for others to judge.
     """
     for field in schema:
         values = frame[field.name].dropna()
-        if field.type == pa.int64() and bool((values < 0).any()):
-            raise ValueError(f"column {field.name!r} holds {values.min()}, and nothing there is below 0")
+        if pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
+            (low, high), numbers = find_range(field), values.to_numpy(dtype="float64")
+            odd = numbers[((numbers < low) | (numbers > high)) & (abs(numbers) < math.inf)]
+            if len(odd):
+                limits = f"below {low:.3g} or above {high:.3g}"
+                raise ValueError(f"column {field.name!r} holds {odd[0]:g}, and nothing there is {limits}")
         if field.name in WORDS and not values.isin(WORDS[field.name]).all():
             odd = values[~values.isin(WORDS[field.name])].iloc[0]
             raise ValueError(f"column {field.name!r} holds {odd!r}, not one of {', '.join(WORDS[field.name])}")
-        if field.metadata[b"unit"] == b"probability" and bool((values.abs() > 1 + _ROUNDING).any()):
-            raise ValueError(f"column {field.name!r} holds {values.abs().max():g}, which is no probability")
     key = [name for name in ("pair_id", "side", "position") if name in schema.names]
     if schema.names[0] == "pair_id" and frame.duplicated(key).any():
         what = "pair" if len(key) == 1 else "token"
@@ -135,7 +139,14 @@ def _check_rows(frame: pd.DataFrame, schema: pa.Schema) -> None:
         raise ValueError(f"{what} {' '.join(str(twice[name]) for name in key)} has more than one row")
 
 
-_ROUNDING = 1e-5
+def _check_whole(raw: pd.DataFrame, path: Path) -> None:
+    """Raises ValueError for a column that is there twice, or for other rows than were written."""
+    twice = raw.columns[raw.columns.duplicated()]
+    if len(twice):
+        raise ValueError(f"column {twice[0]!r} is there twice")
+    n_rows = _read_sidecar(_sidecar(path)).n_rows if path.suffix != ".parquet" and _sidecar(path).is_file() else None
+    if n_rows not in (None, len(raw)):
+        raise ValueError(f"it has {count(len(raw), 'row')}, and {n_rows} were written")
 
 
 class _Sidecar(msgspec.Struct):
@@ -143,6 +154,8 @@ class _Sidecar(msgspec.Struct):
 
     metadata: dict[str, Any]
     columns: list[dict[str, str]]
+    table: str = ""
+    n_rows: int | None = None
 
 
 def read_raw_metadata(path: str | Path) -> dict[str, Any]:
@@ -304,16 +317,31 @@ def _read_json_line(line: str, number: int) -> dict[str, Any]:
 
 def _numbers_from_text(column: pd.Series) -> pd.Series:
     """Numbers as float64, "inf" among them, None as NaN; columns of text do not change."""
-    return column if column.name in _TEXT_COLUMNS else pd.to_numeric(column).astype("float64")
+    if column.name in _TEXT_COLUMNS:
+        return column
+    odd = [value for value in column if isinstance(value, bool | list | dict)]
+    if odd:
+        raise ValueError(f"column {column.name!r} holds {odd[0]!r}, which is no number")
+    try:
+        return pd.to_numeric(column).astype("float64")
+    except OverflowError as error:
+        raise ValueError(f"column {column.name!r} holds a number that is too large") from error
 
 
 def _recognise(path: Path, raw: pd.DataFrame) -> pa.Schema:
     """The schema a table says it has, else the one whose columns it has most of."""
+    named = ""
     if path.suffix == ".parquet":
         named = (_read_parquet_schema(path).metadata or {}).get(TABLE_KEY, b"").decode(errors="replace")
-        if named in SCHEMAS:
-            return SCHEMAS[named]
-    return max(SCHEMAS.values(), key=lambda schema: len(set(schema.names) & set(raw.columns)) / len(schema.names))
+    elif _sidecar(path).is_file():
+        named = _read_sidecar(_sidecar(path)).table
+    return SCHEMAS[named] if named in SCHEMAS else max(SCHEMAS.values(), key=lambda each: _rank_likeness(each, raw))
+
+
+def _rank_likeness(schema: pa.Schema, raw: pd.DataFrame) -> tuple[float, int]:
+    """The share of a schema's columns that are there, and how many: one kind of token table has those of the other."""
+    n_shared = len(set(schema.names) & set(raw.columns))
+    return n_shared / len(schema.names), n_shared
 
 
 _TEXT_COLUMNS = {field.name for schema in SCHEMAS.values() for field in schema if field.type == pa.string()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,18 @@ def test_values_that_are_no_numbers_are_not_kept(tmp_path: Path) -> None:
     assert read_parts(tmp_path).values == {"c": (-1.0, -2.0)}
     write_part(tmp_path / "none", {"a": (-1.0, float("nan"))})
     assert not (tmp_path / "none").exists()
+
+
+def test_what_cannot_be_is_not_believed_and_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    write_part(tmp_path / "model", {"a": (5.0, -2.0)})
+    write_part(tmp_path / "model-products-1", {"a": (1.0, -4.0, 2.0, -1.0, -2.0)})
+    for folder, says in (("model", "5 for chosen_logps"), ("model-products-1", "-4 for chosen_grad_sq_norm")):
+        found = read_parts(tmp_path / folder)
+        assert not found.values and list(found.unreadable.values()) == [f"it holds {says}"]
+    [part] = list_parts(tmp_path / "model")
+    part.unlink()
+    os.mkfifo(part)
+    assert list(read_parts(tmp_path / "model").unreadable.values()) == ["it is no file"]
 
 
 def test_merging_keeps_every_value_and_touches_nothing_else(tmp_path: Path) -> None:

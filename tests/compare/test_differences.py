@@ -248,8 +248,13 @@ def test_stays_with_dpo_where_nothing_is_gained(tmp_path):
 
 
 def make_advice(changes: dict[str, float]) -> dict:
-    grid = {f: {"chosen_change": {"mean": change}, "accuracy": {"value": 0.6}} for f, change in changes.items()}
+    ends = {"ci_low": -9.0, "ci_high": 9.0}
+    kinds = ("chosen_change", "rejected_change", "margin_change")
+    grid: dict = {f: {kind: {"mean": change, **ends} for kind in kinds} for f, change in changes.items()}
+    for cell in grid.values():
+        cell["accuracy"] = {"value": 0.6, **ends}
     return {
+        "n": 9,
         "advice_from": "adamw",
         "advice": {"adamw": {"grid": grid, "optimizer": "adamw", "recommended_lambda": 0.9}},
     }

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -179,6 +180,13 @@ def test_text_in_a_number_column_is_refused(tmp_path):
         ("pair_id", [3, 3], "pair 3 has more than one row"),
         ("pair_id", [-5, 1], "column 'pair_id' holds -5"),
         ("chosen_tokens", [4, -1], "column 'chosen_tokens' holds -1"),
+        (
+            "chosen_tokens",
+            [4, 2**62],
+            "column 'chosen_tokens' holds 4.61169e+18, and nothing there is below 0 or above",
+        ),
+        ("chosen_logps", [-3.0, 2.5], "column 'chosen_logps' holds 2.5"),
+        ("reward_margins", [1e300, 0.0], "column 'reward_margins' holds 1e+300"),
         ("pair_id", np.array([1, 2], dtype="datetime64[us]"), "column 'pair_id' holds times"),
         ("pair_id", [1.5, float("nan")], "column 'pair_id'"),
         ("chosen_logps", [[1.0], [2.0]], "column 'chosen_logps' does not hold double"),
@@ -200,7 +208,7 @@ def test_what_no_command_writes_is_refused_when_it_is_read(tmp_path, column, val
     [
         ({"side": "x"}, "column 'side' holds 'x', not one of chosen, rejected"),
         ({"span": "end"}, "column 'span' holds 'end', not one of shared_prefix, shared, divergent, eos"),
-        ({"p_token": 2.0}, "column 'p_token' holds 2, which is no probability"),
+        ({"p_token": 2.0}, "column 'p_token' holds 2, and nothing there is below -1 or above 1"),
         ({"position": 0}, "token 1 chosen 0 has more than one row"),
     ],
 )
@@ -212,6 +220,55 @@ def test_a_token_table_of_anything_else_is_refused(tmp_path, change, says):
     write_table(pd.DataFrame([row | {"position": 0}, row | change]), tmp_path / "t.parquet", schema)
     with pytest.raises(DpotoolError, match=re.escape(f"t.parquet: {says}")):
         read_table(tmp_path / "t.parquet", schema)
+
+
+@pytest.mark.parametrize("change", [{"grad_cosine": 7.0}, {"chosen_grad_sq_norm": -1.0}, {"u": 1e300}])
+def test_gradients_that_cannot_be_are_refused_and_infinite_bands_are_not(tmp_path, change):
+    frame = make_theory_frame(3).assign(band_high=np.inf)
+    assert len(read_table(write_table(frame, tmp_path / "t.csv", THEORY_SCHEMA))) == 3
+    with pytest.raises(DpotoolError, match=f"column '{next(iter(change))}' holds"):
+        read_table(write_table(frame.assign(**change), tmp_path / "t.csv", THEORY_SCHEMA))
+
+
+def write_rows(path, rows):
+    with path.open("w", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows(rows)
+
+
+@pytest.mark.parametrize("format_", ["csv", "jsonl"])
+def test_a_text_table_that_was_cut_at_a_row_is_told(tmp_path, format_):
+    path = write_table(make_score_frame(3), tmp_path / f"t.{format_}", SCORE_SCHEMA)
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DpotoolError, match=r"it has 2 rows, and 3 were written"):
+        read_table(path)
+
+
+def test_a_column_that_is_there_twice_is_told(tmp_path):
+    path = write_table(make_score_frame(2), tmp_path / "t.csv", SCORE_SCHEMA)
+    rows = list(csv.reader(path.open(newline="")))
+    write_rows(path, [[*row, row[0]] for row in rows])
+    with pytest.raises(DpotoolError, match="column 'pair_id' is there twice"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("value", [True, {}, [1.0], 10**400])
+def test_what_is_no_number_in_json_lines_is_told(tmp_path, value):
+    path = write_table(make_score_frame(2), tmp_path / "t.jsonl", SCORE_SCHEMA)
+    first, *rest = path.read_text().splitlines()
+    path.write_text("\n".join([json.dumps(json.loads(first) | {"chosen_logps": value}), *rest]))
+    with pytest.raises(DpotoolError, match="column 'chosen_logps' holds"):
+        read_table(path)
+
+
+def test_a_text_table_is_of_the_kind_that_it_was_written_as(tmp_path):
+    """A diagnosis's tokens have every column of a score's tokens."""
+    row = {"pair_id": 1, "side": "chosen", "position": 0, "token_id": 5, "span": "end", "p_token": 0.5}
+    path = write_table(pd.DataFrame([row]), tmp_path / "t.csv", SCHEMAS["diagnosis_token"])
+    with pytest.raises(DpotoolError, match="column 'span' holds 'end', not one of"):
+        read_table(path)
+    path.with_name("t.csv.schema.json").unlink()
+    with pytest.raises(DpotoolError, match="column 'span' holds 'end', not one of"):
+        read_table(path)
 
 
 def test_a_changed_bit_is_not_another_number(tmp_path):
