@@ -7,9 +7,9 @@ r"""The study of docs/results.md: a real model on TL;DR pairs, SFT first, then e
 MODEL is a folder as get_model.py writes it; DATA holds tldr_train.jsonl and tldr_test.jsonl. Every step is one
 `dpotool` command, written to `commands.log`. What is finished is passed over, so the same command goes on where it
 stopped. `--jobs` commands run at a time on one device, the most valuable ones first, and `--minutes` begins no command
-after that long. A training takes about 15 GB of a GPU's memory: four at a time fit on one of 80 GB, and ten did not. On
-two CPU cores the whole is a matter of days: `--pairs 150 --steps 19` makes it hours. The part of it that
-docs/results.md shows, short pairs and two seeds, takes three hours on one core:
+after that long. A training takes about 15 GB of a GPU's memory: four at a time fit on one of 80 GB, and ten did not.
+With `--bf16` six fit, and the study on the H100 took eight minutes. On two CPU cores the whole is a matter of days:
+`--pairs 150 --steps 19` makes it hours. The study of short pairs with two seeds takes three hours on one core:
 
     python examples/smollm2/study.py MODEL DATA --out runs/short --short 1200 --sft-rows 200 --pairs 200 \
         --early 6,12,18 --scales 0.7,0.4 --blends 0.75 \
