@@ -112,7 +112,8 @@ def count_operations(model: nn.Module, pairs: Sequence[TokenizedPair]) -> float:
     activations are left out.
     """
     config, head = model.config, model.get_output_embeddings()
-    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear) and m is not head)
+    layers = [m for m in model.modules() if isinstance(m, nn.Linear) and m is not head]
+    linear = sum(layer.in_features * layer.out_features for layer in layers)  # weights in 4 bits are packed
     head_width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = 2 * config.num_hidden_layers * config.num_attention_heads * head_width  # keys and values
     total = 0.0

@@ -92,6 +92,9 @@ def test_operations_by_hand(bench: dict[str, ModuleType], workload: Any) -> None
     model = bench["harness"].load_model(workload.model)
     linear, head, attention = 2 * 2 * 2304 * 6, 2 * 259 * 16 * 5, 2 * (2 * 2 * 16) * (6 + 4 + 9)
     assert bench["workloads"].count_operations(model, [pair]) == linear + head + attention
+    packed = model.get_decoder().layers[0].mlp.up_proj
+    packed.weight = torch.nn.Parameter(packed.weight.detach().view(-1, 1)[::2])  # as 4 bits are stored, two in one
+    assert bench["workloads"].count_operations(model, [pair]) == linear + head + attention
 
 
 @pytest.mark.parametrize("method", ["padded loop", "TRL", "lm-eval"])
