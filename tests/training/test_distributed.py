@@ -24,6 +24,8 @@ from dpotool.cli.app import main
 from dpotool.runs.folder import RunFolder
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+ROOT = "FOLDER"
+"""In a command, where the folders of all of them lie."""
 
 
 def run_commands(commands: dict[str, list[str]], root: Path) -> None:
@@ -31,7 +33,9 @@ def run_commands(commands: dict[str, list[str]], root: Path) -> None:
     for name, words in commands.items():
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("DPOTOOL_CACHE", str(root / f"cache-{name}"))
+            words = [word.replace(ROOT, str(root)) for word in words]
             patch.setattr(sys, "argv", ["dpotool", *words, "--output", str(root / name)])
+            patch.setattr("dpotool.cli.sweep.conclude", lambda *_: {})  # pictures and a report
             with pytest.raises(SystemExit) as left:
                 main()
         assert not left.value.code, name
@@ -66,6 +70,8 @@ def list_commands(settings: dict[str, Any], reference: Path, n_processes: int) -
             *("diagnose", model, *pairs, "--dtype", "float64"),
             *("--reference", str(reference), "--batch-tokens", "60"),
         ],
+        "predicted": ["predict", f"{ROOT}/dpo"],
+        "swept": ["sweep", *flags(settings, batch_size=8 // n_processes, max_steps=2), "--lambdas", "0.5,1"],
     }
 
 
@@ -134,6 +140,15 @@ def test_scores_hold_each_pair_once(folders: tuple[Path, Path]) -> None:
     one, two = read_tables(folders, "scored/scores/*.parquet")
     assert one["pair_id"].tolist() == two["pair_id"].tolist() == list(range(32))
     assert one["chosen_logps"].tolist() == pytest.approx(two["chosen_logps"].tolist(), rel=1e-5)
+
+
+def test_a_prediction_and_a_sweep_are_those_of_one_process(folders: tuple[Path, Path]) -> None:
+    for pattern in ("predicted/predictions/*.parquet", "swept/shift-0.5/scores/*.parquet"):
+        one, two = read_tables(folders, pattern)
+        assert len(one) == 8
+        pd.testing.assert_frame_equal(two, one, rtol=1e-6, atol=1e-9)
+    for name in ("dpo", "shift-0.5"):
+        expect_equal(*(folder / "swept" / name for folder in folders))
 
 
 def test_a_diagnosis_holds_each_pair_once(folders: tuple[Path, Path]) -> None:
