@@ -36,7 +36,7 @@ def _make_answer(draw: np.random.Generator, pair: int, side: str) -> pd.DataFram
     frame = pd.DataFrame(
         {
             "pair_id": pair, "side": side, "position": range(n), "token_id": draw.integers(0, len(WORDS), n),
-            "ref_logp": ref_logp, "logp": ref_logp - draw.normal(0.5, 0.7, n),
+            "ref_logp": ref_logp, "logp": np.minimum(ref_logp - draw.normal(0.5, 0.7, n), 0.0),
             "span": ["shared_prefix", *draw.choice(["shared", "divergent"], n - 2), "eos"],
         }
     )  # fmt: skip
