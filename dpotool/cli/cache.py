@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from dpotool.cache.entries import CacheEntry
 
 
+_NAME_WIDTH = 29
+"""Characters of a name; with the other columns they fill 80."""
+
+
 def register(app: typer.Typer) -> None:
     """Adds the commands."""
     group = typer.Typer(help="List, check or delete stored values of pairs and the stored built-in model.")
@@ -45,22 +49,29 @@ def list_cache(config: CacheListConfig, console: Console) -> None:
 
 
 def _tabulate(entries: Sequence[CacheEntry], *, is_full: bool = False) -> tuple[list[str], list[list[str]]]:
-    """Returns columns and rows, an entry a row; numeric types, files and kinds only with `is_full`."""
+    """Returns columns and rows, an entry a row; with `is_full` also numeric types, files, kinds and whole names."""
     rows = [
         {
-            "model": _name(entry) + ("" if entry.is_complete or is_full else " (incomplete)"),
+            "model": _name(entry) if is_full else _shorten(_name(entry), entry.is_complete),
             "what": entry.kind if entry.is_complete else f"{entry.kind}, incomplete",
             "fingerprint": entry.fingerprint,
             "types": entry.types,
             "pairs": "-" if entry.n_pairs is None else str(entry.n_pairs),
             "files": str(entry.n_files),
             "size": format_bytes(entry.n_bytes),
-            "last used": entry.last_used.astimezone().strftime("%Y-%m-%d %H:%M"),
+            "last used": entry.last_used.astimezone().strftime("%Y-%m-%d %H:%M" if is_full else "%Y-%m-%d"),
         }
         for entry in entries
     ]
     columns = list(rows[0]) if is_full else ["model", "fingerprint", "pairs", "size", "last used"]
     return columns, [[row[column] for column in columns] for row in rows]
+
+
+def _shorten(name: str, is_complete: bool) -> str:
+    """Returns the end of a long name, and whether the entry is incomplete, in the width that a narrow screen has."""
+    mark = "" if is_complete else " (incomplete)"
+    room = _NAME_WIDTH - len(mark)
+    return (name if len(name) <= room else "…" + name[1 - room :]) + mark
 
 
 def _name(entry: CacheEntry) -> str:

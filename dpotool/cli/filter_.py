@@ -26,9 +26,10 @@ def run(config: FilterConfig, console: Console, pairs: str | None) -> None:
 
     result = filter_pairs(replace(config, data=pairs or config.data), progress=console)
     manifest = result.manifest
-    console.say(
-        f"{count(manifest['n_kept'], 'pair is', 'pairs are')} kept. The {count(manifest['n_dropped'], 'pair')} with "
-        f"the {manifest['risky']} {manifest['by']} ({manifest['measure']}) are dropped."
+    n_dropped = count(manifest["n_dropped"], "pair is", "pairs are")
+    console.answer(
+        f"{count(manifest['n_kept'], 'pair is', 'pairs are')} kept and {n_dropped} dropped: those with the "
+        f"{manifest['risky']} values of `{manifest['by']}` ({manifest['measure']})."
     )
     rows = [[part, str(manifest[f"n_{part}"]), _format(manifest[part]["mean"])] for part in ("kept", "dropped")]
     console.table("", ["pairs", "number", f"mean {manifest['by']}"], rows)

@@ -67,7 +67,7 @@ def describe_answers(results: Sequence[GenerateResult]) -> list[str]:
     if all("cut_off" in summary for summary in summaries):
         cut = sum(round(summary["cut_off"]["mean"] * summary["n"]) for summary in summaries)
         empty = sum(summary["empty"] for summary in summaries)
-        sentences.append(f"Of {count(n, 'answer')}, {cut} were cut off at the limit of tokens, and {empty} are empty.")
+        sentences.append(f"Of {count(n, 'answer')}, {cut} were cut off at the token limit and {empty} are empty.")
     return sentences
 
 

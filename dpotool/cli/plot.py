@@ -36,8 +36,9 @@ def run(config: PlotConfig, console: Console, kind: str, runs: list[str] | None)
     from dpotool.plots.gallery import draw
 
     gallery = draw(kind, runs, config)
-    for name, reason in gallery.skipped.items():
-        console.note(f"{name} was not drawn: {reason}")
+    for reason in dict.fromkeys(gallery.skipped.values()):
+        names = [name for name, why in gallery.skipped.items() if why == reason]
+        console.note(f"Not drawn: {', '.join(names)}. {reason}")
     for path in gallery.paths:
         console.say(str(path))
     console.finish({"kind": kind, "runs": runs, "paths": gallery.paths, "skipped": gallery.skipped})

@@ -38,7 +38,7 @@ def run(config: TheoryConfig, console: Console) -> None:
     console.say(f"theory table: {result.path}")
     console.say(f"summary, with the texts of these pairs: {summary_path(result.path)}")
     if not config.full:
-        console.answer("--full also prints u and v, bands, gaps, entanglement and the texts of the pairs named above.")
+        console.answer("--full also prints u and v, bands, gaps, entanglement and the pairs that matter most.")
     console.finish({"path": str(result.path), "interrupted": result.was_interrupted, **result.summary})
     if result.was_interrupted:
         console.note("interrupted: the table holds what was finished so far")

@@ -259,7 +259,7 @@ def _find_best_risk(risks: dict[str, Any] | None) -> str | None:
         return None
     known = {name: each for name, each in known.items() if _is_beyond_chance(each["rank_correlation"])}
     if not known:
-        return "No measure that was known before training predicts which answers fell better than chance does."
+        return "No measure that was known before training predicts better than chance which answers fell."
     name = max(known, key=lambda name: abs(known[name]["rank_correlation"]["value"]))
     risk = known[name]
     value = risk["rank_correlation"]

@@ -23,7 +23,9 @@ def scored(dpotool, model: Path, pairs: Path, own_cache: Path) -> Path:  # type:
 
 def test_ls_names_the_model_and_its_pairs(dpotool, scored: Path, model: Path) -> None:  # type: ignore[no-untyped-def]
     shown = dpotool("cache", "ls")
-    assert shown.code == 0 and str(model) in shown.out and "holds 1 entry" in shown.out
+    assert shown.code == 0 and f"…{str(model)[-28:]} " in shown.out and "holds 1 entry" in shown.out
+    assert max(map(len, shown.out.splitlines()[1:])) <= 80
+    assert str(model) in dpotool("cache", "ls", "--full").out
     (entry,) = json.loads(dpotool("cache", "ls", "--json").out)["entries"]
     assert entry["models"] == [str(model)]
     assert (entry["n_pairs"], entry["types"], entry["fingerprint"]) == (24, "float32", scored.name[:16])

@@ -58,7 +58,7 @@ def test_leave_out_has_no_effect_alone(dpotool: Any, pairs: Path) -> None:
 def test_filter_says_what_it_wrote(dpotool: Any, pairs: Path, tmp_path: Path) -> None:
     outcome = dpotool("filter", pairs, "--by", "random", "--keep", "0.5")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.startswith("12 pairs are kept. The 12 pairs with the")
+    assert outcome.out.startswith("12 pairs are kept and 12 pairs are dropped: those with the highest values of")
     folder = tmp_path / "filtered" / "pairs-all-random"
     names = {"pairs-all-kept.jsonl", "pairs-all-dropped.jsonl", "filter.json"}
     assert {path.name for path in folder.iterdir()} == names
