@@ -123,9 +123,9 @@ def launch_example(example: str, folder: Path, *words: str, says: str = "") -> p
 
 @pytest.mark.distributed
 @pytest.mark.slow
-def test_two_cpu_processes_of_the_example_score_each_pair_once(tmp_path: Path) -> None:
+def test_two_processes_of_the_example_for_ddp_score_each_pair_once(tmp_path: Path) -> None:
     model, data = save_tiny_model(tmp_path / "tiny"), write_pairs(tmp_path / "pairs.jsonl", 10)
-    frame = launch_example("two_cpu_processes", tmp_path, "score", str(model), "--data", str(data), says="processes: 2")
+    frame = launch_example("ddp", tmp_path, "score", str(model), "--data", str(data), says="processes: 2")
     assert frame["pair_id"].tolist() == list(range(10)) and frame["chosen_logps"].notna().all()
 
 
