@@ -213,6 +213,15 @@ def test_the_study_trains_blends_scores_and_tabulates(
     means = frame.groupby("run")["chosen_displacement"].mean()
     assert f"chosen {means['blend-0.75'] - means['shift-0.75-seed42']:.2f} [" in table.splitlines()[-1]
 
+    again = frame[frame["run"].isin(["dpo-seed42", "shift-0.5-seed42"])].replace(
+        {"run": {"seed42": "seed1"}}, regex=True
+    )
+    again.loc[again["run"] == "shift-0.5-seed1", "chosen_displacement"] += 1  # so half a nat more over the two seeds
+    pd.concat([frame, again]).to_csv("seeds.csv", index=False)
+    [told] = [line for line in study.tabulate(Path("seeds.csv")).splitlines() if "2 seeds" in line]
+    half = means["shift-0.5-seed42"] - means["dpo-seed42"] + 0.5
+    assert told.startswith("shift-0.5 less DPO of the same seed") and f"chosen {half:.2f} [" in told
+
 
 def test_every_example_is_listed_and_can_be_started() -> None:
     listed = (EXAMPLES / "README.md").read_text(encoding="utf-8")

@@ -254,11 +254,13 @@ def tabulate(source: Path) -> str:
     """Returns what the CSV file says as a table in Markdown, with paired intervals against DPO scaled back.
 
     The control of a run is DPO scaled back to the run's own mean margin: between the two scales around it, each pair's
-    values are taken on the line between its values there.
+    values are taken on the line between its values there. Below the table are the lambdas that have several seeds, each
+    less DPO of the same seed, and the blends, each less the run of its lambda.
     """
     import numpy as np
     import pandas as pd
 
+    from dpotool.compare.seeds import combine_seeds
     from dpotool.stats.bootstrap import bootstrap_means, bootstrap_shares
 
     table = pd.read_csv(source)
@@ -269,6 +271,14 @@ def tabulate(source: Path) -> str:
 
     def margins(rows: pd.DataFrame) -> pd.Series:
         return rows["chosen_displacement"] - rows["rejected_displacement"]
+
+    def subtract(rows: pd.DataFrame, other: pd.DataFrame) -> dict[str, np.ndarray]:
+        rights = [(margins(each) > 0).astype(float) for each in (rows, other)]
+        return {
+            "chosen": (rows["chosen_displacement"] - other["chosen_displacement"]).to_numpy(),
+            "margin": (margins(rows) - margins(other)).to_numpy(),
+            "accuracy": (rights[0] - rights[1]).to_numpy(),
+        }
 
     def control(rows: pd.DataFrame) -> tuple[float, pd.Series, pd.Series] | None:
         means = [margins(each).mean() for _, each in curve]
@@ -302,20 +312,27 @@ def tabulate(source: Path) -> str:
         cells += [_write(rates["accuracy"], 100, 1)]
         cells += [_write(means["against"]), _write(means["points"], 100, 1)] if found is not None else ["", ""]
         lines.append(f"| {' | '.join(cells)} |")
+    for lambda_ in sorted(LAMBDAS, reverse=True):
+        pairs = {seed: (runs.get(f"shift-{lambda_:g}-seed{seed}"), runs.get(f"dpo-seed{seed}")) for seed in SEEDS}
+        by_seed = [subtract(ours, theirs) for ours, theirs in pairs.values() if ours is not None and theirs is not None]
+        if len(by_seed) > 1:
+            clusters = runs[dpo]["prompt_id"].to_numpy(dtype=str)
+            pooled = {key: combine_seeds([each[key] for each in by_seed], clusters).difference for key in by_seed[0]}
+            what = f"shift-{lambda_:g} less DPO of the same seed, {len(by_seed)} seeds, over pairs and training"
+            lines.append(_tell(what, pooled))
     for name, rows in runs.items():
         trained = runs.get(f"shift-{name.removeprefix('blend-')}-seed{SEEDS[0]}") if name.startswith("blend-") else None
         if trained is not None:
-            rights = [(margins(each) > 0).astype(float) for each in (rows, trained)]
-            differences = {
-                "chosen": rows["chosen_displacement"] - trained["chosen_displacement"],
-                "margin": margins(rows) - margins(trained),
-                "accuracy": rights[0] - rights[1],
-            }
             clusters = rows["prompt_id"].to_numpy(dtype=str)
-            found = bootstrap_means({key: each.to_numpy() for key, each in differences.items()}, clusters=clusters)
-            told = f"chosen {_write(found['chosen'])} and margin {_write(found['margin'])} nats"
-            lines.append(f"\n{name} less the trained run: {told}, accuracy {_write(found['accuracy'], 100, 1)} points.")
+            lines.append(
+                _tell(f"{name} less the trained run", bootstrap_means(subtract(rows, trained), clusters=clusters))
+            )
     return "\n".join(lines)
+
+
+def _tell(what: str, found: Mapping[str, Any]) -> str:
+    told = f"chosen {_write(found['chosen'])} and margin {_write(found['margin'])} nats"
+    return f"\n{what}: {told}, accuracy {_write(found['accuracy'], 100, 1)} points."
 
 
 def _write(interval: Any, scale: float = 1.0, digits: int = 2) -> str:
