@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -72,6 +74,23 @@ def test_what_both_ends_share_stays_as_it_is(tmp_path: Path, ends: tuple[Path, P
     same = save_tiny_model(tmp_path / "same", seed=0)
     found, expected = open_line(ends[0], same).at(0.3).state_dict(), load_model(str(same)).state_dict()
     assert all(torch.equal(value, expected[name]) for name, value in found.items())
+
+
+def test_memory_holds_two_models_and_the_second_is_read_once() -> None:
+    alive: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+    loaded: list[tuple[int, int]] = []
+
+    def load(seed: int) -> nn.Module:
+        model = build_tiny(seed=seed)
+        gc.collect()
+        alive.add(model)
+        loaded.append((seed, len(alive)))
+        return model
+
+    line = line_between(partial(load, 0), partial(load, 1))
+    for weight in (0.25, 0.5, 0.75):
+        line.at(weight)
+    assert loaded == [(0, 1), (1, 2), (0, 2), (0, 2)], "which end, and how many models there were then"
 
 
 def test_tied_weights_stay_tied_and_are_moved_once() -> None:
