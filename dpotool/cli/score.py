@@ -155,6 +155,8 @@ def describe_noise(result: ScoreResult) -> list[str]:
     if noise["reward_margins"] is not None:
         text += f" Their reward margins moved by up to {noise['reward_margins']['largest']:.2g}; "
         text += f"{result.summary['ties']} of {result.summary['n']} margins are no larger than that and count as ties."
+        beyond = result.summary["reward_accuracy_beyond_noise"]
+        text += f" With ties as wrong, reward accuracy is {format_interval(beyond, 1, 100)} %."
     return [text]
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from dpotool.cli.console import Console, format_interval
+from dpotool.cli.score import describe_noise
 
 
 def test_a_narrow_terminal_cuts_no_number_short(capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,6 +29,16 @@ def test_notes_go_to_stderr_and_are_said_once(capsys: pytest.CaptureFixture[str]
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "found [test]\nwarning: odd\n"
+
+
+def test_the_accuracy_beyond_rounding_is_said():
+    """Of three margins one is smaller than what rounding moves; so one in three is surely right."""
+    noise = {"n": 3, "logps": {"largest": 0.2}, "ref_logps": None, "reward_margins": {"largest": 0.05}}
+    beyond = {"value": 1 / 3, "ci_low": 0.1, "ci_high": 0.6}
+    summary = {"n": 3, "ties": 1, "noise_floor": noise, "reward_accuracy_beyond_noise": beyond}
+    [line] = describe_noise(SimpleNamespace(label="a", summary=summary))
+    assert "moved by up to 0.05; 1 of 3 margins are no larger" in line
+    assert line.endswith("With ties as wrong, reward accuracy is 33.3 [10.0, 60.0] %.")
 
 
 def test_intervals() -> None:

@@ -16,7 +16,7 @@ from dpotool.compare.compared_table import (
     tabulate_effects,
     write_rows,
 )
-from dpotool.compare.differences import MEAN_METRICS, SHARE_METRICS, Comparison, compare_runs
+from dpotool.compare.differences import MEAN_METRICS, SHARE_METRICS, Comparison, choose_baseline, compare_runs
 from dpotool.compare.eligibility import Rule
 from dpotool.compare.findings import find_out
 from dpotool.compare.recommendation import recommend
@@ -245,6 +245,14 @@ def test_stays_with_dpo_where_nothing_is_gained(tmp_path):
     assert "no run is shown to keep the chosen answers more likely" in recommendation.statement
     alone = recommend(compare_runs(open_runs(pair[:1])))
     assert alone.statement == "Only DPO here: there is nothing to choose from."
+
+
+def test_an_unknown_baseline_is_answered_with_each_name_once():
+    runs = pd.DataFrame({"label": ["a", "b"], "path": ["runs/a", "runs/other"], "loss": ["dpo", "ipo"]})
+    with pytest.raises(DpotoolError) as caught:
+        choose_baseline(runs, "runs/log")
+    assert str(caught.value).count("other") == 1 and str(caught.value).endswith("Known: a, b, other")
+    assert (choose_baseline(runs, "b"), choose_baseline(runs, "runs/other"), choose_baseline(runs, None)) == (1, 1, 0)
 
 
 def make_advice(changes: dict[str, float]) -> dict:

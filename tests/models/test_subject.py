@@ -105,6 +105,13 @@ def test_only_the_built_in_model_goes_with_the_built_in_pairs_unasked() -> None:
     describe_subject("org/model", ScoreConfig(), needs_pairs=False)
 
 
+def test_the_built_in_model_has_its_results_among_the_runs_and_not_in_the_cache(own_cache: Path) -> None:
+    model = save_tiny_model(own_cache / "demo-0123456789ab")
+    for name in ("builtin:demo", str(model)):
+        folder = describe_subject(name, ScoreConfig(data="builtin:demo")).folder.path
+        assert folder.parent == Path("runs") and own_cache not in (folder, *folder.parents)
+
+
 def test_a_sweep_is_no_model(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     manifest = yaml.safe_load((run / "run.yaml").read_text()) | {"kind": "sweep"}

@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from scored_runs import write_scored_run
 from synthetic_frames import make_gap_summary, make_prediction_frame, make_score_frame, make_theory_frame
 
 from dpotool.cli.reference import write_reference
@@ -10,6 +11,7 @@ from dpotool.errors import DpotoolError
 from dpotool.plots.forecast import plot_forecast
 from dpotool.plots.gallery import draw
 from dpotool.plots.registry import PLOTS, Drawing, PlotKind, find_plots, get_plot, register_plot
+from dpotool.plots.scene import read_scene
 from dpotool.plots.theme import make_figure
 from dpotool.report.page import write_report
 from dpotool.runs.folder import RunFolder
@@ -115,6 +117,17 @@ def test_the_table_is_the_one_whose_summary_has_what_is_needed(tmp_path):
     assert draw_names("forecast", run) == ["forecast.png"]
     with pytest.raises(DpotoolError, match="no theory summary with advice here"):
         draw_names("forecast", run, split="test")
+
+
+def test_a_series_of_checkpoints_is_titled_by_its_run(tmp_path):
+    frame = make_score_frame(6)
+    for step in (1, 2):
+        write_scored_run(tmp_path / f"s{step}", frame=frame, kind="score", model=f"org/run/checkpoint-{step}")
+    write_scored_run(tmp_path / "else", frame=frame, kind="score", model="org/b")
+    both = [str(tmp_path / "s1"), str(tmp_path / "s2")]
+    assert read_scene(both, PlotConfig()).title["model"] == "org/run"
+    assert read_scene(both[1:], PlotConfig()).title["model"] == "org/run/checkpoint-2"
+    assert read_scene([*both, str(tmp_path / "else")], PlotConfig()).title["model"] == "org/run/checkpoint-1"
 
 
 def test_a_band_needs_no_summary_but_gap_and_forecast_do(tmp_path):

@@ -52,6 +52,12 @@ def test_the_cpu_is_left_as_it_is(chosen: list[int], tmp_path: Path) -> None:
     assert not chosen
 
 
+def test_a_run_is_called_as_the_user_says(tmp_path: Path) -> None:
+    """What wandb and others show it as."""
+    config = fill_in(TrainConfig(device="cpu", run_name="mine"))
+    assert build_training_arguments(config, tmp_path, 8, has_eval=False).run_name == "mine"
+
+
 def test_evaluations_are_counted_as_the_trainer_makes_them(run: Callable[..., RunFolder]) -> None:
     """Before the first step, after every second of three, and after the last: at 0, 2 and 3."""
     rows = [row for row in run(eval_steps=2).read_metrics() if "eval_loss" in row]
