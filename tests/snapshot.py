@@ -38,6 +38,11 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "compare-csv": ("compare", "runs/dpo", "runs/shift", "--format", "csv"),
     "theory": ("theory-gap", "--limit", "24", "--output", "runs/start"),
     "predict": ("predict", "runs/dpo", "--limit", "24"),
+    "diagnose": ("diagnose", "runs/dpo", "--limit", "24"),
+    "blend": ("blend", "runs/dpo", "runs/shift", "--weight", "0.5", "--limit", "24", "--output", "runs/blend"),
+    "generate": ("generate", "runs/dpo", "--limit", "6", "--max-new-tokens", "8"),
+    "validate": ("validate", "--limit", "60"),
+    "filter": ("filter", "--limit", "40", "--by", "random", "--keep", "0.5"),
     "sweep": (
         *("sweep", "--lambdas", "0.5,1.0", "--limit", "64", "--eval-limit", "40", "--max-steps", "2"),
         *("--batch-size", "16", "--output", "runs/sweep"),
@@ -53,7 +58,8 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 }
 NO_JSON = ("compare-csv", "unknown-option")
 VOLATILE = re.compile(
-    r"seconds|_at$|time|created|git|version|hardware|devices|peak|bytes|probe|path|folder|host|platform|threads"
+    r"second|_at$|time|created|git|version|hardware|devices|peak|bytes|probe|path|folder|host|platform|threads|"
+    r"last_used|^root$"
 )
 """Keys whose values differ from run to run, or name a place on this machine."""
 

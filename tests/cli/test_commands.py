@@ -3,21 +3,39 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from dpotool.cli.app import main
 from dpotool.likelihood import pair_logps
 from dpotool.runs.schemas import SCORE_SCHEMA, THEORY_SCHEMA
 
 
-@pytest.fixture
-def trained(dpotool: Any, model: Path, pairs: Path) -> Path:
+@pytest.fixture(scope="module")
+def trained_once(model: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `train` leaves, in the cache too."""
+    folder = tmp_path_factory.mktemp("trained")
     flags = ("--model", model, "--data", pairs, "--test-fraction", "0.25", "--learning-rate", "0.01", "--batch-size", 6)
-    outcome = dpotool("train", "--loss", "shift", "--lambda", "0.8", *flags, "--output", "runs/first")
-    assert outcome.code == 0, outcome.err
+    words = ("dpotool", "train", "--loss", "shift", "--lambda", "0.8", *flags, "--output", "runs/first")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("DPOTOOL_CACHE", str(folder / "cache"))
+        patch.setattr(sys, "argv", [str(word) for word in words])
+        with pytest.raises(SystemExit) as left:
+            main()
+        assert not left.value.code
+    return folder
+
+
+@pytest.fixture
+def trained(dpotool: Any, trained_once: Path, tmp_path: Path, own_cache: Path) -> Path:
+    shutil.copytree(trained_once / "runs", tmp_path / "runs")
+    shutil.copytree(trained_once / "cache", own_cache, dirs_exist_ok=True)
     return Path("runs/first")
 
 
