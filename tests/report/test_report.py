@@ -90,7 +90,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         THEORY_SCHEMA,
         {"label": "m", "model": "m", "data": "demo", "split": "train", "at_reference": True},
     )
-    write_summary(theory, {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
+    write_summary(theory, {"n": 50, "u": {"mean": 2.0}, "v": {"mean": -4.0}})
     return [str(folder / name) for name, *_ in settings]
 
 
@@ -313,7 +313,7 @@ def test_scores_imports_and_forecasts_are_made_again_too(tmp_path: Path, monkeyp
     table = theory.table_path("theory", "demo", "train")
     about = {"label": "m", "model": "m", "data": "demo", "split": "train", "at_reference": True}
     write_table(make_theory_frame(50), table, THEORY_SCHEMA, about)
-    write_summary(table, {"u": {"mean": 2.0}, "v": {"mean": -4.0}})
+    write_summary(table, {"n": 50, "u": {"mean": 2.0}, "v": {"mean": -4.0}})
     commands = read_commands(["dpo", "hub", "bench", "shift", "start"], ReportConfig(pairs=0))
     assert "dpotool score dpo-again --config dpo/scores/demo-test.parquet" in commands
     assert "dpotool score org/name --config hub/run.yaml --output hub-again" in commands
