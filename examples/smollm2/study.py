@@ -200,7 +200,7 @@ def plan_line(
         if target.exists() and not (target / study.table).exists():
             shutil.rmtree(target)  # an interrupted one
         words = ("blend", str(study.out / one), str(study.out / other), option, f"{value:g}", "--write", str(target))
-        yield Job(name, (*words, *study.options), target / study.table)
+        yield Job(f"{name}-{other}", (*words, *study.options), target / study.table)
 
 
 def plan_scores(study: Study, n_parts: int) -> Iterator[Job]:
@@ -240,7 +240,7 @@ def collect(out: Path, target: Path) -> None:
     import pandas as pd
 
     frames = []
-    places = ("*", "*/checkpoint-*", "*/controls/*")
+    places = ("*", "*/checkpoint-*", f"dpo-seed{SEEDS[0]}/controls/*")
     for path in sorted(path for place in places for path in out.glob(f"{place}/scores/*.parquet")):
         if "tokens" not in path.name:
             table = pd.read_parquet(path)
@@ -391,8 +391,12 @@ def main() -> None:
     scales, blends = ([float(each) for each in text.split(",") if each] for text in (told.scales, told.blends))
     study.run_all(
         [
-            *plan_line(
-                study, "sft", dpo, "--weight", {f"scaled-{scale:g}": scale for scale in scales}, f"{dpo}/controls"
+            *(
+                job
+                for each in (f"dpo-seed{seed}" for seed in SEEDS)
+                for job in plan_line(
+                    study, "sft", each, "--weight", {f"scaled-{scale:g}": scale for scale in scales}, f"{each}/controls"
+                )
             ),
             *plan_line(study, dpo, half, "--at", {f"blend-{lambda_:g}": lambda_ for lambda_ in blends}),
         ]
