@@ -280,7 +280,7 @@ def tabulate(source: Path) -> str:
             "accuracy": (rights[0] - rights[1]).to_numpy(),
         }
 
-    def control(rows: pd.DataFrame) -> tuple[float, pd.Series, pd.Series] | None:
+    def control(rows: pd.DataFrame) -> pd.DataFrame | None:
         means = [margins(each).mean() for _, each in curve]
         wanted = margins(rows).mean()
         if not means[0] <= wanted <= means[-1]:
@@ -288,9 +288,8 @@ def tabulate(source: Path) -> str:
         high = int(np.searchsorted(means, wanted))
         low = max(0, high - 1)
         t = 0.0 if high == low else (wanted - means[low]) / (means[high] - means[low])
-        (scale, one), (end, other) = curve[low], curve[high]
-        mixed = (1 - t) * one[list(COLUMNS[2:])] + t * other[list(COLUMNS[2:])]
-        return (1 - t) * scale + t * end, mixed["chosen_displacement"], margins(mixed)
+        one, other = (curve[place][1][list(COLUMNS[2:])] for place in (low, high))
+        return (1 - t) * one + t * other
 
     lines = [
         "| run | change of log pi(chosen), nats | chosen displaced, % | margin of log-ratios, nats | accuracy, % | "
@@ -299,14 +298,13 @@ def tabulate(source: Path) -> str:
     ]
     for name, rows in sorted(runs.items(), key=lambda item: item[1]["chosen_displacement"].mean()):
         clusters = rows["prompt_id"].to_numpy(dtype=str)
-        changes = {"chosen": rows["chosen_displacement"], "margin": margins(rows)}
+        changes = {"chosen": rows["chosen_displacement"].to_numpy(), "margin": margins(rows).to_numpy()}
         shares = {"displaced": rows["chosen_displacement"] < 0, "accuracy": margins(rows) > 0}
         found = control(rows) if not name.startswith(("scaled", dpo)) or "checkpoint" in name else None
         if found is not None:
-            _, chosen, margin = found
-            changes["against"] = rows["chosen_displacement"] - chosen
-            changes["points"] = (margins(rows) > 0).astype(float) - (margin > 0).astype(float)
-        means = bootstrap_means({key: values.to_numpy() for key, values in changes.items()}, clusters=clusters)
+            less = subtract(rows, found)
+            changes |= {"against": less["chosen"], "points": less["accuracy"]}
+        means = bootstrap_means(changes, clusters=clusters)
         rates = bootstrap_shares({key: values.to_numpy() for key, values in shares.items()}, clusters=clusters)
         cells = [name, _write(means["chosen"]), _write(rates["displaced"], 100, 1), _write(means["margin"])]
         cells += [_write(rates["accuracy"], 100, 1)]
