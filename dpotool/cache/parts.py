@@ -1,8 +1,9 @@
 """The files of one model's values of pairs: written in parts, read together, and merged when there are many.
 
-A part is a Parquet file with a row per pair and is never changed once it has its name, so any number of processes may
-read and write at the same time without locks. Merging writes the merged file first and only then removes what it holds;
-a reader whose file has gone meanwhile lists the folder again.
+A part is a Parquet file with a row per pair. Its name is a hash of the folder, the keys and the values, so that values
+that were moved to another pair or another model are noticed like any other damage. It is never changed once it has its
+name, so any number of processes may read and write at the same time without locks. Merging writes the merged file first
+and only then removes what it holds; a reader whose file has gone meanwhile lists the folder again.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from dpotool.runs.schemas import column, find_range
@@ -33,7 +35,8 @@ _RANGES = {
     name: find_range(column(name, pa.float64(), "", ""))
     for name in ("chosen_grad_sq_norm", "rejected_grad_sq_norm", *_LOGPS)
 }
-_PART_NAME = re.compile(r"[0-9a-f]{16}\.parquet")
+_PART_NAME = re.compile(r"[0-9a-f]{16}([0-9a-f]{16})?\.parquet")
+"""With 16 digits, which followed from the keys alone, of earlier releases; those are believed."""
 _ATTEMPTS = 5
 
 
@@ -82,6 +85,9 @@ def read_part(path: Path) -> list[tuple[Any, ...]]:
         odd = [number for number in columns.get(name, ()) if number is not None and not low <= number <= high]
         if any(math.isfinite(number) for number in odd):
             raise UnreadablePartError(f"it holds {odd[0]:g} for {name}")
+    numbers = [table.column(name).to_numpy() for name in schema.names[1:]]
+    if len(path.stem) > 16 and path.name != name_part(path.parent, [columns["key"], *numbers]):
+        raise UnreadablePartError("its values are not those that were written for these pairs of this model")
     return list(zip(*columns.values(), strict=True))
 
 
@@ -128,16 +134,24 @@ def write_part(folder: Path, values: Mapping[str, tuple[float, ...]]) -> None:
     Raises:
         DpotoolError: the folder cannot be written.
     """
-    kept = {key: numbers for key, numbers in values.items() if _are_finite(numbers)}
-    if not kept:
-        return
-    columns = [list(kept), *map(list, zip(*kept.values(), strict=True))]
-    write_arrow(pa.table(columns, schema=_make_schema(folder)), folder / name_part(kept))
+    columns = _sort_into_columns(values)
+    if columns:
+        write_arrow(pa.table(columns, schema=_make_schema(folder)), folder / name_part(folder, columns))
 
 
-def name_part(values: Mapping[str, tuple[float, ...]]) -> str:
-    """Returns the file name of a part, which follows from its keys: the same pairs never make two files."""
-    return hashlib.sha256("".join(sorted(values)).encode()).hexdigest()[:16] + ".parquet"
+def name_part(folder: Path, columns: Sequence[Any]) -> str:
+    """Returns the file name of a part with these columns, the keys first: the same values never make two files."""
+    keys, *numbers = columns
+    content = hashlib.sha256("\n".join([folder.name, *keys]).encode())
+    for each in numbers:
+        content.update(np.asarray(each, dtype="<f8").tobytes())
+    return content.hexdigest()[:32] + ".parquet"
+
+
+def _sort_into_columns(values: Mapping[str, tuple[float, ...]]) -> list[list[Any]]:
+    """Keys in their order, then the numbers; without those that are not finite, and empty where none is left."""
+    kept = {key: values[key] for key in sorted(values) if _are_finite(values[key])}
+    return [list(kept), *map(list, zip(*kept.values(), strict=True))] if kept else []
 
 
 def merge_parts(folder: Path, at_least: int = MERGE_FROM) -> None:
@@ -150,8 +164,9 @@ def merge_parts(folder: Path, at_least: int = MERGE_FROM) -> None:
         return
     parts = read_parts(folder)
     write_part(folder, parts.values)
+    merged = name_part(folder, _sort_into_columns(parts.values) or [[]])
     for path in parts.sources:
-        if path.name != name_part(parts.values):
+        if path.name != merged:
             with suppress(OSError):  # another merge was faster, or a reader holds it open; it only repeats what is kept
                 path.unlink(missing_ok=True)
 

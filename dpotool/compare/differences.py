@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpotool.compare.runs_table import tabulate_runs
+from dpotool.compare.runs_table import find_series, tabulate_runs
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.runs.commands import repeat_import
@@ -78,14 +78,13 @@ def compare_runs(
     """Compares each run with the baseline on the pairs that both were scored on.
 
     Args:
-        baseline: label, folder name or path of a run; without it the first DPO run, else the first run.
+        baseline: label, folder name or path of a run; without it `choose_baseline` does.
 
     Raises DpotoolError when a run has no scored pair, two were scored on different data, or the baseline is not among
     them.
     """
     for run in scored:
-        if not run.n:
-            raise DpotoolError("no scored pair to compare", where=str(run.path), remedy="Its summary says why")
+        run.need_pairs()
     runs = tabulate_runs(scored)
     base = scored[choose_baseline(runs, baseline)]
     differences = {}
@@ -98,13 +97,15 @@ def compare_runs(
 
 
 def choose_baseline(runs: pd.DataFrame, name: str | None) -> int:
-    """Returns the row of the run named by label, folder name or path; by default of the first DPO run, else the first.
+    """Returns the row of the run named by label, folder name or path.
+
+    By default that is the last checkpoint where all are of one run, else the first DPO run, else the first run.
 
     Raises DpotoolError when no run is called that, naming the nearest.
     """
     if name is None:
-        is_dpo = (runs["loss"] == "dpo").to_numpy()
-        return int(is_dpo.argmax())
+        series = find_series(list(runs["model"]))
+        return int((runs["loss"] == "dpo").to_numpy().argmax()) if series is None else series[1]
     paths = [Path(str(path)) for path in runs["path"]]
     for row, (label, path) in enumerate(zip(runs["label"], paths, strict=True)):
         if name in (label, path.resolve().name) or Path(name).resolve() == path.resolve():

@@ -21,7 +21,7 @@ from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import MEANS, MEDIANS, PERPLEXITIES, SHARES, get_summary
 from dpotool.errors import DpotoolError
 from dpotool.runs.about import ScoreAbout, read_about
-from dpotool.runs.folder import RunFolder, list_runs
+from dpotool.runs.folder import RunFolder, is_checkpoint_name, list_runs
 from dpotool.stats.intervals import Interval
 
 METRICS = (*MEANS, *(f"{name}_median" for name in MEDIANS), *SHARES, *PERPLEXITIES)
@@ -90,6 +90,24 @@ def tabulate_runs(runs: Sequence[ScoredRun]) -> pd.DataFrame:
     # names of files are no text for pandas' own type of texts, which must be UTF-8
     kinds = {name: object if name in ("label", "path", "model") else None for name in rows[0]}
     return pd.DataFrame({name: pd.Series([row[name] for row in rows], dtype=kind) for name, kind in kinds.items()})
+
+
+def find_series(models: Sequence[Any]) -> tuple[Path, int] | None:
+    """Returns the run that all models are checkpoints of, and which of them is its last; None for any other models.
+
+    Args:
+        models: folders of models. The run's own folder, where it is named too, is what its training ended with.
+    """
+    places = [Path(str(model)) for model in models]
+    are_checkpoints = [is_checkpoint_name(place.name) for place in places]
+    runs = {place.parent if is_one else place for place, is_one in zip(places, are_checkpoints, strict=True)}
+    if len(set(places)) < 2 or len(runs) > 1 or not any(are_checkpoints):
+        return None
+    steps = [
+        int(place.name.partition("-")[2]) if is_one else math.inf
+        for place, is_one in zip(places, are_checkpoints, strict=True)
+    ]
+    return runs.pop(), steps.index(max(steps))
 
 
 def read_interval(row: Mapping[Any, Any], metric: str) -> Interval:

@@ -16,12 +16,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from dpotool.errors import DpotoolError
 from dpotool.runs.about import ScoreAbout, read_about
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.summaries import read_score_summary
 from dpotool.runs.tables import read_table
 from dpotool.stats.bootstrap import count_prompts, read_clusters
 from dpotool.stats.intervals import Interval
+from dpotool.wording import count
 
 NOT_FINITE = "log-likelihood is not finite"
 SIDES = ("chosen", "rejected")
@@ -118,6 +120,17 @@ class ScoredRun:
         """Scored pairs."""
         return len(self.scored)
 
+    def need_pairs(self) -> None:
+        """Raises DpotoolError, with the reasons, where no row has numbers."""
+        if self.n:
+            return
+        raise DpotoolError(
+            f"no scored pair among {count(len(self.table), 'row')}",
+            where=str(self.path or self.label),
+            got=", ".join(f"{reason} ({number})" for reason, number in self.excluded.items()) or None,
+            remedy="Score it again, on other pairs where these cannot be scored",
+        )
+
     @cached_property
     def is_referenced(self) -> bool:
         """Whether the scored rows have reference values."""
@@ -188,7 +201,7 @@ def split_scored(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
     n_not_finite = int((is_ok & ~is_finite).sum())
     if n_not_finite:
         reasons[NOT_FINITE] = n_not_finite
-    return frame[is_ok & is_finite], {str(reason): int(count) for reason, count in reasons.items()}
+    return frame[is_ok & is_finite], {str(reason): int(number) for reason, number in reasons.items()}
 
 
 def has_reference(scored: pd.DataFrame) -> bool:

@@ -16,7 +16,6 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.errors import DpotoolError
 from dpotool.plots.displacement import measure_changes, say_mean
 from dpotool.plots.registry import Drawing
 from dpotool.plots.scene import Scene
@@ -86,9 +85,7 @@ def plot_distributions(
     Raises DpotoolError when a run has no scored pair.
     """
     for run in runs:
-        if not run.n:
-            remedy = "Its summary says why pairs were left out"
-            raise DpotoolError("no scored pair to draw", where=run.label, remedy=remedy)
+        run.need_pairs()
     with_reference = [run for run in runs if run.is_referenced]
     n_rows = len(runs) + bool(with_reference)
     figure = make_figure(11.0, 1.6 + n_rows * (1.3 if n_rows <= 4 else 0.95))

@@ -13,12 +13,12 @@ import pandas as pd
 from dpotool.compare.diagnosed_run import DiagnosedRun, find_diagnosis, need_changes
 from dpotool.compare.differences import Comparison
 from dpotool.compare.findings import Findings, conclude
-from dpotool.compare.runs_table import expand_sweeps, make_unique, open_runs
+from dpotool.compare.runs_table import expand_sweeps, find_series, make_unique, open_runs
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.plots.registry import NEEDS
 from dpotool.runs.about import read_metadata
-from dpotool.runs.folder import RunFolder, is_checkpoint_name
+from dpotool.runs.folder import RunFolder
 from dpotool.runs.places import tell_path
 from dpotool.runs.summaries import need_summary, read_summary
 from dpotool.runs.tables import read_table
@@ -109,10 +109,12 @@ class Scene:
     def title(self) -> dict[str, str]:
         """Model and data, as every picture's title says them; of several checkpoints, the run that they are of."""
         first = self.need_runs()[0]
-        models = [Path(str(run.manifest["config"].get("model") or run.label)) for run in self.runs]
-        is_series = len(set(models)) > 1 and all(is_checkpoint_name(model.name) for model in models)
-        name = models[0].parent if is_series and len({model.parent for model in models}) == 1 else models[0]
-        return {"model": tell_path(str(name)), "data": f"{first.data} [{first.split}]"}
+        models = [str(run.manifest["config"].get("model") or run.label) for run in self.runs]
+        series = find_series(models)
+        return {
+            "model": tell_path(models[0] if series is None else str(series[0])),
+            "data": f"{first.data} [{first.split}]",
+        }
 
     def list_logs(self) -> dict[str, RunFolder]:
         """Returns label -> run that logged while training; the label of one that is not scored is its folder's name."""

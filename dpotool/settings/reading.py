@@ -27,8 +27,8 @@ class CompareConfig(ScreenSettings, ScoresSettings):
 
     baseline: str | None = setting(
         None,
-        "Run to compare the others with, by label, folder name or path. The default is the first DPO run, "
-        "else the first run.",
+        "Run to compare the others with, by label, folder name or path. The default is the last one of several "
+        "checkpoints of one run, else the first DPO run, else the first run.",
     )
     delta: float = setting(
         3.0,
@@ -73,8 +73,8 @@ class ReportConfig(ScoresSettings):
     )
     baseline: str | None = setting(
         None,
-        "Run to compare the others with, by label, folder name or path. The default is the first DPO run, "
-        "else the first run.",
+        "Run to compare the others with, by label, folder name or path. The default is the last one of several "
+        "checkpoints of one run, else the first DPO run, else the first run.",
     )
     pairs: int = setting(
         5, "How many of the most and of the least displaced pairs to show with their texts.", range=COUNT_OR_NONE

@@ -56,6 +56,25 @@ def test_what_cannot_be_is_not_believed_and_what_is_no_file_is_not_waited_for(tm
     assert list(read_parts(tmp_path / "model").unreadable.values()) == ["it is no file"]
 
 
+def test_values_belong_to_their_pair_and_to_their_model(tmp_path: Path) -> None:
+    """Moved to another pair by whatever writes Parquet, or copied into another model's folder, they are not believed;
+    what was written before names followed from values is."""
+    write_part(tmp_path / "one", {"a": (-1.0, -2.0), "b": (-3.0, -4.0)})
+    [part] = list_parts(tmp_path / "one")
+    frame = pd.read_parquet(part)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / part.name).write_bytes(part.read_bytes())
+    assert read_parts(tmp_path / "one").values and not read_parts(tmp_path / "other").values
+    for changed in (
+        frame.assign(key=["b", "a"]),
+        frame.assign(chosen_logps=frame["rejected_logps"], rejected_logps=frame["chosen_logps"]),
+    ):
+        changed.to_parquet(part, index=False)
+        assert not read_parts(tmp_path / "one").values
+    part.rename(part.with_stem("0" * 16))
+    assert set(read_parts(tmp_path / "one").values) == {"a", "b"}
+
+
 def test_merging_keeps_every_value_and_touches_nothing_else(tmp_path: Path) -> None:
     for number in range(5):
         write_part(tmp_path, {f"k{number}": (-1.0 * number, -2.0), "same": (-0.5 * number, -1.0)})

@@ -55,6 +55,7 @@ def test_a_second_scoring_computes_nothing(dpotool, scored: Path, model: Path, p
 
 
 def test_verify_computes_again_and_finds_a_forged_value(dpotool, scored: Path, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
+    """In a file of an earlier release, whose name follows from the keys alone; a newer one's name gives it away."""
     words = ("cache", "verify", "--recompute", 24, "--model", model, "--data", pairs, "--device", "cpu")
     sound = dpotool(*words, "--json")
     found = json.loads(sound.out)
@@ -65,6 +66,9 @@ def test_verify_computes_again_and_finds_a_forged_value(dpotool, scored: Path, m
     frame = pd.read_parquet(part)
     frame.loc[3, "chosen_logps"] -= 1.5
     frame.to_parquet(part, index=False)
+    named = dpotool("cache", "verify")
+    assert named.code == 1 and "its values are not those that were written for these pairs" in named.err
+    part.rename(part.with_stem("0" * 16))
     forged = dpotool(*words)
     assert forged.code == 1
     assert "Stored pairs computed again: 24 of 24. The largest difference is 1.5 nats" in forged.out

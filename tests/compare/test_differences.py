@@ -248,7 +248,9 @@ def test_stays_with_dpo_where_nothing_is_gained(tmp_path):
 
 
 def test_an_unknown_baseline_is_answered_with_each_name_once():
-    runs = pd.DataFrame({"label": ["a", "b"], "path": ["runs/a", "runs/other"], "loss": ["dpo", "ipo"]})
+    runs = pd.DataFrame(
+        {"label": ["a", "b"], "path": ["runs/a", "runs/other"], "model": ["a", "b"], "loss": ["dpo", "ipo"]}
+    )
     with pytest.raises(DpotoolError) as caught:
         choose_baseline(runs, "runs/log")
     assert str(caught.value).count("other") == 1 and str(caught.value).endswith("Known: a, b, other")
@@ -356,3 +358,29 @@ def test_the_same_pairs_under_another_limit_compare(tmp_path):
     )
     with pytest.raises(DpotoolError, match="scored on other pairs than DPO"):
         compare_runs(open_runs([a, b]))
+
+
+def test_of_the_checkpoints_of_one_run_the_verdict_is_on_the_last():
+    """In any order; the run's own folder is what its training ended with. Elsewhere the first DPO run counts."""
+
+    def choose(*models):
+        names = [model.rpartition("/")[2] for model in models]
+        return choose_baseline(
+            pd.DataFrame(
+                {"label": names, "path": models, "model": models, "loss": ["ipo", "dpo", "dpo"][: len(models)]}
+            ),
+            None,
+        )
+
+    assert choose("r/checkpoint-9", "r/checkpoint-10", "r/checkpoint-2") == 1
+    assert choose("r/checkpoint-10", "r/checkpoint-9") == 0
+    assert choose("r/checkpoint-9", "r/checkpoint-10", "r") == 2
+    assert choose("r/checkpoint-10", "other/checkpoint-9") == 1
+    assert choose("r/checkpoint-9") == choose("r", "other", "other") - 1 == 0
+
+
+def test_a_table_that_lost_its_values_is_said_to_have_no_numbers(tmp_path):
+    frame = make_score_frame(6).assign(chosen_logps=None)
+    run = write_scored_run(tmp_path / "run", frame=frame)
+    with pytest.raises(DpotoolError, match=r"no scored pair among 6 rows; got log-likelihood is not finite \(6\)"):
+        compare_runs(open_runs([run]))

@@ -122,5 +122,5 @@ def test_very_few_pairs_can_be_drawn(n):
 def test_a_table_with_nothing_scored_is_one_line():
     nothing = make_score_frame(1, n_excluded=2).iloc[1:]
 
-    with pytest.raises(DpotoolError, match="DPO: no scored pair to draw"):
+    with pytest.raises(DpotoolError, match="DPO: no scored pair among"):
         plot_distributions([ScoredRun(nothing, "DPO")], model="m", data="d")
