@@ -7,13 +7,14 @@
 
 Each part works in a process of its own with a limit of its own, so that its memory is free afterwards and its failure
 stops nothing. Every result is written at once: `rows.jsonl`, the table `page.md`, tracebacks in `errors.txt`, what was
-printed in `parts.log` and `tests.log`. What there is no time for, or no package, is left out and named.
+printed in `parts.log`, and in `tests.log`. What there is no time for, or no package, is left out and named.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import subprocess
@@ -30,7 +31,8 @@ DOCS = ROOT / "docs" / "performance.md"
 ROWS = HERE / "device.jsonl"
 """What was measured so far; rows of a part in a later run replace those of an earlier one."""
 TESTS = "tests"
-TEST_SECONDS = 130
+TEST_PARTS = {"tests": ("gpu and not distributed", 130), "launched tests": ("gpu and distributed", 300)}
+"""Name -> which tests by their markers, and the most seconds they may take. Launched processes load for minutes."""
 LOADING_SECONDS = 60
 OUTCOMES = ("PASSED", "FAILED", "ERROR", "SKIPPED")
 GRACE_SECONDS = 4
@@ -84,7 +86,9 @@ def list_parts() -> list[str]:
     from device_parts import PARTS
 
     known = {row["part"] for row in read_rows(ROWS) if "left out" not in row} if ROWS.exists() else set()
-    return sorted(["tests", *PARTS], key=lambda part: (part == "study", part in known and part != "rates"))
+    first, launched = TEST_PARTS
+    parts = [first, *PARTS, launched]
+    return sorted(parts, key=lambda part: (part == "study", part in known and part not in ("rates", first)))
 
 
 def environment() -> dict[str, str]:
@@ -114,17 +118,19 @@ def run_limited(command: Sequence[str], seconds: float, log: Path) -> str:
     return "finished" if done.returncode == 0 else f"ended with {done.returncode}"
 
 
-def run_tests(args: argparse.Namespace, seconds: float) -> dict[str, object]:
-    """Runs `pytest -m gpu`; on a CPU, where all of those are skipped, a file of ordinary tests in their place."""
-    log = args.out / "tests.log"
+def run_tests(args: argparse.Namespace, part: str, time_left: float) -> dict[str, object]:
+    """Runs tests with the marker gpu; on a CPU, where all of those are skipped, ordinary tests in their place."""
+    log = args.out / f"{part}.log"
+    markers, most = TEST_PARTS[part]
+    seconds = min(most * args.patience, time_left)
     is_gpu = args.device != "cpu"
-    targets = ["-m", "gpu", TESTS] if is_gpu else ["tests/test_gpu.py", "tests/likelihood/test_shared_rows.py"]
+    targets = ["-m", markers, TESTS] if is_gpu else ["tests/test_gpu.py", "tests/likelihood/test_shared_rows.py"]
     command = [sys.executable, "-m", "pytest", "-v", "-x" if not is_gpu else "--maxfail=20", "-p", "no:cacheprovider"]
     if is_gpu and _has("pytest-xdist"):
         command += ["-n", "8"]
     started = time.time()
     end = run_limited([*command, *targets], seconds, log)
-    return {"part": "tests", "ended": end, "seconds": time.time() - started, **count_outcomes(log.read_text())}
+    return {"part": part, "ended": end, "seconds": time.time() - started, **count_outcomes(log.read_text())}
 
 
 def count_outcomes(log: str) -> dict[str, object]:
@@ -149,13 +155,13 @@ def run_all(args: argparse.Namespace) -> None:
     """Runs the tests, then one part after the other while there is time."""
     args.out.mkdir(parents=True, exist_ok=True)
     deadline = time.time() + 60 * args.minutes
-    waiting = [part for part in list_parts() if part in args.only]
+    waiting = list(args.only)
     while waiting:
-        if waiting[0] == "tests":
-            append(args.out, run_tests(args, min(TEST_SECONDS * args.patience, deadline - time.time())))
+        if waiting[0] in TEST_PARTS:
+            append(args.out, run_tests(args, waiting[0], deadline - time.time()))
             waiting = waiting[1:]
         else:
-            together = waiting[: waiting.index("tests")] if "tests" in waiting else waiting
+            together = list(itertools.takewhile(lambda part: part not in TEST_PARTS, waiting))
             waiting = run_worker(args, together, deadline) + waiting[len(together) :]
         write_page(args.out)
 
@@ -261,7 +267,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cuda", help="cuda, or cpu for a rehearsal with miniatures")
     parser.add_argument("--minutes", type=float, default=8.0, help="all there is; nothing is started that does not fit")
     parser.add_argument("--out", type=Path, default=Path("device-results"), help="folder for what was found")
-    parser.add_argument("--only", nargs="+", help="parts to run, 'tests' among them, instead of all")
+    parser.add_argument("--only", nargs="+", help="parts to run, in this order, instead of all")
     parser.add_argument("--packages", action="store_true", help="list the packages it needs, and leave")
     parser.add_argument(
         "--write", type=Path, metavar="ROWS", help=f"measure nothing; put these rows into {ROWS.name} and {DOCS.name}"

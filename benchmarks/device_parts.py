@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from device_attention import ATTENTIONS, list_row_groups
+from device_attention import ATTENTIONS, list_row_groups, run_dense
 from device_memory import COMMANDS, measure_peak
 from device_models import (
     DATA,
@@ -43,7 +43,7 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.models.precision import choose_float32_products
+from dpotool.models.precision import choose_attention, choose_float32_products
 from dpotool.settings.shared import AUTO
 
 T = TypeVar("T")
@@ -51,6 +51,8 @@ Gradients = Callable[[nn.Module, Sequence[TokenizedPair]], object]
 MAX_NATS_PER_TOKEN = 0.05
 """Mean difference a token allowed between two ways in bfloat16; in float32 sums agree to 1e-5 of their size."""
 PAIRED = "dpotool, a row each"
+PAIRS_A_STEP = {"TL;DR": 4, "HH": 8, "UltraFeedback": 2}
+"""Whose gradients are timed together at 8B: 3,000 to 5,000 padded tokens; four times as many at 0.5B."""
 
 
 @dataclass(slots=True)
@@ -111,6 +113,7 @@ def run_scoring(bench: Bench, shape: str) -> None:
         bench.attempt(f"{shape}: equal numbers in float32", lambda: _check_float32(bench, shape, tokenizer), needs=20)
     model = build_model(shape, bench.device, is_small=bench.is_small, dtype=torch.bfloat16)
     choose_float32_products(bench.device, torch.bfloat16)
+    choose_attention(bench.device)
     rate = measure_matmul_rate(bench.device, torch.bfloat16, bench.scale(8192, 256))
     for data in DATA:
         n_pairs = bench.scale({"0.5B": 512, "8B": 96}[shape], 6) // (3 if data == "UltraFeedback" else 1)
@@ -241,6 +244,7 @@ def run_training(bench: Bench, shape: str) -> None:
     has_adapter = shape == "8B"
     dtype = torch.bfloat16 if has_adapter else torch.float32
     choose_float32_products(bench.device, dtype)
+    choose_attention(bench.device)
     model = build_model(shape, bench.device, is_small=bench.is_small, dtype=dtype)
     if has_adapter:
         model = add_adapter(model)
@@ -263,7 +267,7 @@ def train_both(
         steps = bench.attempt(
             f"{about}, {data}, {setting}: {method}",
             lambda train=train: train_and_restore(train, model, tokenizer, pairs, setting),  # type: ignore[misc]
-            needs=20 if not bench.is_small else 2,
+            needs=12 if not bench.is_small else 2,
         )
         if steps is not None:
             found[method] = steps
@@ -289,6 +293,7 @@ def run_few_bits(bench: Bench) -> None:
     """An 8B base in 4 bits under a LoRA adapter: scoring, steps, and gradient products of the adapter's weights."""
     tokenizer = build_tokenizer(64)
     choose_float32_products(bench.device, torch.bfloat16)
+    choose_attention(bench.device)
     model = build_model("8B", bench.device, is_small=bench.is_small, dtype=torch.bfloat16)
     n_whole = sum(weight.nbytes for weight in model.parameters())
     if bench.attempt("8B in 4 bits", lambda: quantise(model)) is None:
@@ -313,6 +318,7 @@ def run_theory(bench: Bench, shape: str) -> None:
     if shape == "0.5B":
         bench.attempt("0.5B: products equal autograd's in float32", lambda: _check_products(bench, shape), needs=15)
     choose_float32_products(bench.device, torch.bfloat16)
+    choose_attention(bench.device)
     model = build_model(shape, bench.device, is_small=bench.is_small, dtype=torch.bfloat16)
     methods: dict[str, Gradients] = {
         "training step, shared rows": _run_shared_step,
@@ -325,7 +331,7 @@ def run_theory(bench: Bench, shape: str) -> None:
 
 def time_products(bench: Bench, about: str, model: nn.Module, data: str, methods: Mapping[str, Gradients]) -> None:
     """A row for each way of taking gradients of a batch of pairs; times are also given in those of the first way."""
-    n_pairs = bench.scale(4 if data != "UltraFeedback" else 2, 2)
+    n_pairs = bench.scale(PAIRS_A_STEP[data] * (4 if about == "0.5B" else 1), 2)
     pairs = draw_pairs(data, n_pairs, model.config.get_text_config().vocab_size)
     of_step = None
     for name, run in {"training step": run_training_step, **methods}.items():
@@ -343,6 +349,7 @@ def time_products(bench: Bench, about: str, model: nn.Module, data: str, methods
             {
                 "model": about,
                 "data": data,
+                "pairs": n_pairs,
                 "method": name,
                 "pairs/s": n_pairs / found["seconds"],
                 "time / training step": found["seconds"] / of_step,
@@ -401,6 +408,8 @@ def run_memory(bench: Bench) -> None:
 def run_attention(bench: Bench) -> None:
     """Attention of shared rows: dense mask, FlexAttention, variable lengths; beside causal rows of their own."""
     heads = (32, 8, 128) if not bench.is_small else (4, 2, 16)
+    choose_attention(bench.device)
+    bench.attempt("lengths", lambda: _time_new_lengths(bench, heads), needs=5 if not bench.is_small else 1)
     for data, groups in list_row_groups(bench.scale(16384, 512)).items():
         times: dict[str, float] = {}
         bench.attempt(f"{data}: equal numbers", lambda groups=groups: _compare_attention(bench, groups, heads))  # type: ignore[misc]
@@ -412,11 +421,32 @@ def run_attention(bench: Bench) -> None:
                     lambda build=build, groups=groups, backward=backward: time_median(  # type: ignore[misc]
                         build(groups, heads, bench.device, backward=backward), bench.device, rounds=5, warm_up=2
                     ),
-                    needs=15 if not bench.is_small else 1,
+                    needs=(15 if name == "FlexAttention" else 3) if not bench.is_small else 1,
                 )
                 if seconds is not None:
                     times[what] = 1e3 * seconds
         bench.emit({"rows of": data, **{f"{name} (ms)": value for name, value in times.items()}})
+
+
+def _time_new_lengths(bench: Bench, heads: tuple[int, int, int]) -> None:
+    """Attention of shared rows forward and backward, of a length met before and of a new one, with and without cuDNN.
+
+    torch asks cuDNN for a plan for every length of row. Emits milliseconds.
+    """
+    pairs = next(iter(list_row_groups(bench.scale(4096, 512)).values()))
+    groups = [pairs[place:] for place in range(min(4, len(pairs)))]
+    row: Row = {"rows of": "TL;DR, with and without cuDNN"}
+    kept = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        for name, has_cudnn in (("without", False), ("with", True)):
+            torch.backends.cuda.enable_cudnn_sdp(has_cudnn)
+            runs = [run_dense(group, heads, bench.device, backward=True) for group in groups]
+            for again in ("new length", "same length"):
+                times = [1e3 * time_once(run, bench.device) for run in runs]
+                row |= {f"{name}, {again} (ms)": statistics.median(times[1:] or times)}
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(kept)
+    bench.emit(row)
 
 
 def _compare_attention(bench: Bench, pairs: Sequence[TokenizedPair], heads: tuple[int, int, int]) -> None:
@@ -455,7 +485,7 @@ PARTS: dict[str, tuple[Callable[[Bench], None], float, float]] = {
     "4 bits": (run_few_bits, 25, 80),
     "memory": (run_memory, 20, 60),
     "scoring 0.5B": (lambda bench: run_scoring(bench, "0.5B"), 20, 60),
-    "training 0.5B": (lambda bench: run_training(bench, "0.5B"), 20, 50),
+    "training 0.5B": (lambda bench: run_training(bench, "0.5B"), 20, 90),
     "theory 0.5B": (lambda bench: run_theory(bench, "0.5B"), 20, 40),
     "attention": (run_attention, 20, 50),
     "study": (run_study, 30, 90),

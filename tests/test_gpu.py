@@ -239,6 +239,7 @@ LAUNCHERS = {
 """Process groups of one, over NCCL: what can be launched where there is one GPU."""
 
 
+@pytest.mark.distributed
 @pytest.mark.parametrize("launcher", ["DDP", "FSDP2"])
 def test_a_launched_process_trains_and_differentiates_as_a_plain_one(
     launcher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -260,7 +261,7 @@ def test_a_launched_process_trains_and_differentiates_as_a_plain_one(
                 assert outcome.code == 0, outcome.err
                 continue
             start = [*LAUNCHERS[launcher], *sharding, entry, *([] if sharding else ["dpotool"])]
-            done = subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, timeout=90)
+            done = subprocess.run([sys.executable, *start, *words], capture_output=True, text=True, timeout=240)
             assert done.returncode == 0, done.stderr[-3000:]
             if command == "train" and sharding:
                 n_spread, n_all = re.findall(r"spread: (\d+) of (\d+)", done.stderr)[0]

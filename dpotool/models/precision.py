@@ -1,4 +1,4 @@
-"""Lets float32 matrix products use the fastest hardware that does not change their result.
+"""Chooses how torch computes on a device: float32 matrix products by the fastest hardware that does not change them.
 
 On a GPU: a product of 16-bit factors that were widened to float32 (gradient products of a bfloat16 model are such) is
 exact on TF32 units, which keep 11 bits of a factor and add up in float32, and several times faster; so they are used
@@ -8,6 +8,9 @@ On a CPU `torch.set_float32_matmul_precision("medium")` sends float32 products t
 true float32 and several times faster than the default on some of them; on CPUs with AMX the same switch rounds the
 factors to bfloat16. So one small product is compared with float64, and the switch is left alone where it costs
 accuracy. The choice rests on accuracy alone and not on a timing, so that it is the same in every run on a machine.
+
+Attention on a GPU: torch prefers cuDNN on some cards, which plans anew for every length of row it has not met. Lengths
+differ from batch to batch here, so cuDNN is left out; `benchmarks/device.py --only attention` measures the difference.
 """
 
 from __future__ import annotations
@@ -65,6 +68,13 @@ def choose_float32_products(device: torch.device, dtype: torch.dtype) -> str:
         "float32 products on %s: %s", device, "TF32, exact for 16-bit factors" if choice == "high" else "float32"
     )
     return choice
+
+
+def choose_attention(device: torch.device) -> None:
+    """Keeps torch's attention from cuDNN in this process, on a GPU; flash and memory-efficient kernels remain."""
+    if device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled():
+        torch.backends.cuda.enable_cudnn_sdp(False)
+        logger.info("attention on %s: without cuDNN, which plans anew for every length of row", device)
 
 
 def _read_choice() -> str:

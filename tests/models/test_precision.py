@@ -66,3 +66,17 @@ def test_full_float32_lasts_as_long_as_it_is_asked_for(chosen: str) -> None:
         assert torch.backends.cuda.matmul.fp32_precision == "ieee"
     assert torch.backends.cuda.matmul.fp32_precision == before
     assert torch.get_float32_matmul_precision() == chosen
+
+
+def test_attention_on_a_gpu_leaves_cudnn_out_and_on_a_cpu_nothing_changes() -> None:
+    kept = torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        torch.backends.cuda.enable_cudnn_sdp(True)
+        precision.choose_attention(torch.device("cpu"))
+        assert torch.backends.cuda.cudnn_sdp_enabled()
+        precision.choose_attention(GPU)
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(kept)
