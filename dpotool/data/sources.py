@@ -64,6 +64,7 @@ def load_preferences(
         name = choose_split(("train", "test"), split, default_split, f"{data} cut by --test-fraction")
         rows = list(origin.splits[choose_split_to_cut(list(origin.splits), data)]())
         layout, outcomes = _convert_rows(rows, data)
+        _refuse_invalid(rows, outcomes, data, skip_invalid)  # before a cut that they would leave without pairs
         groups = [_group(outcome, row) for outcome, row in zip(outcomes, rows, strict=True)]
         is_test = cut_test(groups, test_fraction, seed, data)
         kept = [index for index, test in enumerate(is_test) if test == (name == "test")][:limit]
@@ -133,12 +134,20 @@ def _collect(
     skip_invalid: bool,
 ) -> PreferenceData:
     pairs = [outcome for outcome in outcomes if not isinstance(outcome, str)]
-    invalid = [(row, outcome) for row, outcome in zip(rows, outcomes, strict=True) if isinstance(outcome, str)]
-    if invalid and not (skip_invalid and pairs):
-        raise _invalid_rows(invalid, len(rows), origin.data)
+    invalid = _refuse_invalid(rows, outcomes, origin.data, skip_invalid)
     fingerprint = _fingerprint(outcomes)
     source = DataSource(origin.data, origin.name, split, layout.format, layout.columns, fingerprint, layout.unread)
     return PreferenceData(pairs, source, len(rows), {row.row_id: reason for row, reason in invalid})
+
+
+def _refuse_invalid(
+    rows: Sequence[SourceRow], outcomes: Sequence[PreferencePair | str], data: str, skip_invalid: bool
+) -> list[tuple[SourceRow, str]]:
+    """Returns the malformed rows, each with its reason, where they may be left out and others are left; else raises."""
+    invalid = [(row, outcome) for row, outcome in zip(rows, outcomes, strict=True) if isinstance(outcome, str)]
+    if invalid and not (skip_invalid and len(invalid) < len(rows)):
+        raise _invalid_rows(invalid, len(rows), data)
+    return invalid
 
 
 def _invalid_rows(invalid: Sequence[tuple[SourceRow, str]], n_rows: int, data: str) -> DpotoolError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pandas as pd
 import pyarrow as pa
 
 TABLE_KEY = b"dpotool_table"  # schema metadata: the kind, a key of TABLES
@@ -31,6 +32,29 @@ def _dot_column(answer: str, mean: str) -> pa.Field:
 def _displacement_column(side: str) -> pa.Field:
     definition = f"{side}_logps - ref_{side}_logps: how far training moved the {side} completion"
     return column(f"{side}_displacement", pa.float64(), "nats", definition, optional=True)
+
+
+def check_rows(frame: pd.DataFrame, schema: pa.Schema) -> None:
+    """Raises ValueError for what no command writes, or where a pair, or a token, has two rows in a table with one each.
+
+    That is a number beyond the range of its column, or a word other than the column's. Infinity is for others to judge.
+    """
+    for field in schema:
+        values = frame[field.name].dropna()
+        if pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
+            (low, high), numbers = find_range(field), values.to_numpy(dtype="float64")
+            odd = numbers[((numbers < low) | (numbers > high)) & (abs(numbers) < math.inf)]
+            if len(odd):
+                limits = f"below {low:.3g} or above {high:.3g}"
+                raise ValueError(f"column {field.name!r} holds {odd[0]:g}, and nothing there is {limits}")
+        if field.name in WORDS and not values.isin(WORDS[field.name]).all():
+            odd = values[~values.isin(WORDS[field.name])].iloc[0]
+            raise ValueError(f"column {field.name!r} holds {odd!r}, not one of {', '.join(WORDS[field.name])}")
+    key = [name for name in ("pair_id", "side", "position") if name in schema.names]
+    if schema.names[0] == "pair_id" and frame.duplicated(key).any():
+        what = "pair" if len(key) == 1 else "token"
+        twice = frame[frame.duplicated(key)].iloc[0]
+        raise ValueError(f"{what} {' '.join(str(twice[name]) for name in key)} has more than one row")
 
 
 def is_optional(field: pa.Field) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,10 @@ from dpotool.runs.schemas import (
     TABLE_KEY,
     THEORY_SCHEMA,
     TOKEN_SCHEMA,
-    WORDS,
-    find_range,
+    check_rows,
     is_optional,
 )
+from dpotool.runs.summaries import read_summary
 from dpotool.wording import count
 
 __all__ = ["SCORE_SCHEMA", "THEORY_SCHEMA", "TOKEN_SCHEMA", "read_raw_metadata", "read_table", "write_table"]
@@ -110,33 +111,10 @@ def read_table(path: str | Path, schema: pa.Schema | None = None) -> pd.DataFram
         extended = _extend(schema, path)
         known = [name for name in extended.names if name in raw.columns]
         frame = _to_arrow(raw[known], extended, {}).to_pandas(types_mapper=_pandas_type)
-        _check_rows(frame, extended)
+        check_rows(frame, extended)
     except ValueError as error:
         raise DpotoolError(str(error), where=str(path), remedy=_REWRITE) from error
     return frame
-
-
-def _check_rows(frame: pd.DataFrame, schema: pa.Schema) -> None:
-    """Raises ValueError for what no command writes, or where a pair, or a token, has two rows in a table with one each.
-
-    That is a number beyond the range of its column, or a word other than the column's. Infinity is for others to judge.
-    """
-    for field in schema:
-        values = frame[field.name].dropna()
-        if pa.types.is_integer(field.type) or pa.types.is_floating(field.type):
-            (low, high), numbers = find_range(field), values.to_numpy(dtype="float64")
-            odd = numbers[((numbers < low) | (numbers > high)) & (abs(numbers) < math.inf)]
-            if len(odd):
-                limits = f"below {low:.3g} or above {high:.3g}"
-                raise ValueError(f"column {field.name!r} holds {odd[0]:g}, and nothing there is {limits}")
-        if field.name in WORDS and not values.isin(WORDS[field.name]).all():
-            odd = values[~values.isin(WORDS[field.name])].iloc[0]
-            raise ValueError(f"column {field.name!r} holds {odd!r}, not one of {', '.join(WORDS[field.name])}")
-    key = [name for name in ("pair_id", "side", "position") if name in schema.names]
-    if schema.names[0] == "pair_id" and frame.duplicated(key).any():
-        what = "pair" if len(key) == 1 else "token"
-        twice = frame[frame.duplicated(key)].iloc[0]
-        raise ValueError(f"{what} {' '.join(str(twice[name]) for name in key)} has more than one row")
 
 
 def _check_whole(raw: pd.DataFrame, path: Path) -> None:
@@ -144,9 +122,27 @@ def _check_whole(raw: pd.DataFrame, path: Path) -> None:
     twice = raw.columns[raw.columns.duplicated()]
     if len(twice):
         raise ValueError(f"column {twice[0]!r} is there twice")
-    n_rows = _read_sidecar(_sidecar(path)).n_rows if path.suffix != ".parquet" and _sidecar(path).is_file() else None
+    if path.suffix == ".parquet":
+        return
+    n_rows = _read_sidecar(_sidecar(path)).n_rows if _sidecar(path).is_file() else None
     if n_rows not in (None, len(raw)):
         raise ValueError(f"it has {count(len(raw), 'row')}, and {n_rows} were written")
+    n_pairs = _count_pairs(path, is_score="status" in raw.columns) if n_rows is None else 0
+    if len(raw) < n_pairs:
+        raise ValueError(f"it has {count(len(raw), 'row')}, and its summary counts {n_pairs}")
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        if file.read() != b"\n":
+            raise ValueError("it breaks off in its last line")
+
+
+def _count_pairs(path: Path, *, is_score: bool) -> int:
+    """Returns how many rows the summary beside a table is of, at least; 0 where none can be read."""
+    try:
+        summary = read_summary(path, "score" if is_score else "") or {}
+    except DpotoolError:
+        return 0
+    return int(summary.get("n", 0)) + (sum(summary["n_excluded"].values()) if is_score and summary else 0)
 
 
 class _Sidecar(msgspec.Struct):

@@ -250,3 +250,9 @@ def test_reading_a_file_imports_nothing_heavy(tmp_path: Path) -> None:
         "sys.exit(bool({'torch', 'transformers', 'datasets', 'pandas', 'pyarrow'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code, data], check=False).returncode == 0
+
+
+def test_malformed_rows_are_told_before_a_cut_that_they_leave_empty(tmp_path: Path) -> None:
+    data = write_jsonl(tmp_path / "pairs.jsonl", [{"prompt": "Q", "chosen": 5, "rejected": "no"}])
+    with pytest.raises(DpotoolError, match=r"pairs.jsonl:1: 'chosen' is a number"):
+        load_preferences(data, test_fraction=0.5)

@@ -14,6 +14,7 @@ from synthetic_frames import make_score_frame, make_theory_frame
 
 from dpotool.errors import DpotoolError
 from dpotool.runs.schemas import SCHEMAS, TABLE_KEY
+from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import SCORE_SCHEMA, THEORY_SCHEMA, TOKEN_SCHEMA, read_raw_metadata, read_table, write_table
 from dpotool.theory.advice import DOT_COLUMNS
 
@@ -240,6 +241,23 @@ def test_a_text_table_that_was_cut_at_a_row_is_told(tmp_path, format_):
     path = write_table(make_score_frame(3), tmp_path / f"t.{format_}", SCORE_SCHEMA)
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
     with pytest.raises(DpotoolError, match=r"it has 2 rows, and 3 were written"):
+        read_table(path)
+
+
+@pytest.mark.parametrize("format_", ["csv", "jsonl"])
+def test_a_text_table_of_an_earlier_release_that_was_cut_is_told(tmp_path, format_):
+    """Without a recorded number of rows: by the pairs that its summary counts, and by the end of its last line."""
+    path = write_table(make_score_frame(3), tmp_path / f"t.{format_}", SCORE_SCHEMA)
+    about = path.with_name(f"{path.name}.schema.json")
+    about.write_text(json.dumps({**json.loads(about.read_text()), "n_rows": None}))
+    write_summary(path, {"n": 2, "n_excluded": {"too long": 1}})
+    whole = path.read_text()
+    assert len(read_table(path)) == 3
+    path.write_text(whole[:-2])
+    with pytest.raises(DpotoolError, match="it breaks off in its last line" if format_ == "csv" else "t.jsonl"):
+        read_table(path)
+    path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    with pytest.raises(DpotoolError, match=r"it has 2 rows, and its summary counts 3"):
         read_table(path)
 
 
