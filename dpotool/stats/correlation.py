@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import bootstrap, spearmanr
 
 from dpotool.stats.intervals import Interval
 
 Values = NDArray[np.float64]
 Prompts = NDArray[np.str_]
+Counts = NDArray[np.float64]
+"""How often each resample holds each row, (resamples, rows)."""
 N_RESAMPLES = 2_000
 _CELLS_PER_BLOCK = 131_072  # resamples x pairs whose ranks are in memory at a time
 FEWEST_PAIRS = 3
@@ -23,52 +25,60 @@ def correlate_ranks(scores: Values, measured: Values, clusters: Prompts | None, 
 
     None where it has no meaning: fewer than 3 pairs or prompts, or all of one value.
     """
-    return over_pairs(rank_correlation, scores, measured, clusters, seed)
+    return over_pairs(rank_correlations, scores, measured, clusters, seed)
 
 
 def over_pairs(
-    statistic: Callable[[Values, Values], float],
+    statistic: Callable[[Values, Values, Counts], Values],
     predicted: Values,
     measured: Values,
     clusters: Prompts | None,
     seed: int,
 ) -> dict[str, float] | None:
-    """Returns the statistic with its bootstrap interval; None for fewer than 3 pairs or a constant column."""
+    """Returns the statistic with its percentile bootstrap interval over pairs, pairs of one prompt drawn together.
+
+    None for fewer than 3 pairs or prompts, or a constant column. BCa would need a resample without each pair in turn,
+    and these statistics are bounded or robust.
+
+    Args:
+        statistic: its value in every resample, (resamples,), from both columns and how often each holds each row.
+    """
     if len(measured) < FEWEST_PAIRS or np.ptp(predicted) == 0 or np.ptp(measured) == 0:
         return None
     labels = np.arange(len(measured)) if clusters is None else clusters
-    members = [np.flatnonzero(labels == label) for label in np.unique(labels)]
-
-    def resample(drawn: NDArray[np.int_]) -> float:
-        places = np.concatenate([members[number] for number in drawn])
-        return statistic(predicted[places], measured[places])
-
-    if len(members) < FEWEST_PAIRS:
+    if len(np.unique(labels)) < FEWEST_PAIRS:
         return None
-    found = bootstrap(
-        (np.arange(len(members)),),
-        resample,
-        vectorized=False,
-        n_resamples=N_RESAMPLES,
-        method="percentile",  # BCa would need a resample without each pair in turn, and these are bounded or robust
-        rng=np.random.default_rng(seed),
-    )
-    low, high = (float(end) for end in found.confidence_interval)
-    return Interval(float(statistic(predicted, measured)), low, high).to_dict()
+    resamples = [statistic(predicted, measured, counts) for counts in _draw_counts(labels, seed)]
+    low, high = np.quantile(np.concatenate(resamples), [0.025, 0.975])
+    [value] = statistic(predicted, measured, np.ones((1, len(measured))))
+    return Interval(float(value), float(low), float(high)).to_dict()
 
 
-def correlate(predicted: Values, measured: Values) -> float:
-    """Returns Pearson's correlation; 0 where one of the two does not vary."""
-    centred = predicted - predicted.mean(), measured - measured.mean()
-    norms = np.linalg.norm(centred[0]) * np.linalg.norm(centred[1])
-    return float(centred[0] @ centred[1] / norms) if norms > 0 else 0.0
+def correlations(predicted: Values, measured: Values, counts: Counts) -> Values:
+    """Returns Pearson's correlation in every resample; 0 where one of the two does not vary."""
+    return _multiply(*(_normalize(centre_counted(column, counts), counts) for column in (predicted, measured)))
 
 
-def rank_correlation(predicted: Values, measured: Values) -> float:
-    """Returns Spearman's correlation; 0 where one of the two does not vary."""
-    if np.ptp(predicted) == 0 or np.ptp(measured) == 0:
-        return 0.0
-    return float(spearmanr(predicted, measured).statistic)
+def rank_correlations(predicted: Values, measured: Values, counts: Counts) -> Values:
+    """Returns Spearman's correlation in every resample; 0 where one of the two does not vary."""
+    return _multiply(*(_normalize(_rank_counted(_sort(column), counts), counts) for column in (predicted, measured)))
+
+
+def centre_counted(column: Values, counts: Counts) -> Values:
+    """Returns each row's value less the mean of every resample, (resamples, rows); what is rounding alone is 0."""
+    centred = column - (counts @ column / counts.sum(axis=1))[:, None]
+    return np.where(np.abs(centred) > 1e-14 * np.abs(column).max(), centred, 0.0)
+
+
+def _draw_counts(labels: NDArray[Any], seed: int) -> Iterator[Counts]:
+    """Yields `N_RESAMPLES` resamples of the labels, some at a time; rows of one label are drawn together."""
+    prompts, prompt_of = np.unique(labels, return_inverse=True)
+    draw = np.random.default_rng(seed)
+    size = max(1, _CELLS_PER_BLOCK // len(labels))
+    for start in range(0, N_RESAMPLES, size):
+        drawn = [draw.integers(len(prompts), size=len(prompts)) for _ in range(min(size, N_RESAMPLES - start))]
+        counts = np.stack([np.bincount(each, minlength=len(prompts)) for each in drawn])
+        yield counts[:, prompt_of].astype(np.float64)
 
 
 def correlate_many(
@@ -83,17 +93,10 @@ def correlate_many(
     """
     columns = [*scores.values(), given, measured]
     labels = np.arange(len(measured)) if clusters is None else clusters
-    prompts, prompt_of = np.unique(labels, return_inverse=True)
-    if len(prompts) < FEWEST_PAIRS or np.ptp(measured) == 0:
+    if len(np.unique(labels)) < FEWEST_PAIRS or np.ptp(measured) == 0:
         return {name: {"rank_correlation": None, "given": None} for name in scores}
     places = [_sort(column) for column in columns]
-    draw = np.random.default_rng(seed)
-    size = max(1, _CELLS_PER_BLOCK // len(measured))
-    resamples = []
-    for start in range(0, N_RESAMPLES, size):
-        drawn = [draw.integers(len(prompts), size=len(prompts)) for _ in range(min(size, N_RESAMPLES - start))]
-        counts = np.stack([np.bincount(each, minlength=len(prompts)) for each in drawn])
-        resamples.append(_correlate_counted(places, counts[:, prompt_of].astype(np.float64)))
+    resamples = [_correlate_counted(places, counts) for counts in _draw_counts(labels, seed)]
     ends = np.quantile(np.concatenate(resamples), [0.025, 0.975], axis=0)  # (2, columns, 2)
     values = _correlate_counted(places, np.ones((1, len(measured))))[0]
     found: dict[str, dict[str, dict[str, float] | None]] = {}
@@ -124,7 +127,7 @@ def _sort(column: Values) -> _Sorted:
     return _Sorted(np.argsort(column, kind="stable"), group_of, np.cumsum(sizes) - 1)
 
 
-def _rank_counted(column: _Sorted, counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def _rank_counted(column: _Sorted, counts: Counts) -> NDArray[np.float64]:
     """Returns each row's rank in every resample less the mean of all ranks, ties sharing theirs: (resamples, rows).
 
     Sorting is done once: in a resample that holds a row so often, the rows up to and within a group are counted.
@@ -135,7 +138,7 @@ def _rank_counted(column: _Sorted, counts: NDArray[np.float64]) -> NDArray[np.fl
     return np.asarray((ranks - (up_to[:, -1:] + 1) / 2)[:, column.group_of])
 
 
-def _correlate_counted(columns: Sequence[_Sorted], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def _correlate_counted(columns: Sequence[_Sorted], counts: Counts) -> NDArray[np.float64]:
     """Returns each score's rank correlation with the last column, and the same given the last but one.
 
     Args:
@@ -156,7 +159,7 @@ def _correlate_counted(columns: Sequence[_Sorted], counts: NDArray[np.float64]) 
     return np.stack(found, axis=1)
 
 
-def _normalize(ranks: NDArray[np.float64], counts: NDArray[np.float64]) -> NDArray[np.float64]:
+def _normalize(ranks: NDArray[np.float64], counts: Counts) -> NDArray[np.float64]:
     """Scales ranks so that the counted products of two columns add up to their correlation; of one value, to 0."""
     weighted = ranks * np.sqrt(counts)
     norms = np.linalg.norm(weighted, axis=1, keepdims=True)

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dpotool.stats.bootstrap import bootstrap_means, bootstrap_ratios, bootstrap_shares, read_clusters
-from dpotool.stats.correlation import correlate, correlate_ranks, over_pairs
+from dpotool.stats.correlation import Counts, centre_counted, correlate_ranks, correlations, over_pairs
 
 Values = NDArray[np.float64]
 Prompts = NDArray[np.str_]
@@ -46,14 +46,16 @@ def _describe(measured: Values, predicted: Values, clusters: Prompts | None, see
     return {
         **{name: interval.to_dict("mean") for name, interval in means.items()},
         "explained": ratio and ratio.to_dict(),
-        "correlation": over_pairs(correlate, predicted, measured, clusters, seed),
+        "correlation": over_pairs(correlations, predicted, measured, clusters, seed),
         "rank_correlation": correlate_ranks(predicted, measured, clusters, seed),
-        "slope": over_pairs(_fit_slope, predicted, measured, clusters, seed),
+        "slope": over_pairs(_fit_slopes, predicted, measured, clusters, seed),
         "same_sign": same.to_dict(),
     }
 
 
-def _fit_slope(predicted: Values, measured: Values) -> float:
-    centred = predicted - predicted.mean()
-    spread = float(centred @ centred)
-    return float(centred @ measured / spread) if spread > 0 else 0.0
+def _fit_slopes(predicted: Values, measured: Values, counts: Counts) -> Values:
+    """Returns the slope of measured on predicted in every resample; 0 where the prediction does not vary."""
+    centred = centre_counted(predicted, counts)
+    spread = np.sum(counts * centred**2, axis=1)
+    products = np.sum(counts * centred * measured, axis=1)
+    return np.divide(products, spread, out=np.zeros_like(spread), where=spread > 0)

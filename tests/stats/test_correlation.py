@@ -1,12 +1,16 @@
-"""Rank correlations of many measures at once: against scipy, and a partial one worked by hand."""
+"""Correlations in all resamples at once: against scipy, resample by resample, and a partial one worked by hand."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
-from scipy.stats import spearmanr
+from scipy.stats import bootstrap, linregress, pearsonr, spearmanr
 
-from dpotool.stats.correlation import correlate_many, correlate_ranks
+from dpotool.stats.correlation import correlate_many, correlate_ranks, correlations, over_pairs, rank_correlations
+from dpotool.theory.prediction_summary import _fit_slopes
 
 
 def test_values_are_those_of_scipy_and_the_partial_ones_follow_the_formula() -> None:
@@ -57,6 +61,38 @@ def test_resamples_that_are_counted_are_those_that_are_written_out(monkeypatch: 
         np.testing.assert_allclose(
             [got["ci_low"], got["ci_high"]], np.quantile(np.array(slow)[:, place], [0.025, 0.975]), atol=1e-12
         )
+
+
+@pytest.mark.parametrize(
+    ("counted", "by_scipy"),
+    [
+        (correlations, lambda x, y: pearsonr(x, y).statistic),
+        (rank_correlations, lambda x, y: spearmanr(x, y).statistic),
+        (_fit_slopes, lambda x, y: linregress(x, y).slope),
+    ],
+)
+@pytest.mark.parametrize("n_prompts", [4, 30, 40])
+def test_statistics_over_pairs_are_those_of_scipys_bootstrap(
+    monkeypatch: pytest.MonkeyPatch, counted: Any, by_scipy: Callable[..., float], n_prompts: int
+) -> None:
+    """Ties, prompts of several pairs, blocks of a few resamples; where a resample has one value, the statistic is 0."""
+    monkeypatch.setattr("dpotool.stats.correlation.N_RESAMPLES", 60)
+    monkeypatch.setattr("dpotool.stats.correlation._CELLS_PER_BLOCK", 7 * 40)
+    draw = np.random.default_rng(3)
+    predicted = np.repeat(0.1, 4) if n_prompts == 4 else np.round(draw.normal(size=40), 1)
+    predicted[0] = 2.3
+    measured = 0.7 * predicted + draw.normal(size=len(predicted))
+    clusters = np.array([str(n % n_prompts) for n in range(len(predicted))])
+    members = [np.flatnonzero(clusters == prompt) for prompt in np.unique(clusters)]
+
+    def resample(drawn: np.ndarray) -> float:
+        rows = np.concatenate([members[number] for number in drawn])
+        return by_scipy(predicted[rows], measured[rows]) if np.ptp(predicted[rows]) and np.ptp(measured[rows]) else 0.0
+
+    options: Any = {"n_resamples": 60, "method": "percentile", "rng": np.random.default_rng(5), "vectorized": False}
+    slow = bootstrap((np.arange(len(members)),), resample, **options).confidence_interval
+    expected = {"value": by_scipy(predicted, measured), "ci_low": slow.low, "ci_high": slow.high}
+    assert over_pairs(counted, predicted, measured, clusters, 5) == pytest.approx(expected, abs=1e-12)
 
 
 def test_what_only_leans_on_length_has_nothing_left() -> None:
