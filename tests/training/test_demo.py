@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -81,17 +80,21 @@ def test_whoever_asks_gets_the_same_bits_and_nothing_else_is_left(
     assert {path.name for path in own_cache.iterdir()} <= {made.name, "reference"}
 
 
-@pytest.mark.slow
-def test_it_is_a_checkpoint_like_any_other_and_no_run(demo_model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The built-in model, made and sealed as it is but for its training."""
+    monkeypatch.setattr(demo, "_train_apart", lambda place, progress: demo._save_untrained(place / "trained"))
+    return demo.ensure_demo_model()
+
+
+def test_it_is_a_checkpoint_like_any_other_and_no_run(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    subject = describe_subject(str(demo_model), ScoreConfig(data="builtin:demo"))
-    assert subject.reference is None and subject.folder.path == Path("runs") / demo_model.name
+    subject = describe_subject(str(folder), ScoreConfig(data="builtin:demo"))
+    assert subject.reference is None and subject.folder.path == Path("runs") / folder.name
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "made.json"])
-def test_one_that_was_changed_is_not_taken_for_it(demo_model: Path, own_cache: Path, name: str) -> None:
-    folder = shutil.copytree(demo_model, own_cache / demo_model.name)
+def test_one_that_was_changed_is_not_taken_for_it(folder: Path, name: str) -> None:
     assert demo.find_demo_model() == folder
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2] ^= 1
