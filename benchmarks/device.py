@@ -30,7 +30,7 @@ ROOT = HERE.parent
 DOCS = ROOT / "docs" / "performance.md"
 ROWS = HERE / "device.jsonl"
 """What was measured so far; rows of a part in a later run replace those of an earlier one."""
-TESTS = "tests"
+TESTS = "tests/test_gpu.py"
 TEST_PARTS = {"tests": ("gpu and not distributed", 130), "launched tests": ("gpu and distributed", 300)}
 """Name -> which tests by their markers, and the most seconds they may take. Launched processes load for minutes."""
 LOADING_SECONDS = 60
@@ -56,6 +56,7 @@ PACKAGES = {
     "pytest": "the tests",
     "pytest-xdist": "the tests, several at a time",
     "hypothesis": "the tests",
+    "beartype": "the tests",
     "peft": "training at 8B, a test with LoRA",
     "bitsandbytes": "tests of 4-bit bases",
     "trl": "the rival",
@@ -124,7 +125,7 @@ def run_tests(args: argparse.Namespace, part: str, time_left: float) -> dict[str
     markers, most = TEST_PARTS[part]
     seconds = min(most * args.patience, time_left)
     is_gpu = args.device != "cpu"
-    targets = ["-m", markers, TESTS] if is_gpu else ["tests/test_gpu.py", "tests/likelihood/test_shared_rows.py"]
+    targets = ["-m", markers, TESTS] if is_gpu else [TESTS, "tests/likelihood/test_shared_rows.py"]
     command = [sys.executable, "-m", "pytest", "-v", "-x" if not is_gpu else "--maxfail=20", "-p", "no:cacheprovider"]
     if is_gpu and _has("pytest-xdist"):
         command += ["-n", "8"]

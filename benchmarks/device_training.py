@@ -189,7 +189,8 @@ def train_and_restore(
         if "ref" in getattr(model, "peft_config", {}):
             model.delete_adapter("ref")  # TRL's copy of the adapter it was given
         for module in modules:
-            module.__dict__.pop("forward", None)
+            for name in ("forward", "_original_forward", "_is_accelerate_prepared"):
+                module.__dict__.pop(name, None)  # or the next trainer would take it for prepared: no mixed precision
             disable = getattr(module, "gradient_checkpointing_disable", None)
             if disable is not None:
                 disable()

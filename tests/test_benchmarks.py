@@ -296,6 +296,24 @@ def test_the_gpu_benchmark_trains_both_alike(bench: dict[str, ModuleType]) -> No
         assert torch.equal(parameter, before[name]), name
 
 
+def test_trainers_that_follow_each_other_on_one_model_all_train_in_mixed_precision(
+    bench: dict[str, ModuleType],
+) -> None:
+    """accelerate marks a model that it has prepared, and prepares no marked one: the second would be in float32."""
+    training, models = bench["device_training"], bench["device_models"]
+    model = models.build_model("0.5B", torch.device("cpu"), is_small=True, dtype=torch.float32)
+    pairs = models.draw_pairs("HH", 2, model.config.vocab_size)
+    tokenizer = bench["workloads"].build_tokenizer(64)
+    bench["device_parts"].hash_no_weights()
+    types: list[torch.dtype] = []
+    layer = next(module for name, module in model.named_modules() if name.endswith("up_proj"))
+    layer.register_forward_hook(lambda _module, _inputs, output: types.append(output.dtype))
+    setting = training.StepSetting(2, 1, is_mixed=True, recomputes=False)
+    for train in (training.train_dpotool, training.train_trl, training.train_dpotool):
+        training.train_and_restore(train, model, tokenizer, pairs, setting)
+        assert types[-1] == torch.bfloat16, train.__name__
+
+
 def test_the_gpu_benchmark_begins_with_what_was_not_measured(
     bench: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
