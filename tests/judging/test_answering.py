@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +20,6 @@ from dpotool.judging.generation import generate_batches
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.models.loading import load_model
 from dpotool.runs.locks import LOCK_NAME, InUseError
-from dpotool.runs.summaries import summary_path
 from dpotool.settings.answers import GenerateConfig
 
 
@@ -230,22 +226,3 @@ def test_answers_made_elsewhere_are_summarised(tmp_path: Path):
     assert (base.label, long.label, long.summary["baseline"]) == ("base", "long", "base")
     assert long.summary["identical"]["mean"] == 0.5 and long.summary["longer"]["difference"]["mean"] == 7
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base.jsonl", "long.jsonl"]
-
-
-@pytest.mark.distributed
-def test_two_processes_answer_as_one(models: list[str], pairs: str, tmp_path: Path):
-    """Each prompt once, in the order of the prompts, and the same words; sampled, so that streams are compared too."""
-    settings = ["--data", pairs, "--max-new-tokens", "10", "--temperature", "1", "--batch-tokens", "60"]
-    settings += ["--device", "cpu", "--dtype", "float64"]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
-    command += ["--main_process_port", "0", "-m", "dpotool", "generate", models[0], *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DPOTOOL_CACHE": str(tmp_path / "cache")}
-    result = subprocess.run(
-        [*command, "--output", str(tmp_path / "two")], env=environment, capture_output=True, text=True, timeout=300
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    one = run(models[0], pairs, temperature=1.0, batch_tokens=60, device="cpu", dtype="float64")
-    assert read_answers(tmp_path / "two" / "answers" / one.path.name) == one.answers
-    summaries = [json.loads(summary_path(path).read_text(encoding="utf-8")) for path in (
-        one.path, tmp_path / "two" / "answers" / one.path.name)]  # fmt: skip
-    assert summaries[0]["logps_per_token"]["mean"] == pytest.approx(summaries[1]["logps_per_token"]["mean"], abs=1e-12)

@@ -8,11 +8,9 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from conftest import make_pairs
 from model_families import build_family
-from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.root_forward import is_routed, route_forward, score_tokens
@@ -107,47 +105,3 @@ def test_accelerate_reads_the_examples(path: Path) -> None:
     config = load_config_from_file(str(path))
     assert config.num_processes > 1
     assert path.name in path.read_text(encoding="utf-8"), "its first lines say how it is used"
-
-
-def launch_example(example: str, folder: Path, *words: str, says: str = "") -> pd.DataFrame:
-    """Runs a command in two processes as the example's first lines say; returns the table that it wrote."""
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [str(next(path for path in CONFIGS if path.stem == example)), "--num_processes", "2"]
-    command += ["--main_process_port", "0", "-m", "dpotool", *words, "--device", "cpu", "--output", str(folder / "out")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DPOTOOL_CACHE": str(folder / "cache")}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert says in result.stderr
-    return pd.read_parquet(next((folder / "out").glob("*/*.parquet")))
-
-
-@pytest.mark.distributed
-@pytest.mark.slow
-def test_two_processes_of_the_example_for_ddp_score_each_pair_once(tmp_path: Path) -> None:
-    model, data = save_tiny_model(tmp_path / "tiny"), write_pairs(tmp_path / "pairs.jsonl", 10)
-    frame = launch_example("ddp", tmp_path, "score", str(model), "--data", str(data), says="processes: 2")
-    assert frame["pair_id"].tolist() == list(range(10)) and frame["chosen_logps"].notna().all()
-
-
-@pytest.mark.distributed
-@pytest.mark.slow
-def test_theory_gap_of_sharded_weights_is_that_of_one_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The example for FSDP2, on two CPUs, in float32; the reference is another model, sharded too."""
-    from dpotool.gradients.run import run_theory
-    from dpotool.settings.scoring import TheoryConfig
-
-    model, reference = str(save_tiny_model(tmp_path / "tiny")), str(save_tiny_model(tmp_path / "other", seed=5))
-    data = str(write_pairs(tmp_path / "pairs.jsonl", 9))
-    words = ["--model", model, "--reference", reference, "--data", data, "--batch-tokens", "60"]
-    got = launch_example("fsdp2", tmp_path, "theory-gap", *words, says="the weights are spread over 2 processes")
-    monkeypatch.setenv("DPOTOOL_CACHE", str(tmp_path / "another"))
-    expected = run_theory(
-        TheoryConfig(
-            model=model, reference=reference, data=data, batch_tokens=60, device="cpu", output=str(tmp_path / "one")
-        )
-    ).frame
-    scale = np.sqrt(expected["chosen_grad_sq_norm"] * expected["rejected_grad_sq_norm"])
-    for name in ("grad_inner_product", "chosen_grad_sq_norm", "rejected_grad_sq_norm"):
-        assert (np.abs(got[name] - expected[name]) / scale).max() < 1e-6, name
-    for name in ("chosen_dot_mean_chosen", "rejected_dot_mean_rejected", "chosen_logratios"):
-        assert got[name].tolist() == pytest.approx(expected[name].tolist(), rel=1e-5, abs=1e-6 * scale.max()), name

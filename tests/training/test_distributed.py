@@ -1,7 +1,7 @@
-"""Two gloo processes under torchrun give the numbers of one process with twice the batch.
+"""Two gloo processes give the numbers of one process with twice the batch, launched by the examples for accelerate.
 
-Two processes take 20 seconds to start, so all commands but FSDP2's are run by the same two: this file is also the
-script that each of them runs.
+Two processes take 20 seconds to start, so all commands are run by the same two, and those on spread weights by two
+more: this file is also the script that each of them runs.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -21,9 +22,12 @@ from tiny_models import save_tiny_model
 from training_helpers import read_weights, training_rows
 
 from dpotool.cli.app import main
+from dpotool.judging.answers import read_answers
 from dpotool.runs.folder import RunFolder
+from dpotool.runs.summaries import summary_path
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
+EXAMPLES = Path(__file__).parents[2] / "examples" / "accelerate"
 ROOT = "FOLDER"
 """In a command, where the folders of all of them lie."""
 
@@ -41,11 +45,15 @@ def run_commands(commands: dict[str, list[str]], root: Path) -> None:
         assert not left.value.code, name
 
 
-def launch(*command: str) -> str:
-    """Runs `python -m COMMAND...`, which is to start two processes; returns what they said on stderr."""
+def launch(example: str, script: str, commands: dict[str, list[str]], root: Path) -> str:
+    """Starts two processes as the example's first lines say, which run the commands; returns what stderr said."""
+    (root.parent / f"{root.name}.json").write_text(json.dumps(commands))
+    words = [sys.executable, "-m", "accelerate.commands.launch"]
+    words += ["--config_file", str(EXAMPLES / f"{example}.yaml"), "--num_processes", "2"]
+    words += ["--main_process_port", "0", script, str(root.parent / f"{root.name}.json"), str(root)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     result = subprocess.run(
-        [sys.executable, "-m", *command], env=environment, capture_output=True, text=True, timeout=300
+        [sys.executable, "-m", *words], env=environment, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stderr
@@ -64,13 +72,20 @@ def list_commands(settings: dict[str, Any], reference: Path, n_processes: int) -
         "dpo": [*training, "--loss", "dpo"],
         "sft": [*training, "--loss", "sft"],
         "monitored": [*training, "--monitor-theory"],
-        "products": ["theory-gap", "--model", model, *pairs, "--batch-tokens", "60"],
+        "products": [
+            *("theory-gap", "--model", model, "--reference", str(reference)),
+            *(*pairs, "--limit", "15", "--batch-tokens", "60"),
+        ],
         "scored": ["score", model, *pairs, "--beta", "0.1"],
         "diagnosed": [
             *("diagnose", model, *pairs, "--dtype", "float64"),
             *("--reference", str(reference), "--batch-tokens", "60"),
         ],
         "predicted": ["predict", f"{ROOT}/dpo"],
+        "answered": [
+            *("generate", model, *pairs, "--limit", "12", "--dtype", "float64"),
+            *("--max-new-tokens", "10", "--temperature", "1", "--batch-tokens", "60"),
+        ],
         "swept": ["sweep", *flags(settings, batch_size=8 // n_processes, max_steps=2), "--lambdas", "0.5,1"],
     }
 
@@ -81,9 +96,8 @@ def folders(base_settings: dict[str, Any], tmp_path_factory: pytest.TempPathFact
     root = tmp_path_factory.mktemp("processes")
     reference = save_tiny_model(root / "reference", seed=5)
     run_commands(list_commands(base_settings, reference, 1), root / "one")
-    (root / "commands.json").write_text(json.dumps(list_commands(base_settings, reference, 2)))
-    torchrun = ("torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2")
-    launch(*torchrun, __file__, str(root / "commands.json"), str(root / "two"))
+    said = launch("ddp", __file__, list_commands(base_settings, reference, 2), root / "two")
+    assert "processes: 2" in said
     return root / "one", root / "two"
 
 
@@ -104,17 +118,23 @@ def test_two_processes_equal_one(folders: tuple[Path, Path], loss: str) -> None:
     expect_equal(two / loss, one / loss)
 
 
-def test_weights_spread_over_two_processes_are_trained_as_whole_ones(
+def test_spread_weights_give_the_numbers_of_whole_ones(
     folders: tuple[Path, Path], base_settings: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The example for FSDP2, with evaluation and saving; the unevenly many test pairs go round both processes."""
-    example = Path(__file__).parents[2] / "examples" / "accelerate" / "fsdp2.yaml"
-    accelerate = ["accelerate.commands.launch", "--config_file", str(example), "--num_processes", "2"]
-    accelerate += ["--main_process_port", "0", str(Path(__file__).with_name("fsdp2_worker.py"))]
-    said = launch(*accelerate, "train", *flags(base_settings, batch_size=4), "--output", str(tmp_path / "two"))
+    """Training with evaluation and saving, and products; the unevenly many pairs go round both processes."""
+    one = folders[0]
+    commands = list_commands(base_settings, one.parent / "reference", 2)
+    chosen = {name: commands[name] for name in ("dpo", "products")}
+    said = launch("fsdp2", str(Path(__file__).with_name("fsdp2_worker.py")), chosen, tmp_path / "spread")
     n_spread, n_all = re.findall(r"spread: (\d+) of (\d+)", said)[0]
-    assert n_spread == n_all != "0"
-    expect_equal(tmp_path / "two", folders[0] / "dpo")
+    assert n_spread == n_all != "0" and "the weights are spread over 2 processes" in said
+    expect_equal(tmp_path / "spread" / "dpo", one / "dpo")
+    expected, got = read_tables((one, tmp_path / "spread"), "products/theory/*.parquet")
+    scale = np.sqrt(expected["chosen_grad_sq_norm"] * expected["rejected_grad_sq_norm"])
+    for name in ("grad_inner_product", "chosen_grad_sq_norm", "rejected_grad_sq_norm"):
+        assert (np.abs(got[name] - expected[name]) / scale).max() < 1e-6, name
+    for name in ("chosen_dot_mean_chosen", "rejected_dot_mean_rejected", "chosen_logratios"):
+        assert got[name].tolist() == pytest.approx(expected[name].tolist(), rel=1e-5, abs=1e-6 * scale.max()), name
 
 
 def test_the_monitor_sees_the_pairs_of_all_processes(folders: tuple[Path, Path]) -> None:
@@ -140,6 +160,15 @@ def test_scores_hold_each_pair_once(folders: tuple[Path, Path]) -> None:
     one, two = read_tables(folders, "scored/scores/*.parquet")
     assert one["pair_id"].tolist() == two["pair_id"].tolist() == list(range(32))
     assert one["chosen_logps"].tolist() == pytest.approx(two["chosen_logps"].tolist(), rel=1e-5)
+
+
+def test_each_prompt_is_answered_once(folders: tuple[Path, Path]) -> None:
+    """In the order of the prompts, with the same words; sampled, so that streams are compared too."""
+    paths = [next(folder.glob("answered/answers/*[!s].jsonl")) for folder in folders]
+    one, two = map(read_answers, paths)
+    assert len(one) == 12 and two == one
+    means = [json.loads(summary_path(path).read_text())["logps_per_token"]["mean"] for path in paths]
+    assert means[0] == pytest.approx(means[1], abs=1e-12)
 
 
 def test_a_prediction_and_a_sweep_are_those_of_one_process(folders: tuple[Path, Path]) -> None:
