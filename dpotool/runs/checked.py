@@ -101,6 +101,10 @@ def check_value(value: Any, schema: type[T], *, where: str, remedy: str) -> T:
     """Returns plain values as a type; raises DpotoolError that names file, key, what is expected and what is there."""
     try:
         return msgspec.convert(value, schema)
+    except UnicodeEncodeError as error:  # half of a character, which JSON can write and no text can hold
+        raise DpotoolError(
+            "holds text that is no Unicode", where=where, got=ascii(error.object)[:50], remedy=remedy
+        ) from error
     except (msgspec.ValidationError, RecursionError) as error:
         text, _, path = str(error).partition(" - at ")
         text = re.sub(r"^Object missing required field `(.*)`$", r"lacks \1", text)

@@ -58,6 +58,7 @@ def test_a_table_without_settings_cannot_be_made_again_from_itself(tmp_path: Pat
         ({"model": ["m"]}, "its metadata.model: is not what it has to be; expected text or nothing, got"),
         ({"fingerprints": "ab"}, "its metadata.fingerprints: is not what it has to be; expected a mapping, got 'ab'"),
         ({"settings": {"limit": "many"}}, "settings.limit: is not what it has to be; expected a whole number"),
+        ({"beta": "\ud800"}, "its metadata: holds text that is no Unicode; got"),
         ({"settings": {"odd": {"a": 1}}}, "settings.odd: is not what it has to be; expected"),
     ],
 )
