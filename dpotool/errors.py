@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class DpotoolError(Exception):
@@ -33,6 +36,13 @@ class DpotoolError(Exception):
         if remedy is not None:
             line += f". {remedy}"
         super().__init__(" ".join(line.split()))
+
+
+def refuse_endless(path: Path) -> Path:
+    """Returns the path of a file that is about to be read; raises OSError for a pipe or a device, which may not end."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise OSError(errno.EINVAL, "it is a pipe or a device, not a file", os.fspath(path))
+    return path
 
 
 def suggest_nearest(name: str, known: Iterable[str]) -> str:

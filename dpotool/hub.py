@@ -6,7 +6,7 @@ import functools
 import re
 from pathlib import Path
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, refuse_endless
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _PATIENCE = 6.0
@@ -53,7 +53,11 @@ def check_name(name: str) -> None:
 
 
 def refuse_pointer(path: Path) -> None:
-    """Raises a `DpotoolError` for a file that Git LFS has left a pointer of, in place of what it points to."""
+    """Raises a `DpotoolError` for a file that Git LFS has left a pointer of, in place of what it points to.
+
+    Raises OSError for a pipe or a device.
+    """
+    refuse_endless(path)
     try:
         with path.open("rb") as file:
             is_pointer = file.read(len(_POINTER)) == _POINTER

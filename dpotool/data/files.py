@@ -62,8 +62,8 @@ def read_file(path: Path) -> Iterator[SourceRow]:
             got=f"'{path.suffix}'",
             remedy="Rename it after what it is, or convert it to JSONL",
         )
-    refuse_pointer(path)
     try:
+        refuse_pointer(path)
         yield from reader(path)
     except OSError as error:
         raise DpotoolError(f"cannot be read: {error.strerror or error}", where=str(path), remedy=_CHECK) from error

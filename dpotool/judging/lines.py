@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, refuse_endless
 from dpotool.runs.atomic import write_text, writing_to
 from dpotool.runs.checked import parse_json
 from dpotool.runs.plain import to_json_plain
@@ -78,7 +78,7 @@ def _to_line(row: Mapping[str, Any]) -> str:
 
 def _read_text(path: Path) -> str:
     try:
-        raw = path.read_bytes()
+        raw = refuse_endless(path).read_bytes()
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DpotoolError(f"cannot be read ({error})", where=str(path)) from error

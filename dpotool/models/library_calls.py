@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, refuse_endless
 from dpotool.hub import reach_hub
 
 
@@ -31,12 +31,14 @@ def one_line_errors(what: str, source: str) -> Iterator[None]:
     Raises:
         DpotoolError: instead of any other exception in the block.
     """
+    folder = Path(source).expanduser()
+    for path in folder.iterdir() if folder.is_dir() else ():
+        refuse_endless(path)
     try:
         yield
     except DpotoolError:
         raise
     except Exception as error:  # files of another version: tokenizers raises a bare one, others whatever they meet
-        folder = Path(source).expanduser()
         refuse_without_model(source, what)
         if not folder.exists():
             unreachable = "" if reach_hub() else ", which cannot be reached"

@@ -18,7 +18,7 @@ from typing import Any, TypeVar, get_type_hints
 import msgspec
 import yaml
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, refuse_endless
 from dpotool.settings.fields import Settings
 from dpotool.wording import count
 
@@ -91,7 +91,7 @@ def read_json(path: Path, schema: type[T], *, what: str, remedy: str) -> T:
     Raises DpotoolError when it cannot be read or does not fit.
     """
     try:
-        value = parse_json(path.read_bytes())
+        value = parse_json(refuse_endless(path).read_bytes())
     except (OSError, ValueError) as error:
         raise DpotoolError(f"cannot be read as {what} ({error})", where=str(path), remedy=remedy) from error
     return check_value(value, schema, where=str(path), remedy=remedy)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,34 @@ def test_skip_invalid_counts_what_it_leaves_out(dpotool: Any, model: Path, tmp_p
     [result] = json.loads(outcome.out)["results"]
     assert result["n"] == 2
     assert sum(result["n_excluded"].values()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("pairs.jsonl", ("validate", "odd/pairs.jsonl")),
+        ("pairs.jsonl", ("judge", "odd/pairs.jsonl", "odd/pairs.jsonl", "--judge", "chrf")),
+        ("run.yaml", ("compare", "odd")),
+        ("run.yaml", ("train", "--config", "odd/run.yaml")),
+        ("tokenizer.json", ("score", "odd", "--data", "builtin:demo")),
+        ("config.json", ("score", "odd", "--data", "builtin:demo")),
+    ],
+    ids=lambda each: each if isinstance(each, str) else each[0],
+)
+@pytest.mark.parametrize("is_pipe", [True, False], ids=["pipe", "device"])
+def test_what_may_have_no_end_is_not_read(
+    fails: Any, model: Path, tmp_path: Path, name: str, words: tuple[str, ...], is_pipe: bool
+) -> None:
+    """A pipe that nobody writes to, and a link to a device that writes for ever."""
+    place = tmp_path / "odd" / name
+    shutil.copytree(model, place.parent)
+    place.unlink(missing_ok=True)
+    if is_pipe:
+        os.mkfifo(place)
+    else:
+        place.symlink_to("/dev/zero")
+    line = fails(*words)
+    assert "pipe or a device" in line or "no answers" in line or "no config.json" in line
 
 
 def test_missing_column(fails: Any, model: Path, tmp_path: Path) -> None:
