@@ -174,6 +174,7 @@ def test_a_sweep_ends_with_comparison_pictures_and_report(
     assert "Verdict on DPO: " in outcome.out and "report: s/report.html" in outcome.out
     assert Path("s/report.html").stat().st_size < 5_000_000
     assert Path("s/plots/quadrants.png").is_file()
+    monkeypatch.setattr("dpotool.report.sections._show_figures", lambda *_: None)  # they have been drawn
     monkeypatch.setattr("dpotool.plots.gallery.draw", lambda *_: Gallery([Path("s/plots/again.png")]))
     content = json.loads(dpotool("sweep", *flags, "--output", "s", "--json").out)
     assert content["n_trained"] == 0 and content["compare"]["baseline"] == "DPO"

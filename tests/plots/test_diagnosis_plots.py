@@ -50,7 +50,7 @@ def test_without_a_diagnosis_the_remedy_is_named(tmp_path: Path, kind: str) -> N
         draw(kind, [str(folder.path)], PlotConfig())
 
 
-def test_all_draws_them_only_where_a_diagnosis_is(run: str, tmp_path: Path) -> None:
+def test_all_draws_them_only_where_a_diagnosis_is(run: str, tmp_path: Path, only_names: None) -> None:
     plain = write_scored_run(tmp_path / "plain", loss="dpo", lambda_=1.0)
     assert set(KINDS) <= {path.stem for path in draw("all", [run], PlotConfig()).paths}
     gallery = draw("all", [str(plain.path)], PlotConfig())

@@ -166,7 +166,7 @@ def test_all_draws_what_it_can_and_says_what_not(tmp_path):
     assert set(gallery.skipped) == {kind.name for kind in find_plots().values()} - {"theory", "band", "gap"}
 
 
-def test_all_leaves_out_the_gaps_and_begins_with_the_most_telling(tmp_path):
+def test_all_leaves_out_the_gaps_and_begins_with_the_most_telling(tmp_path, only_names):
     dpo, shift = (
         make_folder(tmp_path / name, "train", loss=name, lambda_=0.75, lambda_schedule="constant", beta=0.1)
         for name in ("dpo", "shift")
