@@ -23,7 +23,7 @@ from dry_run import run
 from harness import DOCS, Row, append_row, describe_machine, name_of, read_newest_rows
 from page import format_table, replace_section
 
-from dpotool.cache.root import store_root
+from dpotool.cache.entries import store_root
 
 ROWS = Path(__file__).parent / "diagnose.jsonl"
 COMMANDS = {

@@ -26,7 +26,7 @@ from typing import Any
 from harness import DOCS, Row, describe_machine, name_of
 from page import format_table, replace_section
 
-from dpotool.cache.root import store_root
+from dpotool.cache.entries import store_root
 from dpotool.settings.shared import DEMO
 
 _MIB = 2**20

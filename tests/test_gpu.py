@@ -24,9 +24,9 @@ from tiny_models import save_tiny_model, write_pairs
 from transformers import AutoTokenizer
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.gradients.engine import compute_fast_products
 from dpotool.gradients.monitor import TheoryMonitor
+from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.gradients.run import run_theory
 from dpotool.likelihood import pair_logps
 from dpotool.likelihood.batch import collate_pairs

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from dpotool.cache.entries import CacheEntry, list_own_files
-from dpotool.cache.root import MADE, MAKING_PREFIX, cache_root
+from dpotool.cache.entries import MADE, MAKING_PREFIX, CacheEntry, cache_root, list_own_files
 from dpotool.errors import DpotoolError
 from dpotool.runs.locks import InUseError, keeping_users_out, refuse_held
 

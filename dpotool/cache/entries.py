@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from dpotool.cache.parts import PRODUCTS, list_parts, read_parts
-from dpotool.cache.root import DEMO_PREFIX, MADE, cache_root, store_root
 from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import write_json
 from dpotool.runs.checked import read_json
 from dpotool.settings.shared import DEMO
 
+DEMO_PREFIX = "demo-"
+"""The built-in model lies in demo-<hash of what it is made of>."""
+MADE = "made.json"
+"""In it: the SHA-256 of every file as it was made; without it, it was not made to its end."""
+MAKING_PREFIX = "tmp-demo-"
+"""Beside it while it is made, or after that was killed."""
 ABOUT = "about.json"
 """Beside a model's parts: which model it was. Its time of change is when the values were last used."""
 SECOND = "-again"
@@ -27,6 +32,19 @@ _STORE_NAME = re.compile(
     rf"(?P<fingerprint>[0-9a-f]{{16}})-(?P<types>\w+-\w+?)(?P<products>-{PRODUCTS}-[0-9a-f]{{8}})?"
 )
 _DEMO_NAME = re.compile(rf"{DEMO_PREFIX}(?P<fingerprint>[0-9a-f]{{12}})")
+
+
+def cache_root() -> Path:
+    """Returns $DPOTOOL_CACHE, else ~/.cache/dpotool."""
+    return Path(os.environ.get("DPOTOOL_CACHE", "~/.cache/dpotool")).expanduser()
+
+
+def store_root() -> Path:
+    """Returns the folder of log-probabilities, of policies too, one folder in it for each (model, numeric types).
+
+    A release that changes what is computed for the same weights and tokens takes another name here.
+    """
+    return cache_root() / "reference"
 
 
 @dataclass(frozen=True, slots=True)

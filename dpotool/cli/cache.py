@@ -35,8 +35,7 @@ def register(app: typer.Typer) -> None:
 
 def list_cache(config: CacheListConfig, console: Console) -> None:
     """List the models whose values are stored, with the number of pairs, the size and the last use."""
-    from dpotool.cache.entries import list_entries
-    from dpotool.cache.root import cache_root
+    from dpotool.cache.entries import cache_root, list_entries
 
     entries = list_entries()
     n_bytes = sum(entry.n_bytes for entry in entries)

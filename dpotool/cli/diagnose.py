@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from dpotool.cli.console import Console, format_interval
-from dpotool.cli.estimate import show_dry_run
+from dpotool.cli.console import Console, format_interval, show_dry_run
 from dpotool.cli.verbs import Positional, add_verb
 from dpotool.settings.scoring import DiagnoseConfig
 

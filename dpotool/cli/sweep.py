@@ -129,7 +129,7 @@ def conclude(folder: str, console: Console) -> dict[str, Any]:
 
     report = write_report([folder], ReportConfig(), find_texts=find_texts)
     show_first_screen(report.findings, console)
-    gallery = draw(ALL, [folder], PlotConfig(), report.findings)
+    gallery = draw(ALL, [folder], PlotConfig(), report.scene)
     console.say(f"pictures: {len(gallery.paths)} in {gallery.paths[0].parent}")
     console.say(f"report: {report.path}")
     return {"compare": report.findings.to_dict(), "pictures": gallery.paths, "report": report.path}

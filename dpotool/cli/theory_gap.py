@@ -7,8 +7,7 @@ from typing import Any
 import typer
 
 from dpotool.cli import theory_tables
-from dpotool.cli.console import Console
-from dpotool.cli.estimate import show_dry_run
+from dpotool.cli.console import Console, show_dry_run
 from dpotool.cli.verbs import add_verb
 from dpotool.settings.scoring import TheoryConfig
 from dpotool.wording import count

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from dpotool.cli.console import Console
-from dpotool.cli.estimate import show_dry_run
+from dpotool.cli.console import Console, show_dry_run
 from dpotool.cli.verbs import add_verb
 from dpotool.training.config import TrainConfig
 

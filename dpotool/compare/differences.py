@@ -17,7 +17,7 @@ import pandas as pd
 from dpotool.compare.runs_table import find_series, tabulate_runs
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.runs.commands import repeat_import
+from dpotool.runs.about import repeat_import
 from dpotool.stats.bootstrap import N_RESAMPLES, bootstrap_shares, has_repeats
 from dpotool.stats.intervals import Interval
 from dpotool.stats.paired import PairedDifference, adjust_metrics, compare_means, compare_shares

@@ -8,7 +8,6 @@ from functools import partial
 
 import numpy as np
 
-from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.estimates.estimate import (
     Estimate,
@@ -21,7 +20,7 @@ from dpotool.gradients.batch_products import FEWEST_PAIRS, compute_batch_product
 from dpotool.gradients.engine import GradientEngine
 from dpotool.gradients.run import describe_study, open_study
 from dpotool.gradients.unfinished import seconds_between_saves
-from dpotool.likelihood.budget import resolve_batch_tokens
+from dpotool.likelihood.budget import plan_batches, resolve_batch_tokens
 from dpotool.likelihood.memory import Plan, need_on_card
 from dpotool.likelihood.store import look_up
 from dpotool.likelihood.subject import OpenSubject

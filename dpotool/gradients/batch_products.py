@@ -15,10 +15,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.gradients.directions import compute_directional_changes
+from dpotool.gradients.directions import LazyDirection, compute_directional_changes, first_adam_step, weighted_sum
 from dpotool.gradients.ghost.audit import Claims
 from dpotool.gradients.ghost.selection import ParameterSelection
-from dpotool.gradients.steps import LazyDirection, first_adam_step, weighted_sum
 from dpotool.gradients.unfinished import UnfinishedPasses
 from dpotool.gradients.weighted_gradients import Gradient, compute_mean_gradients, compute_weighted_gradient
 from dpotool.progress import SILENT, Progress

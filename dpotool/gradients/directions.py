@@ -1,12 +1,13 @@
-"""Predicted change of every pair's two log-likelihoods for any direction in parameter space, to first order.
+"""Directions in parameter space, and the change of every pair's two log-likelihoods along them, to first order.
 
 d log pi(y) = <grad log pi(y), D>, where D is a step of SGD, the update AdamW really made, or the difference of two
 checkpoints; from one forward and one backward pass over activations for all pairs of a batch, without their gradients.
+A direction is computed parameter by parameter on access, so that none is stored whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,6 @@ from accelerate import PartialState
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.engine import EngineReport, GradientEngine
 from dpotool.gradients.ghost.audit import Claims
@@ -23,9 +23,13 @@ from dpotool.gradients.ghost.directional_sums import Direction, DirectionalSums
 from dpotool.gradients.ghost.modes import evaluation_mode, training_only
 from dpotool.gradients.ghost.selection import ParameterSelection
 from dpotool.likelihood.batch import collate_rows
+from dpotool.likelihood.budget import plan_batches
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, run_shares
 from dpotool.likelihood.shares import gather_shares
+
+ADAM_EPS = 1e-8
+"""torch.optim.AdamW's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,3 +139,60 @@ def _dot(names: Sequence[str], gradient: Sequence[Tensor | None], direction: Dir
         for name, part in zip(names, gradient, strict=True)
         if part is not None
     )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LazyDirection(Mapping[str, Tensor]):
+    """Names of parameters -> D in the parameter's shape, computed anew each time; a caller may change what it gets."""
+
+    names: Sequence[str]
+    compute: Callable[[str], Tensor]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.compute(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+def weighted_sum(terms: Sequence[tuple[float, Mapping[str, Tensor]]]) -> LazyDirection:
+    """Returns sum_k weight_k D_k."""
+
+    def compute(name: str) -> Tensor:
+        (weight, first), *others = ((weight, direction[name]) for weight, direction in terms)
+        total = weight * first
+        for other_weight, other in others:
+            total.add_(other, alpha=other_weight)
+        return total
+
+    return LazyDirection(list(terms[0][1]), compute)
+
+
+def first_adam_step(descent: LazyDirection) -> LazyDirection:
+    """Returns the first step of AdamW per unit of learning rate, weight decay apart: h / (|h| + eps).
+
+    h is the direction of descent. After one step the moments are m = (1 - beta1) h and v = (1 - beta2) h², and AdamW's
+    bias correction divides both factors out again: every parameter moves by nearly the learning rate, in the direction
+    of its sign (arXiv:1711.05101, algorithm 2). Clipping a gradient by its norm changes h only by a factor, hence next
+    to nothing.
+    """
+
+    def compute(name: str) -> Tensor:
+        h = descent[name]
+        return h.div_(h.abs().add_(ADAM_EPS))
+
+    return LazyDirection(descent.names, compute)
+
+
+def parameter_difference(start: Mapping[str, Tensor], end: Mapping[str, Tensor]) -> LazyDirection:
+    """Returns the way from one model's parameters to another's, in float32 or better."""
+
+    def compute(name: str) -> Tensor:
+        before, after = (weights[name].detach() for weights in (start, end))
+        wide = torch.promote_types(torch.promote_types(before.dtype, after.dtype), torch.float32)
+        return after.to(device=before.device, dtype=wide) - before.to(wide)
+
+    return LazyDirection(list(start), compute)

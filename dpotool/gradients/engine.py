@@ -18,7 +18,6 @@ from accelerate import PartialState
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.gradients.ghost.audit import Claims, audit_parameters
@@ -35,10 +34,11 @@ from dpotool.gradients.ghost.selection import ParameterSelection, select_paramet
 from dpotool.gradients.ghost.taps import Sink, Taps
 from dpotool.gradients.products import GradientProducts, PairProducts, collect_products, iter_gradient_products
 from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.budget import plan_batches
 from dpotool.likelihood.completions import get_causal_lm, is_sharded, picks_among
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, run_shares
 from dpotool.likelihood.shares import gather_shares
-from dpotool.models.rope import has_alike_prompts
+from dpotool.models.positions import has_alike_prompts
 from dpotool.wording import count
 
 

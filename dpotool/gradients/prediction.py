@@ -20,8 +20,7 @@ from torch import nn
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
-from dpotool.gradients.directions import compute_directional_changes
-from dpotool.gradients.steps import parameter_difference
+from dpotool.gradients.directions import compute_directional_changes, parameter_difference
 from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.subject import OpenSubject, open_subject
@@ -38,7 +37,7 @@ from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import write_table
 from dpotool.settings.scoring import PredictConfig
 from dpotool.settings.shared import AUTO
-from dpotool.theory.prediction_summary import summarize_prediction
+from dpotool.theory.summary import summarize_prediction
 from dpotool.wording import count
 
 POINTS = ("from", "middle", "to")

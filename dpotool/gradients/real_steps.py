@@ -1,28 +1,33 @@
 """Real optimizer steps on a model, measured and undone, which the theory's predictions are compared with.
 
-The gradient is that of the loss used in training, the step that of torch's optimizer, in float64. Afterwards the
-weights are the very tensors that were there before.
+The gradient is that of the loss used in training, and the step is that of torch's optimizer. Both are computed in
+float64 (`in_float64`), so that the error of a prediction is not rounding. Afterwards the weights are the very tensors
+that were there before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
-from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
+from dpotool.errors import DpotoolError
 from dpotool.gradients.ghost.modes import evaluation_mode, training_only
 from dpotool.likelihood.batch import collate_pairs
-from dpotool.likelihood.completions import compute_completion_logps
+from dpotool.likelihood.budget import plan_batches
+from dpotool.likelihood.completions import compute_completion_logps, get_causal_lm
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.losses.registry import get_loss
 from dpotool.losses.spec import PairLogps
+from dpotool.models.weights import has_quantised_weights
 from dpotool.settings.shared import AUTO
 
 Values = Float[np.ndarray, " pairs"]
@@ -44,7 +49,7 @@ def put_back(parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class StepLab:
-    """A model, pairs and a loss scale to take steps with; enter `double_precision.in_float64` around its use."""
+    """A model, pairs and a loss scale to take steps with; enter `in_float64` around its use."""
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
@@ -98,3 +103,51 @@ class StepLab:
         with put_back(self.parameters):
             self.step(optimizer, gradient, rate)
             return {name: self.parameters[name].detach() - values for name, values in start.items()}
+
+
+class EverythingInFloat64(TorchFunctionMode):
+    """Lifts the casts to float32 that transformers makes in norms, soft-max and rotary embeddings of any model."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.Tensor.float:
+            func = torch.Tensor.double
+        args = tuple(torch.float64 if arg is torch.float32 else arg for arg in args)
+        if kwargs.get("dtype") is torch.float32:
+            kwargs = {**kwargs, "dtype": torch.float64}
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def in_float64(model: nn.Module) -> Iterator[None]:
+    """Computes with float64 copies of the parameters; the parameters themselves come back, bit for bit.
+
+    Raises:
+        DpotoolError: some of them are quantised.
+    """
+    if has_quantised_weights(model):
+        raise DpotoolError(
+            "computes in float64, which quantised weights cannot be copied to",
+            where="--verify",
+            remedy="Use --check, which compares with autograd in the types that the model computes in",
+        )
+    settings: Any = get_causal_lm(model).config
+    experts = getattr(settings, "_experts_implementation", None)
+    kept = [(parameter, parameter.data, parameter.grad) for parameter in model.parameters()]
+    for parameter, data, _ in kept:
+        parameter.grad = None  # a gradient must have its parameter's type
+        parameter.data = data.double()
+    if experts is not None:
+        settings._experts_implementation = "eager"  # grouped kernels know no float64
+    try:
+        with EverythingInFloat64():
+            yield
+    finally:
+        if experts is not None:
+            settings._experts_implementation = experts
+        for parameter, data, grad in kept:
+            parameter.grad = None
+            parameter.data = data
+            parameter.grad = grad

@@ -15,18 +15,21 @@ from msgspec.structs import replace as replace_struct
 from dpotool.cache.parts import Values
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
-from dpotool.gradients.analysis import build_theory_frame
+from dpotool.gradients.analysis import (
+    add_batch_columns,
+    build_theory_frame,
+    compute_gaps,
+    describe_table,
+    give_advice,
+    write_theory,
+)
 from dpotool.gradients.batch_products import FEWEST_PAIRS, BatchProducts, compute_batch_products
-from dpotool.gradients.double_precision import in_float64
 from dpotool.gradients.engine import GradientEngine, audit_trained
-from dpotool.gradients.findings import add_batch_columns, compute_gaps, give_advice
 from dpotool.gradients.ghost.audit import Claims
-from dpotool.gradients.output import describe_table, write_theory
 from dpotool.gradients.products import PairProducts, collect_products
-from dpotool.gradients.real_steps import StepLab
-from dpotool.gradients.spot_check import check_products
+from dpotool.gradients.real_steps import StepLab, in_float64
 from dpotool.gradients.unfinished import UnfinishedPasses
-from dpotool.gradients.verification import verify_gaps
+from dpotool.gradients.verification import check_products, verify_gaps
 from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.pair_logps import Advance, ScoredPairs, compute_pair_logps
 from dpotool.likelihood.root_forward import wants_shards
@@ -38,7 +41,7 @@ from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.locks import claiming
 from dpotool.settings.scoring import TheoryConfig, check_theory_config, parse_lambdas
-from dpotool.theory.drivers import rank_drivers
+from dpotool.theory.advice import rank_drivers
 from dpotool.theory.summary import summarize_theory
 from dpotool.wording import count
 

@@ -19,11 +19,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.ghost.modes import evaluation_mode, training_only
 from dpotool.gradients.unfinished import UnfinishedPasses
 from dpotool.likelihood.batch import collate_rows
+from dpotool.likelihood.budget import plan_batches
 from dpotool.likelihood.completions import compute_completion_logps, is_sharded
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance
 from dpotool.likelihood.root_forward import run_inside

@@ -14,12 +14,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dpotool.data.batches import plan_batches
 from dpotool.data.templates import render_chat
 from dpotool.errors import DpotoolError
 from dpotool.judging.answers import CUT_OFF, ENDED
 from dpotool.judging.sampling import build_sampling, draw_uniforms
-from dpotool.likelihood.budget import is_out_of_memory, measure_free_memory
+from dpotool.likelihood.budget import is_out_of_memory, measure_free_memory, plan_batches
 from dpotool.likelihood.completions import get_causal_lm
 from dpotool.settings.answers import GenerateConfig
 from dpotool.settings.shared import AUTO

@@ -15,7 +15,6 @@ from accelerate.utils import gather_object
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from dpotool.data.batches import plan_batches
 from dpotool.errors import DpotoolError
 from dpotool.judging.answers import Answer, read_row
 from dpotool.judging.generation import Decoding, Generated, Job, generate_batches, plan_generation
@@ -23,7 +22,7 @@ from dpotool.judging.lines import append_lines, read_sound_lines
 from dpotool.judging.prompting import PromptEncoder
 from dpotool.judging.questions import Question
 from dpotool.likelihood.batch import collate_rows
-from dpotool.likelihood.budget import resolve_batch_tokens
+from dpotool.likelihood.budget import plan_batches, resolve_batch_tokens
 from dpotool.likelihood.completions import compute_token_logps
 from dpotool.progress import Progress
 from dpotool.wording import count

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from dpotool.data.batches import plan_batches
 from dpotool.data.templates import render_chat
 from dpotool.errors import DpotoolError
 from dpotool.hub import check_name
 from dpotool.judging.answers import Answer
 from dpotool.judging.prompting import build_messages
 from dpotool.judging.questions import Question
+from dpotool.likelihood.budget import plan_batches
 from dpotool.models.loading import quiet_transformers, resolve_device, resolve_dtype
 from dpotool.progress import Progress
 from dpotool.settings.answers import JudgeConfig

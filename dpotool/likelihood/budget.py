@@ -1,4 +1,4 @@
-"""How many tokens a batch may hold: a given number, or what free memory allows; and what to do if that is too many."""
+"""Batches by token budget: a given number of tokens, or what free memory allows; and what to do if that is too many."""
 
 from __future__ import annotations
 
@@ -243,3 +243,29 @@ def _explain(pair: TokenizedPair, failure: _OutOfMemory) -> DpotoolError:
         got=f"{lengths} tokens",
         remedy="Lower --max-length, or use --dtype bfloat16 or another --device",
     )
+
+
+def plan_batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Groups rows into batches of at most `batch_tokens` tokens after padding.
+
+    Args:
+        lengths: tokens in each row.
+        batch_tokens: limit on rows times longest row of a batch. A row that exceeds it alone is a batch of its own.
+
+    Returns:
+        Indices into `lengths`, each exactly once. The longest rows come first, so that a batch which does not fit into
+        memory fails at once and the time left is not underestimated; equal lengths keep their order.
+
+    Raises:
+        DpotoolError: `batch_tokens` below 1.
+    """
+    if batch_tokens < 1:
+        raise DpotoolError("--batch-tokens is out of range", expected="at least 1", got=str(batch_tokens))
+    batches: list[list[int]] = []
+    longest = 0
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        if not batches or (len(batches[-1]) + 1) * longest > batch_tokens:
+            batches.append([])
+            longest = lengths[index]
+        batches[-1].append(index)
+    return batches

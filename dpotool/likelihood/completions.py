@@ -28,7 +28,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from dpotool.likelihood.batch import CompletionBatch
 from dpotool.likelihood.shared_rows import SharedBatch
-from dpotool.models.rope import goes_by_row_length, tell_row_lengths
+from dpotool.models.positions import goes_by_row_length, tell_row_lengths
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from dpotool.data.batches import plan_batches
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.batch import CompletionBatch, collate_pairs
-from dpotool.likelihood.budget import find_hidden_size
+from dpotool.likelihood.budget import find_hidden_size, plan_batches
 from dpotool.likelihood.prompt_sharing import find_row_limit
 from dpotool.likelihood.shared_rows import SharedBatch, collate_shared, count_shared_tokens, pack_rows
 from dpotool.settings.shared import LAYOUTS

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from dpotool.cache.entries import name_store
+from dpotool.cache.entries import name_store, store_root
 from dpotool.cache.parts import Values
-from dpotool.cache.root import store_root
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, ScoredPair, ScoredPairs, compute_pair_logps

@@ -20,9 +20,8 @@ from dpotool.models.adapters import is_adapter_folder, is_in_float32, load_adapt
 from dpotool.models.builtin import locate_model
 from dpotool.models.dropout import disable_dropout
 from dpotool.models.library_calls import one_line_errors, quiet_transformers
-from dpotool.models.limits import find_positions
+from dpotool.models.positions import find_positions, let_rows_go_by_their_own_length
 from dpotool.models.precision import choose_attention, choose_float32_products
-from dpotool.models.rope import let_rows_go_by_their_own_length
 from dpotool.models.weights import (
     check_loaded,
     check_number_types,

@@ -12,9 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from dpotool.compare.outcomes import measure_outcomes
 from dpotool.compare.runs_table import tabulate_runs
-from dpotool.compare.theory_check import select_forecast
+from dpotool.compare.theory_check import measure_outcomes, select_forecast
 from dpotool.errors import DpotoolError
 from dpotool.plots.lambdas import mark_lambdas, set_lambda_ticks
 from dpotool.plots.registry import Drawing
@@ -60,7 +59,7 @@ def draw(scene: Scene) -> Drawing:
 
 
 def find_outcomes(scene: Scene, found: FoundTable) -> pd.DataFrame | None:
-    """Returns what the runs of the model that a forecast is of measured (`compare.outcomes`); None without any run."""
+    """Returns what the runs of the model that a forecast is of measured (`measure_outcomes`); None without any run."""
     if not scene.runs:
         return None
     return measure_outcomes(
@@ -102,7 +101,7 @@ def plot_forecast(
     Args:
         advice: entry of a theory summary: optimizer -> forecast, by lambda.
         model, data: for the title.
-        outcomes: `compare.outcomes` of the runs of a sweep; None where no run was given, empty where none can be
+        outcomes: `measure_outcomes` of the runs of a sweep; None where no run was given, empty where none can be
             compared.
 
     Raises DpotoolError when the forecast has no scale for any optimizer.

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpotool.compare.findings import Findings
 from dpotool.errors import DpotoolError
 from dpotool.plots.registry import ALL, choose_plots
 from dpotool.plots.scene import Scene, read_scene
@@ -24,24 +23,24 @@ class Gallery:
     """kind -> reason, for `all` only."""
 
 
-def draw(kind: str, paths: Sequence[str], config: PlotConfig, findings: Findings | None = None) -> Gallery:
+def draw(kind: str, paths: Sequence[str], config: PlotConfig, scene: Scene | None = None) -> Gallery:
     """Draws one kind of picture, or `all` that these runs have the tables for.
 
     Args:
         paths: run or sweep folders; a sweep stands for its runs.
-        findings: the findings on these runs, if they are known already.
+        scene: what to draw from, if it is known already; what was drawn of it before is not drawn again.
 
     Raises:
         DpotoolError: unknown kind, a folder that is no run, or nothing to draw that kind from.
     """
     kinds = choose_plots(kind, config.y)
-    scene = read_scene(paths, config) if findings is None else Scene(findings.folders, config, findings=findings)
+    scene = scene or read_scene(paths, config)
     folder = Path(config.output) if config.output else RunFolder(Path(paths[0])).plots_folder
     formats = [name.strip() for name in config.format.split(",") if name.strip()]
     gallery = Gallery()
     for each in kinds:
         try:
-            drawing = each.draw(scene)
+            drawing = scene.draw(each)
         except DpotoolError as error:
             if kind != ALL:
                 raise

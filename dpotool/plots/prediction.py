@@ -28,7 +28,7 @@ from dpotool.plots.theme import (
     set_title,
     styled,
 )
-from dpotool.theory.prediction_summary import summarize_prediction
+from dpotool.theory.summary import summarize_prediction
 
 _SIDES = {"chosen": (CHOSEN, "o"), "rejected": (REJECTED, "s")}
 _COLUMNS = ("chosen_change", "rejected_change", "predicted_chosen_change", "predicted_rejected_change")

@@ -16,7 +16,7 @@ from dpotool.compare.findings import Findings, conclude
 from dpotool.compare.runs_table import expand_sweeps, find_series, make_unique, open_runs
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
-from dpotool.plots.registry import NEEDS
+from dpotool.plots.registry import NEEDS, Drawing, PlotKind
 from dpotool.runs.about import read_metadata
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.places import tell_path
@@ -69,6 +69,7 @@ class Scene:
         self.everything = list(everything)
         self.config = config
         self._is_known = findings is not None
+        self._drawings: dict[str, Drawing] = {}
         if findings is not None:
             self.findings = findings
             self.runs = findings.comparison.scored
@@ -97,6 +98,12 @@ class Scene:
         except DpotoolError:
             return None
         return found.recommended if found is not None and len(self.runs) > 1 else None
+
+    def draw(self, kind: PlotKind) -> Drawing:
+        """Returns a picture of that kind, which is drawn once. Raises DpotoolError for what the scene lacks."""
+        if kind.name not in self._drawings:
+            self._drawings[kind.name] = kind.draw(self)
+        return self._drawings[kind.name]
 
     def need_runs(self) -> list[ScoredRun]:
         """Returns the scored runs. Raises DpotoolError, with the remedy, where there is none."""

@@ -32,6 +32,8 @@ class Report:
     path: Path
     page: Page
     findings: Findings
+    scene: Scene
+    """What its figures were drawn from."""
 
 
 def no_texts(findings: Findings, n_pairs: int) -> TextSource:
@@ -57,7 +59,7 @@ def write_report(paths: Sequence[str], config: ReportConfig, *, find_texts: Find
         return _build_page(Material(findings, scene, texts, list(paths), config, dpi))
 
     target, page = write_page(build, paths, config)
-    return Report(target, page, findings)
+    return Report(target, page, findings, scene)
 
 
 def write_page(build: Callable[[int], Page], paths: Sequence[str], config: ReportConfig) -> tuple[Path, Page]:

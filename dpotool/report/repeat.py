@@ -11,8 +11,7 @@ from pathlib import Path
 from dpotool.compare.findings import Findings
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.report.blocks import Block, Bullets, Code, Paragraph, Subheading
-from dpotool.runs.about import TheoryAbout, read_about
-from dpotool.runs.commands import list_flags, repeat_import
+from dpotool.runs.about import TheoryAbout, list_flags, read_about, repeat_import
 from dpotool.runs.folder import RunFolder
 from dpotool.settings.reading import ReportConfig
 

@@ -82,7 +82,7 @@ def _show_figures(heading: str, kinds: Sequence[PlotKind], material: Material) -
 def draw_figure(kind: PlotKind, scene: Scene, dpi: int = DPI) -> Picture | Paragraph:
     """Returns the picture, at the same size whatever its dots per inch, or a sentence why there is none."""
     try:
-        drawing = kind.draw(scene)
+        drawing = scene.draw(kind)
     except DpotoolError as error:
         return Paragraph(f"There is no figure here: {error}.", tone="note")
     buffer = io.BytesIO()

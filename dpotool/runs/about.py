@@ -2,10 +2,12 @@
 
 It travels inside the table as its metadata. `settings` holds what the command would need as options to make the table
 again, so that nothing has to be guessed afterwards: `dpotool score MODEL --config TABLE` reads them from there.
+`list_flags` and `repeat_import` make command lines of them.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -140,3 +142,29 @@ def read_about(path: Path, schema: type[About]) -> About:
         split = about.get("split")
         about = {**about, "settings": {**known, "split": None if split in ("test", "all") else split, **rows}}
     return _check(path, about, schema)
+
+
+def list_flags(settings: Mapping[str, Any]) -> list[str]:
+    """Returns settings, by field name, as flags with their values; a switch has none, what is not set is left out."""
+    words = []
+    for name, value in settings.items():
+        flag = f"--{name.rstrip('_').replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            words += [flag, str(value)]
+    return words
+
+
+def repeat_import(config: Mapping[str, Any], about: ScoreAbout, output: str, **others: Any) -> str:
+    """Returns the `dpotool import` command that makes a score table again, with `others` in place of its settings.
+
+    Args:
+        config: of the run folder's manifest.
+        about: the table's metadata, which goes before it: a later import into the same folder has another manifest.
+    """
+    file = about.imported_from or config["file"]
+    known = {"beta": about.beta, "data": about.data, "split": about.split}
+    own = {name: value for name, value in known.items() if value is not None}
+    settings = {name: value for name, value in {**config, **own, **others}.items() if name not in ("file", "output")}
+    return shlex.join(["dpotool", "import", str(file), *list_flags(settings), "--output", output])

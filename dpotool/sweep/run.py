@@ -28,13 +28,12 @@ from dpotool.runs.locks import InUseError, holding
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.plain import as_cells
 from dpotool.settings.scoring import ScoreConfig
-from dpotool.sweep.blends import score_between
 from dpotool.sweep.board import DONE, FAILED, SCORING, STOPPED, TRAINING, Board
 from dpotool.sweep.cell_folder import check_folders, is_finished, make_room
 from dpotool.sweep.config import SweepConfig
-from dpotool.sweep.controls import score_controls
 from dpotool.sweep.parallel import Apart, train_apart
 from dpotool.sweep.plan import ALL, Cell, choose_folder, list_losses, plan_cells
+from dpotool.sweep.untrained import score_between, score_controls
 from dpotool.training.arguments import check_arguments
 from dpotool.training.config import check_config, fill_in
 from dpotool.training.objective import build_objective

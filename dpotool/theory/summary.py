@@ -1,4 +1,7 @@
-"""What a theory table says, as one JSON object: u and v, entanglement, admissible band, gaps of every kind."""
+"""What a theory table says, as one JSON object: u and v, entanglement, admissible band, gaps of every kind.
+
+`summarize_prediction` says the same of a prediction table: how much of the measured change the first order explains.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,17 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from dpotool.stats.bootstrap import N_RESAMPLES, bootstrap_interval, bootstrap_means, bootstrap_shares, read_clusters
+from dpotool.stats.bootstrap import (
+    N_RESAMPLES,
+    bootstrap_interval,
+    bootstrap_means,
+    bootstrap_ratios,
+    bootstrap_shares,
+    read_clusters,
+)
+from dpotool.stats.correlation import Counts, centre_counted, correlate_ranks, correlations, over_pairs
 from dpotool.theory.theorem import compute_band_center
 
 GapColumns = Mapping[float, Mapping[str, "PairGaps"]]
@@ -19,6 +31,11 @@ PAPER_SHARES = {"u_positive_share": 0.714, "v_negative_share": 0.817}
 PAPER_SETTING = "SFT Llama-3-8B, UltraFeedback test set, gamma = 1 (arXiv:2502.07599)"
 _NEEDED = ("grad_inner_product", "chosen_grad_sq_norm", "rejected_grad_sq_norm", "u", "v")
 NOT_FINITE = "gradient product is not finite"
+
+
+Values = NDArray[np.float64]
+Prompts = NDArray[np.str_]
+QUANTITIES = ("chosen", "rejected", "margin")
 
 
 def split_usable(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -155,3 +172,48 @@ def _describe_band(
 def shift_key(f: float) -> str:
     """Returns a shift factor as a JSON key: 0.9, 1, 1.05."""
     return f"{f:.10g}"
+
+
+def summarize_prediction(frame: pd.DataFrame, *, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Returns for chosen, rejected and margin, each with intervals over pairs:
+
+    `measured` and `predicted` (mean change, nats), `explained` (predicted mean over measured mean; None where the
+    measured one cannot be told from 0, by which nothing can be divided), `correlation`
+    (Pearson) and `rank_correlation` (Spearman) over pairs, `slope` (least squares, measured on predicted: 1 if the
+    prediction has the right size), and `same_sign`, the share of pairs whose direction was predicted.
+
+    Args:
+        frame: prediction table (PREDICTION_SCHEMA).
+    """
+    measured, predicted = _columns(frame, ""), _columns(frame, "predicted_")
+    clusters = read_clusters(frame)
+    return {name: _describe(measured[name], predicted[name], clusters, seed) for name in QUANTITIES}
+
+
+def _columns(frame: pd.DataFrame, prefix: str) -> dict[str, Values]:
+    chosen, rejected = (frame[f"{prefix}{side}_change"].to_numpy(dtype=np.float64) for side in ("chosen", "rejected"))
+    return {"chosen": chosen, "rejected": rejected, "margin": chosen - rejected}
+
+
+def _describe(measured: Values, predicted: Values, clusters: Prompts | None, seed: int) -> dict[str, Any]:
+    options: dict[str, Any] = {"clusters": clusters, "seed": seed}
+    means = bootstrap_means({"measured": measured, "predicted": predicted}, **options)
+    has_ratio = means["measured"].ci_low > 0 or means["measured"].ci_high < 0
+    ratio = bootstrap_ratios({"": (predicted, measured)}, **options)[""] if has_ratio else None
+    same = bootstrap_shares({"": np.sign(measured) == np.sign(predicted)}, **options)[""]
+    return {
+        **{name: interval.to_dict("mean") for name, interval in means.items()},
+        "explained": ratio and ratio.to_dict(),
+        "correlation": over_pairs(correlations, predicted, measured, clusters, seed),
+        "rank_correlation": correlate_ranks(predicted, measured, clusters, seed),
+        "slope": over_pairs(_fit_slopes, predicted, measured, clusters, seed),
+        "same_sign": same.to_dict(),
+    }
+
+
+def _fit_slopes(predicted: Values, measured: Values, counts: Counts) -> Values:
+    """Returns the slope of measured on predicted in every resample; 0 where the prediction does not vary."""
+    centred = centre_counted(predicted, counts)
+    spread = np.sum(counts * centred**2, axis=1)
+    products = np.sum(counts * centred * measured, axis=1)
+    return np.divide(products, spread, out=np.zeros_like(spread), where=spread > 0)

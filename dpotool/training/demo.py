@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 from dpotool import interruption
-from dpotool.cache.root import DEMO_PREFIX, MADE, MAKING_PREFIX, cache_root
+from dpotool.cache.entries import DEMO_PREFIX, MADE, MAKING_PREFIX, cache_root
 from dpotool.data.demo import SPLITS, generate_demo_rows
 from dpotool.errors import DpotoolError
 from dpotool.models.builtin import BuiltinModel

@@ -23,20 +23,19 @@ from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.builtin import choose_pairs
 from dpotool.models.fingerprint import fingerprint_tokenizer
-from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import load_model, load_tokenizer
+from dpotool.models.positions import resolve_max_length
 from dpotool.models.vocabulary import check_same_tokens, check_token_ids
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
 from dpotool.settings.shared import parse_steps
-from dpotool.training.adaptive import read_pair_shifts
 from dpotool.training.arguments import build_training_arguments, count_steps, one_line_refusals
 from dpotool.training.callbacks import CheckpointAt, GradientGuard, MetricsWriter
 from dpotool.training.config import TrainConfig, TrainingSettings
 from dpotool.training.dataset import PairDataset
 from dpotool.training.folder import describe_devices, refuse_changes
-from dpotool.training.objective import Objective, record_settings
+from dpotool.training.objective import Objective, read_pair_shifts, record_settings
 from dpotool.training.policy import add_adapter, load_policy
 from dpotool.training.step_zero import check_step_zero
 from dpotool.training.trainer import PreferenceTrainer

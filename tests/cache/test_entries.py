@@ -12,9 +12,8 @@ import pytest
 
 from dpotool.cache.checking import check_store
 from dpotool.cache.clearing import choose_entries, clear_entries
-from dpotool.cache.entries import ABOUT, CacheEntry, list_entries, name_store, read_about, record_use
+from dpotool.cache.entries import ABOUT, CacheEntry, list_entries, name_store, read_about, record_use, store_root
 from dpotool.cache.parts import write_part
-from dpotool.cache.root import store_root
 from dpotool.errors import DpotoolError
 from dpotool.runs.locks import mark_used
 

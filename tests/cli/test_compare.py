@@ -13,6 +13,7 @@ import pytest
 from scored_runs import write_scored_run
 
 from dpotool.plots.gallery import Gallery
+from dpotool.plots.registry import PlotKind
 
 
 @pytest.fixture(autouse=True)
@@ -169,9 +170,12 @@ def test_a_sweep_ends_with_comparison_pictures_and_report(
     assert plan.code == 0, plan.err
     assert "2 of 2 runs would be trained, with 4 optimiser steps in all." in plan.out
     assert not Path("s").exists()
+    drawn, draw = [], PlotKind.draw
+    monkeypatch.setattr(PlotKind, "draw", lambda kind, scene: (draw(kind, scene), drawn.append(kind.name))[0])
     outcome = dpotool("sweep", *flags, "--output", "s")
     assert outcome.code == 0, outcome.err
     assert "Verdict on DPO: " in outcome.out and "report: s/report.html" in outcome.out
+    assert "quadrants" in drawn and len(drawn) == len(set(drawn)), "report and pictures share what is drawn"
     assert Path("s/report.html").stat().st_size < 5_000_000
     assert Path("s/plots/quadrants.png").is_file()
     monkeypatch.setattr("dpotool.report.sections._show_figures", lambda *_: None)  # they have been drawn

@@ -5,8 +5,8 @@ import pandas as pd
 import pytest
 from synthetic_frames import make_runs_table, make_score_frame
 
-from dpotool.compare.outcomes import measure_outcomes
 from dpotool.compare.scored_run import ScoredRun
+from dpotool.compare.theory_check import measure_outcomes
 
 
 def table_of(chosen, rejected, pair_ids=None) -> ScoredRun:

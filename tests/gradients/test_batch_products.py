@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.batch_products import compute_batch_products, split_by_prompt
-from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.gradients.ghost.selection import select_parameters
+from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.theory.gaps import compute_accuracy_slopes

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.directions import compute_directional_changes
-from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.gradients.engine import compute_fast_products
 from dpotool.gradients.ghost import directional_sums
+from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
 

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
-from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.gradients.engine import GradientEngine, compute_fast_products
 from dpotool.gradients.ghost import audit, gram, layout, outer, passes, rowwise_linear, taps
 from dpotool.gradients.products import collect_products, compute_gradient_products
+from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood import completions
 
 EXPERTS = {"mixtral", "qwen3-moe"}

@@ -14,11 +14,11 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.gradients.engine import compute_fast_products
 from dpotool.gradients.ghost import outer, passes, product_sums
 from dpotool.gradients.ghost.layout import PairSpan
 from dpotool.gradients.monitor import TheoryMonitor
+from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood import completions
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from tiny_models import save_tiny_model, write_pairs
 
 from dpotool.errors import DpotoolError
-from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.gradients.prediction import compute_prediction, measure_distance, run_prediction
+from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.summaries import summary_path

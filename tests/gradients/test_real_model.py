@@ -12,12 +12,10 @@ import torch
 from dpotool.data.pairs import TokenizedPair
 from dpotool.data.sources import load_preferences
 from dpotool.data.tokenization import tokenize_preferences
-from dpotool.gradients.double_precision import in_float64
 from dpotool.gradients.engine import compute_fast_products
 from dpotool.gradients.products import compute_gradient_products
-from dpotool.gradients.real_steps import StepLab
-from dpotool.gradients.spot_check import find_largest_error
-from dpotool.gradients.verification import verify_gaps
+from dpotool.gradients.real_steps import StepLab, in_float64
+from dpotool.gradients.verification import find_largest_error, verify_gaps
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.models.loading import load_model, load_tokenizer
 

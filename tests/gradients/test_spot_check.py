@@ -11,7 +11,7 @@ from model_families import build_family
 
 from dpotool.gradients.engine import GradientEngine
 from dpotool.gradients.products import PairProducts
-from dpotool.gradients.spot_check import check_products
+from dpotool.gradients.verification import check_products
 
 
 def compute(engine: GradientEngine, n: int) -> tuple[list, list[PairProducts]]:

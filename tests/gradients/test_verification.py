@@ -9,8 +9,7 @@ from conftest import make_pairs
 from model_families import build_family
 
 from dpotool.gradients import verification
-from dpotool.gradients.double_precision import in_float64
-from dpotool.gradients.real_steps import StepLab, put_back
+from dpotool.gradients.real_steps import StepLab, in_float64, put_back
 from dpotool.gradients.verification import verify_gaps
 from dpotool.likelihood.pair_logps import compute_pair_logps
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.gradients.double_precision import EverythingInFloat64
+from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood.batch import CompletionBatch, collate_pairs
 from dpotool.likelihood.budget import estimate_bytes_per_token
 from dpotool.likelihood.completions import compute_completion_logps, compute_token_logps

@@ -18,7 +18,7 @@ from model_families import build_family
 
 from dpotool.cache.checking import check_store
 from dpotool.cache.entries import list_entries
-from dpotool.gradients.double_precision import EverythingInFloat64
+from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood import scorer, store
 from dpotool.likelihood.scorer import Scorer
 

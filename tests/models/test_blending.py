@@ -18,9 +18,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from dpotool.errors import DpotoolError
 from dpotool.models.adapters import merge_adapter
-from dpotool.models.blending import WeightLine, can_concatenate, check_alike, find_ties
+from dpotool.models.blending import WeightLine, can_concatenate, check_alike, find_ties, save_checkpoint
 from dpotool.models.loading import load_model, load_tokenizer
-from dpotool.models.saving import save_checkpoint
 
 peft = pytest.importorskip("peft", reason="adapters need peft (dpotool[peft])")
 

@@ -16,8 +16,8 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models import loading
 from dpotool.models.fingerprint import fingerprint_model, fingerprint_tokenizer
-from dpotool.models.limits import resolve_max_length
 from dpotool.models.loading import load_model, load_tokenizer
+from dpotool.models.positions import resolve_max_length
 
 
 @pytest.fixture(scope="module")

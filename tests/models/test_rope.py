@@ -12,9 +12,9 @@ from torch import nn
 from transformers import Phi3Config, Phi3ForCausalLM
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.gradients.double_precision import EverythingInFloat64
 from dpotool.gradients.engine import compute_fast_products
 from dpotool.gradients.products import compute_gradient_products
+from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
@@ -22,7 +22,7 @@ from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.prompt_sharing import find_row_limit
 from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.models.loading import load_model
-from dpotool.models.rope import find_length_switches
+from dpotool.models.positions import find_length_switches
 
 SWITCH = 48
 

@@ -6,7 +6,7 @@ from synthetic_frames import make_prediction_frame
 
 from dpotool.errors import DpotoolError
 from dpotool.plots.prediction import plot_prediction
-from dpotool.theory.prediction_summary import summarize_prediction
+from dpotool.theory.summary import summarize_prediction
 
 INTERVAL = {"value": 0.9, "ci_low": 0.8, "ci_high": 0.95}
 SUMMARY = {side: dict.fromkeys(("correlation", "slope", "same_sign"), INTERVAL) for side in ("chosen", "rejected")}

@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import bootstrap, linregress, pearsonr, spearmanr
 
 from dpotool.stats.correlation import correlate_many, correlate_ranks, correlations, over_pairs, rank_correlations
-from dpotool.theory.prediction_summary import _fit_slopes
+from dpotool.theory.summary import _fit_slopes
 
 
 def test_values_are_those_of_scipy_and_the_partial_ones_follow_the_formula() -> None:

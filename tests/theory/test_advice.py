@@ -6,8 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpotool.theory.advice import advise, forecast_sgd
-from dpotool.theory.drivers import rank_drivers
+from dpotool.theory.advice import advise, forecast_sgd, rank_drivers
 
 OPEN = (np.zeros(200), np.full(200, np.inf))
 

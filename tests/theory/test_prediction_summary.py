@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import linregress
 
-from dpotool.theory.prediction_summary import summarize_prediction
+from dpotool.theory.summary import summarize_prediction
 
 
 def table(predicted: list[float], measured: list[float]) -> pd.DataFrame:

@@ -13,7 +13,7 @@ from model_families import build_family
 from training_helpers import read_weights, training_rows
 
 from dpotool.errors import DpotoolError
-from dpotool.gradients.double_precision import EverythingInFloat64
+from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.prompt_sharing import draws_in_training
 from dpotool.likelihood.shared_rows import SharedBatch

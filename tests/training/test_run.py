@@ -15,7 +15,7 @@ from training_helpers import read_weights, training_rows
 from transformers import AutoModelForCausalLM
 
 from dpotool.errors import DpotoolError
-from dpotool.gradients.double_precision import EverythingInFloat64
+from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood import scorer
 from dpotool.likelihood.scorer import Scorer
 from dpotool.measures.run import score_models

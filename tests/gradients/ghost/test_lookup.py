@@ -8,7 +8,7 @@ import torch
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.ghost import layout
 from dpotool.gradients.ghost.layout import lay_out_batch
-from dpotool.gradients.ghost.lookup import TableRows, sum_by_id
+from dpotool.gradients.ghost.product_sums import TableRows, sum_by_id
 
 
 def test_vectors_are_summed_by_id():

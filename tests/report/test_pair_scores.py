@@ -12,11 +12,11 @@ from scored_runs import write_scored_run
 from synthetic_frames import make_score_frame
 
 from dpotool.compare.findings import find_out
-from dpotool.compare.pair_scores import find_pair_scores, read_pair_scores, relate_to_change
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.errors import DpotoolError
 from dpotool.foreign.run import import_file
 from dpotool.report.page import write_report
+from dpotool.report.pairs import find_pair_scores, read_pair_scores, relate_to_change
 from dpotool.runs.folder import RunFolder
 from dpotool.settings.reading import ImportConfig, ReportConfig
 

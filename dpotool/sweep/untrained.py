@@ -1,5 +1,7 @@
-"""The controls of a sweep: each DPO run scaled back and stopped early, scored, so that what costs nothing stands beside
-every remedy (docs/controls.md).
+"""What a sweep scores without training it: blends between two lambdas, and the controls of each DPO run.
+
+`sweep --blend` trains two lambdas; the lambdas between them are blends of the two models (docs/blend.md). The controls
+are DPO scaled back and stopped early, so that what costs nothing stands beside every remedy (docs/controls.md).
 
 DPO is scaled back to a few fixed scales, and then to those at which it keeps the chosen answers as likely as each other
 run does: what a run is compared with is then a model, and all but nothing is left to interpolate. A point costs one
@@ -9,6 +11,8 @@ scoring. Checkpoints along DPO's training keep their weights alone once the run 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,8 +26,8 @@ from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
 from dpotool.runs.locks import holding
 from dpotool.settings.scoring import BlendConfig, ScoreConfig
-from dpotool.sweep.blends import choose_how
-from dpotool.sweep.plan import Cell
+from dpotool.sweep.config import SweepConfig
+from dpotool.sweep.plan import Cell, parse_lambdas, plan_blends
 from dpotool.training.checkpoints import slim
 
 SCALES = (0.25, 0.5, 0.75)
@@ -124,3 +128,43 @@ def _find_scale(wanted: float, shares: list[float], changes: list[float]) -> flo
             ]
             return round(inside[0], 3) if inside else None
     return None
+
+
+def score_between(
+    cells: list[Cell], finished: Mapping[str, RunFolder], config: SweepConfig, folder: Path, progress: Progress
+) -> dict[int, list[RunFolder]]:
+    """Scores the blends of each seed whose two ends are trained; returns seed -> their folders.
+
+    Ends that cannot be blended cost a warning and not the sweep.
+    """
+    lambdas = parse_lambdas(config.lambdas)
+    trained = {(_lambda_of(cell), cell.config.seed): cell.name for cell in cells if _lambda_of(cell) is not None}
+    found = {}
+    for seed in dict.fromkeys(cell.config.seed for cell in cells):
+        ends = [trained.get((lambda_, seed)) for lambda_ in (max(lambdas), min(lambdas))]
+        first, second = (finished.get(name) if name is not None else None for name in ends)
+        if first is None or second is None:
+            continue
+        root = folder if seed == config.seed else folder / f"seed{seed}"
+        points = {lambda_: RunFolder(root / f"blend-{lambda_:g}") for lambda_ in plan_blends(config)}
+        todo = [f"{lambda_:g}" for lambda_, point in points.items() if not point.list_tables("score")]
+        try:
+            if todo:
+                settings = BlendConfig(**choose_how(cells[0]), at=",".join(todo), output=str(root))
+                score_blends(str(first.path), str(second.path), settings, progress=progress)
+            found[seed] = list(points.values())
+        except DpotoolError as error:
+            progress.warn(f"no blend was made: {error}")
+    return found
+
+
+def _lambda_of(cell: Cell) -> float | None:
+    if cell.config.loss == "dpo":
+        return 1.0
+    is_fixed = cell.config.loss == "shift" and cell.config.lambda_schedule is None
+    return cell.config.lambda_ if is_fixed else None
+
+
+def choose_how(cell: Cell) -> dict[str, Any]:
+    """Settings of the sweep that apply to scoring too."""
+    return {name: getattr(cell.config, name) for name in ("batch_tokens", "layout", "device", "trust_remote_code")}

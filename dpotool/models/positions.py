@@ -1,8 +1,8 @@
-"""Rotary positions that depend on a sequence's length (longrope): each row by its length, whatever the batch.
+"""How long a sequence a model can take, and rotary positions that depend on its length (longrope).
 
 Phi-3's long versions have two sets of factors, for sequences up to the length they were first trained on and for longer
 ones. transformers takes one set for a whole batch, by its longest row and its padding. A value would then depend on its
-company, and a score could not be kept for its pair. Here each row has what it has alone.
+company, and a score could not be kept for its pair. Here each row has the factors that it would have alone.
 
 Dynamic scaling (NTK) changes beyond `max_position_embeddings` only, which `--max-length` never exceeds.
 """
@@ -16,11 +16,17 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from dpotool.data.pairs import TokenizedPair
+from dpotool.errors import DpotoolError
 
 LONGROPE = "longrope"
 _OWN_LENGTHS, _TOLD = "dpotool_row_lengths", "dpotool_told_row_lengths"
+
+
+MAX_LENGTH = 2048
+"""The paper's; used where neither the user nor the model's positions say less."""
 
 
 def find_length_switches(config: Any) -> list[int]:
@@ -93,3 +99,29 @@ def _compute_by_row(rotary: Any, x: Tensor, position_ids: Tensor, layer_type: st
         return short
     long = forward(rotary, x, position_ids, **options)
     return tuple(torch.where(is_long, *both) for both in zip(long, short, strict=True))
+
+
+def resolve_max_length(max_length: int | None, model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
+    """Returns the longest sequence in tokens: as the user says, else 2048, but at most the model's positions."""
+    return choose_max_length(max_length, find_positions(getattr(model, "config", None), tokenizer))
+
+
+def find_positions(config: Any, tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Returns how many tokens a model has positions for, by its config or its tokenizer; None where neither says."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    limit: int | None = getattr(config, "max_position_embeddings", None)
+    if limit is None and tokenizer.model_max_length < 10**9:  # transformers' way of saying "not known" is about 1e30
+        limit = tokenizer.model_max_length
+    return limit
+
+
+def choose_max_length(max_length: int | None, limit: int | None) -> int:
+    """Returns the user's number, else 2048, but at most `limit`; raises DpotoolError for a number above `limit`."""
+    if max_length is not None and limit is not None and max_length > limit:
+        raise DpotoolError(
+            "longer than the model has positions for",
+            where="--max-length",
+            expected=f"at most {limit}",
+            got=str(max_length),
+        )
+    return max_length if max_length is not None else min(MAX_LENGTH, limit or MAX_LENGTH)

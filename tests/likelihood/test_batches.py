@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpotool.data.batches import plan_batches
 from dpotool.errors import DpotoolError
+from dpotool.likelihood.budget import plan_batches
 
 
 def test_worked_by_hand() -> None:
