@@ -6,7 +6,6 @@ that runs one layer's attention on random states, forward (and returns what it m
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 
 import torch
@@ -16,6 +15,7 @@ from torch.nn import functional as F
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.part_attention import attend_by_parts, list_parts
 from dpotool.likelihood.shared_rows import PARTS, collate_shared
 
 Heads = tuple[int, int, int]
@@ -112,50 +112,20 @@ def run_flex(pairs: Sequence[TokenizedPair], heads: Heads, device: torch.device,
     return _repeat(attend, draw_states(n_rows, n_tokens, heads, device, backward=backward), backward=backward)
 
 
-def run_variable_lengths(pairs: Sequence[TokenizedPair], heads: Heads, device: torch.device, *, backward: bool) -> Run:
-    """A kernel for sequences of any length: prompts by themselves, completions with a copy of their prompt's keys."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    if device.type != "cuda":
-        raise NotImplementedError("only for a GPU")
-    starts, keys, query_lengths, key_lengths = 0, [], [], []
-    for pair in pairs:
-        prompt, parts = len(pair.prompt_ids), (len(pair.chosen_ids), len(pair.rejected_ids))
-        of_prompt = list(range(starts, starts + prompt))
-        keys += of_prompt
-        query_lengths.append(prompt)
-        key_lengths.append(prompt)
-        starts += prompt
-        for n_tokens in parts:
-            keys += [*of_prompt, *range(starts, starts + n_tokens)]
-            query_lengths.append(n_tokens)
-            key_lengths.append(prompt + n_tokens)
-            starts += n_tokens
-    index = torch.tensor(keys, device=device)
-
-    def ends(lengths: list[int]) -> Tensor:
-        return torch.tensor([0, *lengths], device=device).cumsum(0).to(torch.int32)
-
-    of_queries, of_keys = ends(query_lengths), ends(key_lengths)
-    factor = heads[0] // heads[1]
-    is_old = "is_causal" in inspect.signature(varlen_attn).parameters
-    causal: dict[str, object] = {"is_causal": True} if is_old else {"window_size": (-1, 0)}
+def run_by_parts(pairs: Sequence[TokenizedPair], heads: Heads, device: torch.device, *, backward: bool) -> Run:
+    """dpotool's way: torch's kernel for sequences of any lengths, completions with a copy of their prompt's keys."""
+    batch = collate_shared(pairs).to(device)
+    parts = list_parts(batch.block_ids)
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        k, v = (states[index].repeat_interleave(factor, dim=1) for states in (k, v))
-        longest = max(query_lengths), max(key_lengths)
-        return varlen_attn(q, k, v, of_queries, of_keys, *longest, **causal)
+        return attend_by_parts(q, k, v, parts).transpose(1, 2)
 
-    states = [
-        torch.randn(starts, n_heads, heads[2], device=device, dtype=torch.bfloat16).requires_grad_(backward)
-        for n_heads in (heads[0], heads[1], heads[1])
-    ]
-    return _repeat(attend, states, backward=backward)
+    return _repeat(attend, draw_states(*batch.input_ids.shape, heads, device, backward=backward), backward=backward)
 
 
 ATTENTIONS = {
     "dense mask": run_dense,
     "FlexAttention": run_flex,
-    "variable lengths": run_variable_lengths,
+    "by parts": run_by_parts,
     "rows of their own": run_rows_of_their_own,
 }

@@ -28,12 +28,13 @@ from dpotool.gradients.engine import compute_fast_products
 from dpotool.gradients.monitor import TheoryMonitor
 from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.gradients.run import run_theory
-from dpotool.likelihood import pair_logps
+from dpotool.likelihood import pair_logps, part_attention
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.budget import MOST_TOKENS_ELSEWHERE, estimate_bytes_per_token, resolve_batch_tokens
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
+from dpotool.likelihood.shared_rows import collate_shared
 from dpotool.measures.run import score_models
 from dpotool.models.precision import choose_float32_products
 from dpotool.settings.scoring import ScoreConfig, TheoryConfig
@@ -98,6 +99,24 @@ def test_float32_products_of_16_bit_factors_lose_nothing_on_fast_units(gpu_preci
     assert _measure_error(left * 1.001, right) > 1e-4
     assert choose_float32_products(left.device, torch.float32) == "highest"
     assert _measure_error(left * 1.001, right) < 1e-6
+
+
+def test_attention_by_parts_is_that_of_the_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel against the mask in float32; then log-probabilities and gradients of a model in bfloat16."""
+    device = torch.device("cuda")
+    assert part_attention.is_trusted(device, torch.bfloat16) and not part_attention.is_trusted(device, torch.float32)
+    assert part_attention.measure_error(device, torch.bfloat16) < 0.02
+    model = build_family("llama", dtype=torch.bfloat16).to(device)
+    batch = collate_shared(PAIRS).to(device)
+    found = []
+    for is_trusted in (part_attention.is_trusted, lambda _device, _dtype: False):
+        monkeypatch.setattr(part_attention, "is_trusted", is_trusted)
+        logps = compute_completion_logps(model, batch)
+        logps.sum().backward()
+        found.append((logps.detach(), model.lm_head.weight.grad.float()))
+        model.zero_grad(set_to_none=True)
+    for got, expected in zip(*found, strict=True):
+        assert (got - expected).abs().max() < 0.03 * expected.abs().max()
 
 
 def _measure_error(left: torch.Tensor, right: torch.Tensor) -> float:

@@ -27,6 +27,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from dpotool.likelihood.batch import CompletionBatch
+from dpotool.likelihood.part_attention import mark_mask
 from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.models.positions import goes_by_row_length, tell_row_lengths
 
@@ -221,7 +222,8 @@ def _inputs_of(model: PreTrainedModel, batch: CompletionBatch | SharedBatch) -> 
     if "position_ids" in inspect.signature(type(decoder).forward).parameters:  # Bloom and Mamba have none
         inputs["position_ids"] = batch.position_ids
     if isinstance(batch, SharedBatch):
-        inputs["attention_mask"] = batch.build_mask(_find_attention_dtype(model, batch.input_ids.device))
+        mask = batch.build_mask(_find_attention_dtype(model, batch.input_ids.device))
+        inputs["attention_mask"] = mark_mask(mask, batch.block_ids)
     return inputs
 
 

@@ -66,16 +66,21 @@ class SharedBatch:
         return Ends(last // self.block_ids.shape[1], last % self.block_ids.shape[1])
 
     def build_mask(self, dtype: torch.dtype) -> Float[Tensor, "rows 1 seq seq"]:
-        """Builds what is added to attention scores: 0 where a token (second last axis) sees another, else the least."""
-        pair, part = self.block_ids // PARTS, self.block_ids % PARTS
-        is_seen = part[:, None, :] == part[:, :, None]
-        is_seen |= (part == 0)[:, None, :]
-        is_seen &= pair[:, None, :] == pair[:, :, None]
-        is_seen.tril_()
-        n_rows, n_tokens = self.block_ids.shape
-        width = -(-n_tokens // MASK_ALIGNMENT) * MASK_ALIGNMENT
-        mask = torch.zeros(n_rows, 1, n_tokens, width, dtype=dtype, device=self.block_ids.device)[..., :n_tokens]
-        return mask.masked_fill_(~is_seen[:, None], torch.finfo(dtype).min)
+        """Builds what is added to attention scores (`build_block_mask`)."""
+        return build_block_mask(self.block_ids, dtype)
+
+
+def build_block_mask(block_ids: Int[Tensor, "rows seq"], dtype: torch.dtype) -> Float[Tensor, "rows 1 seq seq"]:
+    """Builds what is added to attention scores: 0 where a token (second last axis) sees another, else the least."""
+    pair, part = block_ids // PARTS, block_ids % PARTS
+    is_seen = part[:, None, :] == part[:, :, None]
+    is_seen |= (part == 0)[:, None, :]
+    is_seen &= pair[:, None, :] == pair[:, :, None]
+    is_seen.tril_()
+    n_rows, n_tokens = block_ids.shape
+    width = -(-n_tokens // MASK_ALIGNMENT) * MASK_ALIGNMENT
+    mask = torch.zeros(n_rows, 1, n_tokens, width, dtype=dtype, device=block_ids.device)[..., :n_tokens]
+    return mask.masked_fill_(~is_seen[:, None], torch.finfo(dtype).min)
 
 
 def count_shared_tokens(pair: TokenizedPair, *, with_rejected: bool = True) -> int:
