@@ -23,6 +23,7 @@ from dpotool.models.library_calls import one_line_errors, quiet_transformers
 from dpotool.models.positions import find_positions, let_rows_go_by_their_own_length
 from dpotool.models.precision import choose_attention, choose_float32_products
 from dpotool.models.weights import (
+    check_epsilons,
     check_loaded,
     check_number_types,
     check_quantisation,
@@ -217,6 +218,7 @@ def _read_config(source: str, trust_remote_code: bool) -> Any:
     with one_line_errors("model", source):
         config = AutoConfig.from_pretrained(_expand(source), trust_remote_code=trust_remote_code)
     check_quantisation(config, source)
+    check_epsilons(config.to_dict(), source)
     return config
 
 

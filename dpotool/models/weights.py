@@ -89,6 +89,24 @@ def list_weight_files(folder: Path) -> list[Path]:
         ) from None
 
 
+def check_epsilons(settings: Mapping[str, Any], source: str) -> None:
+    """Raises DpotoolError where a norm adds something to a variance that would drown it.
+
+    An infinite one makes every hidden state zero and all tokens equally likely, in numbers that look like any other.
+    """
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            check_epsilons(value, source)
+        elif str(name).endswith(("eps", "epsilon")) and isinstance(value, int | float) and not 0 <= value < 1:
+            raise DpotoolError(
+                "is no number that a norm can add",
+                where=f"{source}: config.json: {name}",
+                expected="one from 0 to 1",
+                got=str(value),
+                remedy="Copy or download the folder again",
+            )
+
+
 def check_quantisation(config: Any, source: str) -> None:
     """Refuses a quantisation that transformers does not know: it would skip it, and read the numbers as weights.
 

@@ -104,6 +104,13 @@ def test_a_quantisation_nobody_knows_is_refused(about: dict[str, object], folder
         load_model(str(folder))
 
 
+@pytest.mark.parametrize("epsilon", [float("inf"), float("nan"), -1e-5, 1e30])
+def test_a_norm_that_would_make_all_tokens_equally_likely_is_refused(epsilon: float, folder: Path) -> None:
+    change_config(folder, rms_norm_eps=epsilon)
+    with pytest.raises(DpotoolError, match=r"config.json: rms_norm_eps: is no number that a norm can add"):
+        load_model(str(folder))
+
+
 def test_lost_shards_are_counted_and_named(folder: Path) -> None:
     change(folder, dict)
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
