@@ -157,7 +157,7 @@ def _say_how_to_match(run: ScoredRun, base: ScoredRun, key: str) -> str:
 def compare_pairs(run: ScoredRun, base: ScoredRun, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Difference:
     """Returns a run minus the baseline; its p-values are not adjusted yet."""
     shared = run.scored.index.intersection(base.scored.index)
-    both = [each.restrict(shared) for each in (run, base)]
+    both = [each if each.scored.index.equals(shared) else each.restrict(shared) for each in (run, base)]
     ours, theirs = (each.columns for each in both)
     clusters = both[1].clusters if both[1].clusters is not None else both[0].clusters
     options: dict[str, Any] = {"clusters": clusters, "n_resamples": n_resamples, "seed": seed}

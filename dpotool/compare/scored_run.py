@@ -106,14 +106,18 @@ class ScoredRun:
         return self.about.split
 
     @cached_property
-    def scored(self) -> pd.DataFrame:
-        """The rows that numbers can be made of, by pair_id."""
-        return split_scored(self.table)[0].set_index("pair_id", drop=False)
+    def _parts(self) -> tuple[pd.DataFrame, dict[str, int]]:
+        return split_scored(self.table)
 
     @cached_property
+    def scored(self) -> pd.DataFrame:
+        """The rows that numbers can be made of, by pair_id."""
+        return self._parts[0].set_index("pair_id", drop=False)
+
+    @property
     def excluded(self) -> dict[str, int]:
         """How many rows were left out, by reason."""
-        return split_scored(self.table)[1]
+        return self._parts[1]
 
     @property
     def n(self) -> int:
