@@ -223,12 +223,12 @@ def _show(estimate: Estimate, console: Console) -> None:
     rows += [["tokens", f"{estimate.n_tokens:,}"], ["padded tokens", f"{estimate.n_padded_tokens:,}"]]
     if estimate.batch_tokens:
         rows += [["tokens a batch", f"{estimate.batch_tokens:,}"]]
-    rows += [[f"in the store, {name}", str(n)] for name, n in estimate.n_cached.items()]
+    rows += [[f"already stored, {name}", str(n)] for name, n in estimate.n_cached.items()]
     rows += [[f"time, {stage}", format_duration(seconds)] for stage, seconds in estimate.seconds.items()]
     rows += [["time in all", format_duration(estimate.total_seconds)]]
     rows += [["peak memory", format_bytes(estimate.peak_bytes)]]
     if estimate.card_bytes:
         rows += [["on one GPU, by formula", format_bytes(estimate.card_bytes)]]
-    console.table(f"Estimate for {estimate.command}", ["", ""], rows)
-    console.answer(f"This rests on measurements: {'; '.join(estimate.probe)}.")
+    console.table("", ["quantity", "estimate"], rows)
+    console.answer(f"The estimate rests on short measurements. {' '.join(estimate.probe)}")
     console.say("Nothing was written.")

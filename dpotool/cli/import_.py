@@ -32,7 +32,7 @@ def run(config: ImportConfig, console: Console, file: str) -> None:
     result = import_file(file, config)
     if result.left_out:
         console.warn(f"{file}: left out, because it has no value for each pair: {', '.join(result.left_out)}")
-    console.say(f"Read {count(result.n_rows, 'row')} from {file} as {result.kind}.")
+    console.say(f"Read {count(result.n_rows, 'row')} from {file} (format: {result.kind}).")
     console.say(f"table: {result.path}")
     console.say(f"Next: dpotool report {result.folder.path}")
     console.finish(

@@ -163,8 +163,9 @@ def describe_checks(results: Sequence[JudgeResult]) -> list[str]:
         if order:
             agreement = format_interval(order["agreement"], 0, 100)
             said.append(f"both orders agree on {agreement} %, position bias {format_interval(order['position_bias'])}")
-        if control:
-            said.append(f"the longer answer is preferred in {format_interval(control['longer_preferred'], 1, 100)} %")
+        longer = format_interval(control["longer_preferred"], 1, 100) if control else "-"
+        if longer != "-":
+            said.append(f"the longer answer is preferred in {longer} %")
         if summary["n"]:
             said.append(f"p = {summary['p_adjusted']:.2g} ({summary['test']}, Holm over {summary['n_compared']})")
         lines.append(f"{result.label}: {'; '.join(said)}.")

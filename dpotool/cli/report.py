@@ -32,6 +32,6 @@ def run(config: ReportConfig, console: Console, runs: list[str]) -> None:
     report = write_report(runs, config, find_texts=find_texts)
     for problem in report.findings.comparison.problems:
         console.warn(problem)
+    console.answer(f"Verdict on {report.findings.comparison.baseline}: {report.findings.statement}")
     console.say(f"report: {report.path}")
-    console.say(f"Verdict on {report.findings.comparison.baseline}: {report.findings.statement}")
     console.finish({"path": str(report.path), **report.findings.to_dict()})

@@ -32,14 +32,18 @@ Rates = Mapping[str, Mapping[str, float]]
 
 
 def tabulate_differences(comparison: Comparison, verdicts: Verdicts) -> tuple[list[str], list[list[str]]]:
-    """Returns columns and rows within 80 columns: what each model gains in likelihood and costs, and its verdict."""
+    """Returns columns and rows within 80 columns: what each model gains in likelihood and costs, and its verdict.
+
+    No margin is a share of a baseline's that cannot be told from 0.
+    """
     columns = ["model", "chosen, nats", "accuracy, points", "margin", "verdict"]
     runs = comparison.runs.set_index("label")
     margins = runs["reward_margins"].astype(float) / runs["beta"].astype(float)
     base = margins[comparison.baseline]
+    is_positive = runs["reward_margins_low"].astype(float)[comparison.baseline] > 0
     rows = []
     for label, margin in margins.items():
-        kept = f"{100 * margin / base:.0f} %" if base > 0 and math.isfinite(margin) else "-"
+        kept = f"{100 * margin / base:.0f} %" if is_positive and math.isfinite(margin) else "-"
         found = comparison.differences.get(str(label))
         cells = ["baseline", "baseline"]
         if found is not None:

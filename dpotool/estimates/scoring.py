@@ -79,7 +79,7 @@ def _plan_each(
         has_own_peak = began == 0 or reset_peak_bytes(resolve_device(config.device))
         estimate = plan(model, config, began, progress)
         if not has_own_peak:
-            estimate.probe.append("memory is the peak of this model and those before it")
+            estimate.probe.append("The memory is the peak of this model and of those before it.")
         yield estimate
         began = seconds_since_start()
 
@@ -145,7 +145,9 @@ def _plan_diagnosis(model: str, config: DiagnoseConfig, began: float, progress: 
         look_into(opened, members, config, VocabularyGains(), Stopwatch())
 
     estimate.seconds["looking into pairs"], n_probed = time_strata(padded, run)
-    estimate.probe.append(f"{n_probed} of {count(len(batches), 'batch', 'batches')} were looked into")
+    estimate.probe.append(
+        f"The time for looking into pairs was measured on {n_probed} of {count(len(batches), 'batch', 'batches')}."
+    )
     if opened.reference_scorer is not None:
         estimate.seconds["statistics"] = _time_diagnosis_statistics(opened, config)
     estimate.peak_bytes = measure_peak_bytes(policy.device)
@@ -187,11 +189,13 @@ def _add_model(
     estimate.n_cached[name] = len(pairs) - len(missing)
     todo = pairs if config.tokens else missing
     if not (todo or again):
-        estimate.probe.append(f"{name}: no batch was run, because all its values will be in the store")
+        estimate.probe.append(f"No batch was run for the {name}, because all its values will be in the store.")
         return
     cost = estimate_scoring(scorer, todo or again)
     estimate.batch_tokens = cost.batch_tokens
-    estimate.probe.append(f"{name}: {cost.n_probed} of {count(cost.n_batches, 'batch', 'batches')} were run")
+    estimate.probe.append(
+        f"The time for the {name} was measured on {cost.n_probed} of {count(cost.n_batches, 'batch', 'batches')}."
+    )
     if todo:
         estimate.n_padded_tokens = max(estimate.n_padded_tokens, cost.n_padded_tokens)
         estimate.seconds[name] = cost.seconds

@@ -62,7 +62,7 @@ def plan_theory(config: TheoryConfig, *, progress: Progress) -> Estimate:
         plan = Plan("theory-gap", state_bytes=4 * n_means, n_tokens=estimate.batch_tokens, keeps_layers=True)
         estimate.card_bytes = need_on_card(opened.policy, plan)
     if config.check or config.verify:
-        estimate.probe.append("without --check and --verify")
+        estimate.probe.append("The time of --check and --verify is not included.")
     return estimate
 
 
@@ -80,8 +80,11 @@ def _add_products(estimate: Estimate, config: TheoryConfig, opened: OpenSubject,
     estimate.n_padded_tokens = sum(padded)
     estimate.seconds["products of each pair"], n_probed = time_strata(padded, run)
     n_stored = len(opened.pair_set.pairs) - len(pairs)
-    stored = f", and {count(n_stored, 'pair is', 'pairs are')} in the store" if n_stored else ""
-    estimate.probe.append(f"products: {n_probed} of {count(len(batches), 'batch', 'batches')} were run{stored}")
+    stored = f" {count(n_stored, 'pair is', 'pairs are').capitalize()} in the store already." if n_stored else ""
+    estimate.probe.append(
+        f"The time for the products of each pair was measured on {n_probed} of "
+        f"{count(len(batches), 'batch', 'batches')}.{stored}"
+    )
 
 
 def _add_batch_products(
@@ -99,12 +102,15 @@ def _add_batch_products(
     slope = max(0.0, (many - few) / (n_many - n_few)) if n_many > n_few else many / n_many
     seconds = max(0.0, few - slope * n_few) + slope * estimate.n_tokens
     estimate.seconds["products with the batch"] = seconds
-    estimate.probe.append(f"batch: {' and '.join(str(len(sample)) for sample in samples)} pairs were run")
+    estimate.probe.append(
+        "The time for the products with the batch was measured on "
+        f"{' and then '.join(str(len(sample)) for sample in samples)} pairs."
+    )
     n_passes = 5 if shifts else 3  # of each half both means, and what raises accuracy where the model has a reference
     n_bytes = 4 * engine.selection.n_elements
     estimate.probe.append(
-        f"a run of more than {seconds_between_saves(n_bytes):.0f} s may keep up to {n_passes * n_bytes / 1e9:.1f} GB "
-        "of mean gradients on the disk until it is finished"
+        f"A run of more than {seconds_between_saves(n_bytes):.0f} s may keep up to {n_passes * n_bytes / 1e9:.1f} GB "
+        "of mean gradients on the disk until it is finished."
     )
     return n_passes
 

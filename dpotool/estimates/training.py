@@ -65,7 +65,7 @@ def plan_training(config: TrainConfig, *, progress: Progress) -> Estimate:
         _add_evaluations(estimate, config, trainer)
     estimate.peak_bytes = measure_peak_bytes(next(trainer.policy.parameters()).device)
     estimate.card_bytes = trainer.need_on_card()
-    estimate.probe.append("without saving the weights, once at the end and every 200 steps")
+    estimate.probe.append("The time of saving the weights, at the end and every 200 steps, is not included.")
     return estimate
 
 
@@ -108,7 +108,7 @@ def _add_steps(estimate: Estimate, config: TrainConfig, trainer: PreferenceTrain
     estimate.batch_tokens = max(padded.values())
     estimate.probe.append(
         f"{count(n_probed, 'micro-batch', 'micro-batches')} and 2 steps of the optimiser were run, where training has "
-        f"{n_micro_batches} and {n_steps}"
+        f"{n_micro_batches} and {n_steps}."
     )
 
 

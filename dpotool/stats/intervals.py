@@ -78,11 +78,11 @@ def format_ends(interval: Interval | Summary, form: str = "+z.2f", scale: float 
 
 
 def say_if_few(n_pairs: int, n_prompts: int | None = None) -> str:
-    """Returns " 12 pairs are few: ...", or nothing from FEW on; where pairs share prompts, prompts are what counts."""
+    """Returns " With only 12 pairs, ...", or nothing from FEW on; where pairs share prompts, prompts count."""
     n, what = (n_pairs, "pair") if n_prompts is None or n_prompts == n_pairs else (n_prompts, "prompt")
     if n >= FEW:
         return ""
-    return f" {count(n, f'{what} is', f'{what}s are')} few: the intervals themselves are too narrow."
+    return f" With only {count(n, what)}, these intervals are too narrow."
 
 
 def _read(interval: Interval | Summary | None) -> Summary:

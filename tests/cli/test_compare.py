@@ -147,7 +147,8 @@ def test_a_report_shows_the_texts_of_the_pairs(dpotool: Any, model: Path, pairs:
     assert dpotool("score", model, "--data", pairs, "--reference", other, "--output", "out").code == 0
     outcome = dpotool("report", "out", "-o", "page.html", "--pairs", "2")
     assert outcome.code == 0, outcome.err
-    assert outcome.out.splitlines()[0] == "report: page.html"
+    lines = outcome.out.splitlines()
+    assert lines[0].startswith("Verdict on ") and "report: page.html" in lines
     page = Path("page.html").read_text(encoding="utf-8")
     prompts = [json.loads(line)["prompt"] for line in pairs.read_text().splitlines()]
     assert sum(page.count(f">{prompt}</dd>") for prompt in set(prompts)) == 4

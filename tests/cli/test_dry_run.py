@@ -68,7 +68,7 @@ def test_what_is_stored_is_not_run(  # type: ignore[no-untyped-def]
     (found,) = plan(*words, "--measures", "ches,similarity")["estimates"]
     assert found["seconds"]["ches"] > 0 and found["seconds"]["similarity"] > 0, "measures are never in the store"
     shown = dpotool(*words, "--dry-run", "--device", "cpu").out
-    assert "policy: no batch was run" in shown and "tokens a batch" not in shown
+    assert "No batch was run for the policy" in shown and "tokens a batch" not in shown
 
 
 def test_each_model_has_its_own_loading_time_and_peak(  # type: ignore[no-untyped-def]
@@ -83,7 +83,7 @@ def test_each_model_has_its_own_loading_time_and_peak(  # type: ignore[no-untype
     ages = iter([10.0, 25.0, 27.0, 40.0])
     monkeypatch.setattr(scoring_cost, "reset_peak_bytes", lambda device: False)
     first, second = plan("score", model, other, "--data", pairs)["estimates"]
-    assert second["probe"][-1].startswith("memory is the peak of this model and those before")
+    assert second["probe"][-1].startswith("The memory is the peak of this model and of those before")
     assert not any("memory" in line for line in first["probe"])
 
 
@@ -97,7 +97,9 @@ def test_train_and_theory_gap(dpotool, plan, model: Path, pairs: Path) -> None: 
     found = plan("theory-gap", *base, "--lambdas", "0.5")
     assert set(found["seconds"]) >= {"products of each pair", "products with the batch"}
     shown = dpotool("theory-gap", *base, "--dry-run", "--pairs-only", "--check", 3, "--device", "cpu")
-    assert "peak memory" in shown.out and "without --check and --verify" in " ".join(shown.out.split())
+    assert "peak memory" in shown.out and "The time of --check and --verify is not included." in " ".join(
+        shown.out.split()
+    )
     assert shown.out.rstrip().endswith("Nothing was written.") and "with the batch" not in shown.out
 
 

@@ -63,7 +63,7 @@ def test_an_interval_beyond_zero_that_the_test_does_not_bear_out_is_no_claim():
     [sentence] = describe_differences(comparison)
     assert sentence.startswith("IPO and DPO cannot be told apart by the chosen log-likelihood (+1.10 nats [+1.0")
     assert "]; p = 0.250); reward accuracy is the same" in sentence
-    assert sentence.endswith(" 3 pairs are few: the intervals themselves are too narrow.")
+    assert sentence.endswith(" With only 3 pairs, these intervals are too narrow.")
     assert recommend(comparison).recommended in (None, "DPO")
 
 
@@ -93,13 +93,13 @@ def test_a_run_without_accuracy_is_not_said_to_lie_below_it():
     assert statement == "Stay with DPO: no other run's reward accuracy is known."
 
 
-@pytest.mark.parametrize(("n_prompts", "note"), [(49, " 49 prompts are few: "), (50, "")])
+@pytest.mark.parametrize(("n_prompts", "note"), [(49, " With only 49 prompts, "), (50, "")])
 def test_prompts_are_what_is_few(n_prompts, note):
     prompts = (np.arange(120) % n_prompts).astype(str)
     frames = {name: make_score_frame(120, seed=seed).assign(prompt_id=prompts) for seed, name in enumerate("ab")}
     [sentence] = describe_differences(compare_frames(frames))
 
-    assert (" are few: " in sentence) == bool(note) and note in sentence
+    assert ("With only" in sentence) == bool(note) and note in sentence
 
 
 def train_seeds(folder: Path, displacements: dict[int, float], **config) -> list[str]:

@@ -68,7 +68,7 @@ def test_the_statement_holds_its_numbers_and_says_what_to_do():
 
 
 def test_few_pairs_are_called_few():
-    assert "12 pairs are few" in judge_displacement(ScoredRun(make_frame(12, chosen=-1, rejected=-4))).statement
+    assert "With only 12 pairs" in judge_displacement(ScoredRun(make_frame(12, chosen=-1, rejected=-4))).statement
     assert "few" not in judge_displacement(ScoredRun(make_frame(50, chosen=-1, rejected=-4))).statement
 
 
