@@ -32,6 +32,7 @@ def run(config: TrainConfig, console: Console) -> None:
             f"Interrupted; the work is saved. Continue with: dpotool train --resume --output {result.folder.path}"
         )
     else:
+        console.answer(*say_change(last))
         console.table(*summarize_training(result.folder.name, last))
         console.say(f"run folder: {result.folder.path}")
         console.say(f"Next: dpotool score {result.folder.path}")
@@ -39,6 +40,20 @@ def run(config: TrainConfig, console: Console) -> None:
     console.finish({"run": str(result.folder.path), "status": status, "metrics": last})
     if result.was_interrupted:
         raise typer.Exit(130)
+
+
+def say_change(last: dict[str, float]) -> list[str]:
+    """Says by how much the chosen answers' likelihood changed, of the last evaluation or else of the last steps."""
+    prefix = "eval_" if "eval_displacement/chosen" in last else ""
+    change = last.get(f"{prefix}displacement/chosen")
+    if change is None:
+        return []
+    pairs = "evaluation pairs" if prefix else "pairs of the last steps"
+    size = f"{abs(change):.2g}"
+    if float(size) == 0:
+        return [f"On the {pairs}, the chosen answers are as likely as under the reference."]
+    direction = "more" if change > 0 else "less"
+    return [f"On the {pairs}, the chosen answers are {size} nats {direction} likely than under the reference."]
 
 
 def summarize_training(name: str, last: dict[str, float]) -> tuple[str, list[str], list[list[str]]]:

@@ -40,7 +40,11 @@ class DataSettings(Settings):
         DEMO,
         "Preference pairs: a .jsonl, .json, .parquet or .csv file, a saved dataset folder, a hub id or builtin:demo.",
     )
-    split: str | None = setting(None, "Split of the data. The default depends on the command.")
+    split: str | None = setting(
+        None,
+        "Split of the data. If there are several, the default is train for commands that train, filter or validate, "
+        "and test for the others.",
+    )
     limit: int | None = setting(None, "Use the first N rows of the split.", range=COUNT)
     test_fraction: float | None = setting(
         None,

@@ -43,6 +43,9 @@ def test_train_says_where_the_run_is_and_what_to_do_next(dpotool: Any, model: Pa
     outcome = dpotool("train", "--model", model, "--data", pairs, "--max-steps", 2)
     [folder] = Path("runs").iterdir()
     assert folder.name.startswith("dpo-pairs-")
+    change = pd.read_json(folder / "metrics.jsonl", lines=True)["displacement/chosen"].dropna().iloc[-1]
+    said = f"the chosen answers are {abs(change):.2g} nats {'more' if change > 0 else 'less'} likely than under the"
+    assert said in " ".join(outcome.out.split())
     assert f"run folder: {folder}" in outcome.out
     assert f"Next: dpotool score {folder}" in outcome.out
     assert "has no test split, so the run is not evaluated. Name one with --eval-data or --test-fraction" in outcome.err
