@@ -52,9 +52,7 @@ def launch(example: str, script: str, commands: dict[str, list[str]], root: Path
     words += ["--config_file", str(EXAMPLES / f"{example}.yaml"), "--num_processes", "2"]
     words += ["--main_process_port", "0", script, str(root.parent / f"{root.name}.json"), str(root)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    result = subprocess.run(
-        [sys.executable, "-m", *words], env=environment, capture_output=True, text=True, timeout=300
-    )
+    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stderr
 
