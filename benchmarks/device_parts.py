@@ -46,7 +46,7 @@ from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.shared_rows import collate_shared
-from dpotool.models.precision import choose_attention, choose_float32_products
+from dpotool.models.precision import choose_attention, choose_float32_products, choose_kernels
 from dpotool.settings.shared import AUTO
 
 T = TypeVar("T")
@@ -116,8 +116,7 @@ def run_scoring(bench: Bench, shape: str) -> None:
     if shape == "0.5B":
         bench.attempt(f"{shape}: equal numbers in float32", lambda: _check_float32(bench, shape, tokenizer), needs=20)
     model = build_model(shape, bench.device, is_small=bench.is_small, dtype=torch.bfloat16)
-    choose_float32_products(bench.device, torch.bfloat16)
-    choose_attention(bench.device)
+    choose_kernels(bench.device, torch.bfloat16)
     rate = measure_matmul_rate(bench.device, torch.bfloat16, bench.scale(8192, 256))
     for data in DATA:
         n_pairs = bench.scale({"0.5B": 512, "8B": 96}[shape], 6) // (3 if data == "UltraFeedback" else 1)
@@ -179,21 +178,16 @@ def _time_scoring(
 def _build_scorer(
     method: str, model: nn.Module, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[TokenizedPair]
 ) -> Score:
-    if method == PAIRED:
+    if method in (PAIRED, MASKED):
+        layout = "paired" if method == PAIRED else AUTO
+        no_kernel = patch.object(part_attention, "is_trusted", lambda _device, _dtype: False)
 
         def score(n_pairs: int, _batch_size: int) -> np.ndarray:
-            found = compute_pair_logps(model, pairs[:n_pairs], batch_tokens=AUTO, layout="paired")
+            with no_kernel:  # which rows of their own do without in any case
+                found = compute_pair_logps(model, pairs[:n_pairs], batch_tokens=AUTO, layout=layout)
             return np.stack([found.chosen, found.rejected], axis=1)
 
         return score
-    if method == MASKED:
-
-        def score_masked(n_pairs: int, _batch_size: int) -> np.ndarray:
-            with patch.object(part_attention, "is_trusted", lambda _device, _dtype: False):
-                found = compute_pair_logps(model, pairs[:n_pairs], batch_tokens=AUTO)
-            return np.stack([found.chosen, found.rejected], axis=1)
-
-        return score_masked
     if method == TRL:
         hash_no_weights()
     return SCORERS[method](model, tokenizer, pairs)
@@ -255,8 +249,7 @@ def run_training(bench: Bench, shape: str) -> None:
     tokenizer = build_tokenizer(64)  # trainers want one; all are given token ids
     has_adapter = shape == "8B"
     dtype = torch.bfloat16 if has_adapter else torch.float32
-    choose_float32_products(bench.device, dtype)
-    choose_attention(bench.device)
+    choose_kernels(bench.device, dtype)
     model = build_model(shape, bench.device, is_small=bench.is_small, dtype=dtype)
     if has_adapter:
         model = add_adapter(model)
@@ -304,8 +297,7 @@ def train_both(
 def run_few_bits(bench: Bench) -> None:
     """An 8B base in 4 bits under a LoRA adapter: scoring, steps, and gradient products of the adapter's weights."""
     tokenizer = build_tokenizer(64)
-    choose_float32_products(bench.device, torch.bfloat16)
-    choose_attention(bench.device)
+    choose_kernels(bench.device, torch.bfloat16)
     model = build_model("8B", bench.device, is_small=bench.is_small, dtype=torch.bfloat16)
     n_whole = sum(weight.nbytes for weight in model.parameters())
     if bench.attempt("8B in 4 bits", lambda: quantise(model)) is None:
@@ -329,8 +321,7 @@ def run_theory(bench: Bench, shape: str) -> None:
     """Gradient products of all weights against a training step's forward and backward pass, and against autograd."""
     if shape == "0.5B":
         bench.attempt("0.5B: products equal autograd's in float32", lambda: _check_products(bench, shape), needs=15)
-    choose_float32_products(bench.device, torch.bfloat16)
-    choose_attention(bench.device)
+    choose_kernels(bench.device, torch.bfloat16)
     model = build_model(shape, bench.device, is_small=bench.is_small, dtype=torch.bfloat16)
     methods: dict[str, Gradients] = {
         "training step, shared rows": _run_shared_step,

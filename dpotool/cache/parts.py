@@ -128,15 +128,22 @@ def _read_listed(parts: Sequence[Path]) -> Parts:
     return Parts(values, tuple(path for path in parts if path not in unreadable), unreadable)
 
 
-def write_part(folder: Path, values: Mapping[str, tuple[float, ...]]) -> None:
+def write_part(folder: Path, values: Mapping[str, tuple[float, ...]]) -> str | None:
     """Adds values to a folder; those that are not finite are left out, and will be computed again.
+
+    Returns:
+        The name of the part; None where nothing was left to write.
 
     Raises:
         DpotoolError: the folder cannot be written.
     """
-    columns = _sort_into_columns(values)
-    if columns:
-        write_arrow(pa.table(columns, schema=_make_schema(folder)), folder / name_part(folder, columns))
+    finite = {key: values[key] for key in sorted(values) if _are_finite(values[key])}
+    if not finite:
+        return None
+    columns = [list(finite), *map(list, zip(*finite.values(), strict=True))]
+    name = name_part(folder, columns)
+    write_arrow(pa.table(columns, schema=_make_schema(folder)), folder / name)
+    return name
 
 
 def name_part(folder: Path, columns: Sequence[Any]) -> str:
@@ -148,12 +155,6 @@ def name_part(folder: Path, columns: Sequence[Any]) -> str:
     return content.hexdigest()[:32] + ".parquet"
 
 
-def _sort_into_columns(values: Mapping[str, tuple[float, ...]]) -> list[list[Any]]:
-    """Keys in their order, then the numbers; without those that are not finite, and empty where none is left."""
-    kept = {key: values[key] for key in sorted(values) if _are_finite(values[key])}
-    return [list(kept), *map(list, zip(*kept.values(), strict=True))] if kept else []
-
-
 def merge_parts(folder: Path, at_least: int = MERGE_FROM) -> None:
     """Merges the parts of a folder into one where there are many; safe beside readers, writers and other merges.
 
@@ -163,8 +164,7 @@ def merge_parts(folder: Path, at_least: int = MERGE_FROM) -> None:
     if len(list_parts(folder)) < at_least:
         return
     parts = read_parts(folder)
-    write_part(folder, parts.values)
-    merged = name_part(folder, _sort_into_columns(parts.values) or [[]])
+    merged = write_part(folder, parts.values)
     for path in parts.sources:
         if path.name != merged:
             with suppress(OSError):  # another merge was faster, or a reader holds it open; it only repeats what is kept

@@ -160,13 +160,18 @@ def run_kernel(
     parts: PartIndex,
 ) -> Float[Tensor, "tokens heads width"]:
     """Attends part by part: the last token of a part sees all its keys, the one before it one key less, and so on."""
+    ends = parts.query_ends, parts.key_ends
+    found: Tensor = _find_kernel()(queries, keys, values, *ends, parts.longest_queries, parts.longest_keys)
+    return found
+
+
+@functools.cache
+def _find_kernel() -> Callable[..., Any]:
+    """Returns torch's kernel, told to be causal in the words of this release."""
     from torch.nn.attention.varlen import varlen_attn
 
     has_switch = "is_causal" in inspect.signature(varlen_attn).parameters  # torch 2.10; a window later
-    causal: dict[str, Any] = {"is_causal": True} if has_switch else {"window_size": (-1, 0)}
-    ends = parts.query_ends, parts.key_ends
-    found = varlen_attn(queries, keys, values, *ends, parts.longest_queries, parts.longest_keys, **causal)
-    return found if isinstance(found, Tensor) else found[0]
+    return functools.partial(varlen_attn, **({"is_causal": True} if has_switch else {"window_size": (-1, 0)}))
 
 
 @functools.cache
@@ -179,8 +184,10 @@ def is_trusted(device: torch.device, dtype: torch.dtype) -> bool:
     except Exception as problem:  # the mask does what the kernel would have done, whatever is wrong with it
         logger.info("attention by parts is not used on %s: %s", device, str(problem).splitlines()[:1])
         return False
-    logger.info("attention by parts on %s, %s: differs from the mask by %.1e", device, dtype, error)
-    return error < TOLERANCE
+    is_right = error < TOLERANCE
+    use = "is used" if is_right else "is not used"
+    logger.info("attention by parts %s on %s, %s: it differs from the mask by %.1e", use, device, dtype, error)
+    return is_right
 
 
 def measure_error(device: torch.device, dtype: torch.dtype) -> float:

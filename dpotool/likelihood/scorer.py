@@ -25,7 +25,7 @@ from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, ScoredP
 from dpotool.likelihood.root_forward import shard_weights
 from dpotool.likelihood.store import StoreKeeper, describe_types, look_up, name_model
 from dpotool.models.fingerprint import fingerprint_model
-from dpotool.models.precision import choose_float32_products
+from dpotool.models.precision import choose_kernels
 from dpotool.progress import Progress
 from dpotool.settings.shared import AUTO, ComputeSettings
 from dpotool.wording import count
@@ -87,7 +87,7 @@ class Scorer:
         """Spreads the weights over all processes and onto their devices, once their fingerprint is taken."""
         self._known_fingerprint = self.fingerprint
         shard_weights(self.model, device)
-        choose_float32_products(device, next(self.model.parameters()).dtype)
+        choose_kernels(device, next(self.model.parameters()).dtype)
 
     @property
     def device(self) -> torch.device:

@@ -21,7 +21,7 @@ from dpotool.models.builtin import locate_model
 from dpotool.models.dropout import disable_dropout
 from dpotool.models.library_calls import one_line_errors, quiet_transformers
 from dpotool.models.positions import find_positions, let_rows_go_by_their_own_length
-from dpotool.models.precision import choose_attention, choose_float32_products
+from dpotool.models.precision import choose_kernels
 from dpotool.models.weights import (
     check_epsilons,
     check_loaded,
@@ -167,8 +167,7 @@ def load_model(
         loaded = load_adapter(loaded, model, is_trainable=needs_gradients)
     disable_dropout(loaded)
     target = next(loaded.parameters()).device if placement else resolve_device(device)
-    choose_float32_products(target, next(loaded.parameters()).dtype)
-    choose_attention(target)
+    choose_kernels(target, next(loaded.parameters()).dtype)
     return (loaded if placement else loaded.to(target)).eval()
 
 

@@ -70,6 +70,12 @@ def choose_float32_products(device: torch.device, dtype: torch.dtype) -> str:
     return choice
 
 
+def choose_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    """Chooses how torch computes while a model of this type is at work on this device, in this process."""
+    choose_float32_products(device, dtype)
+    choose_attention(device)
+
+
 def choose_attention(device: torch.device) -> None:
     """Keeps torch's attention from cuDNN in this process, on a GPU; flash and memory-efficient kernels remain."""
     if device.type == "cuda" and torch.backends.cuda.cudnn_sdp_enabled():
