@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,6 +90,10 @@ def list_weight_files(folder: Path) -> list[Path]:
         ) from None
 
 
+_EPSILON = re.compile(r"(^|_)eps(ilon)?$")
+"""Settings of that name, and none like `warmup_steps`."""
+
+
 def check_epsilons(settings: Mapping[str, Any], source: str) -> None:
     """Raises DpotoolError where a norm adds something to a variance that would drown it.
 
@@ -97,7 +102,7 @@ def check_epsilons(settings: Mapping[str, Any], source: str) -> None:
     for name, value in settings.items():
         if isinstance(value, Mapping):
             check_epsilons(value, source)
-        elif str(name).endswith(("eps", "epsilon")) and isinstance(value, int | float) and not 0 <= value < 1:
+        elif _EPSILON.search(str(name)) and isinstance(value, int | float) and not 0 <= value < 1:
             raise DpotoolError(
                 "is no number that a norm can add",
                 where=f"{source}: config.json: {name}",

@@ -111,6 +111,11 @@ def test_a_norm_that_would_make_all_tokens_equally_likely_is_refused(epsilon: fl
         load_model(str(folder))
 
 
+def test_steps_are_no_epsilon(folder: Path) -> None:
+    change_config(folder, warmup_steps=1000)
+    load_model(str(folder))
+
+
 def test_lost_shards_are_counted_and_named(folder: Path) -> None:
     change(folder, dict)
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
