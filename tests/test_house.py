@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -99,3 +100,16 @@ def test_files_hold_one_idea(path: Path) -> None:
         assert text.count("\n") <= 350
     if text.strip():
         assert ast.get_docstring(ast.parse(text)), "a file opens with what it is"
+
+
+READERS_OF_WHOLE_FILES = {
+    "runs/checked.py", "data/demo_grammar.py", "data/templates.py", "likelihood/budget.py", "losses/page.py",
+    "runs/manifest.py",
+}  # fmt: skip
+"""The first reads for all others; those read nothing of a user's: of the system, of the package, of these docs."""
+
+
+def test_whole_files_are_read_in_one_place() -> None:
+    """There a pipe is refused, which would be waited for without end, and so are deep nesting and long numbers."""
+    readers = {path for path in modules() if re.search(r"\.read_(text|bytes)\(", path.read_text(encoding="utf-8"))}
+    assert {path.relative_to(PACKAGE).as_posix() for path in readers} == READERS_OF_WHOLE_FILES

@@ -36,7 +36,8 @@ _RANGES = {
     for name in ("chosen_grad_sq_norm", "rejected_grad_sq_norm", *_LOGPS)
 }
 _PART_NAME = re.compile(r"[0-9a-f]{16}([0-9a-f]{16})?\.parquet")
-"""With 16 digits, which followed from the keys alone, of earlier releases; those are believed."""
+"""With 16 digits, which followed from the keys alone, of earlier releases: their pairs are computed again."""
+_OLD = 16
 _ATTEMPTS = 5
 
 
@@ -67,8 +68,8 @@ def read_part(path: Path) -> list[tuple[Any, ...]]:
         UnreadablePartError: it cannot be read, has other columns than its folder's parts have, or holds what cannot be.
         FileNotFoundError: it is gone.
     """
-    if path.exists() and not path.is_file():  # a pipe, of which reading would never end
-        raise UnreadablePartError("it is no file")
+    if len(path.stem) == _OLD:
+        raise UnreadablePartError("an earlier release wrote it, under a name that does not guard its values")
     try:
         table = read_arrow(path)
     except FileNotFoundError:
@@ -86,7 +87,7 @@ def read_part(path: Path) -> list[tuple[Any, ...]]:
         if any(math.isfinite(number) for number in odd):
             raise UnreadablePartError(f"it holds {odd[0]:g} for {name}")
     numbers = [table.column(name).to_numpy() for name in schema.names[1:]]
-    if len(path.stem) > 16 and path.name != name_part(path.parent, [columns["key"], *numbers]):
+    if path.name != name_part(path.parent, [columns["key"], *numbers]):
         raise UnreadablePartError("its values are not those that were written for these pairs of this model")
     return list(zip(*columns.values(), strict=True))
 

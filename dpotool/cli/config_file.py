@@ -12,7 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from dpotool.errors import DpotoolError, refuse_endless
+from dpotool.errors import DpotoolError
 from dpotool.settings.fields import Settings, list_names
 from dpotool.settings.shared import DataSettings
 
@@ -110,10 +110,10 @@ def _read_table_settings(path: Path) -> Mapping[str, Any]:
 
 
 def _read_mapping(path: Path) -> Mapping[str, Any]:
-    from dpotool.runs.checked import parse_yaml
+    from dpotool.runs.checked import load_yaml
 
     try:
-        content = parse_yaml(refuse_endless(path).read_text(encoding="utf-8"))
+        content = load_yaml(path)
     except OSError as error:
         remedy = "Name a YAML file of settings, such as a run's run.yaml"
         raise DpotoolError(f"cannot be read ({error.strerror})", where=str(path), remedy=remedy) from None

@@ -22,6 +22,7 @@ from dpotool.losses.options import check_told_lambda
 from dpotool.losses.registry import get_loss
 from dpotool.runs.about import ScoreAbout
 from dpotool.runs.atomic import atomic_path, ensure_writable, write_text
+from dpotool.runs.checked import read_bytes
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.plain import as_cell
@@ -210,4 +211,4 @@ def recognise(path: Path) -> str:
 def _hash(path: Path) -> str:
     """Returns 16 hex digits of a file's content, or of all event files in a folder."""
     files = [path] if path.is_file() else sorted(path.glob("*tfevents*"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:16]
+    return hashlib.sha256(b"".join(read_bytes(file) for file in files)).hexdigest()[:16]

@@ -16,7 +16,7 @@ import torch
 
 from dpotool.data.pairs import hash_prompt
 from dpotool.errors import DpotoolError
-from dpotool.runs.checked import parse_json
+from dpotool.runs.checked import load_text, parse_json
 
 _INDEX = "sample_indices"
 
@@ -117,7 +117,7 @@ def _describe(value: Any) -> str:
 def read_text(path: Path) -> str:
     """Returns the content of a file. Raises DpotoolError when it cannot be read, or is no UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return load_text(path)
     except (OSError, ValueError) as error:
         raise DpotoolError(f"cannot be read as UTF-8 text ({error})", where=str(path)) from None
 

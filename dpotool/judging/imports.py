@@ -20,7 +20,7 @@ from dpotool.judging.answers import Answer
 from dpotool.judging.judgments import FIRST, JUDGED, SECOND, Judgment, judge_verdict
 from dpotool.judging.lines import Row, read_lines
 from dpotool.judging.verdicts import NO_VERDICT, RULES
-from dpotool.runs.checked import check_value, parse_json
+from dpotool.runs.checked import check_value, load_json
 
 Answers = Mapping[str, Answer]
 """Question id -> answer; empty if the answers are not available."""
@@ -123,7 +123,7 @@ def _read_rows(path: str) -> list[Row]:
     """Rows of a file of JSON lines, or of one JSON list as AlpacaEval writes it."""
     if Path(path).suffix == ".json" and Path(path).is_file():
         try:
-            rows = parse_json(Path(path).read_bytes())
+            rows = load_json(Path(path))
         except ValueError as error:
             raise DpotoolError(f"is no JSON ({error})", where=path) from error
         if isinstance(rows, list) and all(isinstance(row, dict) for row in rows):

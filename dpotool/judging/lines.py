@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dpotool.errors import DpotoolError, refuse_endless
+from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import write_text, writing_to
-from dpotool.runs.checked import parse_json
+from dpotool.runs.checked import parse_json, read_bytes
 from dpotool.runs.plain import to_json_plain
 
 Row = dict[str, Any]
@@ -27,7 +27,7 @@ def read_lines(path: str | Path) -> list[Row]:
     if not path.is_file():
         raise DpotoolError("no such file", where=str(path))
     rows = []
-    for number, line in enumerate(_read_text(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             row = parse_object(line)
             if row is None:
@@ -40,7 +40,7 @@ def read_sound_lines(path: Path) -> tuple[list[Row], int]:
     """Returns the objects of a file that this program appends to, and how many lines a crash had torn."""
     if not path.is_file():
         return [], 0
-    parsed = [parse_object(line) for line in _read_text(path).split("\n") if line.strip()]
+    parsed = [parse_object(line) for line in read_text(path).split("\n") if line.strip()]
     return [row for row in parsed if row is not None], sum(row is None for row in parsed)
 
 
@@ -76,9 +76,10 @@ def _to_line(row: Mapping[str, Any]) -> str:
     return json.dumps(to_json_plain(row), ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """Returns the text of a file, unpacked. Raises DpotoolError when it cannot be read, or is no UTF-8."""
     try:
-        raw = refuse_endless(path).read_bytes()
+        raw = read_bytes(path)
         return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise DpotoolError(f"cannot be read ({error})", where=str(path)) from error

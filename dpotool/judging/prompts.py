@@ -14,8 +14,8 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, TemplateError
 
 from dpotool.data.pairs import Message
-from dpotool.errors import DpotoolError, refuse_endless, suggest_nearest
-from dpotool.judging.lines import Row, read_lines
+from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.judging.lines import Row, read_lines, read_text
 from dpotool.judging.verdicts import RULES
 
 PAIRWISE, SINGLE = "pairwise", "single"
@@ -174,7 +174,7 @@ def open_prompts(name: str | None, kind: str, rule: str) -> PromptBook:
         raise DpotoolError("unknown rule", where="--verdict-rule", remedy=suggest_nearest(rule, RULES))
     if (rule == "rating") != (kind == SINGLE):
         raise DpotoolError(f"does not fit {kind} judging", where=f"--verdict-rule {rule}")
-    template = refuse_endless(path).read_text(encoding="utf-8")
+    template = read_text(path)
     return PromptBook(path.stem, JudgePrompt(path.stem, kind, rule, template, "reference" in template, "a file"))
 
 

@@ -6,7 +6,6 @@ layer norm tuning, trained token rows and biases are not.
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from dpotool.errors import DpotoolError
 from dpotool.hub import refuse_pointer
 from dpotool.models.library_calls import one_line_errors, quiet_transformers
 from dpotool.models.weights import check_loaded
+from dpotool.runs.checked import load_json
 
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
@@ -41,8 +41,8 @@ def read_adapter_base(model: str) -> str:
     path = Path(model).expanduser() / CONFIG
     refuse_pointer(path)
     try:
-        base = json.loads(path.read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        base = load_json(path)["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise DpotoolError(f"no base model can be read ({type(error).__name__})", where=str(path)) from None
     if not isinstance(base, str) or not base:
         raise DpotoolError(

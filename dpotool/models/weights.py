@@ -6,7 +6,6 @@ is a number about nothing. What an architecture itself declares as tied or as no
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -22,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 
 from dpotool.errors import DpotoolError
 from dpotool.hub import refuse_pointer
+from dpotool.runs.checked import load_json
 from dpotool.wording import count
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
@@ -82,9 +82,9 @@ def list_weight_files(folder: Path) -> list[Path]:
     if not (folder / INDEX).is_file():
         return []
     try:
-        shards = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()
+        shards = load_json(folder / INDEX)["weight_map"].values()
         return [folder / str(name) for name in sorted(set(shards))]
-    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
         raise DpotoolError(
             "is no list of weight files", where=str(folder / INDEX), remedy="Copy or download the folder again"
         ) from None

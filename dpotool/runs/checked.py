@@ -52,6 +52,29 @@ def _refuse_long_number(loader: _PlainLoader, node: yaml.ScalarNode) -> Any:
 _PlainLoader.add_constructor("tag:yaml.org,2002:int", _refuse_long_number)
 
 
+def read_bytes(path: Path) -> bytes:
+    """Returns the content of a file: nothing else in the house reads a whole one.
+
+    Raises OSError, also for a pipe or a device, of which reading may never end.
+    """
+    return refuse_endless(path).read_bytes()
+
+
+def load_text(path: Path) -> str:
+    """Returns the text of a file. Raises OSError as `read_bytes`, and ValueError for what is no UTF-8."""
+    return read_bytes(path).decode("utf-8")
+
+
+def load_json(path: Path) -> Any:
+    """Returns what a JSON file says. Raises OSError as `read_bytes`, and ValueError as `parse_json`."""
+    return parse_json(read_bytes(path))
+
+
+def load_yaml(path: Path) -> Any:
+    """Returns what a YAML file says. Raises OSError as `read_bytes`, and ValueError as `parse_yaml`."""
+    return parse_yaml(load_text(path))
+
+
 def parse_yaml(text: str) -> Any:
     """Returns what a YAML text says; raises ValueError in one line for what cannot be read."""
     return copy.deepcopy(_parse_yaml(text))
@@ -91,7 +114,7 @@ def read_json(path: Path, schema: type[T], *, what: str, remedy: str) -> T:
     Raises DpotoolError when it cannot be read or does not fit.
     """
     try:
-        value = parse_json(refuse_endless(path).read_bytes())
+        value = load_json(path)
     except (OSError, ValueError) as error:
         raise DpotoolError(f"cannot be read as {what} ({error})", where=str(path), remedy=remedy) from error
     return check_value(value, schema, where=str(path), remedy=remedy)

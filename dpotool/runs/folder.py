@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dpotool.errors import DpotoolError, refuse_endless
+from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import write_text, write_yaml, writing_to
-from dpotool.runs.checked import parse_json
+from dpotool.runs.checked import parse_json, read_bytes
 from dpotool.runs.manifest import read_manifest
 from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import TABLES
@@ -152,7 +152,7 @@ class RunFolder:
         Raises DpotoolError when there is no metrics.jsonl.
         """
         try:
-            lines = refuse_endless(self.metrics_path).read_text(encoding="utf-8", errors="replace").split("\n")
+            lines = read_bytes(self.metrics_path).decode("utf-8", errors="replace").split("\n")
         except OSError as error:
             remedy = "Only runs of `dpotool train` log metrics"
             raise DpotoolError("cannot be read", where=str(self.metrics_path), remedy=remedy) from error

@@ -23,10 +23,10 @@ except ImportError:  # Windows, where a file in use cannot be deleted anyway
 
 from filelock import FileLock, Timeout
 
-from dpotool.errors import DpotoolError, refuse_endless
+from dpotool.errors import DpotoolError
 from dpotool.interruption import begin_work
 from dpotool.runs import atomic
-from dpotool.runs.checked import parse_json
+from dpotool.runs.checked import load_json
 
 LOCK_NAME = ".lock"
 _SECONDS_BETWEEN_TRIES = 0.1
@@ -197,7 +197,7 @@ def _in_use(path: Path, holder: str) -> InUseError:
 def describe_holder(path: Path) -> str:
     """Returns who holds a lock, as far as its file says: 'train, process 4711 on node-3, since 2026-11-21 10:15:00'."""
     try:
-        about = parse_json(refuse_endless(path).read_bytes())
+        about = load_json(path)
         return f"{about['command']}, process {about['pid']} on {about['host']}, since {about['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "it has not said which"

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from dpotool.errors import DpotoolError, refuse_endless
-from dpotool.runs.checked import check_value, find_not_finite, parse_yaml
+from dpotool.errors import DpotoolError
+from dpotool.runs.checked import check_value, find_not_finite, load_yaml
 
 COMMANDS = {
     "train": "train", "score": "score", "theory": "theory-gap", "prediction": "predict", "sweep": "sweep",
@@ -193,7 +193,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises DpotoolError when it is missing, unreadable, cut short or says nothing that a run would say.
     """
     try:
-        manifest = parse_yaml(refuse_endless(path).read_text(encoding="utf-8"))
+        manifest = load_yaml(path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise DpotoolError(
             "not a run folder, it has no run.yaml",

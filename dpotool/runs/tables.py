@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.runs.atomic import atomic_path, write_json
-from dpotool.runs.checked import check_value, parse_json, read_json
+from dpotool.runs.checked import check_value, parse_json, read_bytes, read_json
 from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import (
     METADATA_KEY,
@@ -208,12 +208,12 @@ def read_arrow(path: Path) -> pa.Table:
     By its name pyarrow would take one with a colon for an address, and none that is no UTF-8. `read_table` reads an
     open file or a buffer in threads, one of which may outlive it; Python's end then finds it running and aborts.
     """
-    source = pa.BufferReader(path.read_bytes())
+    source = pa.BufferReader(read_bytes(path))
     return pq.ParquetFile(source, page_checksum_verification=True).read(use_threads=False)
 
 
 def _read_parquet_schema(path: Path) -> pa.Schema:
-    return pq.read_schema(pa.BufferReader(path.read_bytes()))
+    return pq.read_schema(pa.BufferReader(read_bytes(path)))
 
 
 def _resolve_format(path: Path, format: str | None) -> str:  # noqa: A002

@@ -25,10 +25,10 @@ from msgspec import to_builtins
 from safetensors import SafetensorError
 from transformers import TrainerState
 
-from dpotool.errors import DpotoolError, refuse_endless
+from dpotool.errors import DpotoolError
 from dpotool.interruption import deferred
 from dpotool.runs.atomic import write_json
-from dpotool.runs.checked import check_value, parse_json, read_json
+from dpotool.runs.checked import check_value, load_json, read_json
 from dpotool.runs.folder import is_checkpoint_name
 
 SEAL = "seal.json"
@@ -128,7 +128,7 @@ def find_whole(folder: Path, run: str, last_step: int | None = None) -> Found:
 def find_fault(path: Path, run: str) -> str | None:
     """Returns what is wrong with a checkpoint, as the rest of a sentence about it; None where it is whole."""
     try:
-        seal = parse_json(refuse_endless(path / SEAL).read_bytes())
+        seal = load_json(path / SEAL)
         step, owner, files = seal["step"], seal["run"], seal["files"]
         sums = {str(name): (int(about["bytes"]), str(about["sha256"])) for name, about in files.items()}
     except FileNotFoundError:

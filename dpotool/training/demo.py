@@ -37,7 +37,7 @@ from dpotool.models.demo import (
 from dpotool.models.library_calls import quiet_transformers
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import write_json, writing_to
-from dpotool.runs.checked import parse_json
+from dpotool.runs.checked import load_json, read_bytes
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import holding, mark_used
 from dpotool.runs.manifest import collect_versions
@@ -123,7 +123,7 @@ def _train_apart(place: Path, progress: Progress, max_steps: int | None = None) 
         process.kill()
         process.wait()
     if process.returncode:
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() or ["it did not say why"]
+        said = read_bytes(log).decode(errors="replace").strip().splitlines() or ["it did not say why"]
         raise DpotoolError(
             f"the built-in model cannot be made ({said[-1][:300]})",
             where=str(cache_root()),
@@ -157,14 +157,14 @@ def _count_steps() -> int:
 def _read_step(metrics: Path) -> int:
     """Returns the last logged step; 0 before there is one."""
     try:
-        steps = re.findall(r'"step": (\d+)', metrics.read_text(encoding="utf-8"))
+        steps = re.findall(r'"step": (\d+)', read_bytes(metrics).decode(errors="replace"))
     except OSError:
         steps = []
     return int(steps[-1]) if steps else 0
 
 
 def _hash_files(folder: Path) -> dict[str, str]:
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.iterdir())}
+    return {path.name: hashlib.sha256(read_bytes(path)).hexdigest() for path in sorted(folder.iterdir())}
 
 
 def demo_folder() -> Path:
@@ -176,9 +176,9 @@ def find_demo_model() -> Path | None:
     """Returns the folder of the built-in model, or None if it has not been made, or was changed since."""
     folder = demo_folder()
     try:
-        made = parse_json((folder / MADE).read_bytes())["files"]
+        made = load_json(folder / MADE)["files"]
         is_whole = bool(made) and all(
-            hashlib.sha256((folder / name).read_bytes()).hexdigest() == known for name, known in made.items()
+            hashlib.sha256(read_bytes(folder / name)).hexdigest() == known for name, known in made.items()
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

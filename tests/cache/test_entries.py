@@ -13,7 +13,7 @@ import pytest
 from dpotool.cache.checking import check_store
 from dpotool.cache.clearing import choose_entries, clear_entries
 from dpotool.cache.entries import ABOUT, CacheEntry, list_entries, name_store, read_about, record_use, store_root
-from dpotool.cache.parts import write_part
+from dpotool.cache.parts import name_part, write_part
 from dpotool.errors import DpotoolError
 from dpotool.runs.locks import mark_used
 
@@ -75,16 +75,15 @@ def test_a_sound_store_is_sound_and_each_fault_is_found(own_cache: Path) -> None
     check = check_store(entry)
     assert (check.is_sound, check.n_pairs, check.n_files, check.n_duplicate) == (True, 4, 1, 0)
     for number, chosen in enumerate((-100.0, -100.5, -200.0, -200.001)):
-        frame = {"key": [f"key {number // 2}"], "chosen_logps": [chosen], "rejected_logps": [-1.0]}
-        pd.DataFrame(frame).to_parquet(folder / f"{number:016x}.parquet", index=False)
+        write_part(folder, {f"key {number // 2}": (chosen, -1.0)})
     nan = pd.DataFrame({"key": ["n"], "chosen_logps": [float("nan")], "rejected_logps": [-1.0]})
-    nan.to_parquet(folder / f"{7:016x}.parquet", index=False)
-    (folder / f"{8:016x}.parquet").write_bytes(b"half")
+    nan.to_parquet(folder / name_part(folder, [nan[name] for name in nan]), index=False)
+    (folder / f"{8:032x}.parquet").write_bytes(b"half")
     check = check_store(entry)
     assert not check.is_sound
     assert (check.n_pairs, check.n_duplicate, check.n_disagreeing, check.n_not_finite) == (6, 2, 1, 1)
     assert check.largest_difference == pytest.approx(0.5)
-    assert list(check.unreadable) == [f"{8:016x}.parquet"]
+    assert list(check.unreadable) == [f"{8:032x}.parquet"]
 
 
 def test_choosing_by_model_and_age(own_cache: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from dpotool.cache.parts import list_parts
+from dpotool.cache.parts import list_parts, write_part
 from dpotool.likelihood import scorer
 
 
@@ -55,7 +55,7 @@ def test_a_second_scoring_computes_nothing(dpotool, scored: Path, model: Path, p
 
 
 def test_verify_computes_again_and_finds_a_forged_value(dpotool, scored: Path, model: Path, pairs: Path) -> None:  # type: ignore[no-untyped-def]
-    """In a file of an earlier release, whose name follows from the keys alone; a newer one's name gives it away."""
+    """Whose file's name was made to fit it; otherwise the name gives it away."""
     words = ("cache", "verify", "--recompute", 24, "--model", model, "--data", pairs, "--device", "cpu")
     sound = dpotool(*words, "--json")
     found = json.loads(sound.out)
@@ -68,7 +68,8 @@ def test_verify_computes_again_and_finds_a_forged_value(dpotool, scored: Path, m
     frame.to_parquet(part, index=False)
     named = dpotool("cache", "verify")
     assert named.code == 1 and "its values are not those that were written for these pairs" in named.err
-    part.rename(part.with_stem("0" * 16))
+    part.unlink()
+    write_part(scored, {key: (chosen, rejected) for key, chosen, rejected in frame.itertuples(index=False)})
     forged = dpotool(*words)
     assert forged.code == 1
     assert "Stored pairs computed again: 24 of 24. The largest difference is 1.5 nats" in forged.out
