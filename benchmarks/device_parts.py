@@ -484,7 +484,7 @@ def run_study(bench: Bench) -> None:
 PARTS: dict[str, tuple[Callable[[Bench], None], float, float]] = {
     "rates": (run_rates, 5, 40),
     "scoring 8B": (lambda bench: run_scoring(bench, "8B"), 30, 100),
-    "training 8B": (lambda bench: run_training(bench, "8B"), 30, 90),
+    "training 8B": (lambda bench: run_training(bench, "8B"), 30, 120),
     "theory 8B": (lambda bench: run_theory(bench, "8B"), 25, 60),
     "4 bits": (run_few_bits, 25, 80),
     "memory": (run_memory, 20, 60),

@@ -111,6 +111,7 @@ def train_dpotool(
                 seed=SEED,
                 batch_size=setting.batch_size,
                 max_steps=setting.n_steps,
+                logging_steps=setting.n_steps,
                 gradient_checkpointing=setting.recomputes,
                 bf16=setting.is_mixed,
                 device=str(device),

@@ -51,6 +51,9 @@ class PartIndex:
     """Place of every token of the parts."""
     keys: Int[Tensor, " keys"]
     """Places that a part's tokens attend to: those of its prompt, if it is a completion, then its own up to each."""
+    query_uses: Int[Tensor, "places 1"]
+    key_uses: Int[Tensor, "places 3"]
+    """Where a place stands in `queries` and in `keys`; the length of those lists where it stands there less often."""
     query_ends: Int[Tensor, " parts+1"]
     key_ends: Int[Tensor, " parts+1"]
     """Where each part's queries and keys end, in those lists; the first is 0."""
@@ -64,20 +67,33 @@ def list_parts(block_ids: Int[Tensor, "rows seq"]) -> PartIndex:
     starts = np.flatnonzero(np.diff(blocks, prepend=blocks[0] - 1))
     places = [np.arange(*ends) for ends in zip(starts, [*starts[1:], len(blocks)], strict=True)]
     runs = {int(blocks[of_part[0]]): of_part for of_part in places if blocks[of_part[0]] >= 0}
+    queries = list(runs.values())
     keys = [of_part if block % PARTS == 0 else _join(runs, block) for block, of_part in runs.items()]
-    n_queries, n_keys = ([len(of_part) for of_part in found] for found in (list(runs.values()), keys))
+    query_places, key_places = np.concatenate(queries), np.concatenate(keys)
 
-    def put(values: np.ndarray, dtype: torch.dtype) -> Tensor:
+    def put(values: np.ndarray, dtype: torch.dtype = torch.long) -> Tensor:
         return torch.from_numpy(values).to(block_ids.device, dtype)
 
     return PartIndex(
-        put(np.concatenate(list(runs.values())), torch.long),
-        put(np.concatenate(keys), torch.long),
-        put(np.cumsum([0, *n_queries]), torch.int32),
-        put(np.cumsum([0, *n_keys]), torch.int32),
-        max(n_queries),
-        max(n_keys),
+        queries=put(query_places),
+        keys=put(key_places),
+        query_uses=put(find_uses(query_places, len(blocks), 1)),
+        key_uses=put(find_uses(key_places, len(blocks), PARTS)),
+        query_ends=put(np.cumsum([0, *map(len, queries)]), torch.int32),
+        key_ends=put(np.cumsum([0, *map(len, keys)]), torch.int32),
+        longest_queries=max(map(len, queries)),
+        longest_keys=max(map(len, keys)),
     )
+
+
+def find_uses(places: Int[np.ndarray, " n"], n_places: int, most: int) -> Int[np.ndarray, "n_places most"]:
+    """Finds where each place stands in a list; where it stands there less often than others, the list's length."""
+    uses = np.full((n_places, most), len(places))
+    order = np.argsort(places, kind="stable")
+    counts = np.bincount(places, minlength=n_places)
+    firsts = np.cumsum(counts) - counts
+    uses[places[order], np.arange(len(places)) - firsts[places[order]]] = order
+    return uses
 
 
 def _join(runs: dict[int, np.ndarray], block: int) -> np.ndarray:
@@ -127,14 +143,32 @@ def attend_by_parts(
 ) -> Float[Tensor, "rows seq heads width"]:
     """Returns what every token of a part makes of the tokens it sees; zero in padding."""
     n_rows, n_heads, n_tokens, width = query.shape
-    factor = n_heads // key.shape[1]
-    queries = query.transpose(1, 2).flatten(0, 1)[parts.queries]
-    keys, values = (
-        states.transpose(1, 2).flatten(0, 1)[parts.keys].repeat_interleave(factor, dim=1) for states in (key, value)
-    )
-    found = run_kernel(queries, keys, values, parts)
-    states = found.new_zeros(n_rows * n_tokens, n_heads, width).index_copy(0, parts.queries, found)
+    query, key, value = (states.transpose(1, 2).flatten(0, 1) for states in (query, key, value))
+    has_padding = len(parts.queries) < n_rows * n_tokens
+    take: Any = _Take.apply
+    if has_padding:
+        query = take(query, parts.queries, parts.query_uses)
+    key, value = (take(states, parts.keys, parts.key_uses) for states in (key, value))
+    states = run_kernel(query, key, value, parts)
+    if has_padding:
+        states = states.new_zeros(n_rows * n_tokens, n_heads, width).index_copy_(0, parts.queries, states)
     return states.view(n_rows, n_tokens, n_heads, width)
+
+
+class _Take(torch.autograd.Function):
+    """Takes rows by their places. Its gradient knows each row's uses, which torch would find by sorting every time."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, places: Tensor, uses: Tensor) -> Tensor:
+        ctx.save_for_backward(uses)
+        return rows.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (uses,) = ctx.saved_tensors
+        with_none = F.pad(gradient, (0, 0) * (gradient.ndim - 1) + (0, 1))  # a row of zeros, for places without a use
+        found = with_none.index_select(0, uses.flatten()).unflatten(0, uses.shape)
+        return found.sum(1) if uses.shape[1] > 1 else found.squeeze(1), None, None
 
 
 def _suits(parts: PartIndex, query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> bool:
@@ -155,23 +189,31 @@ def _suits(parts: PartIndex, query: Tensor, key: Tensor, value: Tensor, options:
 
 def run_kernel(
     queries: Float[Tensor, "tokens heads width"],
-    keys: Float[Tensor, "keys heads width"],
-    values: Float[Tensor, "keys heads width"],
+    keys: Float[Tensor, "keys key_heads width"],
+    values: Float[Tensor, "keys key_heads width"],
     parts: PartIndex,
 ) -> Float[Tensor, "tokens heads width"]:
     """Attends part by part: the last token of a part sees all its keys, the one before it one key less, and so on."""
+    kernel, takes_groups = _find_kernel()
+    factor = queries.shape[1] // keys.shape[1]
+    if factor > 1 and not takes_groups:
+        keys, values = (states.repeat_interleave(factor, dim=1) for states in (keys, values))
     ends = parts.query_ends, parts.key_ends
-    found: Tensor = _find_kernel()(queries, keys, values, *ends, parts.longest_queries, parts.longest_keys)
+    found: Tensor = kernel(queries, keys, values, *ends, parts.longest_queries, parts.longest_keys)
     return found
 
 
 @functools.cache
-def _find_kernel() -> Callable[..., Any]:
-    """Returns torch's kernel, told to be causal in the words of this release."""
+def _find_kernel() -> tuple[Callable[..., Any], bool]:
+    """Returns torch's kernel, told to be causal in the words of this release, and whether heads may share keys."""
     from torch.nn.attention.varlen import varlen_attn
 
-    has_switch = "is_causal" in inspect.signature(varlen_attn).parameters  # torch 2.10; a window later
-    return functools.partial(varlen_attn, **({"is_causal": True} if has_switch else {"window_size": (-1, 0)}))
+    known = inspect.signature(varlen_attn).parameters
+    options: dict[str, Any] = {"is_causal": True} if "is_causal" in known else {"window_size": (-1, 0)}  # 2.10; later
+    takes_groups = "enable_gqa" in known
+    if takes_groups:
+        options["enable_gqa"] = True
+    return functools.partial(varlen_attn, **options), takes_groups
 
 
 @functools.cache

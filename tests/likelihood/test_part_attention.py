@@ -6,6 +6,7 @@ torch's kernel needs a GPU (`tests/test_gpu.py`); here another one takes its pla
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from transformers import AttentionInterface
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood import part_attention
 from dpotool.likelihood.completions import compute_completion_logps
-from dpotool.likelihood.part_attention import PartIndex, list_parts, measure_error
+from dpotool.likelihood.part_attention import list_parts, measure_error
 from dpotool.likelihood.shared_rows import collate_shared
 
 PAIRS = [
@@ -28,27 +29,29 @@ PAIRS = [
 CPU = torch.device("cpu")
 
 
-def attend_to_each(queries: Tensor, keys: Tensor, values: Tensor, parts: PartIndex) -> Tensor:
+def attend_to_each(queries: Tensor, keys: Tensor, values: Tensor, query_ends: Tensor, key_ends: Tensor) -> Tensor:
     """The slow truth: the last token of a part sees all keys of the part, the one before it one key less."""
     found = []
-    of_queries, of_keys = parts.query_ends.tolist(), parts.key_ends.tolist()
+    of_queries, of_keys = query_ends.tolist(), key_ends.tolist()
     for place in range(len(of_queries) - 1):
         q = queries[of_queries[place] : of_queries[place + 1]].transpose(0, 1)
         k, v = (of[of_keys[place] : of_keys[place + 1]].transpose(0, 1) for of in (keys, values))
         is_seen = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool).tril(k.shape[1] - q.shape[1])
-        found.append(F.scaled_dot_product_attention(q, k, v, attn_mask=is_seen).transpose(0, 1))
+        found.append(F.scaled_dot_product_attention(q, k, v, attn_mask=is_seen, enable_gqa=True).transpose(0, 1))
     return torch.cat(found)
 
 
 class Kernel:
-    """Counts its calls."""
+    """Counts its calls; a query head has key heads of its own unless `takes_groups`, as in later releases of torch."""
 
     def __init__(self) -> None:
         self.calls = 0
+        self.takes_groups = False
 
-    def __call__(self, *args: Tensor) -> Tensor:
+    def __call__(self, queries: Tensor, keys: Tensor, values: Tensor, *about: Any) -> Tensor:
         self.calls += 1
-        return attend_to_each(*args)  # type: ignore[arg-type]
+        assert self.takes_groups or queries.shape[1] == keys.shape[1] == values.shape[1]
+        return attend_to_each(queries, keys, values, *about[:2])
 
 
 @pytest.fixture
@@ -57,7 +60,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Iterator[Kernel]:
     plain = AttentionInterface()["sdpa"]
     one = Kernel()
     monkeypatch.setattr(part_attention, "is_trusted", lambda _device, _dtype: True)
-    monkeypatch.setattr(part_attention, "run_kernel", one)
+    monkeypatch.setattr(part_attention, "_find_kernel", lambda: (one, one.takes_groups))
     part_attention._install.cache_clear()
     yield one
     AttentionInterface.register("sdpa", plain)
@@ -72,6 +75,9 @@ def test_parts_by_hand() -> None:
     assert parts.keys.tolist() == [*range(5), *range(8), *range(5), 8, 9, 10, 10, 11, 12, 10, 13]
     assert parts.key_ends.tolist() == [0, 5, 13, 20, 21, 24, 26]
     assert (parts.longest_queries, parts.longest_keys) == (5, 8)
+    assert parts.query_uses.tolist() == [*([place] for place in range(14)), *([14] for _ in range(6))]
+    uses = {0: [0, 5, 13], 5: [10, 26, 26], 9: [19, 26, 26], 10: [20, 21, 24], 19: [26, 26, 26]}
+    assert {place: parts.key_uses[place].tolist() for place in uses} == uses
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "olmo2", "mixtral", "gpt-neox"])
@@ -107,12 +113,14 @@ def test_layers_that_are_recomputed_attend_by_parts_again(kernel: Kernel) -> Non
 
 def test_the_check_tells_a_right_kernel_from_a_wrong_one(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure_error(CPU, torch.float32) < 1e-5
+    kernel.takes_groups = True
+    assert measure_error(CPU, torch.float32) < 1e-5
     assert measure_error(CPU, torch.bfloat16) < part_attention.TOLERANCE / 2
 
-    def sees_all(queries: Tensor, keys: Tensor, values: Tensor, _parts: PartIndex) -> Tensor:
+    def sees_all(queries: Tensor, keys: Tensor, values: Tensor, *_about: object) -> Tensor:
         return F.scaled_dot_product_attention(*(of.transpose(0, 1) for of in (queries, keys, values))).transpose(0, 1)
 
-    monkeypatch.setattr(part_attention, "run_kernel", sees_all)
+    monkeypatch.setattr(part_attention, "_find_kernel", lambda: (sees_all, False))
     assert measure_error(CPU, torch.float32) > 5 * part_attention.TOLERANCE
 
 
