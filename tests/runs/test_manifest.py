@@ -6,6 +6,7 @@ import sys
 from datetime import datetime
 from importlib import metadata
 
+from dpotool.runs import manifest as module
 from dpotool.runs.manifest import collect_manifest, read_git_sha
 
 
@@ -30,6 +31,7 @@ def test_a_package_that_is_not_installed_is_not_listed(monkeypatch):
         return "2.0"
 
     monkeypatch.setattr(metadata, "version", find)
+    monkeypatch.setattr(module, "_read_versions", module._read_versions.__wrapped__)
 
     assert set(collect_manifest("train", {})["versions"]) == {"python", "numpy"}
 
