@@ -20,9 +20,9 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from torch import nn
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from dpotool.data.pair_sets import tokenize_preferences
 from dpotool.data.pairs import TokenizedPair
 from dpotool.data.sources import load_preferences
-from dpotool.data.tokenization import tokenize_preferences
 from dpotool.models.loading import load_tokenizer
 
 MAX_LENGTH = 1024

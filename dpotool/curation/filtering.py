@@ -168,10 +168,10 @@ def _read_values(path: Path, config: FilterConfig, data: PreferenceData) -> Valu
 
 def _measure_tokens(config: FilterConfig, data: PreferenceData, progress: Progress) -> Values:
     """The measures that need a tokenizer and no model."""
-    from dpotool.data.tokenization import tokenize_preferences
+    from dpotool.data.pair_sets import tokenize_preferences
     from dpotool.measures.spans import compute_edit_similarity
-    from dpotool.models.demo import build_demo_tokenizer
     from dpotool.models.loading import load_tokenizer
+    from dpotool.training.demo import build_demo_tokenizer
 
     tokenizer: PreTrainedTokenizerBase = (
         build_demo_tokenizer()

@@ -117,8 +117,8 @@ def _load_others(config: ValidateConfig, data: PreferenceData) -> dict[str, Pref
 def _open_tokens(config: ValidateConfig, data: PreferenceData, progress: Progress) -> TokenView | None:
     if config.model is None:
         return None
+    from dpotool.models.determinism import choose_max_length
     from dpotool.models.loading import load_positions, load_tokenizer
-    from dpotool.models.positions import choose_max_length
 
     options: dict[str, Any] = {"trust_remote_code": config.trust_remote_code, "progress": progress}
     tokenizer = load_tokenizer(config.model, **options)

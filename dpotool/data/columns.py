@@ -18,18 +18,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from dpotool.data.fields import (
+from dpotool.data.pairs import PreferencePair, Text
+from dpotool.data.rows import (
+    MESSAGE_COLUMNS,
+    QUESTION_COLUMNS,
     InvalidRowError,
     Row,
     is_blank,
+    normalize_row,
     read_completion,
     read_messages,
     read_score,
     read_string,
     read_template_kwargs,
+    strip_nulls,
 )
-from dpotool.data.pairs import PreferencePair, Text
-from dpotool.data.shapes import MESSAGE_COLUMNS, QUESTION_COLUMNS, normalize_row, strip_nulls
 from dpotool.data.transcripts import is_transcript, split_messages, split_text, split_transcript
 from dpotool.errors import DpotoolError
 from dpotool.wording import count

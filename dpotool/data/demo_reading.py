@@ -1,7 +1,7 @@
 """Reads a text of the built-in grammar back: which request it is, and how good an answer to it a text is.
 
-The inverse of `demo_grammar`: a request tells its topic and facts, an answer the level of each of its parts. So the
-built-in pairs have an exact judge, for new answers too.
+The inverse of the grammar in `demo`: a request tells its topic and facts, an answer the level of each of its parts. So
+the built-in pairs have an exact judge, for new answers too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from dpotool.data.demo_grammar import Slot, Topic, load_topics, rate_answer
+from dpotool.data.demo import Slot, Topic, load_topics, rate_answer
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _LEVELS = ("good", "fair", "poor")

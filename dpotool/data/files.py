@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dpotool.data.columns import KNOWN_COLUMNS, TEXT_COLUMNS, select_columns
-from dpotool.data.fields import describe_type
-from dpotool.data.shapes import QUESTION_COLUMNS
+from dpotool.data.rows import QUESTION_COLUMNS, describe_type
 from dpotool.errors import DpotoolError
 from dpotool.hub import refuse_pointer
 

@@ -19,9 +19,9 @@ from dpotool.judging.local import Answerer
 from dpotool.judging.prompting import PromptEncoder
 from dpotool.judging.questions import QuestionSet, load_questions
 from dpotool.judging.served import ask_questions
-from dpotool.models.fingerprint import fingerprint_model
+from dpotool.models.determinism import resolve_max_length
+from dpotool.models.identity import fingerprint_model
 from dpotool.models.loading import load_model, load_tokenizer
-from dpotool.models.positions import resolve_max_length
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.folder import RunFolder

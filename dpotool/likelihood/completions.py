@@ -29,7 +29,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from dpotool.likelihood.batch import CompletionBatch
 from dpotool.likelihood.part_attention import mark_mask
 from dpotool.likelihood.shared_rows import SharedBatch
-from dpotool.models.positions import goes_by_row_length, tell_row_lengths
+from dpotool.models.determinism import goes_by_row_length, tell_row_lengths
 
 logger = logging.getLogger(__name__)
 

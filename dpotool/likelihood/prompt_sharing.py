@@ -26,7 +26,7 @@ from dpotool.likelihood.completions import (
     get_causal_lm,
 )
 from dpotool.likelihood.shared_rows import collate_shared
-from dpotool.models.positions import find_length_switches
+from dpotool.models.determinism import find_length_switches
 from dpotool.models.precision import in_full_float32
 
 logger = logging.getLogger(__name__)

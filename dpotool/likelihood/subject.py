@@ -18,10 +18,10 @@ from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.root_forward import wants_shards
 from dpotool.likelihood.scorer import Scorer
+from dpotool.models.determinism import resolve_max_length
+from dpotool.models.identity import check_same_tokens, check_token_ids
 from dpotool.models.loading import load_model, load_tokenizer, resolve_device
-from dpotool.models.positions import resolve_max_length
 from dpotool.models.subject import Subject
-from dpotool.models.vocabulary import check_same_tokens, check_token_ids
 from dpotool.progress import Progress
 from dpotool.runs.about import Fingerprints
 from dpotool.runs.manifest import collect_manifest

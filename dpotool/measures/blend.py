@@ -26,10 +26,10 @@ from dpotool.measures.blend_ends import Ends, Point, plan_points, read_ends
 from dpotool.measures.registry import choose_measures
 from dpotool.measures.run import ScoreResult, score_opened
 from dpotool.models.blending import WeightLine, save_checkpoint
+from dpotool.models.determinism import resolve_max_length
+from dpotool.models.identity import check_same_tokenizer, check_same_tokens, check_token_ids
 from dpotool.models.loading import load_model, load_tokenizer
-from dpotool.models.positions import resolve_max_length
 from dpotool.models.subject import Subject, describe_subject
-from dpotool.models.vocabulary import check_same_tokenizer, check_same_tokens, check_token_ids
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import claiming_all

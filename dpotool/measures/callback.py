@@ -28,10 +28,9 @@ from transformers.integrations import get_reporting_integration_callbacks
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
-from dpotool.data.pair_sets import load_pair_set
+from dpotool.data.pair_sets import load_pair_set, tokenize_preferences
 from dpotool.data.pairs import PairSet
 from dpotool.data.sources import convert_preferences
-from dpotool.data.tokenization import tokenize_preferences
 from dpotool.errors import DpotoolError
 from dpotool.gradients.ghost.modes import evaluation_mode
 from dpotool.likelihood.pair_logps import ScoredPairs

@@ -26,7 +26,7 @@ from dpotool.measures.ches import compute_ches, compute_head_products
 from dpotool.measures.diagnosis_tables import SIDES, PairInside, build_frame, build_tokens, list_gains
 from dpotool.measures.mass import VocabularyGains, compute_mass
 from dpotool.measures.spans import AlignedAnswer, align_answers, compute_edit_similarity, sum_spans
-from dpotool.models.fingerprint import fingerprint_tokenizer
+from dpotool.models.identity import fingerprint_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import Fingerprints, TableAbout

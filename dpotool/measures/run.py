@@ -24,7 +24,7 @@ from dpotool.losses.registry import get_loss
 from dpotool.measures.frame import build_score_frame, build_token_frame
 from dpotool.measures.measure import Measure, ModelView, measure_pairs
 from dpotool.measures.registry import build_schema, choose_measures
-from dpotool.models.fingerprint import fingerprint_tokenizer
+from dpotool.models.identity import fingerprint_tokenizer
 from dpotool.models.subject import Subject, describe_subject
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import Fingerprints, ScoreAbout

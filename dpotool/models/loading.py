@@ -18,9 +18,8 @@ from dpotool.errors import DpotoolError
 from dpotool.hub import check_name, refuse_pointer
 from dpotool.models.adapters import is_adapter_folder, is_in_float32, load_adapter, read_adapter_base
 from dpotool.models.builtin import locate_model
-from dpotool.models.dropout import disable_dropout
+from dpotool.models.determinism import disable_dropout, find_positions, let_rows_go_by_their_own_length
 from dpotool.models.library_calls import one_line_errors, quiet_transformers
-from dpotool.models.positions import find_positions, let_rows_go_by_their_own_length
 from dpotool.models.precision import choose_kernels
 from dpotool.models.weights import (
     check_epsilons,

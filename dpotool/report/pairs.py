@@ -169,7 +169,7 @@ def show_foreign_scores(findings: Findings, seed: int) -> list[Block]:
 
 def find_texts(findings: Findings, n_pairs: int) -> TextSource:
     """Reads the texts of the pairs that the report will show from the data that the baseline was scored on."""
-    from dpotool.data.texts import load_texts, write_out
+    from dpotool.data.sources import load_texts, write_out
 
     base = findings.base
     if not base.is_referenced or n_pairs == 0:

@@ -22,10 +22,9 @@ from dpotool.likelihood.finite import refuse_non_finite
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.builtin import choose_pairs
-from dpotool.models.fingerprint import fingerprint_tokenizer
+from dpotool.models.determinism import resolve_max_length
+from dpotool.models.identity import check_same_tokens, check_token_ids, fingerprint_tokenizer
 from dpotool.models.loading import load_model, load_tokenizer
-from dpotool.models.positions import resolve_max_length
-from dpotool.models.vocabulary import check_same_tokens, check_token_ids
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest

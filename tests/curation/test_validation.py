@@ -14,9 +14,8 @@ from dpotool.curation.pages import write_validation
 from dpotool.curation.validation import Validation, validate
 from dpotool.data.checks.check import SEVERITIES
 from dpotool.data.checks.registry import CHECKS
-from dpotool.data.pair_sets import describe_pair_set
+from dpotool.data.pair_sets import describe_pair_set, tokenize_preferences
 from dpotool.data.sources import load_preferences
-from dpotool.data.tokenization import tokenize_preferences
 from dpotool.settings.reading import ValidateConfig
 
 WORDS = (  # noqa: SIM905

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from dpotool.data.columns import FORMATS, IMPLICIT_PROMPT, convert_row, detect_layout, select_columns
-from dpotool.data.fields import InvalidRowError
 from dpotool.data.pairs import PreferencePair
+from dpotool.data.rows import InvalidRowError
 from dpotool.errors import DpotoolError
 
 USER = {"role": "user", "content": "Hi"}

@@ -14,8 +14,16 @@ from typing import Any
 
 import pytest
 
-from dpotool.data.demo import SPLITS, generate_demo_rows
-from dpotool.data.demo_grammar import Slot, Topic, draw_facts, load_topics, rate_answer, render_answer
+from dpotool.data.demo import (
+    SPLITS,
+    Slot,
+    Topic,
+    draw_facts,
+    generate_demo_rows,
+    load_topics,
+    rate_answer,
+    render_answer,
+)
 from dpotool.errors import DpotoolError
 
 ROWS_SHA256 = "dc35ee00ff01209d76b0a00f125ef9534cb87ccc76567a823b76e87d13bc7ee4"

@@ -6,8 +6,16 @@ import random
 
 import pytest
 
-from dpotool.data.demo import DRAFT_SHARES, generate_demo_rows
-from dpotool.data.demo_grammar import draw_answer, draw_facts, load_topics, pick, rate_answer, render_answer
+from dpotool.data.demo import (
+    DRAFT_SHARES,
+    draw_answer,
+    draw_facts,
+    generate_demo_rows,
+    load_topics,
+    pick,
+    rate_answer,
+    render_answer,
+)
 from dpotool.data.demo_reading import rate_text, read_request
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dpotool.data.fields import InvalidRowError
+from dpotool.data.rows import InvalidRowError
 from dpotool.data.transcripts import is_transcript, split_messages, split_text, split_transcript
 
 OPENING = "\n\nHuman: Hi\n\nAssistant:"

@@ -20,9 +20,9 @@ from trl import DPOTrainer
 from trl.data_utils import maybe_extract_prompt
 
 from dpotool.data.columns import convert_row, detect_layout
+from dpotool.data.pair_sets import tokenize_preferences
 from dpotool.data.pairs import DataSource, PreferenceData
 from dpotool.data.sources import load_preferences
-from dpotool.data.tokenization import tokenize_preferences
 
 Ids = tuple[list[int], list[int], list[int]]
 

@@ -24,7 +24,7 @@ from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.losses.registry import get_loss
 from dpotool.losses.spec import PairLogps
-from dpotool.models.dropout import disable_dropout
+from dpotool.models.determinism import disable_dropout
 from dpotool.theory.theorem import classify_entanglement, compute_u, compute_v
 
 BETA = 0.5

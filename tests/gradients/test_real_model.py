@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from dpotool.data.pair_sets import tokenize_preferences
 from dpotool.data.pairs import TokenizedPair
 from dpotool.data.sources import load_preferences
-from dpotool.data.tokenization import tokenize_preferences
 from dpotool.gradients.engine import compute_fast_products
 from dpotool.gradients.products import compute_gradient_products
 from dpotool.gradients.real_steps import StepLab, in_float64

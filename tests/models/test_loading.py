@@ -15,9 +15,9 @@ from tiny_models import build_byte_tokenizer, save_tiny_model
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models import loading
-from dpotool.models.fingerprint import fingerprint_model, fingerprint_tokenizer
+from dpotool.models.determinism import resolve_max_length
+from dpotool.models.identity import fingerprint_model, fingerprint_tokenizer
 from dpotool.models.loading import load_model, load_tokenizer
-from dpotool.models.positions import resolve_max_length
 
 
 @pytest.fixture(scope="module")

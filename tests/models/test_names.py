@@ -13,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
 from dpotool.measures.run import score_models
+from dpotool.models.determinism import resolve_max_length
 from dpotool.models.loading import load_model, load_tokenizer
-from dpotool.models.positions import resolve_max_length
 from dpotool.runs.folder import RunFolder
 from dpotool.settings.scoring import ScoreConfig
 from dpotool.settings.shared import DataSettings

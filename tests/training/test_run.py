@@ -19,7 +19,7 @@ from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood import scorer
 from dpotool.likelihood.scorer import Scorer
 from dpotool.measures.run import score_models
-from dpotool.models.fingerprint import fingerprint_model
+from dpotool.models.identity import fingerprint_model
 from dpotool.runs.folder import RunFolder
 from dpotool.settings.fields import Range
 from dpotool.settings.scoring import ScoreConfig

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from dpotool.data.pairs import PreferenceData, PreferencePair, Text
-from dpotool.data.texts import write_out
+from dpotool.data.sources import write_out
 from dpotool.progress import SILENT, Progress
 
 if TYPE_CHECKING:

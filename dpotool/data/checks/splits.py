@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dpotool.data.checks.check import OTHER_PAIRS, Check, Found, Material, quote
 from dpotool.data.checks.similar import find_similar, squash
-from dpotool.data.texts import write_out
+from dpotool.data.sources import write_out
 
 
 def _prompts(material: Material) -> dict[str, str]:

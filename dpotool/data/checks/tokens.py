@@ -6,7 +6,7 @@ import re
 
 from dpotool.data.checks.check import MODEL, Check, Found, Material, show_place, write_answer
 from dpotool.data.checks.token_view import TokenView
-from dpotool.data.texts import write_out
+from dpotool.data.sources import write_out
 from dpotool.wording import count
 
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizer_families import STRICT, gpt2, llama3, zephyr
 
+from dpotool.data.pair_sets import TOO_LONG, TRUNCATIONS, tokenize_preferences
 from dpotool.data.pairs import DataSource, PairSet, PreferenceData, PreferencePair, hash_prompt
-from dpotool.data.tokenization import TOO_LONG, TRUNCATIONS, tokenize_preferences
 from dpotool.errors import DpotoolError
 
 SOURCE = DataSource("pairs.jsonl", "pairs", "all", "text", {}, "")

@@ -1,10 +1,11 @@
-"""Ids against models, before anything is computed: within both embeddings, and of the same tokens for both."""
+"""Which model and tokenizer it is: what a fingerprint depends on, and whether models have the ids of the pairs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+from model_families import build_family
 from tiny_models import build_byte_tokenizer, save_tiny_model, write_pairs
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers import models as tokenizer_models
@@ -14,8 +15,8 @@ from dpotool.data.pair_sets import load_pair_set
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.measures.run import score_models
+from dpotool.models.identity import check_same_tokens, check_token_ids, count_rows, fingerprint_model
 from dpotool.models.loading import load_model
-from dpotool.models.vocabulary import check_same_tokens, check_token_ids, count_rows
 from dpotool.settings.scoring import ScoreConfig
 from dpotool.settings.shared import DataSettings
 from dpotool.training.config import TrainConfig
@@ -94,3 +95,15 @@ def run(command: str, model: str, reference: str | None, data: str, folder: Path
         score_models([model], ScoreConfig(data=data, reference=reference, output=str(folder / "o")))
     else:
         train(TrainConfig(model=model, reference=reference, data=data, max_steps=1, output=str(folder / "o")))
+
+
+def test_what_an_adapter_does_with_its_weights_counts_and_where_it_lies_does_not() -> None:
+    peft = pytest.importorskip("peft", reason="LoRA needs peft")
+    settings = peft.LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(build_family("llama"), settings)
+    before = fingerprint_model(model)
+    model.peft_config["default"].base_model_name_or_path = "/somewhere/else"
+    model.peft_config["default"].inference_mode = True
+    assert fingerprint_model(model) == before
+    model.peft_config["default"].lora_alpha = 8
+    assert fingerprint_model(model) != before
