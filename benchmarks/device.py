@@ -125,7 +125,7 @@ def run_tests(args: argparse.Namespace, part: str, time_left: float) -> dict[str
     markers, most = TEST_PARTS[part]
     seconds = min(most * args.patience, time_left)
     is_gpu = args.device != "cpu"
-    targets = ["-m", markers, TESTS] if is_gpu else [TESTS, "tests/likelihood/test_shared_rows.py"]
+    targets = ["-m", markers, TESTS] if is_gpu else [TESTS, "tests/likelihood/test_batch.py"]
     command = [sys.executable, "-m", "pytest", "-v", "-x" if not is_gpu else "--maxfail=20", "-p", "no:cacheprovider"]
     if is_gpu and _has("pytest-xdist"):
         command += ["-n", "8"]

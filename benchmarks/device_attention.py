@@ -14,9 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.batch import PARTS, collate_pairs, collate_shared
 from dpotool.likelihood.part_attention import attend_by_parts, list_parts
-from dpotool.likelihood.shared_rows import PARTS, collate_shared
 
 Heads = tuple[int, int, int]
 Run = Callable[[], Tensor | None]

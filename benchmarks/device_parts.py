@@ -42,10 +42,10 @@ from workloads import build_tokenizer
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood import part_attention
+from dpotool.likelihood.batch import collate_shared
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.shared_rows import collate_shared
 from dpotool.models.precision import choose_attention, choose_float32_products, choose_kernels
 from dpotool.settings.shared import AUTO
 

@@ -22,10 +22,10 @@ from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.likelihood.scorer import Scorer
 from dpotool.settings.shared import AUTO
 from dpotool.training.arguments import build_training_arguments
-from dpotool.training.callbacks import GradientGuard
 from dpotool.training.config import TrainConfig, fill_in
 from dpotool.training.dataset import PairDataset
 from dpotool.training.objective import build_objective
+from dpotool.training.resumable import GradientGuard
 from dpotool.training.trainer import PreferenceTrainer
 
 N_WARM_UP = 2

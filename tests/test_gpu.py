@@ -29,12 +29,11 @@ from dpotool.gradients.monitor import TheoryMonitor
 from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.gradients.run import run_theory
 from dpotool.likelihood import pair_logps, part_attention
-from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.batch import collate_pairs, collate_shared
 from dpotool.likelihood.budget import MOST_TOKENS_ELSEWHERE, estimate_bytes_per_token, resolve_batch_tokens
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.shared_rows import collate_shared
 from dpotool.measures.run import score_models
 from dpotool.models.precision import choose_float32_products
 from dpotool.settings.scoring import ScoreConfig, TheoryConfig

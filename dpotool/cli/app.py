@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from dpotool import __version__, interruption
-from dpotool.cli.output import guarding_output, printable
+from dpotool.cli.console import guarding_output, printable
 from dpotool.errors import DpotoolError
 
 app = typer.Typer(

@@ -82,7 +82,7 @@ def write_csv(findings: Findings) -> str:
 
     from dpotool.compare.compared_table import build_comparison_frame
     from dpotool.compare.seeds import build_seeds_frame
-    from dpotool.runs.plain import as_cells
+    from dpotool.runs.atomic import as_cells
 
     frame = build_comparison_frame(findings.comparison, findings.verdicts, findings.win_rates)
     if findings.seeds:  # as objects, or counts would become 120.0 where a row has none

@@ -33,11 +33,11 @@ from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.measures.ches import CHES_COLUMNS, HEAD_COLUMNS
 from dpotool.measures.diagnose import Stopwatch, look_into
 from dpotool.measures.diagnosis_tables import PairInside, build_frame, build_tokens
-from dpotool.measures.frame import build_score_frame
 from dpotool.measures.logps import LOGPS, derive_rewards
 from dpotool.measures.mass import VocabularyGains
 from dpotool.measures.measure import Measure, ModelView
 from dpotool.measures.registry import choose_measures
+from dpotool.measures.run import build_score_frame
 from dpotool.models.loading import resolve_device
 from dpotool.models.subject import describe_subject
 from dpotool.progress import SILENT, Progress

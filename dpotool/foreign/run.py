@@ -21,11 +21,10 @@ from dpotool.foreign.tables import read_reward_bench, read_tensors
 from dpotool.losses.options import check_told_lambda
 from dpotool.losses.registry import get_loss
 from dpotool.runs.about import ScoreAbout
-from dpotool.runs.atomic import atomic_path, ensure_writable, write_text
+from dpotool.runs.atomic import as_cell, atomic_path, ensure_writable, write_text
 from dpotool.runs.checked import read_bytes
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
 from dpotool.runs.manifest import collect_manifest
-from dpotool.runs.plain import as_cell
 from dpotool.runs.schemas import SCORE_SCHEMA
 from dpotool.runs.summaries import write_summary
 from dpotool.runs.tables import write_table

@@ -25,13 +25,16 @@ from dpotool.runs.tables import write_table
 from dpotool.settings.scoring import TheoryConfig
 from dpotool.stats.bootstrap import read_clusters
 from dpotool.theory.advice import DOT_COLUMNS, GRID, advise, compute_pushes, forecast_sgd
-from dpotool.theory.gaps import compute_accuracy_slopes, compute_batch_gaps, compute_gap_weights, compute_self_step_gaps
 from dpotool.theory.summary import PairGaps
 from dpotool.theory.theorem import (
     classify_entanglement,
+    compute_accuracy_slopes,
     compute_admissible_band,
+    compute_batch_gaps,
+    compute_gap_weights,
     compute_grad_cosine,
     compute_paper_gaps,
+    compute_self_step_gaps,
     compute_u,
     compute_v,
 )

@@ -21,7 +21,7 @@ from dpotool.gradients.ghost.selection import ParameterSelection
 from dpotool.gradients.unfinished import UnfinishedPasses
 from dpotool.gradients.weighted_gradients import Gradient, compute_mean_gradients, compute_weighted_gradient
 from dpotool.progress import SILENT, Progress
-from dpotool.theory.gaps import compute_accuracy_slopes
+from dpotool.theory.theorem import compute_accuracy_slopes
 
 Values = Float[np.ndarray, " pairs"]
 Both = tuple[Values, Values]

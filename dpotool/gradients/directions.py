@@ -19,14 +19,14 @@ from torch import Tensor, nn
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.engine import EngineReport, GradientEngine
 from dpotool.gradients.ghost.audit import Claims
-from dpotool.gradients.ghost.directional_sums import Direction, DirectionalSums
 from dpotool.gradients.ghost.modes import evaluation_mode, training_only
+from dpotool.gradients.ghost.product_sums import Direction, DirectionalSums
 from dpotool.gradients.ghost.selection import ParameterSelection
 from dpotool.likelihood.batch import collate_rows
 from dpotool.likelihood.budget import plan_batches
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, run_shares
-from dpotool.likelihood.shares import gather_shares
+from dpotool.likelihood.processes import gather_shares
 
 ADAM_EPS = 1e-8
 """torch.optim.AdamW's default."""

@@ -37,7 +37,7 @@ from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.budget import plan_batches
 from dpotool.likelihood.completions import get_causal_lm, is_sharded, picks_among
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, run_shares
-from dpotool.likelihood.shares import gather_shares
+from dpotool.likelihood.processes import gather_shares
 from dpotool.models.determinism import has_alike_prompts
 from dpotool.wording import count
 

@@ -32,8 +32,7 @@ from dpotool.gradients.unfinished import UnfinishedPasses
 from dpotool.gradients.verification import check_products, verify_gaps
 from dpotool.likelihood.budget import resolve_batch_tokens
 from dpotool.likelihood.pair_logps import Advance, ScoredPairs, compute_pair_logps
-from dpotool.likelihood.root_forward import wants_shards
-from dpotool.likelihood.shares import gather_shares
+from dpotool.likelihood.processes import gather_shares, wants_shards
 from dpotool.likelihood.store import hash_pair, look_up
 from dpotool.likelihood.subject import OpenSubject, open_subject
 from dpotool.models.adapters import mark_trained_parameters

@@ -25,8 +25,8 @@ from dpotool.gradients.real_steps import OPTIMIZERS, StepLab
 from dpotool.gradients.weighted_gradients import compute_weighted_gradient
 from dpotool.likelihood.pair_logps import compute_pair_logps
 from dpotool.progress import SILENT, Progress
-from dpotool.theory.gaps import compute_accuracy_slopes, compute_gap_weights
 from dpotool.theory.summary import shift_key
+from dpotool.theory.theorem import compute_accuracy_slopes, compute_gap_weights
 
 Values = Float[np.ndarray, " pairs"]
 

@@ -26,8 +26,7 @@ from dpotool.likelihood.batch import collate_rows
 from dpotool.likelihood.budget import plan_batches
 from dpotool.likelihood.completions import compute_completion_logps, is_sharded
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance
-from dpotool.likelihood.root_forward import run_inside
-from dpotool.likelihood.shares import share_in_step, share_out
+from dpotool.likelihood.processes import run_inside, share_in_step, share_out
 
 Gradient = dict[str, Tensor]
 """Name in `model.named_parameters()` -> gradient in the parameter's shape, float32 or better."""

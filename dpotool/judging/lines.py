@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dpotool.errors import DpotoolError
-from dpotool.runs.atomic import write_text, writing_to
+from dpotool.runs.atomic import to_json_plain, write_text, writing_to
 from dpotool.runs.checked import parse_json, read_bytes
-from dpotool.runs.plain import to_json_plain
 
 Row = dict[str, Any]
 

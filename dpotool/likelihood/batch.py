@@ -1,9 +1,16 @@
-"""Lays tokenized pairs out as a padded batch: two rows a pair, chosen then rejected, padding on the right.
+"""Lays tokenized pairs out as rows of a batch: two rows a pair, or chosen and rejected behind one prompt.
 
-dpotool pads its own rows, so a tokenizer's padding side and padding token never change a number. Padding stands right
-of every real token, where a causal model never sees it; so no attention mask is passed, which would buy nothing and,
-with sliding windows, leaves padded positions with nothing to attend to (NaN, which then spreads: Gemma-2). A row is
-padded with its own last token: any other may have an embedding that is zero (Gemma-3n's padding) or not a number.
+`CompletionBatch` has two rows a pair, chosen then rejected, padding on the right. dpotool pads its rows by itself, so a
+tokenizer's padding side and padding token never change a number. Padding stands right of every real token, where a
+causal model never sees it; so no attention mask is passed, which would buy nothing and, with sliding windows, leaves
+padded positions with nothing to attend to (NaN, which then spreads: Gemma-2). A row is padded with its last token: any
+other may have an embedding that is zero (Gemma-3n's padding) or not a number.
+
+`SharedBatch` computes a prompt once: [prompt; chosen; rejected] in a row, or several pairs. A block mask lets a
+completion's tokens see the prompt and their own completion only, and positions start again at each completion, so
+every token sees what it would see in a row of its own. Rows are as long as the longest pair; shorter pairs share a row
+where they fit. The first token of *both* completions is predicted by the prompt's last state, so the states to read
+are listed one by one.
 """
 
 from __future__ import annotations
@@ -12,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpotool.data.pairs import TokenizedPair
@@ -97,3 +104,134 @@ def collate_rows(rows: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Complet
         completion_mask[row, len(prompt) : end] = 1
     position_ids = torch.arange(length).repeat(len(rows), 1)
     return CompletionBatch(input_ids, position_ids, completion_mask)
+
+
+PARTS = 3
+"""Blocks of a pair: 0 its prompt, 1 its chosen and 2 its rejected completion."""
+PADDING = -PARTS
+"""Block of padding: a prompt that belongs to no pair, so that a padded position has itself to attend to (no NaN)."""
+MASK_ALIGNMENT = 8
+"""Elements to which a mask's rows are aligned in memory; GPU kernels would otherwise copy it in every layer."""
+
+
+@dataclass(frozen=True, slots=True)
+class SharedBatch:
+    """Rows of pairs whose completions share their prompt."""
+
+    input_ids: Int[Tensor, "rows seq"]
+    position_ids: Int[Tensor, "rows seq"]
+    """As if each completion stood alone behind its prompt."""
+    block_ids: Int[Tensor, "rows seq"]
+    """3 * pair + part (0 prompt, 1 chosen, 2 rejected); -3 for padding."""
+    target_rows: Int[Tensor, " tokens"]
+    """Of the state that predicts each completion token; tokens in the order chosen_0, rejected_0, chosen_1, ..."""
+    target_positions: Int[Tensor, " tokens"]
+    target_completions: Int[Tensor, " tokens"]
+    """Which completion each token belongs to, in that order."""
+    target_ids: Int[Tensor, " tokens"]
+    completion_tokens: Int[Tensor, " completions"]
+    """How many tokens each completion has."""
+
+    @property
+    def n_completions(self) -> int:
+        return len(self.completion_tokens)
+
+    def to(self, device: torch.device) -> SharedBatch:
+        return SharedBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """Returns the tensors by name, as Trainer's data loading wants them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def find_targets(self) -> Targets:
+        return Targets(self.target_rows, self.target_positions, self.target_completions, self.target_ids)
+
+    def find_ends(self) -> Ends:
+        rows, positions = ((self.block_ids >= 0) & (self.block_ids % PARTS > 0)).nonzero(as_tuple=True)
+        _, completions = self.block_ids[rows, positions].unique(return_inverse=True)  # in the order of the targets
+        places = rows * self.block_ids.shape[1] + positions
+        last = places.new_zeros(self.n_completions).scatter_reduce(0, completions, places, "amax")
+        return Ends(last // self.block_ids.shape[1], last % self.block_ids.shape[1])
+
+    def build_mask(self, dtype: torch.dtype) -> Float[Tensor, "rows 1 seq seq"]:
+        """Builds what is added to attention scores (`build_block_mask`)."""
+        return build_block_mask(self.block_ids, dtype)
+
+
+def build_block_mask(block_ids: Int[Tensor, "rows seq"], dtype: torch.dtype) -> Float[Tensor, "rows 1 seq seq"]:
+    """Builds what is added to attention scores: 0 where a token (second last axis) sees another, else the least."""
+    pair, part = block_ids // PARTS, block_ids % PARTS
+    is_seen = part[:, None, :] == part[:, :, None]
+    is_seen |= (part == 0)[:, None, :]
+    is_seen &= pair[:, None, :] == pair[:, :, None]
+    is_seen.tril_()
+    n_rows, n_tokens = block_ids.shape
+    width = -(-n_tokens // MASK_ALIGNMENT) * MASK_ALIGNMENT
+    mask = torch.zeros(n_rows, 1, n_tokens, width, dtype=dtype, device=block_ids.device)[..., :n_tokens]
+    return mask.masked_fill_(~is_seen[:, None], torch.finfo(dtype).min)
+
+
+def count_shared_tokens(pair: TokenizedPair, *, with_rejected: bool = True) -> int:
+    """Returns how many tokens a pair takes when its prompt is there once."""
+    return len(pair.prompt_ids) + len(pair.chosen_ids) + (len(pair.rejected_ids) if with_rejected else 0)
+
+
+def pack_rows(lengths: Sequence[int]) -> list[list[int]]:
+    """Puts pieces into rows as long as the longest piece: each, from the longest on, into the first row with room.
+
+    Returns:
+        Indices into `lengths`, each exactly once.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    longest = max(lengths)
+    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
+        row = next((row for row, left in enumerate(room) if left >= lengths[index]), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(longest)
+        rows[row].append(index)
+        room[row] -= lengths[index]
+    return rows
+
+
+def collate_shared(pairs: Sequence[TokenizedPair], *, with_rejected: bool = True) -> SharedBatch:
+    """Builds the rows of some pairs, or of their prompts and chosen completions; an empty prompt is a ValueError."""
+    if any(not pair.prompt_ids for pair in pairs):
+        raise ValueError("a pair has an empty prompt: nothing predicts its completions' first token")
+    lengths = [count_shared_tokens(pair, with_rejected=with_rejected) for pair in pairs]
+    rows = pack_rows(lengths)
+    input_ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+    position_ids, block_ids = torch.zeros_like(input_ids), torch.full_like(input_ids, PADDING)
+    targets: list[list[Tensor]] = [[] for _ in pairs]
+    n_parts = 2 if with_rejected else 1
+    for row, members in enumerate(rows):
+        start = 0
+        for index in members:
+            pair = pairs[index]
+            n_prompt, last = len(pair.prompt_ids), start + len(pair.prompt_ids) - 1
+            for part, ids in enumerate((pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)[: n_parts + 1]):
+                end = start + len(ids)
+                input_ids[row, start:end] = torch.tensor(ids)
+                position_ids[row, start:end] = torch.arange(len(ids)) + (n_prompt if part else 0)
+                block_ids[row, start:end] = PARTS * index + part
+                if part:
+                    completion = n_parts * index + part - 1
+                    targets[index].append(_list_targets(row, last, start, completion, input_ids[row, start:end]))
+                start = end
+        input_ids[row, start:] = input_ids[row, start - 1]
+    of_row, at, completions, ids_ = torch.cat([target for of_pair in targets for target in of_pair], dim=1)
+    n_tokens = completions.bincount(minlength=n_parts * len(pairs))
+    return SharedBatch(input_ids, position_ids, block_ids, of_row, at, completions, ids_, n_tokens)
+
+
+def _list_targets(row: int, last: int, start: int, completion: int, ids: Int[Tensor, " n"]) -> Int[Tensor, "4 n"]:
+    """Lists row and position of the predicting state, completion and id of one completion's tokens.
+
+    Args:
+        last: position of the prompt's last token, whose state predicts the completion's first.
+        start: position of the completion's first token.
+    """
+    n_tokens = len(ids)
+    positions = torch.tensor([last, *range(start, start + n_tokens - 1)])
+    return torch.stack([torch.full((n_tokens,), row), positions, torch.full((n_tokens,), completion), ids])

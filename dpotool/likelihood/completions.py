@@ -26,9 +26,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from dpotool.likelihood.batch import CompletionBatch
+from dpotool.likelihood.batch import CompletionBatch, SharedBatch
 from dpotool.likelihood.part_attention import mark_mask
-from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.models.determinism import goes_by_row_length, tell_row_lengths
 
 logger = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from dpotool.likelihood.completions import CHUNK_ELEMENTS_ON_GPU, get_causal_lm
-from dpotool.likelihood.root_forward import find_layers
+from dpotool.likelihood.processes import find_layers
 from dpotool.models.weights import has_quantised_weights
 
 GB = 1e9

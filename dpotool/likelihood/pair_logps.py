@@ -1,10 +1,15 @@
-"""Log-probabilities of many pairs: length-sorted token-budget batches, shared out over processes, order restored."""
+"""Log-probabilities of many pairs: length-sorted token-budget batches, shared out over processes, order restored.
+
+Those that are not finite are never `ok`, never in a mean, never trained on. A weight that is not a number makes every
+pair so, or only those with a certain token; a model in float16 can overflow on long pairs. A row that is not finite is
+computed again by itself, since beside others it would spoil theirs.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -14,13 +19,13 @@ from accelerate.utils import gather_object
 from jaxtyping import Float64
 from torch import Tensor, nn
 
-from dpotool.data.pairs import TokenizedPair
-from dpotool.likelihood.batch import CompletionBatch, collate_rows
+from dpotool.data.pairs import PairSet, TokenizedPair
+from dpotool.errors import DpotoolError
+from dpotool.likelihood.batch import CompletionBatch, SharedBatch, collate_rows
 from dpotool.likelihood.budget import MOST_TOKENS, Plan, R, resolve_batch_tokens, run_within_memory
 from dpotool.likelihood.layout import RowLayout
-from dpotool.likelihood.root_forward import is_sharded, score_tokens
-from dpotool.likelihood.shared_rows import SharedBatch
-from dpotool.likelihood.shares import share_in_step, share_out
+from dpotool.likelihood.processes import is_sharded, score_tokens, share_in_step, share_out
+from dpotool.models.weights import list_non_finite
 from dpotool.settings.shared import AUTO
 from dpotool.wording import count
 
@@ -211,3 +216,53 @@ def autocast_to(dtype: torch.dtype | None, device: torch.device) -> contextlib.A
 
 def _to_numpy(tensor: Tensor) -> np.ndarray:
     return tensor.detach().cpu().numpy()
+
+
+_SHOWN = 5
+
+
+def leave_out_non_finite(
+    pair_set: PairSet, scored: Mapping[str, tuple[nn.Module, ScoredPairs]]
+) -> tuple[PairSet, dict[str, ScoredPairs]]:
+    """Returns the pairs that are finite under every model, with their values; the others are excluded by reason.
+
+    Args:
+        scored: name used in messages ('the model', 'the reference') -> the model and its values.
+
+    Raises:
+        DpotoolError: not one pair is left; it names weights that are not finite.
+    """
+    reasons: dict[int, str] = {}
+    for name, (_, logps) in scored.items():
+        for place in find_non_finite(logps):
+            reasons.setdefault(pair_set.pairs[place].pair_id, f"its log-probability under {name} is not finite")
+    values = {name: logps for name, (_, logps) in scored.items()}
+    if not reasons:
+        return pair_set, values
+    if len(reasons) == len(pair_set.pairs):
+        for name, (model, logps) in scored.items():
+            refuse_non_finite(model, pair_set.pairs, logps, name)
+    places = [place for place, pair in enumerate(pair_set.pairs) if pair.pair_id not in reasons]
+    return pair_set.without(reasons), {name: logps.take(places) for name, logps in values.items()}
+
+
+def find_non_finite(logps: ScoredPairs) -> list[int]:
+    """Returns the places of the pairs of which a completion's log-probability is not finite."""
+    return [int(place) for place in np.flatnonzero(~np.isfinite(logps.stack()).all(axis=1))]
+
+
+def refuse_non_finite(model: nn.Module, pairs: Sequence[TokenizedPair], logps: ScoredPairs, name: str) -> None:
+    """Raises a `DpotoolError` if a pair's log-probability is not finite, and says which and for which weights."""
+    places = find_non_finite(logps)
+    if not places:
+        return
+    weights = list_non_finite(model)
+    shown = ", ".join(str(pairs[place].pair_id) for place in places[:_SHOWN])
+    more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
+    raise DpotoolError(
+        f"log-probabilities under {name} are not finite for {len(places)} of {count(len(pairs), 'pair')} "
+        f"({shown}{more})",
+        expected="finite weights" if weights else None,
+        got=f"numbers that are not finite in {', '.join(weights[:_SHOWN])}" if weights else None,
+        remedy="Name another checkpoint, or leave these pairs out" if weights else "Use --dtype float32 or bfloat16",
+    )

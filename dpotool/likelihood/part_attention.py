@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
-from dpotool.likelihood.shared_rows import PADDING, PARTS, build_block_mask
+from dpotool.likelihood.batch import PADDING, PARTS, build_block_mask
 from dpotool.models.precision import in_full_float32
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,7 @@ from dpotool.cache.parts import Values
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import DEFAULT_BATCH_TOKENS, Advance, ScoredPair, ScoredPairs, compute_pair_logps
-from dpotool.likelihood.root_forward import shard_weights
+from dpotool.likelihood.processes import shard_weights
 from dpotool.likelihood.store import StoreKeeper, describe_types, look_up, name_model
 from dpotool.models.identity import fingerprint_model
 from dpotool.models.precision import choose_kernels

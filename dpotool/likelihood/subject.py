@@ -16,7 +16,7 @@ from dpotool.data.pair_sets import load_pair_set
 from dpotool.data.pairs import PairSet
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.pair_logps import ScoredPairs
-from dpotool.likelihood.root_forward import wants_shards
+from dpotool.likelihood.processes import wants_shards
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.determinism import resolve_max_length
 from dpotool.models.identity import check_same_tokens, check_token_ids

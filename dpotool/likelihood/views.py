@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.likelihood.batch import CompletionBatch
+from dpotool.likelihood.batch import CompletionBatch, SharedBatch
 from dpotool.likelihood.budget import resolve_batch_tokens, run_within_memory
 from dpotool.likelihood.completions import (
     apply_head,
@@ -33,7 +33,6 @@ from dpotool.likelihood.completions import (
 )
 from dpotool.likelihood.pair_logps import autocast_to
 from dpotool.likelihood.scorer import Scorer
-from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.settings.shared import AUTO
 
 

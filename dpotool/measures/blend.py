@@ -18,8 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from dpotool.data.pair_sets import load_pair_set
 from dpotool.data.pairs import PairSet, TokenizedPair
 from dpotool.errors import DpotoolError
-from dpotool.likelihood.finite import find_non_finite, refuse_non_finite
-from dpotool.likelihood.pair_logps import Advance, ScoredPairs
+from dpotool.likelihood.pair_logps import Advance, ScoredPairs, find_non_finite, refuse_non_finite
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.subject import OpenSubject
 from dpotool.measures.blend_ends import Ends, Point, plan_points, read_ends

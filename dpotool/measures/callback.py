@@ -34,12 +34,12 @@ from dpotool.data.sources import convert_preferences
 from dpotool.errors import DpotoolError
 from dpotool.gradients.ghost.modes import evaluation_mode
 from dpotool.likelihood.pair_logps import ScoredPairs
-from dpotool.likelihood.root_forward import route_forward
+from dpotool.likelihood.processes import route_forward
 from dpotool.likelihood.scorer import Scorer
-from dpotool.measures.frame import build_score_frame
 from dpotool.measures.logps import LOGPS
 from dpotool.measures.measure import ModelView, measure_pairs
 from dpotool.measures.registry import build_schema
+from dpotool.measures.run import build_score_frame
 from dpotool.progress import SILENT
 from dpotool.runs.about import Fingerprints, ScoreAbout
 from dpotool.runs.folder import RunFolder

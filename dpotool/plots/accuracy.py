@@ -9,11 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dpotool.compare.differences import Comparison
-from dpotool.plots.lambdas import DPO, set_lambda_ticks
 from dpotool.plots.registry import Drawing
 from dpotool.plots.scene import Scene
 from dpotool.plots.theme import (
     COLORS,
+    DPO,
     INK,
     MARKERS,
     describe_ns,
@@ -21,6 +21,7 @@ from dpotool.plots.theme import (
     percent,
     put_legend_above,
     ring_recommended,
+    set_lambda_ticks,
     set_note,
     set_title,
     styled,

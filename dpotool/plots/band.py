@@ -12,12 +12,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 from numpy.typing import NDArray
 
 from dpotool.errors import DpotoolError
-from dpotool.plots.lambdas import DPO, mark_lambdas
 from dpotool.plots.registry import Drawing
 from dpotool.plots.scene import Scene
 from dpotool.plots.theme import (
     CHOSEN,
     DASHES,
+    DPO,
     INK,
     MARGIN,
     MUTED,
@@ -25,6 +25,7 @@ from dpotool.plots.theme import (
     choose_n_bins,
     describe_n,
     make_figure,
+    mark_lambdas,
     put_legend_above,
     set_note,
     set_title,

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from dpotool.compare.runs_table import tabulate_runs
 from dpotool.compare.theory_check import measure_outcomes, select_forecast
 from dpotool.errors import DpotoolError
-from dpotool.plots.lambdas import mark_lambdas, set_lambda_ticks
 from dpotool.plots.registry import Drawing
 from dpotool.plots.scene import FoundTable, Scene
 from dpotool.plots.theme import (
@@ -27,7 +26,9 @@ from dpotool.plots.theme import (
     REJECTED,
     describe_n,
     make_figure,
+    mark_lambdas,
     percent,
+    set_lambda_ticks,
     set_note,
     set_title,
     styled,

@@ -12,11 +12,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from dpotool.errors import DpotoolError
-from dpotool.plots.lambdas import DPO
 from dpotool.plots.registry import Drawing
 from dpotool.plots.scene import Scene
 from dpotool.plots.theme import (
     COLORS,
+    DPO,
     INK,
     MUTED,
     REJECTED,

@@ -15,8 +15,7 @@ from dpotool.plots.scene import Scene, read_scene
 from dpotool.plots.trajectory import describe_source, read_ends
 from dpotool.report.blocks import Block, Bullets, Page, Paragraph, Section, Table
 from dpotool.report.page import sign_page, write_page
-from dpotool.report.record import describe_setup
-from dpotool.report.repeat import repeat_page
+from dpotool.report.record import describe_setup, repeat_page
 from dpotool.report.sections import draw_figure
 from dpotool.runs.folder import RunFolder
 from dpotool.settings.reading import PlotConfig, ReportConfig

@@ -18,9 +18,8 @@ from dpotool.plots.registry import NEEDS, PlotKind, find_plots
 from dpotool.plots.scene import Scene
 from dpotool.report.blocks import Block, Bullets, Paragraph, Picture, Section, Table
 from dpotool.report.pairs import TextSource, show_foreign_scores, show_pairs
-from dpotool.report.record import check_itself, describe_setup, list_data_problems
+from dpotool.report.record import check_itself, describe_setup, list_data_problems, say_how_to_repeat
 from dpotool.report.render import DPI
-from dpotool.report.repeat import say_how_to_repeat
 from dpotool.settings.reading import ReportConfig
 from dpotool.stats.intervals import format_interval
 

@@ -1,7 +1,8 @@
 """Atomic writes: a file is either as it was or complete, never half-written, whatever happens in between.
 
 Each write goes to a temporary file in the same folder, is forced to disk and then renamed over the target. A folder
-that is full, read-only or not a folder becomes one line for the user; what stood there before is unchanged.
+that is full, read-only or not a folder becomes one line for the user; what stood there before is unchanged. Values are
+first converted to what JSON and YAML can express (`to_plain`): numpy scalars, paths, dataclasses, enums to plain ones.
 """
 
 from __future__ import annotations
@@ -9,17 +10,23 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import secrets
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, is_dataclass
+from enum import Enum
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 
 from dpotool.errors import DpotoolError
 from dpotool.interruption import begin_work
-from dpotool.runs.plain import to_json_plain, to_plain
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _FORBIDDEN = {errno.EACCES, errno.EPERM, errno.EROFS}
@@ -150,3 +157,53 @@ def _force_folder_to_disk(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def to_plain(value: Any) -> Any:
+    """Returns `value` built of dict, list, str, bool, int, float and None alone.
+
+    Raises TypeError for anything else: what cannot be written down must not slip into a manifest as its repr.
+    """
+    if isinstance(value, Enum):
+        return to_plain(value.value)
+    if value is None or type(value) in (str, bool, int, float):
+        return value
+    if is_dataclass(value) and not isinstance(value, type):
+        return to_plain(asdict(value))
+    if isinstance(value, Mapping):
+        return {str(to_plain(key)): to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, set | frozenset):
+        return sorted(to_plain(item) for item in value)
+    if isinstance(value, np.generic | np.ndarray):
+        return to_plain(value.tolist())
+    for kind in (str, int, float):  # subclasses of these, which YAML's safe writer refuses
+        if isinstance(value, kind):
+            return kind(value)
+    if isinstance(value, PurePath):
+        return str(value)
+    raise TypeError(f"cannot write a value of type {type(value).__name__}: {value!r}")
+
+
+def to_json_plain(value: Any) -> Any:
+    """Converts like `to_plain`, with NaN and infinities as None, as JSON has no such numbers."""
+    plain = to_plain(value)
+    if isinstance(plain, dict):
+        return {key: to_json_plain(item) for key, item in plain.items()}
+    if isinstance(plain, list):
+        return [to_json_plain(item) for item in plain]
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+def as_cell(value: Any) -> Any:
+    """Returns a value for a CSV that people open: a text that would be run as a formula gets a ' before it."""
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
+
+
+def as_cells(frame: pd.DataFrame) -> pd.DataFrame:
+    """Returns a table whose texts are `as_cell`; numbers stay what they are, whole ones whole."""
+    import pandas as pd  # everything that writes a file imports this module
+
+    columns = {name: pd.Series([as_cell(value) for value in frame[name]], dtype=object) for name in frame}
+    return pd.DataFrame({as_cell(name): column for name, column in columns.items()})

@@ -30,7 +30,6 @@ from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import write_text, write_yaml, writing_to
 from dpotool.runs.checked import parse_json, read_bytes
 from dpotool.runs.manifest import read_manifest
-from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import TABLES
 from dpotool.settings.fields import Range
 from dpotool.wording import count

@@ -16,10 +16,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from dpotool.errors import DpotoolError
-from dpotool.runs.atomic import write_json
+from dpotool.runs.atomic import to_json_plain, write_json
 from dpotool.runs.checked import check_value, read_json
 from dpotool.runs.manifest import Count
-from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import SCORE_SCHEMA
 
 _SEAL = "seal"

@@ -19,9 +19,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dpotool.errors import DpotoolError, suggest_nearest
-from dpotool.runs.atomic import atomic_path, write_json
+from dpotool.runs.atomic import atomic_path, to_json_plain, write_json
 from dpotool.runs.checked import check_value, parse_json, read_bytes, read_json
-from dpotool.runs.plain import to_json_plain
 from dpotool.runs.schemas import (
     METADATA_KEY,
     SCHEMAS,

@@ -27,7 +27,7 @@ from dpotool.runs.locks import InUseError, holding
 from dpotool.sweep.board import FAILED, STOPPED, TRAINED, TRAINING, WAITING, Board
 from dpotool.sweep.cell_folder import make_room
 from dpotool.sweep.plan import Cell
-from dpotool.training.callbacks import StopOnSignal
+from dpotool.training.resumable import StopOnSignal
 
 _SECONDS_BETWEEN_LOOKS = 0.1
 

@@ -22,11 +22,10 @@ from dpotool.losses.registry import get_loss
 from dpotool.measures.run import score_models
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import read_metadata
-from dpotool.runs.atomic import atomic_path, ensure_writable
+from dpotool.runs.atomic import as_cells, atomic_path, ensure_writable
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import InUseError, holding
 from dpotool.runs.manifest import collect_manifest
-from dpotool.runs.plain import as_cells
 from dpotool.settings.scoring import ScoreConfig
 from dpotool.sweep.board import DONE, FAILED, SCORING, STOPPED, TRAINING, Board
 from dpotool.sweep.cell_folder import check_folders, is_finished, make_room

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dpotool.data.pairs import TokenizedPair
-from dpotool.likelihood.batch import CompletionBatch
+from dpotool.likelihood.batch import CompletionBatch, SharedBatch
 from dpotool.likelihood.layout import RowLayout
-from dpotool.likelihood.shared_rows import SharedBatch
 
 PAIR_COLUMNS = (
     "reference_chosen_logps",

@@ -18,8 +18,7 @@ from dpotool.data.pairs import PairSet, TokenizedPair
 from dpotool.data.sources import has_test_split
 from dpotool.errors import DpotoolError
 from dpotool.gradients.monitor import TheoryMonitor
-from dpotool.likelihood.finite import refuse_non_finite
-from dpotool.likelihood.pair_logps import ScoredPairs
+from dpotool.likelihood.pair_logps import ScoredPairs, refuse_non_finite
 from dpotool.likelihood.scorer import Scorer
 from dpotool.models.builtin import choose_pairs
 from dpotool.models.determinism import resolve_max_length
@@ -30,13 +29,12 @@ from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
 from dpotool.settings.shared import parse_steps
 from dpotool.training.arguments import build_training_arguments, count_steps, one_line_refusals
-from dpotool.training.callbacks import CheckpointAt, GradientGuard, MetricsWriter
 from dpotool.training.config import TrainConfig, TrainingSettings
 from dpotool.training.dataset import PairDataset
 from dpotool.training.folder import describe_devices, refuse_changes
 from dpotool.training.objective import Objective, read_pair_shifts, record_settings
-from dpotool.training.policy import add_adapter, load_policy
-from dpotool.training.step_zero import check_step_zero
+from dpotool.training.policy import add_adapter, check_step_zero, load_policy
+from dpotool.training.resumable import CheckpointAt, GradientGuard, MetricsWriter
 from dpotool.training.trainer import PreferenceTrainer
 from dpotool.wording import count
 

@@ -18,13 +18,12 @@ from dpotool.runs.atomic import writing_to
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.locks import holding
 from dpotool.training.arguments import check_arguments, count_steps, describe_steps
-from dpotool.training.callbacks import StepBar, StopOnSignal
 from dpotool.training.checkpoints import Found, find_whole, list_checkpoints, read_step, remove_unfinished
 from dpotool.training.config import TrainConfig, check_config, fill_in
 from dpotool.training.folder import claim, fill_folder, name_folder, reopen
 from dpotool.training.objective import build_objective
 from dpotool.training.preparation import prepare_trainer
-from dpotool.training.resumable import NonFiniteError
+from dpotool.training.resumable import NonFiniteError, StepBar, StopOnSignal
 from dpotool.training.trainer import PreferenceTrainer
 
 

@@ -17,14 +17,13 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback, TrainingArgum
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.gradients.monitor import TheoryMonitor
+from dpotool.likelihood.batch import SharedBatch
 from dpotool.likelihood.completions import TokenLogps, compute_completion_logps
-from dpotool.likelihood.layout import PAIRED, SHARED, RowLayout
+from dpotool.likelihood.layout import PAIRED, SHARED, RowLayout, draws_in_training
 from dpotool.likelihood.memory import Plan, need_on_card
 from dpotool.likelihood.pair_logps import ScoredPairs
-from dpotool.likelihood.prompt_sharing import draws_in_training
-from dpotool.likelihood.root_forward import route_forward
+from dpotool.likelihood.processes import route_forward
 from dpotool.likelihood.scorer import Scorer
-from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.losses.spec import PairLogps
 from dpotool.models.weights import list_non_finite
 from dpotool.progress import SILENT, Progress

@@ -11,7 +11,7 @@ from synthetic_frames import make_score_frame
 from dpotool.compare.scored_run import NOT_FINITE, ScoredRun
 from dpotool.compare.summaries import summarize_scores
 from dpotool.runs.about import ScoreAbout
-from dpotool.runs.plain import to_json_plain
+from dpotool.runs.atomic import to_json_plain
 from dpotool.runs.tables import SCORE_SCHEMA
 
 

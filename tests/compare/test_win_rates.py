@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from dpotool.compare.win_rates import merge_judgments, note_adjusted, state_result, summarize_judgments
-from dpotool.runs.plain import to_json_plain
+from dpotool.runs.atomic import to_json_plain
 
 
 def table(*rows: tuple[str, str, str | None], status: str = "judged") -> pd.DataFrame:

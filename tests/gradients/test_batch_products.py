@@ -18,7 +18,7 @@ from dpotool.gradients.ghost.selection import select_parameters
 from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
-from dpotool.theory.gaps import compute_accuracy_slopes
+from dpotool.theory.theorem import compute_accuracy_slopes
 
 GAMMA = 1.3
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.directions import compute_directional_changes
 from dpotool.gradients.engine import compute_fast_products
-from dpotool.gradients.ghost import directional_sums
+from dpotool.gradients.ghost import product_sums
 from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood.batch import collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
@@ -69,9 +69,9 @@ def test_a_long_prompt_is_multiplied_once_for_both_completions(family: str, monk
     pairs = [replace(pair, prompt_ids=prompt) for pair, prompt in zip(drawn, prompts, strict=True)]
     direction = draw_direction(model)
     seen = []
-    original = directional_sums._SharedPrompts.compute_products
+    original = product_sums._SharedPrompts.compute_products
     monkeypatch.setattr(
-        directional_sums._SharedPrompts,
+        product_sums._SharedPrompts,
         "compute_products",
         lambda self, matrix: seen.append(len(self._inputs)) or original(self, matrix),
     )

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError
 from dpotool.gradients.engine import GradientEngine, compute_fast_products
-from dpotool.gradients.ghost import audit, gram, layout, outer, passes, rowwise_linear, taps
+from dpotool.gradients.ghost import audit, layout, outer, passes, taps
 from dpotool.gradients.products import collect_products, compute_gradient_products
 from dpotool.gradients.real_steps import EverythingInFloat64
 from dpotool.likelihood import completions
@@ -99,12 +99,12 @@ MODELS = {family: build_family(family) for family in ("llama-tied-biased", "gpt2
 
 def work_in_small_pieces(monkeypatch: pytest.MonkeyPatch, *, tile: int, block: int, alignment: int) -> None:
     """Brings short rows to the paths that long ones take: tiles, blocks, shared prompts, linear layers row by row."""
-    monkeypatch.setattr(gram, "TILE", tile)
+    monkeypatch.setattr(outer, "TILE", tile)
     monkeypatch.setattr(outer, "BLOCK_ELEMENTS", block)
-    for module in (layout, rowwise_linear):
+    for module in (layout, taps):
         monkeypatch.setattr(module, "ALIGNMENT", alignment)
-    monkeypatch.setattr(rowwise_linear, "SMALLEST_ROWS", 1)
-    monkeypatch.setattr(rowwise_linear, "LARGEST_SHARE", 0.9)
+    monkeypatch.setattr(taps, "SMALLEST_ROWS", 1)
+    monkeypatch.setattr(taps, "LARGEST_SHARE", 0.9)
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -134,7 +134,7 @@ def test_linear_layers_row_by_row(family: str, monkeypatch: pytest.MonkeyPatch):
     """As for long rows: the prompt once, no padding, and behind the last attention only completion tokens."""
     work_in_small_pieces(monkeypatch, tile=4, block=100, alignment=1)
     rows: list[object] = []
-    apply = rowwise_linear.apply_linear
+    apply = taps.apply_linear
     monkeypatch.setattr(taps, "apply_linear", lambda *args: rows.append(args) or apply(*args))
     with EverythingInFloat64():
         assert_equals_slow_truth(build_family(family), make_pairs(5), tolerance=1e-12)
@@ -145,7 +145,7 @@ def test_linear_layers_row_by_row(family: str, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize("family", ["llama-tied-biased", "gpt2", "falcon", "qwen3"])
 def test_both_ways_of_taking_outer_products(family: str, is_gram_cheaper: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(outer.SharedInput, "is_gram_cheaper", lambda *_: is_gram_cheaper)
-    monkeypatch.setattr(gram, "TILE", 4)
+    monkeypatch.setattr(outer, "TILE", 4)
     monkeypatch.setattr(outer, "BLOCK_ELEMENTS", 100)
     assert_equals_slow_truth(build_family(family), make_pairs(5), tolerance=1e-12)
 

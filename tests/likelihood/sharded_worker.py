@@ -30,7 +30,7 @@ from dpotool.gradients.products import compute_gradient_products
 from dpotool.likelihood import budget, completions
 from dpotool.likelihood.layout import RowLayout
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.root_forward import is_sharded, shard_weights
+from dpotool.likelihood.processes import is_sharded, shard_weights
 
 PAIRS = make_pairs(7)
 

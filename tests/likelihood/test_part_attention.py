@@ -17,9 +17,9 @@ from transformers import AttentionInterface
 
 from dpotool.data.pairs import TokenizedPair
 from dpotool.likelihood import part_attention
+from dpotool.likelihood.batch import collate_shared
 from dpotool.likelihood.completions import compute_completion_logps
 from dpotool.likelihood.part_attention import list_parts, measure_error
-from dpotool.likelihood.shared_rows import collate_shared
 
 PAIRS = [
     TokenizedPair(0, (1, 5, 6, 9, 11), (7, 8, 2), (9, 2)),

@@ -13,7 +13,7 @@ from conftest import make_pairs
 from model_families import build_family
 
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.root_forward import is_routed, route_forward, score_tokens
+from dpotool.likelihood.processes import is_routed, route_forward, score_tokens
 from dpotool.models.loading import resolve_device
 
 

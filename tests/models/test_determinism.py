@@ -17,12 +17,10 @@ from dpotool.data.pairs import TokenizedPair
 from dpotool.gradients.engine import compute_fast_products
 from dpotool.gradients.products import compute_gradient_products
 from dpotool.gradients.real_steps import EverythingInFloat64
-from dpotool.likelihood.batch import collate_pairs
+from dpotool.likelihood.batch import SharedBatch, collate_pairs
 from dpotool.likelihood.completions import compute_completion_logps
-from dpotool.likelihood.layout import RowLayout
+from dpotool.likelihood.layout import RowLayout, draws_in_training, find_row_limit
 from dpotool.likelihood.pair_logps import compute_pair_logps
-from dpotool.likelihood.prompt_sharing import draws_in_training, find_row_limit
-from dpotool.likelihood.shared_rows import SharedBatch
 from dpotool.models.determinism import find_length_switches
 from dpotool.models.loading import load_model
 

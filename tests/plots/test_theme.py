@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import matplotlib as mpl
+import numpy as np
 import pytest
+from matplotlib.text import Annotation
 from synthetic_frames import make_scored_run
 
 from dpotool.errors import DpotoolError
@@ -12,7 +14,9 @@ from dpotool.plots.theme import (
     format_significant,
     label_row,
     make_figure,
+    mark_lambdas,
     save_figure,
+    set_lambda_ticks,
     set_note,
     set_title,
     shorten,
@@ -165,3 +169,37 @@ def test_a_note_is_never_broken_before_a_percent_sign():
         figure = make_figure(width, 3)
         set_note(figure, "Bars: 95 % bootstrap intervals over pairs, which is 95 % of 95 % of 95 % of 95 % of them.")
         assert not any(line.startswith("%") for line in figure.get_supxlabel().split("\n"))
+
+
+def mark(recommended: float | None, **options: str) -> tuple[list[str], list[float]]:
+    axes = make_figure(4, 3).add_subplot()
+    mark_lambdas(axes, recommended, **options)
+    names = [child.get_text() for child in axes.get_children() if isinstance(child, Annotation)]
+    return names, [line.get_xdata()[0] for line in axes.lines]
+
+
+@pytest.mark.parametrize(
+    ("recommended", "names", "lines"),
+    [
+        (None, ["DPO"], [1.0]),
+        (1.0, ["recommended: DPO"], [1.0]),
+        (0.75, ["recommended λ = 0.75", "DPO"], [1.0, 0.75]),
+        (1.05, ["recommended λ = 1.05", "DPO"], [1.0, 1.05]),
+    ],
+)
+def test_dpo_and_the_recommended_lambda_are_marked(recommended, names, lines):
+    assert mark(recommended) == (names, lines)
+
+
+def test_names_are_left_out_where_there_is_no_room_for_them():
+    assert mark(0.9, names="recommended") == (["recommended λ = 0.9"], [1.0, 0.9])
+    assert mark(0.9, names="none") == ([], [1.0, 0.9])
+
+
+def test_every_lambda_has_a_tick_and_those_with_room_a_number():
+    axes = make_figure(4, 3).add_subplot()
+
+    set_lambda_ticks(axes, np.array([0.5, 0.75, 0.98, 0.99, 1.0]))
+
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "0.75", "0.5"]
+    assert axes.get_xticks(minor=True).tolist() == [0.98, 0.99] or len(axes.get_xticks(minor=True)) == 5

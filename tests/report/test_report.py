@@ -16,8 +16,8 @@ from dpotool.plots.margin import plot_margin
 from dpotool.report.blocks import Bullets, Code, Page, PairText, Paragraph, Picture, Section, Table
 from dpotool.report.page import Report, hide_paths, write_report
 from dpotool.report.pairs import Texts, TextSource, choose_pairs
+from dpotool.report.record import choose_place
 from dpotool.report.render import fit_page, render_html, render_markdown
-from dpotool.report.repeat import choose_place
 from dpotool.report.sections import group_plots
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console as RichConsole
 
-from dpotool.cli.live_table import describe_state, draw_board, tell_news
+from dpotool.cli.sweep import describe_state, draw_board, tell_news
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.summaries import write_summary

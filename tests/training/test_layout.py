@@ -14,9 +14,8 @@ from training_helpers import read_weights, training_rows
 
 from dpotool.errors import DpotoolError
 from dpotool.gradients.real_steps import EverythingInFloat64
-from dpotool.likelihood.layout import RowLayout
-from dpotool.likelihood.prompt_sharing import draws_in_training
-from dpotool.likelihood.shared_rows import SharedBatch
+from dpotool.likelihood.batch import SharedBatch
+from dpotool.likelihood.layout import RowLayout, draws_in_training
 from dpotool.runs.folder import RunFolder
 from dpotool.training.dataset import PairCollator, PairDataset, read_batch
 

@@ -25,7 +25,7 @@ from dpotool.errors import DpotoolError
 from dpotool.progress import Progress
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.manifest import collect_manifest
-from dpotool.training import callbacks
+from dpotool.training import resumable
 from dpotool.training import run as training_run
 from dpotool.training.config import TrainConfig
 from dpotool.training.folder import reopen
@@ -40,14 +40,14 @@ def interrupt_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Sends this process SIGINT while a given step runs, as Ctrl-C would."""
 
     def arrange(step: int) -> None:
-        real = callbacks.GradientGuard.on_pre_optimizer_step
+        real = resumable.GradientGuard.on_pre_optimizer_step
 
         def on_pre_optimizer_step(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if state.global_step == step - 1:
                 os.kill(os.getpid(), signal.SIGINT)
             real(self, args, state, control, **kwargs)
 
-        monkeypatch.setattr(callbacks.GradientGuard, "on_pre_optimizer_step", on_pre_optimizer_step)
+        monkeypatch.setattr(resumable.GradientGuard, "on_pre_optimizer_step", on_pre_optimizer_step)
 
     return arrange
 

@@ -223,16 +223,16 @@ def test_turning_non_finite_in_the_last_step_is_no_finished_run(run: Run, settin
 def test_a_non_finite_gradient_leaves_the_weights_before_it(
     run: Run, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from dpotool.training import callbacks
+    from dpotool.training import resumable
 
-    real = callbacks.GradientGuard.on_pre_optimizer_step
+    real = resumable.GradientGuard.on_pre_optimizer_step
 
     def poison(self: Any, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         if state.global_step == 2:
             next(p for p in model.parameters() if p.grad is not None).grad.fill_(float("inf"))
         real(self, args, state, control, model=model, **kwargs)
 
-    monkeypatch.setattr(callbacks.GradientGuard, "on_pre_optimizer_step", poison)
+    monkeypatch.setattr(resumable.GradientGuard, "on_pre_optimizer_step", poison)
     with pytest.raises(
         DpotoolError, match=r"at step 3: the gradient's norm is not a number; .*checkpoint-2 is the last"
     ):

@@ -32,7 +32,7 @@ from dpotool.likelihood.completions import (
     count_head_rows,
     get_causal_lm,
 )
-from dpotool.likelihood.root_forward import run_inside
+from dpotool.likelihood.processes import run_inside
 
 PORTION_ELEMENTS = 2**21
 """Logits alive at a time (8 MiB in float32) where the output layer goes forward and back portion by portion, which is

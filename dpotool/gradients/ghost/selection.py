@@ -10,7 +10,7 @@ from torch import nn
 
 from dpotool.errors import DpotoolError
 from dpotool.likelihood.completions import get_causal_lm
-from dpotool.likelihood.root_forward import find_layers
+from dpotool.likelihood.processes import find_layers
 from dpotool.models.weights import refuse_quantised
 from dpotool.wording import count
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dpotool.gradients.ghost import gram, outer
+from dpotool.gradients.ghost import outer
 from dpotool.gradients.ghost.layout import PairSpan
 from dpotool.gradients.ghost.outer import (
     SharedInput,
     compute_block_products,
     compute_gram_products,
+    sum_products,
 )
-from dpotool.gradients.ghost.sums import sum_products
 
 
 def span(n_chosen: int, n_rejected: int, n_shared: int = 0) -> PairSpan:
@@ -40,7 +40,7 @@ def test_one_layer_by_hand():
 @pytest.mark.parametrize("n_shared", [0, 1, 4, 5])
 def test_both_ways_equal_the_gradients(tile: int, block: int, n_shared: int, monkeypatch: pytest.MonkeyPatch):
     """Two pairs at once, 9 and 5 tokens; the first n_shared inputs are the same, the output gradients never."""
-    monkeypatch.setattr(gram, "TILE", tile)
+    monkeypatch.setattr(outer, "TILE", tile)
     monkeypatch.setattr(outer, "BLOCK_ELEMENTS", block)
     inputs, grads = (draw(2, 9, 4, seed=1), draw(2, 5, 4, seed=2)), (draw(2, 9, 3, seed=3), draw(2, 5, 3, seed=4))
     inputs[1][:, :n_shared] = inputs[0][:, :n_shared]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from dpotool.likelihood import shares
-from dpotool.likelihood.shares import gather_shares
+from dpotool.likelihood import processes
+from dpotool.likelihood.processes import gather_shares
 
 
 def gather_with(monkeypatch: pytest.MonkeyPatch, other: dict[int, str]) -> None:
     """Lets a second process have finished something."""
-    monkeypatch.setattr(shares, "PartialState", lambda: type("State", (), {"num_processes": 2}))
-    monkeypatch.setattr(shares, "gather_object", lambda own: [*own, *other.items()])
+    monkeypatch.setattr(processes, "PartialState", lambda: type("State", (), {"num_processes": 2}))
+    monkeypatch.setattr(processes, "gather_object", lambda own: [*own, *other.items()])
 
 
 def test_places_come_in_order(monkeypatch: pytest.MonkeyPatch) -> None:

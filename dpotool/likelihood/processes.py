@@ -1,4 +1,4 @@
-"""Log-probabilities from inside a model's own forward pass, where wrappers that shard or synchronise weights want them.
+"""Several processes: batches are shared out and brought together, and log-probabilities come from inside the forward.
 
 DDP and FSDP synchronise gradients only for what happens inside the wrapped module's own forward, and where weights are
 sharded (`fully_shard`, ZeRO-3) they are whole only there. So `model(completion_batch=...)` is taught to answer with
@@ -8,17 +8,18 @@ log-probabilities; any other call goes where it went before.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import gather_object
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-from dpotool.likelihood.batch import CompletionBatch
+from dpotool.likelihood.batch import CompletionBatch, SharedBatch
 from dpotool.likelihood.completions import (
     can_split_head,
     compute_completion_logps,
@@ -26,10 +27,46 @@ from dpotool.likelihood.completions import (
     get_causal_lm,
     is_sharded,
 )
-from dpotool.likelihood.prompt_sharing import find_row_limit
-from dpotool.likelihood.shared_rows import SharedBatch
+from dpotool.likelihood.layout import find_row_limit
 
 T = TypeVar("T")
+
+
+def share_out(batches: Sequence[T]) -> Sequence[T]:
+    """Returns this process's batches: all of them, if it is alone."""
+    state = PartialState()
+    return batches[state.process_index :: state.num_processes]
+
+
+def share_in_step(batches: Sequence[T]) -> Iterator[tuple[T, bool]]:
+    """Yields this process's batches where every pass over one is everybody's: all processes run equally many.
+
+    One that has fewer batches runs the last one once more, and drops what comes of it: the second value is False.
+    """
+    share = share_out(batches)
+    yield from ((batch, True) for batch in share)
+    if len(share) < -(-len(batches) // PartialState().num_processes):
+        yield batches[-1], False
+
+
+def gather_shares(finished: Mapping[int, T], n_places: int | None) -> dict[int, T]:
+    """Returns what all processes finished, by place and in that order.
+
+    Args:
+        n_places: how many places were shared out; None: after an interruption, some may be missing.
+
+    Raises:
+        RuntimeError: a place was left out, or computed twice: the processes did not plan the same batches.
+    """
+    results = list(finished.items())
+    if PartialState().num_processes > 1:
+        results = gather_object(results)
+    results.sort(key=lambda result: result[0])
+    if n_places is not None and [place for place, _ in results] != list(range(n_places)):
+        raise RuntimeError(f"expected each of {n_places} pairs computed exactly once, got {len(results)} results")
+    return dict(results)
+
+
 ComputeLogps = Callable[[nn.Module, Any], Tensor]
 """A model and a batch of rows -> log pi of every completion."""
 _ROUTED = "_dpotool_answers_batches"
