@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from dpotool.measures.diagnose import DiagnosisResult
 
 _MODELS = Positional(
-    "models", list[str] | None, "Run folders, checkpoints, adapters or hub ids; without one, the newest run."
+    "models", list[str] | None, "Run folders, checkpoints, adapters or hub ids. The default is the newest run."
 )
 _TO_TEXTS = {
     "other_side": "the rejected answer's next token",

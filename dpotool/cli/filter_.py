@@ -21,7 +21,7 @@ def register(app: typer.Typer) -> None:
 
 
 def run(config: FilterConfig, console: Console, pairs: str | None) -> None:
-    """Keep the pairs that a measure calls safe, and write the kept and the dropped rows in their own format."""
+    """Split pairs into safe and risky ones by a measure, and write each part to a file in the format of the source."""
     from dpotool.curation.filtering import filter_pairs
 
     result = filter_pairs(replace(config, data=pairs or config.data), progress=console)

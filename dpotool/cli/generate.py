@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _MODELS = Positional(
     "models",
     list[str] | None,
-    "Run folders, a sweep, checkpoints or hub ids; without one, the newest run. A file of answers is only summarised.",
+    "Run folders, a sweep, checkpoints or hub ids. The default is the newest run. A file of answers is summarised.",
 )
 
 

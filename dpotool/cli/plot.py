@@ -18,7 +18,7 @@ def list_choices() -> dict[str, str]:
 
 
 _KIND = Positional("kind", str, "The picture to draw.", required=True, choices=list_choices)
-_RUNS = Positional("runs", list[str] | None, "Run or sweep folders; without one, the newest under runs/.")
+_RUNS = Positional("runs", list[str] | None, "Run or sweep folders. The default is the newest under runs/.")
 
 
 def register(app: typer.Typer) -> None:

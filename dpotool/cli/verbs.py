@@ -103,7 +103,7 @@ def _signature_of(name: str, settings: type[Settings], positionals: tuple[Positi
     parameters += [_switch_off(field.name) for field in fields(settings) if hints[field.name] is bool]
     config = typer.Option(
         "--config",
-        help="YAML file with settings, e.g. a run's run.yaml. Flags win over it; --no-FLAG switches a flag off.",
+        help="YAML file with settings, such as a run's run.yaml. Options given here win; --no-FLAG turns a flag off.",
         callback=_preset_from(name, settings),
         is_eager=True,
         show_default=False,

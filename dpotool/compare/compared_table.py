@@ -271,7 +271,7 @@ def _brief(found: Tested | None, digits: int, scale: float = 1.0) -> str:
 
 
 def _say_kind(verdict: Verdict | None) -> str:
-    return "-" if verdict is None else verdict.kind
+    return "-" if verdict is None else verdict.word
 
 
 def _number(value: float, digits: int, scale: float = 1.0) -> str:

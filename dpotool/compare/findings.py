@@ -87,9 +87,9 @@ class Findings:
         return find_missing(run) or ""
 
     def say_kind(self, label: str) -> str:
-        """Returns the kind of a run's verdict, or what it lacks for one ("no reference")."""
+        """Returns a run's verdict in a word, or what it lacks for one ("no reference")."""
         verdict = self.verdicts[label]
-        return f"no {self.find_missing(label)}" if verdict is None else verdict.kind
+        return f"no {self.find_missing(label)}" if verdict is None else verdict.word
 
     @property
     def next_action(self) -> str:

@@ -35,6 +35,8 @@ MISSING = {
 }
 """What a verdict needs -> why there is none without it, and what to do."""
 KINDS = ("none", "benign", "harmful", "unclear")
+SHOWN = {"none": "no fall"}
+"""Words of a table's cell that are not the kind itself: a reader would take "none" for a verdict that is missing."""
 MET, FAILED, OPEN = "met", "failed", "open"
 NEAR = 0.9
 """Smallest ratio, as a geometric mean over chosen tokens, of the policy's probability to the reference's."""
@@ -68,6 +70,11 @@ class Verdict:
     """Scored pairs."""
     next: str
     """What to do."""
+
+    @property
+    def word(self) -> str:
+        """The kind, as a table says it."""
+        return SHOWN.get(self.kind, self.kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the form of every summary and of `--json`."""

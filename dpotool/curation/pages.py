@@ -69,16 +69,14 @@ def say_outcome(validation: Validation) -> str:
     """Returns the answer in one or two sentences."""
     source, checkup = validation.data.source, validation.checkup
     counts = [(checkup.count(severity), severity) for severity in ("error", "warning", "note")]
-    found = ", ".join(f"{count(n, name)}" for n, name in counts if n) or "nothing"
-    text = (
-        f"{source.name} [{source.split}]: {count(validation.data.n_rows, 'row was', 'rows were')} checked; found: "
-        f"{found}."
-    )
+    found = " and ".join(", ".join(count(n, name) for n, name in counts if n).rsplit(", ", 1)) or "nothing"
+    n_rows = count(validation.data.n_rows, "row was", "rows were")
+    text = f"{n_rows} checked in {source.name} [{source.split}], and {found} came up."
     if counts[0][0]:
-        return f"{text} Deal with the errors first: such pairs teach nothing or make the numbers wrong."
+        return f"Mend these pairs before you train: such errors teach nothing or make the numbers wrong. {text}"
     if counts[1][0]:
-        return f"{text} You can train on these pairs, but look at the warnings."
-    return f"{text} You can train on these pairs."
+        return f"You can train on these pairs, but look at the {'warnings' if counts[1][0] > 1 else 'warning'}. {text}"
+    return f"You can train on these pairs. {text}"
 
 
 def tabulate_findings(validation: Validation) -> tuple[list[str], list[list[str]]]:

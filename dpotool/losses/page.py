@@ -37,7 +37,7 @@ def list_loss_options(loss: str | None = None) -> list[KindOption]:
     return [
         _as_option(
             next(iter(users.values())),
-            "; ".join(f"{loss}: {option.help} ({option.default_text})" for loss, option in users.items()) + ".",
+            "; ".join(f"{loss}: {option.help} (default {option.default_text})" for loss, option in users.items()) + ".",
         )
         for users in found.values()
     ]

@@ -47,7 +47,7 @@ _ENTRIES = (
         "-log s(beta (a - b)); with label smoothing e, -(1-e) log s(beta (a - b)) - e log s(-beta (a - b))",
         r"-(1-e)\log\sigma(\beta(a-b)) - e\log\sigma(-\beta(a-b))",
         "arXiv:2305.18290",
-        options=(BETA, _number("label_smoothing", 0.0, f"{_SMOOTHING} (cDPO)", 0.0, 0.5)),
+        options=(BETA, _number("label_smoothing", 0.0, f"{_SMOOTHING}, as in cDPO", 0.0, 0.5)),
         aliases=("sigmoid", "cdpo"),
     ),
     LossSpec(
@@ -75,7 +75,7 @@ _ENTRIES = (
             ChoiceOption(
                 "score_offset",
                 "log",
-                "log of the score difference, raw difference, or log ratio",
+                "how it follows from the scores: log of their difference, their difference (raw), log of their ratio",
                 ("log", "raw", "ratio"),
             ),
             _weight("alpha", 1.0, "factor on the score offset"),
@@ -110,7 +110,7 @@ _ENTRIES = (
         "[-(1-e) log s(beta (a - b)) + e log s(-beta (a - b))] / (1 - 2e)",
         r"\frac{-(1-e)\log\sigma(\beta(a-b)) + e\log\sigma(-\beta(a-b))}{1-2e}",
         "arXiv:2403.00409",
-        options=(BETA, _number("label_smoothing", 0.1, f"{_SMOOTHING} (robust DPO)", 0.0, 0.5, open_ends="high")),
+        options=(BETA, _number("label_smoothing", 0.1, f"{_SMOOTHING}, as in robust DPO", 0.0, 0.5, open_ends="high")),
         is_dpo_at="label smoothing 0",
     ),
     LossSpec(
@@ -252,7 +252,11 @@ _ENTRIES = (
         needs=_LENGTHS,
         options=(
             _beta(2.0, "scale of the log-likelihoods per token; the paper takes 2 to 2.5"),
-            _weight("gamma_simpo", 1.0, "target margin, in the same unit; the paper takes 0.3 to 1.6"),
+            _weight(
+                "gamma_simpo",
+                1.0,
+                "target margin of beta times log-likelihood per token; the paper takes 0.3 to 1.6",
+            ),
         ),
     ),
     LossSpec(

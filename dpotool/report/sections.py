@@ -252,9 +252,9 @@ _WORDS = [
      "the same for the other answer."],
     ["reference", "The model as it was before training. Changes are measured against it."],
     ["displacement", "A fall of log π(chosen) below the reference, though training was meant to favour these answers."],
-    ["verdict", "“none”: the chosen answers do not fall. “benign”: they fall, but the rejected answers fall more, most "
-     "pairs are still ranked right, and chosen tokens keep 90 % of their probability. “harmful”: one of these three is "
-     "shown to fail. “unclear”: these pairs do not tell."],
+    ["verdict", "“no fall”: the chosen answers do not fall. “benign”: they fall, but the rejected answers fall more, "
+     "most pairs are still ranked right, and chosen tokens keep 90 % of their probability. “harmful”: one of these "
+     "three is shown to fail. “unclear”: these pairs do not tell."],
     ["margin", "β × (change of log π(chosen) − change of log π(rejected)). This is what DPO raises."],
     ["accuracy", "The share of pairs with a margin above 0. A margin of exactly 0 counts as wrong."],
     ["perplexity", "How many equally likely tokens the model hesitates between, on average over the tokens of the "

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from dpotool.errors import DpotoolError
-from dpotool.runs.atomic import write_text, write_yaml, writing_to
+from dpotool.runs.atomic import to_json_plain, write_text, write_yaml, writing_to
 from dpotool.runs.checked import parse_json, read_bytes
 from dpotool.runs.manifest import read_manifest
 from dpotool.runs.schemas import TABLES

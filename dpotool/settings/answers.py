@@ -88,7 +88,7 @@ class JudgeConfig(ServerSettings):
     )
     data: str | None = setting(None, "Name of the answers' file, if a run has several. The default is the newest.")
     questions: str | None = setting(
-        None, QUESTIONS + " Questions file. Answers that do not contain their questions need it."
+        None, "Questions in FastChat's layout (question_id, turns), for answers that do not contain their questions."
     )
     references: str | None = setting(None, REFERENCES)
     prompt: str | None = setting(

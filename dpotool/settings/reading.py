@@ -36,7 +36,7 @@ class CompareConfig(ScreenSettings, ScoresSettings):
         range=Range(0, 100, includes_low=False, includes_high=False),
     )
     margin_share: float = setting(
-        0.5, "Recommend a run only if it keeps at least this share of the baseline's mean margin.", range=Range(0, 1)
+        0.5, "Recommend a run only if its mean margin is at least this share of the baseline's.", range=Range(0, 1)
     )
     format: str = setting("table", "Format of the output: table, csv, markdown or latex.")
     seed: int = setting(0, "Seed of the bootstrap and the permutation tests.", range=SEED)
@@ -54,7 +54,7 @@ class PlotConfig(ScoresSettings):
         "Which pair `tokens` shows, by its pair_id. The default is the one whose chosen answer fell most.",
         range=COUNT_OR_NONE,
     )
-    format: str = setting("png", "png, pdf or svg, or several, comma-separated.")
+    format: str = setting("png", "Format of the pictures: png, pdf or svg, or several, separated by commas.")
     output: str | None = setting(None, "Folder for the pictures. The default is plots/ in the run or sweep folder.")
 
 
@@ -126,10 +126,11 @@ class ValidateConfig(CurationSettings):
     strict: bool = setting(False, "Exit with code 1 if a finding is an error.")
     output: str | None = setting(None, "Write the findings as a page, FILE.md or FILE.html.")
     format: str | None = setting(
-        None, "Form of the page, markdown or html; without --output it is printed in place of the table."
+        None, "Format of the page, markdown or html. Without --output the page is printed instead of the table."
     )
     write: str | None = setting(
-        None, "Write the rows without findings that --leave-out names to this file, in their own format or .jsonl."
+        None,
+        "Write the rows without the findings of --leave-out to this file, in the format of the source or as .jsonl.",
     )
     leave_out: str | None = setting(
         None,

@@ -74,8 +74,8 @@ class DiagnoseConfig(ScreenSettings, SubjectSettings):
     positions: int | None = setting(None, "Look only at the first N positions of each answer.", range=COUNT)
     theory: str | None = setting(
         None,
-        "Theory table of the same pairs, whose driver scores join the risk measures. The default is a table in "
-        "the run folder.",
+        "Table of `theory-gap` on the same pairs. Its driver scores are then listed among the risk measures. The "
+        "default is a table in the run folder.",
     )
     device_map: str | None = setting(None, _DEVICE_MAP)
     dry_run: bool = setting(False, DRY_RUN)

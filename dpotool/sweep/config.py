@@ -47,8 +47,8 @@ class SweepConfig(ScreenSettings, TrainingSettings):
     )
     blend: bool = setting(
         False,
-        "Train the largest and the smallest of --lambdas only; those between are blends of the two, which cost a "
-        "scoring each (docs/blend.md).",
+        "Train only the largest and the smallest of --lambdas. The others become blends of the two models, which cost "
+        "one scoring each (docs/blend.md).",
         panel="Grid",
     )
     check_at: float | None = setting(
@@ -66,8 +66,8 @@ class SweepConfig(ScreenSettings, TrainingSettings):
     dry_run: bool = setting(False, "Only show what would be trained and what it would cost.", panel="Grid")
     controls: bool = setting(
         True,
-        "Score DPO scaled back and stopped early too, which every remedy has to beat: some scorings, and checkpoints "
-        "of DPO at a quarter, half and three quarters. --no-controls leaves them out.",
+        "Also score DPO scaled back and DPO stopped early, which every remedy has to beat. This saves checkpoints of "
+        "DPO at a quarter, half and three quarters of its steps. --no-controls skips this.",
         panel="Grid",
     )
     jobs: int = setting(

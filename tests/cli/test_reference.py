@@ -118,7 +118,7 @@ def test_every_loss_is_listed_with_its_options_and_their_defaults() -> None:
         for option in spec.options:
             if option.name != "beta":
                 row = next(line for line in page.splitlines() if line.startswith(f"| `{flag_of(option.name)}` "))
-                assert f"{name}: {option.help} ({option.default_text})" in row
+                assert f"{name}: {option.help} (default {option.default_text})" in row
 
 
 @pytest.mark.parametrize("words", [["--loss", "simpo", "--help"], ["--help", "--loss=simpo"]])
