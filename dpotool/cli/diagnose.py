@@ -38,7 +38,7 @@ def run(config: DiagnoseConfig, console: Console, models: list[str] | None) -> N
     from dpotool.runs.folder import newest_run
 
     if not models:
-        models = [str(newest_run(kind="train").path)]
+        models = [str(newest_run().path)]
         console.note(f"diagnosing the newest run, {models[0]}")
     if config.dry_run:
         from dpotool.estimates.scoring import plan_diagnoses

@@ -34,7 +34,7 @@ def run(config: GenerateConfig, console: Console, models: list[str] | None) -> N
     from dpotool.runs.folder import newest_run
 
     if not models and config.endpoint is None:
-        models = [str(newest_run(kind="train").path)]
+        models = [str(newest_run().path)]
         console.note(f"answering with the newest run, {models[0]}")
     names = expand_models(models or [])
     results = generate_answers(names, config, progress=console)

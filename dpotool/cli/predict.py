@@ -54,7 +54,7 @@ def choose_checkpoints(named: list[str], console: Console) -> tuple[str | None, 
         )
     if named:
         return (named[0] if len(named) == 2 else None), named[-1]
-    run = newest_run(kind="train")
+    run = newest_run()
     console.note(f"predicting the newest run: {run.path}")
     return None, str(run.path)
 

@@ -42,7 +42,7 @@ def run(config: ScoreConfig, console: Console, models: list[str] | None) -> None
     from dpotool.runs.folder import newest_run
 
     if not models:
-        models = [str(newest_run(kind="train").path)]
+        models = [str(newest_run().path)]
         console.note(f"scoring the newest run, {models[0]}")
     which = config.checkpoints
     if which is None and all(has_only_checkpoints(model) for model in models):

@@ -14,7 +14,6 @@ from dpotool.compare.diagnosed_run import find_diagnosis
 from dpotool.compare.diagnosis import say_mass
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import CHANGE_GAP, KEPT, measure
-from dpotool.stats.bootstrap import N_RESAMPLES
 from dpotool.stats.intervals import Interval, format_interval, say_if_few
 from dpotool.wording import count
 
@@ -90,7 +89,7 @@ class Verdict:
         }
 
 
-def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: int = 0) -> Verdict | None:
+def judge_displacement(run: ScoredRun, *, seed: int = 0) -> Verdict | None:
     """Returns the verdict on a scored run, or None where it lacks what `find_missing` names.
 
     Where chosen tokens are shown to lose their probability and the folder has a diagnosis of the run too, the
@@ -98,7 +97,7 @@ def judge_displacement(run: ScoredRun, *, n_resamples: int = N_RESAMPLES, seed: 
     """
     if find_missing(run) is not None:
         return None
-    evidence = measure(run, (*_MEANS, *_VALUES), n_resamples=n_resamples, seed=seed)
+    evidence = measure(run, (*_MEANS, *_VALUES), seed=seed)
     criteria = {
         "rejected_falls_more": _judge(evidence[CHANGE_GAP], 0.0, is_above=False),
         "ranking_kept": _judge(evidence["reward_accuracy"], 0.5),
@@ -167,7 +166,7 @@ def _state(
     n_pairs: int,
     n_prompts: int | None,
 ) -> str:
-    change = f"log pi(chosen) changed by {format_change(evidence['chosen_displacement'])} nats on average"
+    change = f"log pi(chosen) changed by {format_interval(evidence['chosen_displacement'])} nats on average"
     share = f"it fell on {_percent(evidence['chosen_displaced_share'])} of {count(n_pairs, 'pair')}"
     details = f"{change}; {share}"
     few = say_if_few(n_pairs, n_prompts)
@@ -197,7 +196,7 @@ def _with_number(name: str, clause: str, evidence: Mapping[str, Interval]) -> st
         return f"{clause} ({_percent(evidence['reward_accuracy'])})"
     if name == "mass_near_chosen":
         return f"{clause} ({_kept(evidence)})"
-    return f"{clause} (by {format_change(evidence[CHANGE_GAP])} nats against the chosen)"
+    return f"{clause} (by {format_interval(evidence[CHANGE_GAP])} nats against the chosen)"
 
 
 def _kept(evidence: Mapping[str, Interval]) -> str:
@@ -220,7 +219,7 @@ def _is_within_noise(run: ScoredRun, change: Interval) -> bool:
 
 
 def _state_noise(run: ScoredRun, evidence: Mapping[str, Interval]) -> str:
-    change = format_change(evidence["chosen_displacement"])
+    change = format_interval(evidence["chosen_displacement"])
     return (
         f"No larger than rounding error: log pi(chosen) changed by {change} nats on average over "
         f"{count(run.n, 'pair')}, and two scorings of the same pair can differ by as "
@@ -236,11 +235,6 @@ def _advise(kind: str) -> str:
         "`dpotool theory-gap` forecasts its effect before training.",
         "unclear": "Score more pairs, with a larger --limit or more held-out --data.",
     }[kind]
-
-
-def format_change(interval: Interval) -> str:
-    """Returns "-3.79 [-4.39, -3.30]"."""
-    return format_interval(interval)
 
 
 def _percent(interval: Interval) -> str:

@@ -72,7 +72,7 @@ def load_preferences(
     return _collect(origin, name, layout, rows, outcomes, skip_invalid)
 
 
-def convert_preferences(rows: Iterable[Mapping[str, Any]], name: str, *, skip_invalid: bool = False) -> PreferenceData:
+def convert_preferences(rows: Iterable[Mapping[str, Any]], name: str) -> PreferenceData:
     """Turns rows that are in memory (dictionaries, a `datasets.Dataset`) into pairs, as `load_preferences` would.
 
     Args:
@@ -83,7 +83,7 @@ def convert_preferences(rows: Iterable[Mapping[str, Any]], name: str, *, skip_in
     """
     sources = [SourceRow(number, dict(row)) for number, row in enumerate(rows)]
     layout, outcomes = _convert_rows(sources, name)
-    return _collect(Origin(name, name, {}), "all", layout, sources, outcomes, skip_invalid)
+    return _collect(Origin(name, name, {}), "all", layout, sources, outcomes, skip_invalid=False)
 
 
 def has_test_split(data: str, test_fraction: float | None = None) -> bool:

@@ -131,7 +131,7 @@ def _read(reply: Reply, pair: tuple[Answer, Answer], order: str, prompts: Prompt
 
 
 @functools.cache
-def _load_counter(name: str | None, trust_remote_code: bool = False) -> CountTokens | None:
+def _load_counter(name: str | None) -> CountTokens | None:
     """Returns what counts the tokens of a text by the judge's tokenizer; None where none is named.
 
     The text alone, without the template around it: the server read at least as many.
@@ -140,5 +140,5 @@ def _load_counter(name: str | None, trust_remote_code: bool = False) -> CountTok
         return None
     from dpotool.models.loading import load_tokenizer
 
-    tokenizer = load_tokenizer(name, trust_remote_code=trust_remote_code)
+    tokenizer = load_tokenizer(name)
     return lambda text: len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

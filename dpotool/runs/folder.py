@@ -193,12 +193,13 @@ def list_runs(root: str | Path = "runs", kind: str | None = None) -> list[RunFol
     return [run for _, _, run in sorted(found, key=lambda item: item[:2], reverse=True)]
 
 
-def newest_run(root: str | Path = "runs", kind: str | None = None) -> RunFolder:
-    """Returns the newest run under `root`. Raises DpotoolError when there is none."""
+def newest_run(root: str | Path = "runs", kind: str = "train") -> RunFolder:
+    """Returns the newest run of a kind under `root`. Raises DpotoolError when there is none."""
     runs = list_runs(root, kind)
     if not runs:
-        what = f"no {kind} run here" if kind else "no run here"
-        raise DpotoolError(what, where=str(root), remedy="Run `dpotool train` first, or name a run folder")
+        raise DpotoolError(
+            f"no {kind} run here", where=str(root), remedy="Run `dpotool train` first, or name a run folder"
+        )
     return runs[0]
 
 

@@ -122,7 +122,6 @@ def collect_manifest(
     kind: str,
     config: Mapping[str, Any],
     *,
-    seed: int | None = None,
     fingerprints: Mapping[str, str | None] | None = None,
     data: Mapping[str, Any] | None = None,
     devices: Sequence[str] = (),
@@ -131,7 +130,6 @@ def collect_manifest(
 
     Args:
         config: the resolved settings; `--config run.yaml` repeats the run from them.
-        seed: by default that of the config.
         fingerprints: model, reference, tokenizer, data: content hashes.
         data: where the pairs came from (a DataSource as a dict).
         devices: names of accelerators in use; asked of torch by the caller, as this room does not import it.
@@ -141,7 +139,7 @@ def collect_manifest(
         "status": "running",
         "created": datetime.now(UTC).isoformat(timespec="microseconds"),
         "config": dict(config),
-        "seed": config.get("seed") if seed is None else seed,
+        "seed": config.get("seed"),
         "data": dict(data or {}),
         "fingerprints": dict(fingerprints or {}),
         "versions": collect_versions(),

@@ -59,7 +59,6 @@ def control_length(
     *,
     clusters: ArrayLike | None = None,
     n_refits: int = N_REFITS,
-    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> LengthControl:
     """Fits the win rate at equal length; the interval is a BCa bootstrap over questions, the fit made anew in each.
@@ -77,11 +76,11 @@ def control_length(
     x = np.tanh(difference / spread) if spread > 0 else np.zeros(len(values))
     theta, phi = fit_logistic(x, (values + 1) / 2, np.ones((1, len(values))))[0]
     replicates, jackknife = _refit(x, (values + 1) / 2, clusters, n_refits, seed)
-    interval = bca_interval(float(_sigmoid(theta)), _sigmoid(replicates), _sigmoid(jackknife), confidence)
+    interval = bca_interval(float(_sigmoid(theta)), _sigmoid(replicates), _sigmoid(jackknife), CONFIDENCE)
     if len(set(values)) == 1:
         interval = _widen(interval, estimate_win_rate(values, clusters=clusters, seed=seed).ties_half)
     return LengthControl(
-        interval, _count_longer(values, difference, clusters, confidence, seed), float(phi), float(difference.mean())
+        interval, _count_longer(values, difference, clusters, seed), float(phi), float(difference.mean())
     )
 
 
@@ -143,15 +142,13 @@ def _leave_out(x: Floats, y: Floats, groups: NDArray[np.intp]) -> Floats:
     return theta - sum_clusters(influence[:, None], groups)[:, 0]
 
 
-def _count_longer(
-    values: Floats, difference: Floats, clusters: ArrayLike | None, confidence: float, seed: int
-) -> Interval:
+def _count_longer(values: Floats, difference: Floats, clusters: ArrayLike | None, seed: int) -> Interval:
     decided = (values != 0) & (difference != 0)
     if not decided.any():
         return Interval(math.nan, math.nan, math.nan)
     columns: Mapping[str, ArrayLike] = {"": np.sign(values[decided]) == np.sign(difference[decided])}
     groups = None if clusters is None else np.asarray(clusters)[decided]
-    return bootstrap_shares(columns, clusters=groups, confidence=confidence, seed=seed)[""]
+    return bootstrap_shares(columns, clusters=groups, seed=seed)[""]
 
 
 def _sigmoid(value: ArrayLike) -> Floats:

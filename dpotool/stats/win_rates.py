@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dpotool.stats.bootstrap import CONFIDENCE, N_RESAMPLES, bootstrap_ratios, bootstrap_shares
+from dpotool.stats.bootstrap import N_RESAMPLES, bootstrap_ratios, bootstrap_shares
 from dpotool.stats.intervals import Interval
 from dpotool.stats.paired import compare_shares
 
@@ -48,7 +48,6 @@ def estimate_win_rate(
     *,
     clusters: ArrayLike | None = None,
     n_resamples: int = N_RESAMPLES,
-    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> WinRate:
     """Counts outcomes (+1, 0, -1; one a question) and gives the three win rates with intervals, and the sign test.
@@ -62,7 +61,7 @@ def estimate_win_rate(
     """
     values = np.asarray(outcomes, dtype=np.float64)
     wins, losses = values > 0, values < 0
-    options: dict[str, Any] = {"n_resamples": n_resamples, "confidence": confidence, "seed": seed}
+    options: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
     if len(values) == 0:
         nothing = Interval(math.nan, math.nan, math.nan)
         return WinRate(0, 0, 0, nothing, nothing, nothing, math.nan, "none")
@@ -109,8 +108,6 @@ def estimate_order_effect(
     reverse: ArrayLike,
     *,
     clusters: ArrayLike | None = None,
-    n_resamples: int = N_RESAMPLES,
-    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> OrderEffect:
     """Compares the outcomes (+1, 0, -1, for the model) of the same questions with the model's answer first and second.
@@ -120,7 +117,7 @@ def estimate_order_effect(
         reverse: outcomes with it in the second.
     """
     first, second = np.asarray(forward, dtype=np.float64), np.asarray(reverse, dtype=np.float64)
-    options: dict[str, Any] = {"clusters": clusters, "n_resamples": n_resamples, "confidence": confidence, "seed": seed}
+    options: dict[str, Any] = {"clusters": clusters, "seed": seed}
     if len(first) == 0:
         nothing = Interval(math.nan, math.nan, math.nan)
         return OrderEffect(0, nothing, nothing)

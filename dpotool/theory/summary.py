@@ -14,7 +14,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from dpotool.stats.bootstrap import (
-    N_RESAMPLES,
     bootstrap_interval,
     bootstrap_means,
     bootstrap_ratios,
@@ -66,7 +65,6 @@ def summarize_theory(
     gamma: float = 1.0,
     n_excluded: Mapping[str, int] | None = None,
     counts: Mapping[str, Any] | None = None,
-    n_resamples: int = N_RESAMPLES,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Returns the summary of a theory table (columns of THEORY_SCHEMA), every interval over pairs.
@@ -81,7 +79,7 @@ def summarize_theory(
     """
     usable, not_finite = split_usable(frame)
     gaps = gaps or {}
-    medians: dict[str, Any] = {"n_resamples": n_resamples, "seed": seed}
+    medians: dict[str, Any] = {"seed": seed}
     options = medians | {"clusters": read_clusters(usable)}
     u, v = (usable[name].to_numpy(dtype=np.float64) for name in ("u", "v"))
     means = bootstrap_means({"u": u, "v": v}, **options)

@@ -16,6 +16,10 @@ CHECKS: dict[str, Check] = {
 }
 
 
+N_EXAMPLES = 2
+"""Rows of a finding that are shown."""
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """A check that found something."""
@@ -33,9 +37,9 @@ class Finding:
     def share(self) -> float:
         return self.count / self.n_rows
 
-    def examples(self, material: Material, n: int = 2) -> list[tuple[int, str]]:
+    def examples(self, material: Material) -> list[tuple[int, str]]:
         """Returns the first rows, each with what is to be seen there."""
-        return [(row, seen or material.by_id[row].show()) for row, seen in list(self.found.rows.items())[:n]]
+        return [(row, seen or material.by_id[row].show()) for row, seen in list(self.found.rows.items())[:N_EXAMPLES]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CHUNK_PAIRS = 512
+N_TOKENS = 4
+"""Tokens shown on each side of a place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,13 +89,14 @@ class TokenView:
         """Returns ids and text side by side: 318‘ is’ 257‘ a’."""
         return " ".join(f"{id_}‘{self.tokenizer.decode([id_])}’".replace("\n", "⏎") for id_ in ids)
 
-    def show_boundary(self, row: int, side: str = "chosen", n: int = 4) -> str:
-        """Returns the tokens around the place where a completion begins, which ‖ marks."""
+    def show_boundary(self, row: int) -> str:
+        """Returns the tokens around the place where the chosen answer begins, which ‖ marks."""
         pair = self.encoded[row]
-        completion = pair.chosen_ids if side == "chosen" else pair.rejected_ids
-        return f"{self.show_tokens(pair.prompt_ids[-n:])} ‖ {self.show_tokens(completion[:n])}"
+        before, after = pair.prompt_ids[-N_TOKENS:], pair.chosen_ids[:N_TOKENS]
+        return f"{self.show_tokens(before)} ‖ {self.show_tokens(after)}"
 
-    def show_end(self, row: int, side: str, n: int = 4) -> str:
+    def show_end(self, row: int, side: str) -> str:
         """Returns the last tokens of an answer."""
         pair = self.encoded[row]
-        return f"{side} ends in {self.show_tokens((pair.chosen_ids if side == 'chosen' else pair.rejected_ids)[-n:])}"
+        ids = pair.chosen_ids if side == "chosen" else pair.rejected_ids
+        return f"{side} ends in {self.show_tokens(ids[-N_TOKENS:])}"
