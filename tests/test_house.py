@@ -102,7 +102,7 @@ def test_files_hold_one_idea(path: Path) -> None:
 
 
 READERS_OF_WHOLE_FILES = {
-    "runs/checked.py", "data/demo_grammar.py", "data/templates.py", "likelihood/budget.py", "losses/page.py",
+    "runs/checked.py", "data/demo.py", "data/templates.py", "likelihood/budget.py", "losses/page.py",
     "runs/manifest.py",
 }  # fmt: skip
 """The first reads for all others; those read nothing of a user's: of the system, of the package, of these docs."""
