@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -14,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_pairs
+from forks import Fork
 from model_families import build_family
 
 from dpotool.cache.checking import check_store
@@ -189,6 +188,7 @@ THE_OTHER = """
 import sys, time
 from pathlib import Path
 from conftest import make_pairs
+from forks import Fork
 from transformers import LlamaForCausalLM
 from dpotool.likelihood import store
 from dpotool.likelihood.scorer import Scorer
@@ -211,17 +211,16 @@ def test_two_processes_share_a_store(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(store, "SECONDS_BETWEEN_WRITES", 0.0)
     model, pairs = build_family("llama"), make_pairs(24)
     direct = scorer.compute_pair_logps(model, pairs)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     model.save_pretrained(tmp_path / "model")
     paths = [tmp_path / name for name in ("model", "ready", "go")]
     ready, go = paths[1:]
-    other = subprocess.Popen([sys.executable, "-c", THE_OTHER, *map(str, paths)], env=environment)
+    other = Fork([sys.executable, "-c", THE_OTHER, *map(str, paths)], tmp_path / "said.txt")
     while not ready.exists():
-        assert other.poll() is None
+        assert other.poll() is None, other.read_output()
         time.sleep(0.01)
     go.touch()
     Scorer(model, batch_tokens=1).score(pairs[8:][::-1])
-    assert other.wait(timeout=120) == 0
+    assert other.wait(timeout=120) == 0, other.read_output()
     result = Scorer(model).score(pairs)
     assert result.n_stored == 24
     np.testing.assert_allclose(result.rejected, direct.rejected, rtol=1e-9)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import make_pairs
+from forks import run_launcher
 from model_families import build_family
 
 from dpotool.likelihood.pair_logps import compute_pair_logps
@@ -21,12 +19,9 @@ from dpotool.models.loading import resolve_device
 def left_by_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """What the two processes of `sharded_worker.py` wrote and said."""
     folder = tmp_path_factory.mktemp("unequal")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nnodes=1", "--nproc-per-node=2"]
-    command += [str(Path(__file__).with_name("sharded_worker.py")), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return folder, result.stdout
+    words = ["--standalone", "--nnodes=1", "--nproc-per-node=2"]
+    words += [str(Path(__file__).with_name("sharded_worker.py")), str(folder)]
+    return folder, run_launcher("torch.distributed.run", words, folder / "said", OMP_NUM_THREADS="1")
 
 
 @pytest.mark.distributed

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 import psutil
 import pytest
+from forks import Fork
 from tiny_models import save_tiny_model, write_pairs
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -23,14 +23,9 @@ from dpotool.sweep.run import sweep
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="asks processes to stop by POSIX signals")
 
 
-def start(settings: dict[str, Any]) -> subprocess.Popen[str]:
+def start(settings: dict[str, Any], output: Path) -> Fork:
     words = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    return subprocess.Popen(
-        [sys.executable, "-m", "dpotool", "sweep", "--jobs=2", *words],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    return Fork([sys.executable, "-m", "dpotool", "sweep", "--jobs=2", *words], output)
 
 
 def wait_for_step(folder: Path, step: int, seconds: float = 120) -> None:
@@ -77,12 +72,12 @@ def test_ctrl_c_and_a_kill_leave_no_process_and_the_same_command_goes_on(
     weights = (folder / "dpo" / "model.safetensors").stat().st_mtime_ns
 
     # Ctrl-C, sent to the sweep alone: its run ends with a checkpoint
-    process = start(settings | {"lambdas": "0.5,1.0"})
+    process = start(settings | {"lambdas": "0.5,1.0"}, tmp_path / "first.txt")
     wait_for_step(folder / "shift-0.5", 20)
     assert len(find_workers(folder)) == 1
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130, out
+    code, out = process.wait(timeout=60), process.read_output()
+    assert code == 130, out
     assert "stopping after this step: shift-0.5" in out and "Run the same command again" in out
     assert find_workers(folder) == []
     manifests = [RunFolder(folder / name).read_manifest()["status"] for name in (".", "dpo", "shift-0.5")]
@@ -91,10 +86,10 @@ def test_ctrl_c_and_a_kill_leave_no_process_and_the_same_command_goes_on(
     assert 20 < stopped_at < 200
 
     # kill -9 of the sweep: its run notices and stops by itself, further on
-    process = start(settings | {"lambdas": "0.5,1.0"})
+    process = start(settings | {"lambdas": "0.5,1.0"}, tmp_path / "second.txt")
     wait_for_step(folder / "shift-0.5", stopped_at + 20)
     process.kill()
-    process.communicate(timeout=60)
+    process.wait(timeout=60)
     end = time.monotonic() + 60
     while find_workers(folder) and time.monotonic() < end:
         time.sleep(0.1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -14,6 +13,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from forks import Fork
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
@@ -30,17 +30,12 @@ from dpotool.training import demo
 from dpotool.training.demo import DEMO_SFT, build_demo_model, build_demo_tokenizer
 
 
-def start_making(cache: Path, **environment: str) -> subprocess.Popen[str]:
+def start_making(cache: Path, output: Path) -> Fork:
     """Starts a command that makes the built-in model, and returns when that is being trained."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dpotool", "score", "builtin:demo", "--limit", "2", "--output", str(cache / "out")],
-        env=os.environ | {"DPOTOOL_CACHE": str(cache)} | environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+    words = ["-m", "dpotool", "score", "builtin:demo", "--limit", "2", "--output", str(cache / "out")]
+    process = Fork([sys.executable, *words], output, os.environ | {"DPOTOOL_CACHE": str(cache)})
     while not list(cache.glob("tmp-demo-*/trained/metrics.jsonl")):
-        assert process.poll() is None, process.communicate()
+        assert process.poll() is None, process.read_output()
         time.sleep(0.02)
     return process
 
@@ -49,12 +44,11 @@ def start_making(cache: Path, **environment: str) -> subprocess.Popen[str]:
 @pytest.mark.skipif(os.name != "posix", reason="asks a process to stop by POSIX signals")
 @pytest.mark.parametrize(("end", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -9)])  # SIGINT goes as SIGTERM does
 def test_an_interrupted_first_use_keeps_nothing(own_cache: Path, end: signal.Signals, code: int) -> None:
-    process = start_making(own_cache)
+    process = start_making(own_cache, own_cache.with_suffix(".txt"))
     children = psutil.Process(process.pid).children(recursive=True)
     assert len(children) == 1
     process.send_signal(end)
-    out, _ = process.communicate(timeout=60)
-    assert process.returncode == code and "Traceback" not in out
+    assert process.wait(timeout=60) == code and "Traceback" not in process.read_output()
     assert psutil.wait_procs(children, timeout=10)[1] == [], "it does not outlive who asked for it"
     assert not list(own_cache.glob("demo-*"))
     clear_unfinished()

@@ -7,9 +7,7 @@ more: this file is also the script that each of them runs.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from forks import run_launcher
 from tiny_models import save_tiny_model
 from training_helpers import read_weights, training_rows
 
@@ -46,15 +45,11 @@ def run_commands(commands: dict[str, list[str]], root: Path) -> None:
 
 
 def launch(example: str, script: str, commands: dict[str, list[str]], root: Path) -> str:
-    """Starts two processes as the example's first lines say, which run the commands; returns what stderr said."""
+    """Starts two processes as the example's first lines say, which run the commands; returns what they said."""
     (root.parent / f"{root.name}.json").write_text(json.dumps(commands))
-    words = [sys.executable, "-m", "accelerate.commands.launch"]
-    words += ["--config_file", str(EXAMPLES / f"{example}.yaml"), "--num_processes", "2"]
-    words += ["--main_process_port", "0", script, str(root.parent / f"{root.name}.json"), str(root)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    result = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[-3000:]
-    return result.stderr
+    words = ["--config_file", str(EXAMPLES / f"{example}.yaml"), "--num_processes", "2", "--main_process_port", "0"]
+    words += [script, str(root.parent / f"{root.name}.json"), str(root)]
+    return run_launcher("accelerate.commands.launch", words, root.parent / f"{root.name}-said", OMP_NUM_THREADS="1")
 
 
 def flags(settings: dict[str, Any], **changes: Any) -> list[str]:
