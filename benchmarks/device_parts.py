@@ -11,8 +11,9 @@ import traceback
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from unittest.mock import patch
 
 import numpy as np
@@ -57,6 +58,8 @@ PAIRED = "dpotool, a row each"
 MASKED = "dpotool, with the dense mask"
 PAIRS_A_STEP = {"TL;DR": 4, "HH": 8, "UltraFeedback": 2}
 """Whose gradients are timed together at 8B: 3,000 to 5,000 padded tokens; four times as many at 0.5B."""
+
+BATCH_SIZES = (4096, 8192, 16_384)
 
 
 @dataclass(slots=True)
@@ -158,6 +161,35 @@ def _describe_scoring(
         "share of bf16 rate": compute_share(model, pairs, found["seconds"], rate),
         "nats/token off": float(difference.mean()),
     }
+
+
+def run_batch_sizes(bench: Bench) -> None:
+    """Scoring with several budgets of tokens a batch: what a larger one gains and takes."""
+    choose_kernels(bench.device, torch.bfloat16)
+    for shape in ("8B", "0.5B"):
+        model = build_model(shape, bench.device, is_small=bench.is_small, dtype=torch.bfloat16)
+        for data in ("TL;DR", "UltraFeedback", "HH"):
+            n_pairs = bench.scale({"0.5B": 512, "8B": 96}[shape], 6) // (3 if data == "UltraFeedback" else 1)
+            pairs = draw_pairs(data, n_pairs, model.config.vocab_size)
+            for n_tokens in BATCH_SIZES:
+                about: Row = {"model": shape, "data": data, "pairs": n_pairs, "tokens a batch": n_tokens}
+                bench.attempt(
+                    f"{shape}, {data}: {n_tokens} tokens a batch",
+                    partial(_time_batch_size, bench, about, model, pairs),
+                    needs=bench.scale(5, 1),
+                )
+        free(bench.device)
+
+
+def _time_batch_size(bench: Bench, about: Row, model: nn.Module, pairs: Sequence[TokenizedPair]) -> None:
+    size = cast(int, about["tokens a batch"])
+
+    def score() -> object:
+        return compute_pair_logps(model, pairs, batch_tokens=size)
+
+    with measuring_peak(bench.device) as peak:
+        seconds = time_median(score, bench.device, rounds=2)
+    bench.emit(about | {"pairs/s": len(pairs) / seconds, **peak})
 
 
 def _time_scoring(
@@ -492,6 +524,7 @@ PARTS: dict[str, tuple[Callable[[Bench], None], float, float]] = {
     "training 0.5B": (lambda bench: run_training(bench, "0.5B"), 20, 90),
     "theory 0.5B": (lambda bench: run_theory(bench, "0.5B"), 20, 40),
     "attention": (run_attention, 20, 50),
+    "batch sizes": (run_batch_sizes, 20, 60),
     "study": (run_study, 30, 90),
 }
 """Name -> what it does, the least seconds it is worth starting with, the most it may take."""

@@ -24,7 +24,7 @@ from dpotool.estimates.estimate import (
     seconds_since_start,
     time_strata,
 )
-from dpotool.likelihood.budget import MOST_TOKENS_ELSEWHERE, resolve_batch_tokens
+from dpotool.likelihood.budget import find_most_tokens, resolve_batch_tokens
 from dpotool.likelihood.memory import Plan, need_on_card
 from dpotool.likelihood.noise import find_missing_seconds
 from dpotool.likelihood.pair_logps import ScoredPairs
@@ -109,7 +109,7 @@ def _plan(model: str, config: ScoreConfig, began: float, progress: Progress) -> 
 
 def _need_on_card(opened: OpenSubject, config: ScoreConfig | DiagnoseConfig) -> int:
     policy, reference = opened.policy_scorer, opened.reference_scorer
-    n_tokens = MOST_TOKENS_ELSEWHERE if config.batch_tokens == "auto" else int(config.batch_tokens)
+    n_tokens = find_most_tokens(policy.model) if config.batch_tokens == "auto" else int(config.batch_tokens)
     n_models = 1 if reference is None or reference.model is policy.model else 2
     return need_on_card(policy.model, Plan("score", n_tokens=n_tokens), n_models=n_models)
 

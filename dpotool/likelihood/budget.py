@@ -29,7 +29,10 @@ Plan = Callable[[Sequence[int], int], list[list[int]]]
 MOST_TOKENS = {"cpu": 2048}
 """Beyond this a larger batch is slower: its activations leave the caches (benchmarks/batch_tokens.py)."""
 MOST_TOKENS_ELSEWHERE = 16_384
-"""Enough to keep an H100 busy; more would only take memory."""
+LEAST_TOKENS_ELSEWHERE = 4096
+BUSY_STATES = 2**24
+"""Numbers in a layer's states that keep an H100 busy: 4,096 tokens of 8B, but 16,384 of 0.5B, whose products are
+small. More only takes memory (`benchmarks/device.py --only "batch sizes"`)."""
 SHARE_OF_FREE_MEMORY = 0.5
 """Of what is free at the start; the estimate below is rough, and others use the machine too."""
 
@@ -49,8 +52,8 @@ def resolve_batch_tokens(
     """Returns the budget of padded tokens a batch: a given number, or for 'auto' one by free memory and model size.
 
     Auto is half of the free memory of the model's device, less one chunk of logits, divided by what a token takes
-    (`estimate_bytes_per_token`); at most 2,048 on a CPU and 16,384 elsewhere. Of several processes, which must all
-    call this, the one with the least memory decides: they share out the batches of one plan.
+    (`estimate_bytes_per_token`); at most 2,048 on a CPU, and elsewhere what `find_most_tokens` says. Of several
+    processes, which must all call this, the one with the least memory decides: they share out the batches of one plan.
 
     Args:
         pairs: that will be run; where auto holds not even the longest of them, a warning says so, once for a model.
@@ -59,7 +62,7 @@ def resolve_batch_tokens(
     if batch_tokens != AUTO:
         return int(batch_tokens)
     device = next(model.parameters()).device
-    most = MOST_TOKENS.get(device.type, MOST_TOKENS_ELSEWHERE)
+    most = MOST_TOKENS.get(device.type) or (MOST_TOKENS_ELSEWHERE if with_gradients else find_most_tokens(model))
     free = measure_free_memory(device)
     if with_gradients:
         free -= 4 * sum(held.numel() * held.element_size() for held in map(_get_held, model.parameters()))
@@ -75,6 +78,11 @@ def resolve_batch_tokens(
             longest,
         )
     return budget
+
+
+def find_most_tokens(model: nn.Module) -> int:
+    """Returns how many tokens keep an accelerator busy in scoring: 4,096 to 16,384, by the width of the states."""
+    return max(LEAST_TOKENS_ELSEWHERE, min(MOST_TOKENS_ELSEWHERE, BUSY_STATES // find_hidden_size(model)))
 
 
 def _get_held(parameter: Tensor) -> Tensor:

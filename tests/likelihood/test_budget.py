@@ -145,6 +145,17 @@ def test_auto_follows_free_memory_and_the_model(monkeypatch: pytest.MonkeyPatch)
     assert resolve_batch_tokens(77, MODEL) == 77
 
 
+@pytest.mark.parametrize(("width", "expected"), [(32, 16_384), (896, 16_384), (2048, 8192), (4096, 4096), (8192, 4096)])
+def test_on_a_gpu_a_wide_model_is_busy_with_fewer_tokens(
+    width: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "measure_free_memory", lambda device: 10**15)
+    monkeypatch.setattr(budget, "MOST_TOKENS", {})
+    monkeypatch.setattr(budget, "find_hidden_size", lambda model: width)
+    assert resolve_batch_tokens("auto", MODEL) == expected
+    assert resolve_batch_tokens("auto", MODEL, with_gradients=True) == 16_384
+
+
 def test_the_process_with_the_least_memory_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "gather_object", lambda own: [*own, 300])
     monkeypatch.setattr(budget, "measure_free_memory", lambda device: 10**15)
