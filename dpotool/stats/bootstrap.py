@@ -17,7 +17,8 @@ from functools import lru_cache
 import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest, norm
+from scipy.special import ndtr, ndtri
+from scipy.stats import binomtest
 
 from dpotool.stats.intervals import Interval
 
@@ -188,10 +189,10 @@ def bca_interval(value: float, replicates: Floats, jackknife: Floats, confidence
     deviations = jackknife.mean() - jackknife
     spread = float(np.sum(deviations**2))
     if 0 < below < 1 and spread > 0:  # else a constant column, where nothing is left to correct
-        bias = norm.ppf(below)
+        bias = ndtri(below)  # `scipy.stats.norm` does the same and takes a hundred times as long
         acceleration = np.sum(deviations**3) / (6 * spread**1.5)
-        shifted = bias + norm.ppf(levels)
-        levels = norm.cdf(bias + shifted / (1 - acceleration * shifted))
+        shifted = bias + ndtri(levels)
+        levels = ndtr(bias + shifted / (1 - acceleration * shifted))
     low, high = np.quantile(replicates, levels)
     return Interval(value, float(low), float(high))
 

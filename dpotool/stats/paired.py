@@ -25,7 +25,7 @@ from dpotool.stats.bootstrap import (
     sum_clusters,
 )
 from dpotool.stats.intervals import Interval
-from dpotool.stats.odds import estimate_matched_odds
+from dpotool.stats.odds import estimate_matched_odds, find_exact_interval
 
 N_PERMUTATIONS = 9_999
 """Random sign changes; with the data themselves 10,000, so that the smallest p-value is 0.0001."""
@@ -179,9 +179,9 @@ def _widen_for_few(interval: Interval, differences: Floats, clusters: ArrayLike 
     if n_discordant >= FEW_DISCORDANT or len(sums) < 2:
         return interval
     if n_discordant:
-        share = binomtest(int(np.sum(sums > 0)), n_discordant).proportion_ci(confidence)
+        ends = find_exact_interval(int(np.sum(sums > 0)), n_discordant, confidence)
         most = float(np.abs(sums).sum()) / len(differences)
-        low, high = (2 * share.low - 1) * most, (2 * share.high - 1) * most
+        low, high = ((2 * end - 1) * most for end in ends)
     else:
         unseen = 1 - ((1 - confidence) / 2) ** (1 / len(sums))
         low, high = -unseen, unseen

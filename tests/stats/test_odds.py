@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpotool.stats.odds import estimate_matched_odds
+from dpotool.stats.odds import estimate_matched_odds, find_exact_interval
 from dpotool.stats.paired import apply_mcnemar, compare_shares
 
 
@@ -27,6 +27,13 @@ def test_by_hand():
 def test_pairs_that_agree_say_nothing():
     assert estimate_matched_odds(*flags(8, 3, 0)) == estimate_matched_odds(*flags(8, 3, 500))
     assert math.isnan(estimate_matched_odds(*flags(0, 0)).value)
+
+
+@pytest.mark.parametrize("n", [1, 2, 9, 400])
+def test_the_exact_interval_is_scipys(n):
+    for n_true in sorted({0, 1, n // 3, n - 1, n}):
+        theirs = stats.binomtest(n_true, n).proportion_ci(0.9)
+        assert find_exact_interval(n_true, n, 0.9) == pytest.approx((theirs.low, theirs.high), rel=1e-9, abs=1e-11)
 
 
 def test_all_for_one_is_unbounded():
