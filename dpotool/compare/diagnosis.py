@@ -27,8 +27,8 @@ SPANS = tuple(SPAN_TEXTS)
 RISKS = {
     "ches": ("CHES", "ches"),
     "ln_ches": ("ln-CHES", "ches"),
-    "ches_all": ("CHES, last state kept", "ches"),
-    "ln_ches_all": ("ln-CHES, last state kept", "ches"),
+    "ches_all": ("CHES with the last state", "ches"),
+    "ln_ches_all": ("ln-CHES with the last state", "ches"),
     "edit_similarity": ("edit similarity", "similarity"),
     "chosen_tokens": ("chosen answer's length", None),
     "length_difference": ("difference in length", None),

@@ -173,7 +173,7 @@ def _find_baseline_problem(label: str, base: Mapping[Hashable, Any]) -> tuple[st
     """Why nothing can be recommended against a baseline: it does not rank, was not trained, or displaces nothing."""
     accuracy = format_interval(read_interval(base, "reward_accuracy"), "z.1f", 100, " %")
     if base["reward_accuracy"] == 0 and base["reward_margins"] == 0:
-        text = f"Nothing is recommended: every margin of {label} is 0, so it is its own reference, not a trained run."
+        text = f"Nothing is recommended: every margin of {label} is 0, so it equals its reference and was not trained."
         return NO_BASELINE, f"{text} Choose a trained run with --baseline."
     if not base["reward_accuracy_low"] > COIN or not base["reward_margins_low"] > 0:
         text = f"Nothing is recommended: the baseline {label} is not shown to rank the pairs (accuracy {accuracy})."

@@ -98,7 +98,11 @@ def _name_subject(subject: Subject, label: str | None, loss: str | None, *, is_a
     if subject.loss is not None and loss is not None:
         if loss != subject.loss:
             raise DpotoolError(
-                "a run knows its own loss", where="--loss", expected=subject.loss, got=loss, remedy="Leave it out"
+                "the run was trained with another loss",
+                where="--loss",
+                expected=subject.loss,
+                got=loss,
+                remedy="Leave it out",
             )
         given = {"loss": None, "lambda_": None}  # as a run's own run.yaml gives them to --config
     name = Path(subject.model).name

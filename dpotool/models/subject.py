@@ -111,7 +111,7 @@ def inherit_data(config: SubjectSettings, trained: Mapping[str, Any]) -> Subject
         return replace(config, max_length=config.max_length or trained.get("max_length"))
     if config.test_fraction not in (None, trained.get("test_fraction")):
         raise DpotoolError(
-            "a run's own pairs are cut as in training",
+            "the pairs of a run are divided as in training",
             where="--test-fraction",
             expected=str(trained.get("test_fraction") or "none"),
             got=str(config.test_fraction),
@@ -119,7 +119,7 @@ def inherit_data(config: SubjectSettings, trained: Mapping[str, Any]) -> Subject
         )
     if config.split_seed not in (None, trained.get("split_seed")):
         raise DpotoolError(
-            "a run's own pairs are cut as in training",
+            "the pairs of a run are divided as in training",
             where="--split-seed",
             expected=str(
                 trained.get("split_seed") or f"none, as in training, which cut by --seed {trained.get('seed')}"

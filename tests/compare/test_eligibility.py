@@ -147,7 +147,7 @@ def test_a_baseline_of_ties_is_no_baseline_whoever_ranks_ten_percent():
     found = choose(start, other=make_run(first(10, 100), change=-1))
 
     assert (found.kind, found.recommended) == (NO_BASELINE, None)
-    assert "every margin of DPO is 0, so it is its own reference, not a trained run" in found.statement
+    assert "every margin of DPO is 0, so it equals its reference and was not trained" in found.statement
 
 
 def test_a_baseline_that_ranks_like_a_coin_is_no_baseline():

@@ -62,7 +62,7 @@ def test_a_run_knows_its_own_loss(data: str, tmp_path: Path) -> None:
     train(TrainConfig(model=model, data=data, max_steps=1, output=run))
     [scored] = score_models([run], ScoreConfig(loss="dpo", lambda_=None, noise_floor=False))  # --config run.yaml
     assert scored.summary["settings"]["loss"] is None
-    with pytest.raises(DpotoolError, match="--loss: a run knows its own loss; expected dpo, got ipo"):
+    with pytest.raises(DpotoolError, match="--loss: the run was trained with another loss; expected dpo, got ipo"):
         score_models([run], ScoreConfig(loss="ipo"))
 
 

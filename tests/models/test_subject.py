@@ -182,7 +182,9 @@ def test_truncation_asked_for_is_not_ignored(tmp_path: Path) -> None:
 def test_another_cut_of_a_runs_own_pairs_is_refused(tmp_path: Path) -> None:
     run = str(write_run(tmp_path / "run", test_fraction=0.1))
     assert describe_subject(run, ScoreConfig(test_fraction=0.1)).config.test_fraction == 0.1
-    with pytest.raises(DpotoolError, match=r"--test-fraction: a run's own pairs are cut as in training; expected 0\.1"):
+    with pytest.raises(
+        DpotoolError, match=r"--test-fraction: the pairs of a run are divided as in training; expected 0\.1"
+    ):
         describe_subject(run, ScoreConfig(test_fraction=0.5))
     assert describe_subject(run, ScoreConfig(data="x.jsonl", test_fraction=0.5)).config.test_fraction == 0.5
 
@@ -192,7 +194,7 @@ def test_a_seed_is_honoured_and_the_cut_stays_the_runs_own(tmp_path: Path) -> No
     own, asked = describe_subject(run, ScoreConfig()).config, describe_subject(run, ScoreConfig(seed=7)).config
     assert (own.seed, own.split_seed) == (3, 3)
     assert (asked.seed, asked.split_seed) == (7, 3)
-    with pytest.raises(DpotoolError, match=r"--split-seed: a run's own pairs are cut as in training; .* got 5"):
+    with pytest.raises(DpotoolError, match=r"--split-seed: the pairs of a run are divided as in training; .* got 5"):
         describe_subject(run, ScoreConfig(split_seed=5))
     assert describe_subject(run, ScoreConfig(split_seed=5, data="other.jsonl")).config.split_seed == 5
 
