@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
 
 from dpotool.errors import DpotoolError
 from dpotool.plots.registry import Drawing
@@ -19,6 +19,7 @@ from dpotool.plots.theme import (
     MARKERS,
     MUTED,
     describe_n,
+    format_power,
     format_significant,
     make_figure,
     set_note,
@@ -105,6 +106,9 @@ def _draw_ladders(axes: Axes, gaps: Mapping[str, Mapping[str, Any]]) -> None:
     axes.xaxis.set_major_locator(FixedLocator(rates))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda rate, _: format_significant(rate, 2)))
+    if highest > 0:
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda error, _: format_power(error)))
+        axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid()
     axes.set_axisbelow(True)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7.5, handlelength=2.6)

@@ -113,10 +113,11 @@ def make_panels(n: int, *, width: float, height: float, first_height: float = 0.
 def set_title(figure: Figure, what: str, *subject: str) -> None:
     """Writes two lines above everything: what is shown, in bold, then model, data and n.
 
-    `what` is plain words: bold within a title is mathematics to matplotlib, which spaces dashes and colons its own way.
+    `what` is plain words: bold within a title is mathematics to matplotlib, which spaces colons its own way, and sets a
+    minus for a hyphen unless it is U+2010.
     """
     line = ", ".join(part for part in subject if part)
-    bold = r"$\bf{" + what.replace(" ", r"\ ") + "}$"
+    bold = r"$\bf{" + what.replace(" ", r"\ ").replace("-", "\N{HYPHEN}") + "}$"
     plain = shorten(line, _characters_across(figure)).replace("$", r"\$")
     figure.suptitle(f"{bold}\n{plain}", fontsize=10, x=0.01, ha="left", parse_math=True)
 
@@ -222,6 +223,13 @@ def format_significant(value: float, digits: int = 3) -> str:
         return f"{round(value, places):,.{max(0, places)}f}".replace("-", "−")
     mantissa = f"{value / 10**power:.{digits - 1}f}".replace("-", "−")
     return f"{mantissa}·10{str(power).translate(_RAISED)}"
+
+
+def format_power(value: float) -> str:
+    """Returns a power of ten as an axis says it: 10⁴, −10⁻², 0. Formulas are not set (`text.parse_math`)."""
+    if value == 0:
+        return "0"
+    return f"{'−' if value < 0 else ''}10{str(round(math.log10(abs(value)))).translate(_RAISED)}"
 
 
 def choose_n_bins(n: int) -> int:

@@ -20,6 +20,7 @@ from dpotool.plots.theme import (
     MUTED,
     choose_n_bins,
     describe_n,
+    format_power,
     make_figure,
     percent,
     set_note,
@@ -120,13 +121,7 @@ def _set_decade_ticks(axes: Axes, which: str, threshold: float, largest: float) 
     axis = axes.xaxis if which == "x" else axes.yaxis
     axis.set_major_locator(FixedLocator(sorted(ticks)))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(_format_power))
-
-
-def _format_power(value: float, _position: int | None = None) -> str:
-    if value == 0:
-        return "0"
-    return f"${'-' if value < 0 else ''}10^{{{round(np.log10(abs(value)))}}}$"
+    axis.set_major_formatter(FuncFormatter(lambda value, _place: format_power(value)))
 
 
 def _draw_points(axes: Axes, usable: pd.DataFrame, u: NDArray[np.float64], v: NDArray[np.float64]) -> None:

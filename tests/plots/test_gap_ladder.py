@@ -41,6 +41,8 @@ def test_rates_are_the_ticks_and_do_not_run_into_each_other():
     figure.canvas.draw()
     labels = [label for label in figure.axes[2].get_xticklabels() if label.get_text()]
     assert [label.get_text() for label in labels] == ["8.0·10⁻⁴", "4.0·10⁻⁴", "2.0·10⁻⁴", "1.0·10⁻⁴"]
+    errors = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert "10⁻⁶" in errors, "and no formula, which is not set"
     boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
     assert all(one.x1 <= two.x0 for one, two in itertools.pairwise(boxes))
 

@@ -88,6 +88,7 @@ def test_tick_labels_do_not_run_into_each_other():
     labels = [t for t in figure.axes[0].get_xticklabels() if t.get_text() and low <= t.get_position()[0] <= high]
     boxes = sorted((label.get_window_extent() for label in labels), key=lambda box: box.x0)
     assert len(boxes) >= 5
+    assert all(set(label.get_text()) <= set("0123456789−⁻⁰¹²³⁴⁵⁶⁷⁸⁹") for label in labels), "formulas are not set"
     assert all(one.x1 <= two.x0 for one, two in itertools.pairwise(boxes))
 
 
