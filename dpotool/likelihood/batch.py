@@ -17,7 +17,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -199,39 +201,46 @@ def collate_shared(pairs: Sequence[TokenizedPair], *, with_rejected: bool = True
     """Builds the rows of some pairs, or of their prompts and chosen completions; an empty prompt is a ValueError."""
     if any(not pair.prompt_ids for pair in pairs):
         raise ValueError("a pair has an empty prompt: nothing predicts its completions' first token")
-    lengths = [count_shared_tokens(pair, with_rejected=with_rejected) for pair in pairs]
-    rows = pack_rows(lengths)
-    input_ids = torch.zeros(len(rows), max(lengths), dtype=torch.long)
-    position_ids, block_ids = torch.zeros_like(input_ids), torch.full_like(input_ids, PADDING)
-    targets: list[list[Tensor]] = [[] for _ in pairs]
-    n_parts = 2 if with_rejected else 1
-    for row, members in enumerate(rows):
-        start = 0
-        for index in members:
-            pair = pairs[index]
-            n_prompt, last = len(pair.prompt_ids), start + len(pair.prompt_ids) - 1
-            for part, ids in enumerate((pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)[: n_parts + 1]):
-                end = start + len(ids)
-                input_ids[row, start:end] = torch.tensor(ids)
-                position_ids[row, start:end] = torch.arange(len(ids)) + (n_prompt if part else 0)
-                block_ids[row, start:end] = PARTS * index + part
-                if part:
-                    completion = n_parts * index + part - 1
-                    targets[index].append(_list_targets(row, last, start, completion, input_ids[row, start:end]))
-                start = end
-        input_ids[row, start:] = input_ids[row, start - 1]
-    of_row, at, completions, ids_ = torch.cat([target for of_pair in targets for target in of_pair], dim=1)
-    n_tokens = completions.bincount(minlength=n_parts * len(pairs))
-    return SharedBatch(input_ids, position_ids, block_ids, of_row, at, completions, ids_, n_tokens)
+    n_parts = PARTS if with_rejected else PARTS - 1
+    parts = [ids for pair in pairs for ids in (pair.prompt_ids, pair.chosen_ids, pair.rejected_ids)[:n_parts]]
+    lengths = np.array([len(ids) for ids in parts]).reshape(-1, n_parts)
+    rows, first_columns, n_rows = _place_pairs(lengths.sum(axis=1))
+    starts = first_columns[:, None] + lengths.cumsum(axis=1) - lengths  # column of each part's first token
+    prompt_ends = starts[:, :1] + lengths[:, :1]
+
+    def of_each_token(of_parts: np.ndarray) -> np.ndarray:
+        """Repeats a value per pair, part, or both, for the tokens of each part; pair after pair, part after part."""
+        return np.repeat(np.broadcast_to(of_parts, lengths.shape).ravel(), lengths.ravel())
+
+    place = np.arange(n_parts)
+    pair = np.arange(len(pairs))[:, None]
+    in_part = np.arange(lengths.sum()) - of_each_token((lengths.cumsum() - lengths.ravel()).reshape(lengths.shape))
+    row, column = of_each_token(rows[:, None]), of_each_token(starts) + in_part
+    token_ids = np.fromiter(chain.from_iterable(parts), dtype=np.int64, count=len(row))
+    block_ids = np.full((n_rows, lengths.sum(axis=1).max()), PADDING)
+    block_ids[row, column] = of_each_token(PARTS * pair + place)
+    position_ids = np.zeros_like(block_ids)
+    position_ids[row, column] = in_part + of_each_token(lengths[:, :1] * (place > 0))
+    input_ids = np.zeros_like(block_ids)
+    input_ids[row, column] = token_ids
+    last = input_ids[np.arange(n_rows), (block_ids != PADDING).sum(axis=1) - 1]
+    input_ids = np.where(block_ids == PADDING, last[:, None], input_ids)
+
+    is_target = of_each_token(place > 0)
+    predicted_at = np.where(in_part == 0, of_each_token(prompt_ends - 1), column - 1)
+    completion = of_each_token((n_parts - 1) * pair + place - 1)
+    targets = [values[is_target] for values in (row, predicted_at, completion, token_ids)]
+    tensors = (input_ids, position_ids, block_ids, *targets, lengths[:, 1:].ravel())
+    return SharedBatch(*map(torch.from_numpy, tensors))
 
 
-def _list_targets(row: int, last: int, start: int, completion: int, ids: Int[Tensor, " n"]) -> Int[Tensor, "4 n"]:
-    """Lists row and position of the predicting state, completion and id of one completion's tokens.
-
-    Args:
-        last: position of the prompt's last token, whose state predicts the completion's first.
-        start: position of the completion's first token.
-    """
-    n_tokens = len(ids)
-    positions = torch.tensor([last, *range(start, start + n_tokens - 1)])
-    return torch.stack([torch.full((n_tokens,), row), positions, torch.full((n_tokens,), completion), ids])
+def _place_pairs(
+    lengths: Int[np.ndarray, " pairs"],
+) -> tuple[Int[np.ndarray, " pairs"], Int[np.ndarray, " pairs"], int]:
+    """Returns the row of each pair, the column of its first token, and the number of rows (`pack_rows`)."""
+    packed = pack_rows(lengths.tolist())
+    rows, columns = np.empty_like(lengths), np.empty_like(lengths)
+    for row, members in enumerate(packed):
+        rows[members] = row
+        columns[members] = lengths[members].cumsum() - lengths[members]
+    return rows, columns, len(packed)
