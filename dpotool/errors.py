@@ -45,6 +45,19 @@ def refuse_endless(path: Path) -> Path:
     return path
 
 
+def expand_home(path: str | Path, remedy: str = "Write the path out") -> Path:
+    """Returns a path with the folder that a `~` stands for; raises DpotoolError where the system does not know it."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise DpotoolError("begins in a home folder that is not known here", where=str(path), remedy=remedy) from None
+
+
+def find_place(path: str | Path) -> Path:
+    """Returns where a path leads, links followed; of a circle of links, which `Path.resolve` raises for, some path."""
+    return Path(os.path.realpath(path))
+
+
 def suggest_nearest(name: str, known: Iterable[str]) -> str:
     """Returns "Did you mean 'shift'? Known: dpo, ipo, shift" for a name that is not among the known ones."""
     names = sorted(known)

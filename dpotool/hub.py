@@ -6,7 +6,7 @@ import functools
 import re
 from pathlib import Path
 
-from dpotool.errors import DpotoolError, refuse_endless
+from dpotool.errors import DpotoolError, expand_home, refuse_endless
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 _PATIENCE = 6.0
@@ -15,7 +15,7 @@ _PATIENCE = 6.0
 
 def is_meant_as_path(name: str) -> bool:
     """Tells whether a name must be a path: it exists, is no valid hub id, or is below `runs/`."""
-    path = Path(name).expanduser()
+    path = expand_home(name)
     if path.exists() or not _HUB_ID.fullmatch(name):
         return True
     folder = path.parent
@@ -48,7 +48,7 @@ def check_name(name: str) -> None:
     """
     if not is_meant_as_path(name):
         reach_hub()
-    elif not Path(name).expanduser().exists():
+    elif not expand_home(name).exists():
         raise DpotoolError("no such folder", where=name, remedy="Check the path; a model on the hub is ORG/NAME")
 
 
@@ -61,8 +61,11 @@ def refuse_pointer(path: Path) -> None:
     try:
         with path.open("rb") as file:
             is_pointer = file.read(len(_POINTER)) == _POINTER
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         return
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise DpotoolError(f"cannot be read ({reason})", where=str(path), remedy="Check who may read it") from None
     if is_pointer:
         raise DpotoolError(
             "is a Git LFS pointer, not the file itself",

@@ -12,7 +12,7 @@ from synthetic_frames import make_score_frame
 
 from dpotool.compare.differences import Comparison, _find_problems, adjust_differences, compare_pairs
 from dpotool.compare.runs_table import METRICS
-from dpotool.compare.scored_run import ScoredRun
+from dpotool.compare.scored_run import ScoredRun, derive_rewards
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.win_rates import summarize_judgments
 from dpotool.judging.judgments import Judgment, build_judgment_frame
@@ -54,9 +54,25 @@ def write_scored_run(
     run.write_manifest(manifest | {"status": "finished"})
     if frame is None:
         frame = make_score_frame(n, seed=seed, displacement=displacement, gap=gap, beta=beta)
+    frame = settle_margins(frame, beta)
     metadata = {"data": data, "split": split, "beta": beta, "fingerprints": fingerprints or {"data": "rows"}}
     write_table(frame, run.table_path("score", data, split), SCORE_SCHEMA, metadata | (about or {}))
     return run
+
+
+def settle_margins(frame: pd.DataFrame, beta: float) -> pd.DataFrame:
+    """The frame with rewards of its log-likelihoods, and where its margins are others, rejected ones that give them."""
+    known = derive_rewards(frame, beta)
+    frame = frame.assign(chosen_rewards=known["chosen_rewards"], rejected_rewards=known["rejected_rewards"])
+    is_off = (known["reward_margins"] - frame["reward_margins"]).abs() > 1e-9
+    if is_off.any():
+        off = frame[is_off]
+        rejected = off["ref_rejected_logps"] + (off["chosen_rewards"] - off["reward_margins"]) / beta
+        excess = rejected.clip(lower=0.0)
+        frame.loc[is_off, "rejected_logps"] = rejected - excess
+        frame.loc[is_off, "ref_rejected_logps"] -= excess
+        frame.loc[is_off, "rejected_rewards"] = off["chosen_rewards"] - off["reward_margins"]
+    return frame.drop(columns=["chosen_displacement", "rejected_displacement"], errors="ignore")
 
 
 def write_judgments(run: RunFolder, label: str, verdicts: Sequence[str], judge: str = "grammar", **more: Any) -> None:

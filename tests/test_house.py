@@ -108,7 +108,10 @@ READERS_OF_WHOLE_FILES = {
 """The first reads for all others; those read nothing of a user's: of the system, of the package, of these docs."""
 
 
-def test_whole_files_are_read_in_one_place() -> None:
-    """There a pipe is refused, which would be waited for without end, and so are deep nesting and long numbers."""
+def test_what_is_hard_to_get_right_is_done_in_one_place() -> None:
+    """Where a whole file is read a pipe is refused, which would be waited for without end, and so are deep nesting and
+    long numbers; where `~` and links are followed, a home that nobody knows is one line and a circle no traceback."""
+    followers = {path for path in modules() if re.search(r"\.(expanduser|resolve)\(", path.read_text(encoding="utf-8"))}
+    assert {path.name for path in followers} == {"errors.py", "places.py"}  # the latter of the working folder
     readers = {path for path in modules() if re.search(r"\.read_(text|bytes)\(", path.read_text(encoding="utf-8"))}
     assert {path.relative_to(PACKAGE).as_posix() for path in readers} == READERS_OF_WHOLE_FILES

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from dpotool.cache.entries import MADE, MAKING_PREFIX, CacheEntry, cache_root, list_own_files
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, expand_home, find_place
 from dpotool.runs.locks import InUseError, keeping_users_out, refuse_held
 
 
@@ -53,7 +53,7 @@ def is_of_model(entry: CacheEntry, model: str) -> bool:
     """Tells whether an entry belongs to the model with this name, path or fingerprint."""
     names = {name for known in entry.models for name in (known, Path(known).name)}
     is_fingerprint = len(model) >= 4 and entry.fingerprint.startswith(model)
-    return is_fingerprint or bool(names & {model, model.rstrip("/"), str(Path(model).expanduser().resolve())})
+    return is_fingerprint or bool(names & {model, model.rstrip("/"), str(find_place(expand_home(model)))})
 
 
 def clear_entries(entries: Sequence[CacheEntry]) -> Cleared:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpotool.cache.parts import PRODUCTS, list_parts, read_parts
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, expand_home
 from dpotool.runs.atomic import write_json
 from dpotool.runs.checked import read_json
 from dpotool.settings.shared import DEMO
@@ -36,7 +36,9 @@ _DEMO_NAME = re.compile(rf"{DEMO_PREFIX}(?P<fingerprint>[0-9a-f]{{12}})")
 
 def cache_root() -> Path:
     """Returns $DPOTOOL_CACHE, else ~/.cache/dpotool."""
-    return Path(os.environ.get("DPOTOOL_CACHE", "~/.cache/dpotool")).expanduser()
+    return expand_home(
+        os.environ.get("DPOTOOL_CACHE", "~/.cache/dpotool"), "Name a folder by the environment variable DPOTOOL_CACHE"
+    )
 
 
 def store_root() -> Path:

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dpotool.runs.parquet import read_arrow, write_arrow
 from dpotool.runs.schemas import column, find_range
-from dpotool.runs.tables import read_arrow, write_arrow
 
 Values = dict[str, tuple[float, ...]]
 """Key of a pair -> its values, in the order of `columns_of` the folder."""
@@ -111,8 +111,12 @@ class Parts:
 def read_parts(folder: Path) -> Parts:
     """Returns all values of a folder; where a pair is in several parts, those of the last one by name."""
     for _ in range(_ATTEMPTS):
-        with suppress(FileNotFoundError):  # merged by another process since it was listed
+        try:
             return _read_listed(list_parts(folder))
+        except FileNotFoundError:  # merged by another process since it was listed
+            continue
+        except PermissionError:  # somebody else's folder: nothing is known then, and nothing will be kept
+            break
     return Parts({}, (), {})
 
 

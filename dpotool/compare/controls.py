@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from dpotool.compare.runs_table import find_scores
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.runs.folder import RunFolder, is_checkpoint_name
 from dpotool.stats.intervals import Interval, format_interval
 from dpotool.stats.paired import Tested
@@ -179,7 +179,7 @@ def _read_scaled(folder: RunFolder, full: ScoredRun) -> ControlPoint | None:
 
 def _name(model: Any) -> str:
     """A model's place where it has one, so that a sweep may be moved but for its start; else its name."""
-    return str(Path(str(model)).resolve()) if Path(str(model)).exists() else str(model)
+    return str(find_place(str(model))) if Path(str(model)).exists() else str(model)
 
 
 def _open(folder: RunFolder, full: ScoredRun) -> ScoredRun | None:

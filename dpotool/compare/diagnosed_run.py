@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.runs.about import TableAbout, read_about
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.summaries import need_summary
@@ -90,7 +90,7 @@ class DiagnosedRun:
         mine, theirs = self.about.fingerprints.model, run.about.fingerprints.model
         if mine and theirs:
             return mine == theirs
-        return run.path is not None and run.folder.path.resolve() == RunFolder.of_table(self.path).path.resolve()
+        return run.path is not None and find_place(run.folder.path) == find_place(RunFolder.of_table(self.path).path)
 
 
 def find_diagnosis(

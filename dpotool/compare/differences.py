@@ -16,7 +16,7 @@ import pandas as pd
 
 from dpotool.compare.runs_table import find_series, tabulate_runs
 from dpotool.compare.scored_run import ScoredRun
-from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.errors import DpotoolError, find_place, suggest_nearest
 from dpotool.runs.about import repeat_import
 from dpotool.stats.bootstrap import N_RESAMPLES, bootstrap_shares, has_repeats
 from dpotool.stats.intervals import Interval
@@ -108,9 +108,9 @@ def choose_baseline(runs: pd.DataFrame, name: str | None) -> int:
         return int((runs["loss"] == "dpo").to_numpy().argmax()) if series is None else series[1]
     paths = [Path(str(path)) for path in runs["path"]]
     for row, (label, path) in enumerate(zip(runs["label"], paths, strict=True)):
-        if name in (label, path.resolve().name) or Path(name).resolve() == path.resolve():
+        if name in (label, find_place(path).name) or find_place(name) == find_place(path):
             return row
-    known = {*runs["label"], *(path.resolve().name for path in paths)}
+    known = {*runs["label"], *(find_place(path).name for path in paths)}
     raise DpotoolError(f"no run {name!r} to compare with", where="--baseline", remedy=suggest_nearest(name, known))
 
 

@@ -19,7 +19,7 @@ import pandas as pd
 
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import MEANS, MEDIANS, PERPLEXITIES, SHARES, get_summary
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.runs.about import ScoreAbout, read_about
 from dpotool.runs.folder import RunFolder, is_checkpoint_name, list_runs
 from dpotool.stats.intervals import Interval
@@ -46,12 +46,12 @@ def expand_sweeps(paths: Sequence[str], *, is_quiet: bool = False) -> list[RunFo
     for path in paths:
         folder = RunFolder(Path(path))
         folders += _cells(folder) if folder.read_manifest()["kind"] == "sweep" else [folder]
-    once = {folder.path.resolve(): folder for folder in reversed(folders)}  # the first of each is what stays
+    once = {find_place(folder.path): folder for folder in reversed(folders)}  # the first of each is what stays
     if len(once) < len(folders) and not is_quiet:
-        places = [folder.path.resolve() for folder in folders]
+        places = [find_place(folder.path) for folder in folders]
         twice = [str(once[place].path) for place in dict.fromkeys(places) if places.count(place) > 1]
         warnings.warn(f"named more than once, counted once: {', '.join(twice)}", stacklevel=2)
-    return [folder for folder in folders if once[folder.path.resolve()] is folder]
+    return [folder for folder in folders if once[find_place(folder.path)] is folder]
 
 
 def open_runs(
@@ -186,7 +186,7 @@ def describe_run(config: Mapping[str, Any]) -> str:
 
 
 def _cells(sweep: RunFolder) -> list[RunFolder]:
-    inside = [run for run in list_runs(sweep.path) if run.path.resolve() != sweep.path.resolve()]
+    inside = [run for run in list_runs(sweep.path) if find_place(run.path) != find_place(sweep.path)]
 
     def order(run: RunFolder) -> tuple[bool, float, str]:
         settings = run.read_manifest()["config"]
@@ -267,7 +267,7 @@ def make_unique(labels: Sequence[str], runs: Sequence[RunFolder]) -> list[str]:
 
 def _tell_apart(runs: Sequence[RunFolder]) -> list[str]:
     """Returns the ends of the folders' paths, all with as few folders above the run as keep them different."""
-    places = [run.path.resolve() for run in runs]
+    places = [find_place(run.path) for run in runs]
     names = [run.name for run in runs]
     above = 0
     while len(set(names)) < len(set(places)):

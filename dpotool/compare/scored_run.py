@@ -32,6 +32,8 @@ _TOKENS = ("chosen_tokens", "rejected_tokens")
 _REF_LOGPS = ("ref_chosen_logps", "ref_rejected_logps")
 _REWARDS = ("chosen_rewards", "rejected_rewards", "reward_margins")
 BEYOND_NOISE = "reward_accuracy_beyond_noise"
+_ROUNDING = 1e-6
+"""Relative to the largest number of a row; what is derived from it in float64 is off by far less."""
 DISPLACEMENTS = ("chosen_displacement", "rejected_displacement")
 
 
@@ -69,7 +71,9 @@ class ScoredRun:
         folder = RunFolder.of_table(path)
         manifest = folder.read_manifest() if folder.manifest_path.exists() else {}
         noise = (summary or {}).get("noise_floor")
-        return cls(read_table(path), label or about.label or path.stem, about, noise, summary, path, manifest)
+        table = read_table(path)
+        _check_derived(table, about.beta, path)
+        return cls(table, label or about.label or path.stem, about, noise, summary, path, manifest)
 
     def restrict(self, pair_ids: Iterable[int] | pd.Index) -> ScoredRun:
         """Returns the run with the scored pairs of these ids alone, in their order."""
@@ -186,6 +190,39 @@ def add_displacement(table: pd.DataFrame) -> pd.DataFrame:
     return table.assign(
         **{f"{side}_displacement": table[f"{side}_logps"] - table[f"ref_{side}_logps"] for side in SIDES}
     )
+
+
+def derive_rewards(frame: pd.DataFrame, beta: float) -> dict[str, Any]:
+    """Returns rewards = beta * log-ratio, unshifted, their difference, and displacement = policy minus reference."""
+    ratios = {side: frame[f"{side}_logps"] - frame[f"ref_{side}_logps"] for side in SIDES}
+    chosen, rejected = (beta * ratio for ratio in ratios.values())
+    return {
+        "chosen_rewards": chosen,
+        "rejected_rewards": rejected,
+        "reward_margins": chosen - rejected,
+        **{f"{side}_displacement": ratio for side, ratio in ratios.items()},
+    }
+
+
+def _check_derived(table: pd.DataFrame, beta: float | None, path: Path) -> None:
+    """Raises DpotoolError where a number of a pair is not what the log-likelihoods beside it make it.
+
+    Without a beta rewards are not looked at, but the margin has to be their difference.
+    """
+    derived = derive_rewards(table, np.nan if beta is None else beta)
+    derived["reward_margins"] = table["chosen_rewards"] - table["rejected_rewards"]
+    size = 1 + table[[*_LOGPS, *_REF_LOGPS, *_REWARDS]].abs().max(axis=1).fillna(0.0)
+    for name, expected in derived.items():
+        is_off = np.asarray((table[name] - expected).abs() > _ROUNDING * size)
+        if is_off.any():
+            row = int(is_off.argmax())
+            raise DpotoolError(
+                f"{name} of pair {table['pair_id'].iloc[row]} does not follow from the numbers beside it",
+                where=str(path),
+                expected=f"{expected.iloc[row]:.6g}",
+                got=f"{table[name].iloc[row]:.6g}",
+                remedy="Score it again",
+            )
 
 
 def split_scored(frame: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:

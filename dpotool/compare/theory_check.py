@@ -15,6 +15,7 @@ import pandas as pd
 from scipy.stats import kendalltau
 
 from dpotool.compare.scored_run import SIDES, ScoredRun
+from dpotool.errors import find_place
 from dpotool.runs.about import read_metadata
 from dpotool.runs.folder import RunFolder
 from dpotool.runs.summaries import read_summary
@@ -67,7 +68,7 @@ def select_forecast(about: Mapping[str, Any], runs: pd.DataFrame) -> pd.DataFram
 
 def _is_of(about: Mapping[str, Any], run: Mapping[Any, Any]) -> bool:
     model, start = about.get("model"), run["model"]
-    if not (model and start and Path(str(start)).resolve() == Path(str(model)).resolve()):
+    if not (model and start and find_place(str(start)) == find_place(str(model))):
         return False
     parts = RunFolder(Path(run["path"])).read_manifest()["data"].values()
     names = {run["data"], *(part.get("name") for part in parts if isinstance(part, Mapping))}

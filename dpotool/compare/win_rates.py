@@ -17,6 +17,7 @@ import pandas as pd
 from scipy.stats import permutation_test, rankdata
 
 from dpotool.runs.folder import RunFolder
+from dpotool.runs.parquet import read_time
 from dpotool.runs.summaries import read_summary
 from dpotool.runs.tables import read_table
 from dpotool.stats.intervals import Interval, format_interval
@@ -186,7 +187,7 @@ def find_alike(folders: Sequence[RunFolder], kind: str) -> list[tuple[RunFolder,
 
 
 def _list_alike(folders: Sequence[RunFolder], kind: str) -> list[tuple[RunFolder, Path, dict[str, Any]]]:
-    tables = [(path.stat().st_mtime_ns, folder, path) for folder in folders for path in folder.list_tables(kind)]
+    tables = [(read_time(path), folder, path) for folder in folders for path in folder.list_tables(kind)]
     read = [(time, folder, path, summary) for time, folder, path in tables if (summary := read_summary(path, kind))]
     if not read:
         return []

@@ -25,7 +25,7 @@ from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.about import TableAbout, read_about
 from dpotool.runs.atomic import write_bytes, write_json
-from dpotool.runs.folder import RunFolder
+from dpotool.runs.folder import RunFolder, shorten_name
 from dpotool.runs.tables import read_table
 from dpotool.settings.reading import FilterConfig
 from dpotool.settings.shared import DEMO
@@ -191,9 +191,9 @@ def _write(
     config: FilterConfig, data: PreferenceData, values: Values, side: str, kept: list[int], dropped: list[int]
 ) -> FilterResult:
     source = data.source
-    name = source.name if source.name.endswith(source.split) else f"{source.name}-{source.split}"
+    name = shorten_name(source.name if source.name.endswith(source.split) else f"{source.name}-{source.split}")
     folder = Path(config.output or Path("filtered") / f"{name}-{config.by}")
-    rewriter = open_rewriter(config, DEFAULT_SPLIT)
+    rewriter = open_rewriter(config, DEFAULT_SPLIT, data, config.seed)
     files = {part: folder / f"{name}-{part}{rewriter.suffix}" for part in ("kept", "dropped")}
     without = [pair.pair_id for pair in data.pairs if pair.pair_id not in values.by_row]
     manifest: dict[str, Any] = {

@@ -16,7 +16,7 @@ from dpotool.data.pair_sets import load_rows
 from dpotool.data.pairs import PreferenceData
 from dpotool.data.rewriting import open_rewriter
 from dpotool.data.sources import load_preferences
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, expand_home, find_place
 from dpotool.progress import SILENT, Progress
 from dpotool.runs.atomic import write_bytes
 from dpotool.settings.reading import ValidateConfig
@@ -140,7 +140,7 @@ def _list_errors(checkup: Checkup) -> list[str]:
 def _write_clean(config: ValidateConfig, validation: Validation, names: list[str]) -> CleanFile:
     path = Path(str(config.write))
     suffix = "".join(path.suffixes[-2:]) if path.suffix.lower() in COMPRESSED else path.suffix
-    if Path(config.data).expanduser().resolve() == path.expanduser().resolve():
+    if find_place(expand_home(config.data)) == find_place(expand_home(path)):
         raise DpotoolError("is the data itself", where="--write", remedy="Name another file")
     reasons: dict[int, str] = dict.fromkeys(validation.data.invalid, "malformed")
     reasons |= {row: "empty" for row, reason in validation.data.invalid.items() if reason.endswith(" is empty")}
@@ -150,6 +150,6 @@ def _write_clean(config: ValidateConfig, validation: Validation, names: list[str
     rows = [pair.pair_id for pair in validation.data.pairs if pair.pair_id not in reasons]
     if not rows:
         raise DpotoolError("no row would be left", where="--write", remedy="Leave out fewer kinds with --leave-out")
-    write_bytes(path, open_rewriter(config, DEFAULT_SPLIT).encode(rows, suffix))
+    write_bytes(path, open_rewriter(config, DEFAULT_SPLIT, validation.data, config.seed).encode(rows, suffix))
     counts = Counter(reasons.values())
     return CleanFile(path, len(rows), {name: counts[name] for name in CHECKS if name in counts})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from dpotool.data.columns import select_columns
 from dpotool.data.files import COMPRESSED, SUFFIXES, SourceRow, inner_suffix, read_file
 from dpotool.data.splits import LONE_SPLIT, SHARD, is_test_name, name_lone_split
-from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.errors import DpotoolError, expand_home, suggest_nearest
 from dpotool.hub import is_meant_as_path, reach_hub
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def open_origin(data: str) -> Origin:
         )
     if data.startswith("builtin:"):
         return _open_builtin(data)
-    path = Path(data).expanduser()
+    path = expand_home(data)
     if path.is_dir():
         return _open_folder(data, path)
     if path.exists():

@@ -10,14 +10,16 @@ import csv
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dpotool.data.files import COMPRESSED, _is_by_lines, _open, _read_whole, inner_suffix
 from dpotool.data.origins import Origin, _find_shards, open_origin
+from dpotool.data.pair_sets import load_rows
+from dpotool.data.pairs import PreferenceData
 from dpotool.data.splits import choose_split, choose_split_to_cut
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, expand_home
 from dpotool.settings.shared import DataSettings
 
 if TYPE_CHECKING:
@@ -57,19 +59,34 @@ class Rewriter:
         return _to_lines(self.rows.read(rows))
 
 
-def open_rewriter(settings: DataSettings, default_split: str) -> Rewriter:
+def open_rewriter(settings: DataSettings, default_split: str, data: PreferenceData, seed: int) -> Rewriter:
     """Opens the split that the settings name, as `load_preferences` does, for writing rows of it.
 
+    Args:
+        data: what was read of it before; rows are told by their numbers, so it has to be the same still.
+
     Raises:
-        DpotoolError: there is no such source or split, or it cannot be read.
+        DpotoolError: there is no such source or split, it cannot be read, or it was changed since.
     """
+    rewriter = _open_rewriter(settings, default_split)
+    again = load_rows(replace(settings, skip_invalid=True), seed=seed, default_split=default_split)
+    if again.source.fingerprint != data.source.fingerprint:
+        raise DpotoolError(
+            "was changed while it was worked on",
+            where=settings.data,
+            remedy="Run the command again when nothing else writes to it",
+        )
+    return rewriter
+
+
+def _open_rewriter(settings: DataSettings, default_split: str) -> Rewriter:
     origin = open_origin(settings.data)
     names = list(origin.splits)
     if settings.test_fraction is None:
         split = choose_split(names, settings.split, default_split, settings.data)
     else:
         split = choose_split_to_cut(names, settings.data)
-    path = Path(settings.data).expanduser()
+    path = expand_home(settings.data)
     if path.is_file():
         return _from_files([path])
     shards = _find_shards(path) if path.is_dir() else {}

@@ -185,4 +185,4 @@ def reset_peak_bytes(device: torch.device) -> bool:
 
 def seconds_since_start() -> float:
     """Returns how long this process has been running: what imports and loading took, where nothing else was done."""
-    return time.time() - float(psutil.Process().create_time())
+    return max(0.0, time.time() - float(psutil.Process().create_time()))

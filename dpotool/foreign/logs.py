@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 import pandas as pd
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.foreign.tables import read_json, read_text
 from dpotool.runs.checked import check_value, parse_json
 from dpotool.runs.manifest import Count
@@ -118,7 +118,7 @@ def read_trackio(path: Path, config: ImportConfig) -> list[Row]:
         DpotoolError: the file is no such database, or the run is not in it or not named.
     """
     try:
-        with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True)) as database:
+        with closing(sqlite3.connect(f"{find_place(path).as_uri()}?mode=ro", uri=True)) as database:
             logged = list(database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY id"))
     except sqlite3.Error as error:
         raise DpotoolError(f"is no database of trackio ({error})", where=str(path)) from None

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from dpotool.compare.scored_run import NOT_FINITE, ScoredRun
+from dpotool.compare.scored_run import NOT_FINITE, ScoredRun, derive_rewards
 from dpotool.compare.summaries import summarize_scores
 from dpotool.compare.verdict import judge_displacement
-from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.errors import DpotoolError, find_place, suggest_nearest
 from dpotool.foreign.logs import read_history, read_tensorboard, read_trackio, read_trainer_log, read_trainer_state
 from dpotool.foreign.tables import read_reward_bench, read_tensors
 from dpotool.losses.options import check_told_lambda
@@ -72,7 +72,7 @@ def import_file(file: str, config: ImportConfig) -> ImportResult:
 def _name(path: Path) -> str:
     """The folder's name for files that have the same name everywhere, else the name of the file."""
     if path.name in (_STATE, _TRAINER_LOG, "results_samples.pt"):
-        return path.resolve().parent.name
+        return find_place(path).parent.name
     return path.stem
 
 
@@ -129,9 +129,7 @@ def _read_pairs(path: Path, config: ImportConfig) -> tuple[pd.DataFrame, list[st
     frame["status"] = np.where(np.isfinite(frame[known]).all(axis=1), "ok", NOT_FINITE)
     if {"ref_chosen_logps", "ref_rejected_logps"} <= set(frame):
         beta = 1.0 if config.beta is None else config.beta
-        for side in ("chosen", "rejected"):
-            frame[f"{side}_rewards"] = beta * (frame[f"{side}_logps"] - frame[f"ref_{side}_logps"])
-        frame["reward_margins"] = frame["chosen_rewards"] - frame["rejected_rewards"]
+        frame = frame.assign(**derive_rewards(frame, beta))
     left_out += [f"{name} (no column of a score table)" for name in frame if name not in SCORE_SCHEMA.names]
     return frame[[name for name in SCORE_SCHEMA.names if name in frame]], left_out
 

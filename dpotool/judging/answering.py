@@ -10,7 +10,7 @@ from typing import Any
 from accelerate import PartialState
 
 from dpotool.compare.runs_table import expand_sweeps
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.judging.answer_summary import summarize_answers
 from dpotool.judging.answers import Answer, label_folder, open_answers
 from dpotool.judging.generation import resolve_decoding
@@ -78,7 +78,7 @@ def generate_answers(
     else:
         settings, needs_pairs = config.to_subject_settings(), config.questions is None
         subjects = [describe_subject(model, settings, needs_pairs=needs_pairs) for model in models]
-        if len({subject.folder.path.resolve() for subject in subjects}) < len(subjects):
+        if len({find_place(subject.folder.path) for subject in subjects}) < len(subjects):
             raise DpotoolError(
                 "two models would write the same answers",
                 where="generate",

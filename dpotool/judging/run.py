@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from dpotool.compare.win_rates import note_adjusted, summarize_judgments
 from dpotool.data.demo_reading import read_prompt
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.judging.answering import choose_baseline
 from dpotool.judging.answers import Answer, AnswerSet, match_answers, open_answers
 from dpotool.judging.asking import Pairs, build_requests, judge_by_score, judge_by_server
@@ -172,7 +172,7 @@ def open_sets(names: Sequence[str], config: JudgeConfig, fewest: int = 2) -> tup
 def _tell_apart(sets: list[AnswerSet]) -> list[AnswerSet]:
     """Adds the folder's name to labels that occur twice."""
     labels = [each.label for each in sets]
-    if len({each.path.resolve() for each in sets}) < len(sets):
+    if len({find_place(each.path) for each in sets}) < len(sets):
         raise DpotoolError("the same answers are named twice", where="judge", got=", ".join(labels))
     return [
         replace(each, label=f"{each.label} ({(each.folder.path if each.folder else each.path.parent).name})")

@@ -28,7 +28,7 @@ from dpotool import __version__
 from dpotool.cache.entries import record_use
 from dpotool.cache.parts import Values, merge_parts, read_parts, write_part
 from dpotool.data.pairs import TokenizedPair
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, expand_home, find_place
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class StoreKeeper:
 def _harmless() -> Iterator[None]:
     try:
         yield
-    except DpotoolError as error:
+    except (DpotoolError, OSError) as error:
         logger.warning("values are not kept in the store: %s", error)
 
 
@@ -124,5 +124,5 @@ def _versions() -> Mapping[str, str]:
 def name_model(model: nn.Module, label: str | None) -> str:
     """Returns the label, or where the model was loaded from; a path so that it can be found from anywhere."""
     name = label or str(getattr(getattr(model, "config", None), "name_or_path", "") or type(model).__name__)
-    path = Path(name).expanduser()
-    return str(path.resolve()) if path.exists() else name
+    path = expand_home(name)
+    return str(find_place(path)) if path.exists() else name

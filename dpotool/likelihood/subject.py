@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
@@ -14,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpotool.data.pair_sets import load_pair_set
 from dpotool.data.pairs import PairSet
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.likelihood.pair_logps import ScoredPairs
 from dpotool.likelihood.processes import wants_shards
 from dpotool.likelihood.scorer import Scorer
@@ -134,7 +133,7 @@ def _check_owner(subject: Subject) -> None:
     theirs = manifest["config"].get("model")
     if manifest["kind"] in ("train", "sweep", "import", "blend") or theirs is None:
         return
-    if theirs != subject.model and Path(theirs).resolve() != Path(subject.model).resolve():
+    if theirs != subject.model and find_place(theirs) != find_place(subject.model):
         raise DpotoolError(
             "holds what another model gave", where=str(folder.path), expected=theirs, got=subject.model,
             remedy="Choose another folder with --output",

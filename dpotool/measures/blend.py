@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from dpotool.data.pair_sets import load_pair_set
 from dpotool.data.pairs import PairSet, TokenizedPair
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.likelihood.pair_logps import Advance, ScoredPairs, find_non_finite, refuse_non_finite
 from dpotool.likelihood.scorer import Scorer
 from dpotool.likelihood.subject import OpenSubject
@@ -154,7 +154,7 @@ def _check_folder(folder: RunFolder, ends: Ends, point: Point | None) -> None:
 
 
 def _describe_point(ends: Ends, point: Point) -> dict[str, Any]:
-    models = [str(Path(model).resolve()) if Path(model).exists() else model for model in ends.models]
+    models = [str(find_place(model)) if Path(model).exists() else model for model in ends.models]
     return {"first": models[0], "second": models[1], "weight": point.weight, "lambda": point.lambda_}
 
 

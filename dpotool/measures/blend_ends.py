@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, expand_home, find_place
 from dpotool.models.adapters import is_adapter_folder, read_adapter_base
 from dpotool.models.subject import read_training_run
 
@@ -113,7 +112,7 @@ def _refuse_other_start(ends: Ends) -> None:
 
 
 def _is_same(first: str, second: str) -> bool:
-    return first == second or Path(first).expanduser().resolve() == Path(second).expanduser().resolve()
+    return first == second or find_place(expand_home(first)) == find_place(expand_home(second))
 
 
 def _read_lambdas(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, expand_home
 from dpotool.runs.folder import is_checkpoint_name
 from dpotool.wording import count
 
@@ -18,7 +18,7 @@ ALL = "all"
 
 def has_only_checkpoints(folder: str) -> bool:
     """Tells whether a folder holds checkpoints but is itself no model, as many trainers leave it."""
-    path = Path(folder).expanduser()
+    path = expand_home(folder)
     is_model = any((path / name).is_file() for name in ("config.json", "adapter_config.json"))
     return not is_model and any(is_checkpoint_name(each.name) for each in path.glob("checkpoint-*"))
 

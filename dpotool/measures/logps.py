@@ -2,32 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from dpotool.compare.scored_run import ScoredRun
+from dpotool.compare.scored_run import ScoredRun, derive_rewards
 from dpotool.compare.summaries import summarize_scores
 from dpotool.measures.measure import Measure, ModelView, ShownValue, Values
 from dpotool.runs.schemas import SCORE_SCHEMA
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 def compute_logps(view: ModelView) -> Values:
     """Returns the sums over completion tokens, EOS included, in nats."""
     return {"chosen_logps": view.logps.chosen, "rejected_logps": view.logps.rejected}
-
-
-def derive_rewards(frame: pd.DataFrame, beta: float) -> Values:
-    """Returns rewards = beta * log-ratio, unshifted, their difference, and displacement = policy minus reference."""
-    ratios = {side: frame[f"{side}_logps"] - frame[f"ref_{side}_logps"] for side in ("chosen", "rejected")}
-    chosen, rejected = (beta * ratio for ratio in ratios.values())
-    return {
-        "chosen_rewards": chosen,
-        "rejected_rewards": rejected,
-        "reward_margins": chosen - rejected,
-        **{f"{side}_displacement": ratio for side, ratio in ratios.items()},
-    }
 
 
 def _summarize(measure: Measure, run: ScoredRun, seed: int) -> dict[str, Any]:

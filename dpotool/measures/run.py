@@ -16,7 +16,7 @@ from msgspec.structs import asdict
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.verdict import judge_displacement
 from dpotool.data.pairs import PairSet, TokenizedPair
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.likelihood.noise import choose_sample, score_in_twos, summarize_noise
 from dpotool.likelihood.pair_logps import ScoredPairs, leave_out_non_finite
 from dpotool.likelihood.processes import wants_shards
@@ -61,7 +61,7 @@ def score_models(models: Sequence[str], config: ScoreConfig, *, progress: Progre
     """
     measures = choose_measures(config.measures)
     subjects = _name_subjects([describe_subject(model, config) for model in models], config)
-    if len({subject.folder.path.resolve() for subject in subjects}) < len(subjects):
+    if len({find_place(subject.folder.path) for subject in subjects}) < len(subjects):
         raise DpotoolError(
             "two models would write the same scores",
             where="score",
@@ -82,7 +82,7 @@ def _name_subjects(subjects: Sequence[Subject], config: ScoreConfig) -> list[Sub
     """
     loss = None if config.loss is None else get_loss(config.loss).name
     check_told_lambda(loss, config.lambda_)
-    places = [Path(subject.model).resolve() for subject in subjects]
+    places = [find_place(subject.model) for subject in subjects]
     if config.label is not None and len({_find_holder(place) for place in places}) > 1:
         raise DpotoolError("one label for several models", where="--label", remedy="Score them apart")
     return [_name_subject(subject, config.label, loss, is_alone=len(subjects) == 1) for subject in subjects]

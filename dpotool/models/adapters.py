@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, expand_home
 from dpotool.hub import refuse_pointer
 from dpotool.models.library_calls import one_line_errors, quiet_transformers
 from dpotool.models.weights import check_loaded
@@ -29,7 +29,7 @@ _OUTSIDE_THE_LAYERS = ("ADAPTION_PROMPT", "XLORA", "POLY", "SHADOW")
 
 def is_adapter_folder(model: str) -> bool:
     """Tells whether a folder holds a PEFT adapter and not a whole model."""
-    return (Path(model).expanduser() / CONFIG).is_file()
+    return (expand_home(model) / CONFIG).is_file()
 
 
 def read_adapter_base(model: str) -> str:
@@ -38,7 +38,7 @@ def read_adapter_base(model: str) -> str:
     Raises:
         DpotoolError: adapter_config.json cannot be read or names none, or names a place of another machine.
     """
-    path = Path(model).expanduser() / CONFIG
+    path = expand_home(model) / CONFIG
     refuse_pointer(path)
     try:
         base = load_json(path)["base_model_name_or_path"]
@@ -62,7 +62,7 @@ def read_adapter_base(model: str) -> str:
 
 def is_in_float32(model: str) -> bool:
     """Tells whether every weight of an adapter folder was saved in float32."""
-    path = Path(model).expanduser() / WEIGHTS
+    path = expand_home(model) / WEIGHTS
     if not path.is_file():
         return False  # the error is raised when it is loaded
     refuse_pointer(path)
@@ -77,7 +77,7 @@ def load_adapter(base: nn.Module, folder: str, *, is_trainable: bool = False) ->
         DpotoolError: it does not act inside the model's layers, or not every weight of it fits the base model.
     """
     peft = import_peft(folder)
-    place = str(Path(folder).expanduser())
+    place = str(expand_home(folder))
     with one_line_errors("adapter", folder):
         config = peft.PeftConfig.from_pretrained(place)
     _refuse_outside(config, folder)

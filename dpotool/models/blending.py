@@ -29,6 +29,7 @@ from dpotool.interruption import deferred
 from dpotool.models.adapters import merge_adapter
 from dpotool.models.library_calls import quiet_transformers
 from dpotool.models.weights import describe_shape
+from dpotool.runs.atomic import share_weights
 
 Loader = Callable[[], nn.Module]
 ADAPTER = "default"
@@ -246,6 +247,7 @@ def save_checkpoint(model: nn.Module, tokenizer: PreTrainedTokenizerBase, folder
         with quiet_transformers():
             whole.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
+            share_weights(staging)
         with deferred():
             for path in sorted(staging.iterdir(), key=lambda path: path.suffix == ".safetensors"):
                 os.replace(path, folder / path.name)  # noqa: PTH105

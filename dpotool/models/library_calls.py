@@ -9,13 +9,13 @@ from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
-from dpotool.errors import DpotoolError, refuse_endless
+from dpotool.errors import DpotoolError, expand_home, refuse_endless
 from dpotool.hub import reach_hub
 
 
 def refuse_without_model(source: str, what: str = "model") -> None:
     """Raises DpotoolError for a folder that holds none of what makes it a model, or an adapter."""
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     if folder.is_dir() and _holds_no_model(folder, what):
         raise DpotoolError(
             "holds no model: there is no config.json in it",
@@ -31,7 +31,7 @@ def one_line_errors(what: str, source: str) -> Iterator[None]:
     Raises:
         DpotoolError: instead of any other exception in the block.
     """
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     for path in folder.iterdir() if folder.is_dir() else ():
         refuse_endless(path)
     try:

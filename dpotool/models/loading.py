@@ -6,7 +6,6 @@ safetensors only: nothing is ever unpickled, and no code that comes with a check
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from accelerate import PartialState
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, expand_home
 from dpotool.hub import check_name, refuse_pointer
 from dpotool.models.adapters import is_adapter_folder, is_in_float32, load_adapter, read_adapter_base
 from dpotool.models.builtin import locate_model
@@ -98,7 +97,7 @@ def load_tokenizer(
         DpotoolError: there is no tokenizer, or it has no EOS token, without which no completion has an end.
     """
     model = locate_model(model, progress)
-    files = [Path(model).expanduser() / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    files = [expand_home(model) / name for name in ("tokenizer.json", "tokenizer_config.json")]
     has_own = any(file.is_file() for file in files)
     for file in files:
         refuse_pointer(file)
@@ -250,7 +249,7 @@ def _load_whole(
 
 def _expand(source: str) -> str:
     """Returns a folder's path with its ~ expanded; a hub id is returned unchanged."""
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     return str(folder) if folder.is_dir() else source
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from dpotool.errors import DpotoolError, suggest_nearest
+from dpotool.errors import DpotoolError, expand_home, find_place, suggest_nearest
 from dpotool.hub import check_name
 from dpotool.models.adapters import is_adapter_folder, read_adapter_base
 from dpotool.models.builtin import choose_pairs, is_builtin
@@ -166,7 +166,7 @@ def _refuse_other_scores(folder: RunFolder, model: str) -> None:
         return
     manifest = folder.read_manifest()
     other = str((manifest.get("config") or {}).get("model"))
-    is_same = Path(other).expanduser().resolve() == Path(model).expanduser().resolve()
+    is_same = find_place(expand_home(other)) == find_place(expand_home(model))
     if manifest.get("kind") == "train" or not is_same:
         raise DpotoolError(
             "holds the run of another model"

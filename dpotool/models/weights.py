@@ -19,7 +19,7 @@ from torch import nn
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging as transformers_logging
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, expand_home
 from dpotool.hub import refuse_pointer
 from dpotool.runs.checked import load_json
 from dpotool.wording import count
@@ -40,7 +40,7 @@ def check_weight_files(source: str) -> None:
     Raises:
         DpotoolError: the weights lie there only as a pickle, or a file is lost or is a pointer in place of itself.
     """
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     if not (folder / "config.json").is_file():
         return  # a hub id, or a folder that is refused for that
     refuse_pointer(folder / "config.json")
@@ -181,7 +181,7 @@ def check_number_types(source: str, is_quantised: bool) -> None:
     Raises:
         DpotoolError: a weight holds integers.
     """
-    folder = Path(source).expanduser()
+    folder = expand_home(source)
     if is_quantised or not folder.is_dir():
         return
     for file in list_weight_files(folder):

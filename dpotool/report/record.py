@@ -13,6 +13,7 @@ from typing import Any
 from dpotool.compare.findings import Findings
 from dpotool.compare.scored_run import ScoredRun
 from dpotool.compare.summaries import check_margin_identity
+from dpotool.errors import find_place
 from dpotool.report.blocks import Block, Bullets, Code, Paragraph, Subheading, Table
 from dpotool.runs.about import TheoryAbout, list_flags, read_about, repeat_import
 from dpotool.runs.folder import RunFolder
@@ -164,7 +165,7 @@ def choose_place(run: Path) -> str:
 
     Inside the sweep's folder, the next report would take it for one of the sweep's runs.
     """
-    there = run.resolve()
+    there = find_place(run)
     outermost = [folder for folder in (there, *there.parents) if RunFolder(folder).manifest_path.is_file()][-1:]
     above = (outermost[0] if outermost else there).parent
     place = above / f"{'-'.join(there.relative_to(above).parts)}-again"

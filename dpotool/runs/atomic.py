@@ -13,6 +13,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from enum import Enum
@@ -129,6 +130,14 @@ def writing_to(path: str | Path) -> Iterator[None]:
     except OSError as error:
         what, remedy = _explain(error)
         raise DpotoolError(what, where=str(path), remedy=remedy) from error
+
+
+def share_weights(folder: Path) -> None:
+    """Lets those read a saved model's weights who may read the rest: safetensors writes them for their owner alone."""
+    others = next(folder.glob("*config.json"), None)
+    if others is not None:
+        for weights in folder.glob("*.safetensors"):
+            shutil.copymode(others, weights)
 
 
 def _explain(error: OSError) -> tuple[str, str]:

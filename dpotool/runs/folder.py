@@ -16,6 +16,7 @@ controls/                         of a DPO run: folders with scores of it scaled
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -26,15 +27,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.runs.atomic import to_json_plain, write_text, write_yaml, writing_to
 from dpotool.runs.checked import parse_json, read_bytes
 from dpotool.runs.manifest import read_manifest
+from dpotool.runs.parquet import read_time
 from dpotool.runs.schemas import TABLES
 from dpotool.settings.fields import Range
 from dpotool.wording import count
 
 _STEPS = Range(0, 2**53)
+_LONGEST_NAME = 180
 _NO_RUNS_INSIDE = re.compile(rf"checkpoint-\d+|controls|plots|{'|'.join(kind.folder for kind in TABLES.values())}|\..*")
 
 
@@ -58,14 +61,14 @@ class RunFolder:
 
         Bytes that are no UTF-8 are written out: neither pictures nor tables take them.
         """
-        path = self.path.resolve()
+        path = find_place(self.path)
         name = f"{path.parent.name}/{path.name}" if is_checkpoint_name(path.name) else path.name
         return name.encode("utf-8", "backslashreplace").decode()
 
     @property
     def holder(self) -> RunFolder | None:
         """The run that this folder is a checkpoint of; None for a run itself and for any other folder."""
-        path = self.path.resolve()
+        path = find_place(self.path)
         parent = RunFolder(path.parent)
         return parent if is_checkpoint_name(path.name) and parent.manifest_path.is_file() else None
 
@@ -96,7 +99,7 @@ class RunFolder:
             variant: what differs from the run's recorded settings, e.g. limit-50.
         """
         about = TABLES[kind]
-        name = "-".join(_slug(part) for part in (*parts, variant) if part)
+        name = shorten_name("-".join(_slug(part) for part in (*parts, variant) if part))
         return self._folder_of(kind) / ".".join(filter(None, (name, about.suffix, format)))
 
     def _folder_of(self, kind: str) -> Path:
@@ -118,7 +121,9 @@ class RunFolder:
             and file.stem.endswith(about.suffix and f".{about.suffix}")
             and not any(other and file.stem.endswith(f".{other}") for other in others)
         ]
-        return sorted(found, key=lambda file: (file.stat().st_mtime_ns, file.name), reverse=True)
+        if len(found) < 2:
+            return found
+        return sorted(found, key=lambda file: (read_time(file), file.name), reverse=True)
 
     def read_manifest(self) -> dict[str, Any]:
         """Returns run.yaml. Raises DpotoolError, one line, when it is missing, unreadable or half-written."""
@@ -213,6 +218,14 @@ def _walk_runs(root: Path) -> Iterator[RunFolder]:
 def _is_at_most(row: Mapping[str, Any], step: int) -> bool:
     """Whether a row was logged at a step or before it."""
     return bool(row.get("step", 0) <= step)
+
+
+def shorten_name(name: str) -> str:
+    """Returns a name that leaves room, in the 255 bytes of a file's name, for endings and a number behind it."""
+    if len(os.fsencode(name)) <= _LONGEST_NAME:
+        return name
+    start = os.fsencode(name)[: _LONGEST_NAME - 9].decode("utf-8", "ignore")
+    return f"{start}-{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
 def _slug(name: str) -> str:

@@ -23,7 +23,7 @@ except ImportError:  # Windows, where a file in use cannot be deleted anyway
 
 from filelock import FileLock, Timeout
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.interruption import begin_work
 from dpotool.runs import atomic
 from dpotool.runs.checked import load_json
@@ -66,7 +66,7 @@ def holding(
         return
     if os.path.islink(folder) and not os.path.exists(folder):  # noqa: PTH110, PTH114 (which raise for odd names)
         raise DpotoolError("is a link that leads nowhere", where=str(folder), remedy="Choose another folder")
-    path = Path(folder).resolve() / LOCK_NAME
+    path = find_place(folder) / LOCK_NAME
     lock = None if _held[path] else _acquire(path, command, note if waits else None, but_not_for)
     _held[path] += 1
     try:
@@ -97,7 +97,7 @@ def claiming_all(folders: Iterable[Path], command: str, note: Callable[[str], No
     They are taken in one order, so that no two commands wait for each other.
     """
     with ExitStack() as claims:
-        for folder in sorted(folders, key=Path.resolve):
+        for folder in sorted(folders, key=find_place):
             claims.enter_context(claiming(folder, command, note))
         yield
 
@@ -128,7 +128,7 @@ def _acquire(path: Path, command: str, note: Callable[[str], None] | None, but_n
 
 def refuse_held(folder: Path) -> None:
     """Raises InUseError where another process holds a folder; changes nothing there."""
-    path = folder.resolve() / LOCK_NAME
+    path = find_place(folder) / LOCK_NAME
     if not path.is_file() or _held[path]:
         return
     lock = FileLock(path)

@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
+import pyarrow as pa
 
 from dpotool.errors import DpotoolError
 from dpotool.runs.atomic import to_json_plain, write_json
 from dpotool.runs.checked import check_value, read_json
 from dpotool.runs.manifest import Count
+from dpotool.runs.parquet import hash_values
 from dpotool.runs.schemas import SCORE_SCHEMA
 
 _SEAL = "seal"
+_TABLE = "table_hash"
+"""Key of a summary: the values of its table, `hash_values`; summaries of earlier releases do not have it."""
 _REMEDY = "Write it again with the command that made it"
 _ENDS = ("mean", "value", "ci_low", "ci_high")
 _Number = Annotated[str, msgspec.Meta(pattern=r"^\d+(\.\d+)?(e-?\d+)?$")]
@@ -240,6 +244,8 @@ def summary_path(table: Path) -> Path:
 def write_summary(table: Path, summary: Mapping[str, Any]) -> None:
     """Writes the summary beside a table, sealed by a hash of what it says."""
     plain = json.loads(json.dumps(to_json_plain(summary), allow_nan=False))
+    if (known := _hash_table(table)) is not None:
+        plain[_TABLE] = known
     write_json(summary_path(table), {**plain, _SEAL: _hash(plain)})
 
 
@@ -249,14 +255,20 @@ def read_summary(table: Path, kind: str) -> dict[str, Any] | None:
     Args:
         kind: of table, a key of `schemas.TABLES`.
 
-    Raises DpotoolError when it cannot be read, or is not what was once written.
+    Raises DpotoolError when it cannot be read, is not what was once written, or is of other values than the table's.
     """
-    path = summary_path(table)
-    if not path.exists():
+    if not summary_path(table).exists():
         return None
+    return {name: value for name, value in _read(table, kind).items() if name != _TABLE}
+
+
+def _read(table: Path, kind: str) -> dict[str, Any]:
+    path = summary_path(table)
     summary = read_json(path, dict[str, Any], what="a summary", remedy=_REMEDY)
     if summary.pop(_SEAL, None) != _hash(summary):
         raise DpotoolError("is not what a command wrote, or was changed since", where=str(path), remedy=_REMEDY)
+    if _TABLE in summary and _hash_table(table) not in (None, summary[_TABLE]):
+        raise DpotoolError(f"is of other values than {table.name} beside it holds", where=str(path), remedy=_REMEDY)
     summary = {name: _restore(value) for name, value in summary.items()}
     check_value(summary, _SCHEMAS.get(kind, _Summary), where=str(path), remedy=_REMEDY)
     return summary
@@ -271,16 +283,28 @@ def need_summary(table: Path, kind: str) -> dict[str, Any]:
 
 
 def read_score_summary(table: Path) -> dict[str, Any] | None:
-    """Returns the summary beside a score table; None where it is missing, older than the table or unreadable.
+    """Returns the summary beside a score table; None where it is missing, of another table or unreadable.
+
+    Those of earlier releases do not say which table they are of; of them a summary that is older than its table is not.
 
     A caller that needs one can compute it from the table.
     """
     path = summary_path(table)
-    if not path.is_file() or path.stat().st_mtime_ns < table.stat().st_mtime_ns:
+    if not path.is_file():
         return None
     try:
-        return read_summary(table, "score")
+        summary = _read(table, "score")
     except DpotoolError:
+        return None
+    is_bound = summary.pop(_TABLE, None) is not None
+    return summary if is_bound or path.stat().st_mtime_ns >= table.stat().st_mtime_ns else None
+
+
+def _hash_table(table: Path) -> str | None:
+    """Hashes the values that a summary is of; None where they cannot be read, which their reader will say."""
+    try:
+        return hash_values(table)
+    except (OSError, pa.ArrowException):
         return None
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import msgspec
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from dpotool.errors import DpotoolError, suggest_nearest
 from dpotool.runs.atomic import atomic_path, to_json_plain, write_json
-from dpotool.runs.checked import check_value, parse_json, read_bytes, read_json
+from dpotool.runs.checked import check_value, parse_json, read_json
+from dpotool.runs.parquet import WRITTEN_KEY, find_time, read_arrow, read_parquet_schema, sidecar, write_arrow
 from dpotool.runs.schemas import (
     METADATA_KEY,
     SCHEMAS,
@@ -64,10 +64,11 @@ def write_table(
     path = Path(path)
     format = _resolve_format(path, format)  # noqa: A001
     table = _to_arrow(frame, schema, metadata or {})
+    written = find_time(path.parent, path.name)
     if format == "parquet":
-        write_arrow(table, path)
+        write_arrow(table.replace_schema_metadata({**table.schema.metadata, WRITTEN_KEY: str(written)}), path)
         return path
-    write_json(_sidecar(path), _describe_schema(table.schema) | {"n_rows": len(table)})
+    write_json(sidecar(path), _describe_schema(table.schema) | {"n_rows": len(table), "written": written})
     with atomic_path(path) as temporary:
         if format == "csv":
             frame = table.to_pandas(types_mapper=_pandas_type)
@@ -123,7 +124,7 @@ def _check_whole(raw: pd.DataFrame, path: Path) -> None:
         raise ValueError(f"column {twice[0]!r} is there twice")
     if path.suffix == ".parquet":
         return
-    n_rows = _read_sidecar(_sidecar(path)).n_rows if _sidecar(path).is_file() else None
+    n_rows = _read_sidecar(sidecar(path)).n_rows if sidecar(path).is_file() else None
     if n_rows not in (None, len(raw)):
         raise ValueError(f"it has {count(len(raw), 'row')}, and {n_rows} were written")
     n_pairs = _count_pairs(path, is_score="status" in raw.columns) if n_rows is None else 0
@@ -161,12 +162,11 @@ def read_raw_metadata(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     try:
         if _resolve_format(path, None) == "parquet":
-            found = parse_json((_read_parquet_schema(path).metadata or {}).get(METADATA_KEY, b"{}"))
+            found = parse_json((read_parquet_schema(path).metadata or {}).get(METADATA_KEY, b"{}"))
             return check_value(found, dict[str, Any], where=f"{path}: its metadata", remedy=_REWRITE)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise DpotoolError(f"its metadata cannot be read ({error})", where=str(path), remedy=_REWRITE) from error
-    sidecar = _sidecar(path)
-    return _read_sidecar(sidecar).metadata if sidecar.is_file() else {}
+    return _read_sidecar(sidecar(path)).metadata if sidecar(path).is_file() else {}
 
 
 def _read_sidecar(path: Path) -> _Sidecar:
@@ -176,9 +176,9 @@ def _read_sidecar(path: Path) -> _Sidecar:
 def _extend(schema: pa.Schema, path: Path) -> pa.Schema:
     """Adds the columns that the table says it has besides, with unit and definition: those of further measures."""
     if path.suffix == ".parquet":
-        described = list(_read_parquet_schema(path))
-    elif _sidecar(path).is_file():
-        columns = [{"name": "", "type": "", **about} for about in _read_sidecar(_sidecar(path)).columns]
+        described = list(read_parquet_schema(path))
+    elif sidecar(path).is_file():
+        columns = [{"name": "", "type": "", **about} for about in _read_sidecar(sidecar(path)).columns]
         described = [
             pa.field(about.pop("name"), pa.type_for_alias(about.pop("type")), metadata=about) for about in columns
         ]
@@ -190,40 +190,11 @@ def _extend(schema: pa.Schema, path: Path) -> pa.Schema:
     return schema
 
 
-def write_arrow(table: pa.Table, path: Path) -> None:
-    """Writes a table as Parquet, atomically; through bytes, for what `read_arrow` says of names.
-
-    With checksums, as a single changed bit would otherwise be another number that looks like any other.
-    """
-    encoded = pa.BufferOutputStream()
-    pq.write_table(table, encoded, write_page_checksum=True)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(encoded.getvalue())
-
-
-def read_arrow(path: Path) -> pa.Table:
-    """Reads a Parquet file through bytes.
-
-    By its name pyarrow would take one with a colon for an address, and none that is no UTF-8. `read_table` reads an
-    open file or a buffer in threads, one of which may outlive it; Python's end then finds it running and aborts.
-    """
-    source = pa.BufferReader(read_bytes(path))
-    return pq.ParquetFile(source, page_checksum_verification=True).read(use_threads=False)
-
-
-def _read_parquet_schema(path: Path) -> pa.Schema:
-    return pq.read_schema(pa.BufferReader(read_bytes(path)))
-
-
 def _resolve_format(path: Path, format: str | None) -> str:  # noqa: A002
     name = format or _SUFFIXES.get(path.suffix.lower(), path.suffix)
     if name not in FORMATS:
         raise DpotoolError(f"unknown table format {name!r}", where=str(path), remedy=suggest_nearest(name, FORMATS))
     return name
-
-
-def _sidecar(path: Path) -> Path:
-    return path.with_name(path.name + ".schema.json")
 
 
 def _describe_schema(schema: pa.Schema) -> dict[str, Any]:
@@ -327,9 +298,9 @@ def _recognise(path: Path, raw: pd.DataFrame) -> pa.Schema:
     """The schema a table says it has, else the one whose columns it has most of."""
     named = ""
     if path.suffix == ".parquet":
-        named = (_read_parquet_schema(path).metadata or {}).get(TABLE_KEY, b"").decode(errors="replace")
-    elif _sidecar(path).is_file():
-        named = _read_sidecar(_sidecar(path)).table
+        named = (read_parquet_schema(path).metadata or {}).get(TABLE_KEY, b"").decode(errors="replace")
+    elif sidecar(path).is_file():
+        named = _read_sidecar(sidecar(path)).table
     return SCHEMAS[named] if named in SCHEMAS else max(SCHEMAS.values(), key=lambda each: _rank_likeness(each, raw))
 
 

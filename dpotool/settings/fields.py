@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, asdict, dataclass, field, fields
-from pathlib import Path
 from typing import Any, Self
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, expand_home
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +134,7 @@ class Settings:
         for about in fields(self):
             text = getattr(self, about.name)
             if isinstance(text, str) and text.startswith("~"):  # shells leave it in --output=~/run, and so does YAML
-                object.__setattr__(self, about.name, str(Path(text).expanduser()))
+                object.__setattr__(self, about.name, str(expand_home(text)))
             value, range_ = getattr(self, about.name), about.metadata.get("range")
             if range_ is not None and value is not None and value not in range_:
                 name = about.name.strip("_")

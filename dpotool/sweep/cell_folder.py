@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.runs.atomic import writing_to
 from dpotool.runs.checked import read_settings
 from dpotool.runs.folder import RunFolder
@@ -61,7 +61,7 @@ def make_room(cell: Cell) -> bool:
     path = cell.folder.path
     if find_whole(path, str(manifest["created"])).path is not None:
         return True
-    place = path.resolve()  # a link stays, and so does where it leads; the lock stays, for this process holds it
+    place = find_place(path)  # a link stays, and so does where it leads; the lock stays, for this process holds it
     with writing_to(path):
         # the manifest last, so that a kill in between leaves nothing that nobody knows
         for part in sorted(place.iterdir(), key=lambda part: part.name == cell.folder.manifest_path.name):

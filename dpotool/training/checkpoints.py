@@ -27,7 +27,7 @@ from transformers import TrainerState
 
 from dpotool.errors import DpotoolError
 from dpotool.interruption import deferred
-from dpotool.runs.atomic import write_json
+from dpotool.runs.atomic import share_weights, write_json
 from dpotool.runs.checked import check_value, load_json, read_json
 from dpotool.runs.folder import is_checkpoint_name
 
@@ -211,6 +211,7 @@ def staging(folder: Path, step: int, *, is_main: bool) -> Iterator[Path]:
 def publish(place: Path, run: str) -> Path:
     """Forces a written checkpoint to disk, seals it and gives it its name; an older one of that name makes room."""
     step = int(place.name.removesuffix(".saving").rpartition("-")[2])
+    share_weights(place)
     files = sorted(path for path in place.rglob("*") if path.is_file())
     sums = {}
     for path in files:

@@ -20,9 +20,9 @@ from dpotool.errors import DpotoolError
 from dpotool.interruption import deferred
 from dpotool.models.builtin import choose_pairs
 from dpotool.models.library_calls import quiet_transformers
-from dpotool.runs.atomic import ensure_writable, writing_to
+from dpotool.runs.atomic import ensure_writable, share_weights, writing_to
 from dpotool.runs.checked import read_settings
-from dpotool.runs.folder import RunFolder
+from dpotool.runs.folder import RunFolder, shorten_name
 from dpotool.runs.locks import LOCK_NAME, refuse_held
 from dpotool.training.config import TrainConfig, TrainingSettings
 
@@ -158,7 +158,7 @@ def _new_name(config: TrainConfig) -> Path:
     """Returns runs/shift-0.9-demo-20261121-101500, or that with a number behind it if it is taken."""
     parts = [config.loss, *([f"{config.lambda_:g}"] if config.lambda_ is not None else [])]
     parts += [config.lambda_schedule.replace("_", "-")] if config.lambda_schedule else []
-    name = "-".join([*parts, name_data(config), datetime.now().strftime("%Y%m%d-%H%M%S")])
+    name = shorten_name("-".join([*parts, name_data(config)])) + datetime.now().strftime("-%Y%m%d-%H%M%S")
     taken = sum(1 for path in Path("runs").glob(f"{name}*"))
     return Path("runs") / (f"{name}-{taken + 1}" if taken else name)
 
@@ -178,6 +178,7 @@ def fill_folder(trainer: Trainer, folder: RunFolder) -> None:
         if not trainer.args.should_save:
             return
         (staging / "training_args.bin").unlink(missing_ok=True)  # a pickle; run.yaml says the same
+        share_weights(staging)
         with deferred():
             for path in sorted(staging.iterdir(), key=lambda path: path.suffix == ".safetensors"):
                 os.replace(path, folder.path / path.name)  # noqa: PTH105

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from dpotool.errors import DpotoolError
+from dpotool.errors import DpotoolError, find_place
 from dpotool.likelihood.completions import get_causal_lm
 from dpotool.models.adapters import import_peft, is_adapter_folder, mark_trained_parameters
 from dpotool.models.builtin import locate_model
@@ -98,9 +98,7 @@ def add_adapter(model: nn.Module, config: TrainConfig) -> nn.Module:
             adapted = peft.get_peft_model(model, settings)
         base = locate_model(config.model)
         # peft notes the path as the user gave it, which leads nowhere from another folder
-        adapted.peft_config["default"].base_model_name_or_path = (
-            str(Path(base).resolve()) if Path(base).exists() else base
-        )
+        adapted.peft_config["default"].base_model_name_or_path = str(find_place(base)) if Path(base).exists() else base
         return adapted
     except ValueError as error:
         raise DpotoolError(

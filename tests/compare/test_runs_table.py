@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 import warnings
 
 import pytest
@@ -52,7 +53,8 @@ def test_a_table_of_no_runs_has_the_columns_of_any_other(tmp_path):
     assert list(tabulate_runs([]).columns) == list(some.columns) == list(COLUMNS)
 
 
-def test_a_summary_beside_the_table_is_used_unless_it_is_older(tmp_path):
+def test_a_summary_beside_the_table_is_used_unless_it_is_of_other_values(tmp_path):
+    """Whatever the times of the files, which a copy changes; one of an earlier release is not if it is older."""
     run = make_scored_run(tmp_path / "a", loss="dpo")
     table = run.table_path("score", "demo", "test")
     accuracy = {"value": 0.5, "ci_low": None, "ci_high": 1}
@@ -65,7 +67,48 @@ def test_a_summary_beside_the_table_is_used_unless_it_is_older(tmp_path):
     ]
     assert math.isnan(tabulate_runs(open_runs([run])).loc[0, "reward_accuracy_low"])
     os.utime(summary_path(table), ns=(0, 0))
+    assert tabulate_runs(open_runs([run])).loc[0, "n"] == 7
+    table.unlink()
+    write_summary(table, {"n": 7, "n_excluded": {}})
+    os.utime(summary_path(table), ns=(0, 0))
+    make_scored_run(tmp_path / "a", loss="dpo")
     assert tabulate_runs(open_runs([run])).loc[0, "n"] == 60
+    write_summary(table, {"n": 7, "n_excluded": {}})
+    make_scored_run(tmp_path / "a", loss="dpo", n=50)
+    assert tabulate_runs(open_runs([run])).loc[0, "n"] == 50
+
+
+@pytest.mark.parametrize(
+    ("moved", "named", "beta"),
+    [
+        ("chosen_rewards", "chosen_rewards", 0.1),
+        ("reward_margins", "reward_margins", None),
+        ("chosen_logps", "chosen_rewards", 0.1),
+        ("ref_rejected_logps", "rejected_rewards", 0.1),
+        ("rejected_displacement", "rejected_displacement", None),
+    ],
+)
+def test_values_that_were_moved_to_another_pair_are_told(tmp_path, moved, named, beta):
+    """What is derived of a pair is compared with what it is derived from, in a table whose checksums are right."""
+    frame = make_score_frame(20).assign(rejected_displacement=lambda f: f["rejected_logps"] - f["ref_rejected_logps"])
+    run = make_scored_run(tmp_path / "a", loss="dpo")
+    table = write_table(frame, run.table_path("score", "demo", "test"), SCORE_SCHEMA, {"beta": beta})
+    assert ScoredRun.open(table).n == 20
+    frame.loc[:1, moved] = frame.loc[[1, 0], moved].to_numpy()
+    write_table(frame, table, SCORE_SCHEMA, {"beta": beta})
+    with pytest.raises(DpotoolError, match=rf"demo-test.parquet: {named} of pair 0 does not follow from"):
+        ScoredRun.open(table)
+
+
+def test_the_newest_table_is_the_one_that_was_written_last(tmp_path, monkeypatch):
+    """Not by the times of files, which a copy changes, nor by a clock that was set back meanwhile."""
+    run = make_scored_run(tmp_path / "a", kind="score", data="first")
+    monkeypatch.setattr(time, "time_ns", lambda: 10**9)
+    for data, n in (("second", 50), ("third", 40)):
+        make_scored_run(tmp_path / "a", kind="score", data=data, n=n)
+    for age, table in enumerate(run.list_tables("score")):
+        os.utime(table, ns=(age * 10**9, age * 10**9))
+    assert [path.stem for path in run.list_tables("score")] == ["third-test", "second-test", "first-test"]
 
 
 def test_a_half_written_summary_is_made_again_from_the_table(tmp_path):

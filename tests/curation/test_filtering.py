@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dpotool.compare.diagnosis import RISKS
+from dpotool.curation import filtering
 from dpotool.curation.filtering import MEASURES, SIDES, choose_dropped, filter_pairs
 from dpotool.data.pair_sets import load_rows
 from dpotool.data.sources import load_preferences
@@ -92,6 +93,24 @@ def test_lines_are_copied_byte_for_byte(tmp_path: Path) -> None:
     result = filter_pairs(FilterConfig(data=str(source), by="chosen_tokens", drop_top=5, output=str(tmp_path / "o")))
     lines = [line for line in source.read_bytes().split(b"\n") if line]
     assert result.kept.read_bytes().split(b"\n")[:-1] == lines[:7]
+
+
+def test_a_file_that_changes_meanwhile_is_not_written_by_rows_of_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_source(tmp_path, ".jsonl")
+    config = FilterConfig(data=str(source), by="chosen_tokens", drop_top=5, output=str(tmp_path / "o"))
+    real = filtering.load_rows
+
+    def load_and_then_change(*args: Any, **options: Any) -> Any:
+        data = real(*args, **options)
+        source.write_bytes(b"".join(source.read_bytes().splitlines(keepends=True)[::-1]))
+        return data
+
+    monkeypatch.setattr(filtering, "load_rows", load_and_then_change)
+    with pytest.raises(DpotoolError, match="was changed while it was worked on"):
+        filter_pairs(config)
+    assert not list((tmp_path / "o").glob("*kept*"))
 
 
 def test_which_pairs_go_by_hand() -> None:

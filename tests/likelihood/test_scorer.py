@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from conftest import make_pairs
 from forks import Fork
 from model_families import build_family
 
+from dpotool.cache import parts
 from dpotool.cache.checking import check_store
 from dpotool.cache.entries import list_entries
 from dpotool.gradients.real_steps import EverythingInFloat64
@@ -136,12 +138,17 @@ def test_a_broken_file_is_no_news_once_its_values_are_there_again(
     assert caplog.text == ""
 
 
-def test_an_unwritable_store_costs_no_result(caplog: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_used_costs_no_result(
+    caplog: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     blocked = tmp_path / "a-file"
     blocked.write_text("")
-    result = Scorer(build_family("llama"), store=blocked).score(PAIRS)
-    assert len(result.chosen) == 6
-    assert "values are not kept in the store" in caplog.text
+    model = build_family("llama")
+    for place in (blocked, tmp_path / "of another user"):
+        caplog.clear()
+        assert len(Scorer(model, store=place).score(PAIRS).chosen) == 6
+        assert "values are not kept in the store" in caplog.text
+        monkeypatch.setattr(parts, "list_parts", Mock(side_effect=PermissionError(13, "Permission denied")))
 
 
 def test_an_interruption_keeps_what_was_finished(counted: list[int]) -> None:

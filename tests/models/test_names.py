@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from tiny_models import save_tiny_model, write_pairs
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from dpotool.cache.entries import cache_root
 from dpotool.compare.findings import find_out
 from dpotool.errors import DpotoolError
+from dpotool.measures.checkpoints import has_only_checkpoints
 from dpotool.measures.run import score_models
 from dpotool.models.determinism import resolve_max_length
 from dpotool.models.loading import load_model, load_tokenizer
@@ -81,6 +84,18 @@ def test_tilde_is_home_in_every_setting(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert (config.model, config.data) == (f"{tmp_path}/m", f"{tmp_path}/p.jsonl")
     assert (config.output, config.reference) == (f"{tmp_path}/run", f"{tmp_path}/r")
     assert DataSettings(data="a~b").data == "a~b"
+
+
+def test_a_home_that_nobody_knows_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container, whose user the system does not know, or of `~name` for a name that nobody has."""
+    with pytest.raises(DpotoolError, match=r"~nobody-here/m: begins in a home folder that is not known here\. Write"):
+        TrainConfig(model="~nobody-here/m")
+    with pytest.raises(DpotoolError, match="~nobody-here/m: begins in a home folder"):
+        has_only_checkpoints("~nobody-here/m")
+    monkeypatch.delenv("DPOTOOL_CACHE")
+    monkeypatch.setattr(Path, "expanduser", Mock(side_effect=RuntimeError))
+    with pytest.raises(DpotoolError, match="Name a folder by the environment variable DPOTOOL_CACHE"):
+        cache_root()
 
 
 def test_a_stray_temperature_does_not_cost_the_run(data: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from tiny_models import save_tiny_model
 from torch import Tensor
 
 from dpotool.errors import DpotoolError
+from dpotool.hub import refuse_pointer
 from dpotool.models.loading import load_model, load_tokenizer
 
 Weights = dict[str, Tensor]
@@ -124,6 +126,13 @@ def test_lost_shards_are_counted_and_named(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     with pytest.raises(DpotoolError, match=r"1 of 2 weight files cannot be found: model-00002-of-00002\.safetensors"):
         load_model(str(folder))
+
+
+def test_weights_that_may_not_be_read_are_said_to_be_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """safetensors itself says that there is no such file."""
+    monkeypatch.setattr(Path, "open", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(DpotoolError, match=r"cannot be read \(Permission denied\)\. Check who may read it"):
+        refuse_pointer(folder / "model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json"])

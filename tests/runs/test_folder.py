@@ -7,6 +7,7 @@ import pytest
 
 from dpotool.errors import DpotoolError
 from dpotool.runs.folder import RunFolder, list_runs, newest_run
+from dpotool.runs.locks import holding
 from dpotool.runs.manifest import collect_manifest
 from dpotool.runs.summaries import summary_path
 
@@ -146,6 +147,26 @@ def test_truncating_metrics_that_do_not_exist_does_nothing(tmp_path):
 def test_missing_metrics_are_one_line(tmp_path):
     with pytest.raises(DpotoolError, match=r"metrics.jsonl: cannot be read. Only runs of `dpotool train` log metrics"):
         RunFolder(tmp_path).read_metrics()
+
+
+def test_a_circle_of_links_is_no_run_and_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    folder = RunFolder(tmp_path / "a")
+    assert folder.holder is None and folder.list_tables("score") == []
+    for reading in (folder.read_manifest, lambda: holding(folder.path, "score").__enter__()):
+        with pytest.raises(DpotoolError, match=str(folder.path)):
+            reading()
+
+
+def test_a_long_name_of_data_leaves_room_for_endings(tmp_path: Path) -> None:
+    """Two that differ at their ends alone keep two names; a name of letters of several bytes is cut between them."""
+    names = [
+        RunFolder(tmp_path).table_path("token", data, "test").name for data in ("x" * 240, "x" * 240 + "y", "é" * 120)
+    ]
+    assert len(set(names)) == 3 and all(len(f".tmp-{name}.schema.json".encode()) < 255 for name in names)
+    assert names[0].startswith("x" * 150) and names[0].endswith(".tokens.parquet")
+    assert RunFolder(tmp_path).table_path("score", "y" * 150, "test").name == "y" * 150 + "-test.parquet"
 
 
 def test_score_tables_are_listed_newest_first_without_token_tables_and_summaries(tmp_path):

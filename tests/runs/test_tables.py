@@ -247,10 +247,11 @@ def test_a_text_table_that_was_cut_at_a_row_is_told(tmp_path, format_):
 @pytest.mark.parametrize("format_", ["csv", "jsonl"])
 def test_a_text_table_of_an_earlier_release_that_was_cut_is_told(tmp_path, format_):
     """Without a recorded number of rows: by the pairs that its summary counts, and by the end of its last line."""
-    path = write_table(make_score_frame(3), tmp_path / f"t.{format_}", SCORE_SCHEMA)
+    path = tmp_path / f"t.{format_}"
+    write_summary(path, {"n": 2, "n_excluded": {"too long": 1}})  # first, so that it cannot say of which table
+    write_table(make_score_frame(3), path, SCORE_SCHEMA)
     about = path.with_name(f"{path.name}.schema.json")
     about.write_text(json.dumps({**json.loads(about.read_text()), "n_rows": None}))
-    write_summary(path, {"n": 2, "n_excluded": {"too long": 1}})
     whole = path.read_text()
     assert len(read_table(path)) == 3
     path.write_text(whole[:-2])

@@ -50,6 +50,8 @@ def test_leaves_a_checkpoint_with_its_record(run: Run) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
     }
+    modes = {path.stat().st_mode for path in folder.path.iterdir()}
+    assert len(modes) == 1, "who may read the rest may read the weights"
     manifest = folder.read_manifest()
     assert manifest["status"] == "finished"
     assert manifest["config"]["learning_rate"] == 1e-2
