@@ -10,6 +10,7 @@ Files and their handling: `dpotool.cache`.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib.metadata
 import logging
@@ -116,6 +117,7 @@ def _harmless() -> Iterator[None]:
         logger.warning("values are not kept in the store: %s", error)
 
 
+@functools.cache  # a process keeps the packages it began with
 def _versions() -> Mapping[str, str]:
     others = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {"dpotool": __version__, **others}  # which may be run from a checkout, not installed
