@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,10 @@ from conftest import make_pairs
 from model_families import build_family
 
 from dpotool.gradients import verification
+from dpotool.gradients.engine import GradientEngine
+from dpotool.gradients.products import PairProducts
 from dpotool.gradients.real_steps import StepLab, in_float64, put_back
-from dpotool.gradients.verification import verify_gaps
+from dpotool.gradients.verification import check_products, verify_gaps
 from dpotool.likelihood.pair_logps import compute_pair_logps
 
 AWAY = np.array([0.9, -0.4, 1.5, 0.2])
@@ -98,3 +102,33 @@ def test_only_the_selected_parameters_step():
         verified = verify_gaps(few, [0.6], gamma=1.0)
     assert list(update) == [name] and update[name].abs().max().item() == pytest.approx(1e-3, rel=1e-3)
     assert 1.9 <= verified["adamw"]["0.6"]["g1"]["slope"] <= 2.1
+
+
+def compute(engine: GradientEngine, n: int) -> tuple[list, list[PairProducts]]:
+    pairs = make_pairs(n)
+    (products,) = engine.iter_products(pairs, batch_tokens=10_000)
+    return pairs, [products[place] for place in range(n)]
+
+
+@pytest.mark.parametrize("parameters", ["all", "last-1"])
+def test_the_engine_agrees_on_the_parameters_that_were_selected(parameters: str):
+    model = build_family("llama", dtype=torch.float32)
+    engine = GradientEngine(model, parameters)
+    check = check_products(model, *compute(engine, 5), engine.selection, 3)
+    assert check["n"] == 3 and check["passed"] and 0 < check["largest_error"] < 1e-5
+
+
+@pytest.mark.parametrize("name", ["grad_inner_product", "chosen_grad_sq_norm", "rejected_grad_sq_norm"])
+@pytest.mark.parametrize("place", [0, 4])
+def test_a_wrong_number_in_a_checked_pair_fails(name: str, place: int):
+    model = build_family("llama", dtype=torch.float32)
+    engine = GradientEngine(model)
+    pairs, products = compute(engine, 5)
+    products[place] = replace(products[place], **{name: 1.01 * getattr(products[place], name) + 1.0})
+    assert not check_products(model, pairs, products, engine.selection, 2)["passed"]
+
+
+def test_no_more_pairs_than_there_are():
+    model = build_family("llama")
+    engine = GradientEngine(model)
+    assert check_products(model, *compute(engine, 3), engine.selection, 100)["n"] == 3
