@@ -30,7 +30,7 @@ class Reading:
     """How good an answer is."""
 
     quality: float
-    """-1 for all parts poor, 1 for all good (`demo_grammar.rate_answer`)."""
+    """-1 for all parts poor, 1 for all good (`demo.rate_answer`)."""
     is_whole: bool
     """The text is an answer of the grammar from its first word to its last; else parts not found count as poor."""
 
