@@ -59,7 +59,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
 NO_JSON = ("compare-csv", "unknown-option")
 VOLATILE = re.compile(
     r"second|_at$|time|created|git|version|hardware|devices|peak|bytes|probe|path|folder|host|platform|threads|"
-    r"last_used|^root$"
+    r"last_used|^(dpotool_)?written$|^root$"
 )
 """Keys whose values differ from run to run, or name a place on this machine."""
 
