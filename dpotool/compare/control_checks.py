@@ -1,7 +1,7 @@
 """Compares each run with DPO scaled back and DPO stopped early at the same chosen likelihood, as these cost nothing.
 
-Between two neighbours on a control's curve everything is on the chord: what one gets who takes one of the two models
-at random, so that a mean, unlike a single pair's score, is reached and nothing invented.
+Between two neighbours on a control's curve the control is taken to be the chord. Its means can really be had, by
+answering with one of the two models at random; no single pair has such a score.
 
 A run is compared with the mixture c of two neighbours that has the run's own mean chosen likelihood x. The mixture was
 chosen by these same pairs, which the interval must know: with S the chord's slope, the pair values
