@@ -122,9 +122,8 @@ def run_scoring(bench: Bench, shape: str) -> None:
     choose_kernels(bench.device, torch.bfloat16)
     rate = measure_matmul_rate(bench.device, torch.bfloat16, bench.scale(8192, 256))
     for data in DATA:
-        n_pairs = bench.scale({"0.5B": 512, "8B": 96}[shape], 6) // (3 if data == "UltraFeedback" else 1)
-        pairs = draw_pairs(data, n_pairs, model.config.vocab_size)
-        about: Row = {"model": shape, "data": data, "pairs": n_pairs}
+        pairs = _draw_scored(bench, shape, data, model)
+        about: Row = {"model": shape, "data": data, "pairs": len(pairs)}
         ours: dict[str, Any] = {}
         for method in (DPOTOOL, TRL, MASKED, PAIRED, *([LOOP] if data == "TL;DR" else [])):
             found = bench.attempt(
@@ -163,16 +162,21 @@ def _describe_scoring(
     }
 
 
+def _draw_scored(bench: Bench, shape: str, data: str, model: nn.Module) -> list[TokenizedPair]:
+    """Returns so many pairs that scoring them takes some seconds."""
+    n_pairs = bench.scale({"0.5B": 512, "8B": 96}[shape], 6) // (3 if data == "UltraFeedback" else 1)
+    return draw_pairs(data, n_pairs, model.config.vocab_size)
+
+
 def run_batch_sizes(bench: Bench) -> None:
     """Scoring with several budgets of tokens a batch: what a larger one gains and takes."""
     choose_kernels(bench.device, torch.bfloat16)
     for shape in ("8B", "0.5B"):
         model = build_model(shape, bench.device, is_small=bench.is_small, dtype=torch.bfloat16)
         for data in ("TL;DR", "UltraFeedback", "HH"):
-            n_pairs = bench.scale({"0.5B": 512, "8B": 96}[shape], 6) // (3 if data == "UltraFeedback" else 1)
-            pairs = draw_pairs(data, n_pairs, model.config.vocab_size)
+            pairs = _draw_scored(bench, shape, data, model)
             for n_tokens in BATCH_SIZES:
-                about: Row = {"model": shape, "data": data, "pairs": n_pairs, "tokens a batch": n_tokens}
+                about: Row = {"model": shape, "data": data, "pairs": len(pairs), "tokens a batch": n_tokens}
                 bench.attempt(
                     f"{shape}, {data}: {n_tokens} tokens a batch",
                     partial(_time_batch_size, bench, about, model, pairs),

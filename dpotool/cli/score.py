@@ -102,7 +102,7 @@ def _format_first_screen(summary: Mapping[str, Any]) -> list[str]:
 
 def _show_trajectory(results: Sequence[ScoreResult], console: Console) -> None:
     """Prints the answer, then a row per checkpoint."""
-    from dpotool.compare.verdict import SHOWN
+    from dpotool.compare.verdict import show_kind
     from dpotool.measures.checkpoints import describe_trajectory, name_checkpoint
 
     answer = describe_trajectory([result.summary for result in results])
@@ -112,7 +112,7 @@ def _show_trajectory(results: Sequence[ScoreResult], console: Console) -> None:
     rows = []
     for result in results:
         summary, verdict = result.summary, result.summary["verdict"]
-        kind = "no reference" if verdict is None else SHOWN.get(verdict["kind"], verdict["kind"])
+        kind = "no reference" if verdict is None else show_kind(verdict["kind"])
         rows.append([name_checkpoint(summary), *_format_first_screen(summary), kind])
     title = f"{first['data']} [{first['split']}], n = {first['n']}; 95 % bootstrap intervals over pairs"
     console.table(title, ["checkpoint", *_FIRST_SCREEN, "displacement"], rows)

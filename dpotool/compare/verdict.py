@@ -34,8 +34,6 @@ MISSING = {
 }
 """What a verdict needs -> why there is none without it, and what to do."""
 KINDS = ("none", "benign", "harmful", "unclear")
-SHOWN = {"none": "no fall"}
-"""Words of a table's cell that are not the kind itself: a reader would take "none" for a verdict that is missing."""
 MET, FAILED, OPEN = "met", "failed", "open"
 NEAR = 0.9
 """Smallest ratio, as a geometric mean over chosen tokens, of the policy's probability to the reference's."""
@@ -73,7 +71,7 @@ class Verdict:
     @property
     def word(self) -> str:
         """The kind, as a table says it."""
-        return SHOWN.get(self.kind, self.kind)
+        return show_kind(self.kind)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the form of every summary and of `--json`."""
@@ -87,6 +85,11 @@ class Verdict:
             "n": self.n,
             "next": self.next,
         }
+
+
+def show_kind(kind: str) -> str:
+    """Returns a kind of verdict as a table says it: a reader would take "none" for a verdict that is missing."""
+    return "no fall" if kind == "none" else kind
 
 
 def judge_displacement(run: ScoredRun, *, seed: int = 0) -> Verdict | None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
+from typing import Self
 
 import numpy as np
 import torch
@@ -48,7 +49,19 @@ class Ends:
 
 
 @dataclass(frozen=True, slots=True)
-class CompletionBatch:
+class _Tensors:
+    """What both kinds of batch are: a record of tensors."""
+
+    def to(self, device: torch.device) -> Self:
+        return type(self)(*(getattr(self, field.name).to(device) for field in fields(self)))
+
+    def to_dict(self) -> dict[str, Tensor]:
+        """Returns the tensors by name, as Trainer's data loading wants them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionBatch(_Tensors):
     """Rows of prompt + completion."""
 
     input_ids: Int[Tensor, "rows seq"]
@@ -73,13 +86,6 @@ class CompletionBatch:
     def select(self, rows: Int[Tensor, " some"], length: int) -> CompletionBatch:
         """Returns some rows, cut behind their last real token."""
         return CompletionBatch(*(getattr(self, field.name)[rows, :length] for field in fields(self)))
-
-    def to(self, device: torch.device) -> CompletionBatch:
-        return CompletionBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-    def to_dict(self) -> dict[str, Tensor]:
-        """Returns the tensors by name, as Trainer's data loading wants them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
 
 def collate_pairs(pairs: Sequence[TokenizedPair], *, with_rejected: bool = True) -> CompletionBatch:
@@ -117,7 +123,7 @@ MASK_ALIGNMENT = 8
 
 
 @dataclass(frozen=True, slots=True)
-class SharedBatch:
+class SharedBatch(_Tensors):
     """Rows of pairs whose completions share their prompt."""
 
     input_ids: Int[Tensor, "rows seq"]
@@ -137,13 +143,6 @@ class SharedBatch:
     @property
     def n_completions(self) -> int:
         return len(self.completion_tokens)
-
-    def to(self, device: torch.device) -> SharedBatch:
-        return SharedBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
-
-    def to_dict(self) -> dict[str, Tensor]:
-        """Returns the tensors by name, as Trainer's data loading wants them."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def find_targets(self) -> Targets:
         return Targets(self.target_rows, self.target_positions, self.target_completions, self.target_ids)

@@ -10,9 +10,7 @@ Files and their handling: `dpotool.cache`.
 
 from __future__ import annotations
 
-import functools
 import hashlib
-import importlib.metadata
 import logging
 import math
 import time
@@ -30,6 +28,7 @@ from dpotool.cache.entries import record_use
 from dpotool.cache.parts import Values, merge_parts, read_parts, write_part
 from dpotool.data.pairs import TokenizedPair
 from dpotool.errors import DpotoolError, expand_home, find_place
+from dpotool.runs.manifest import collect_versions
 
 logger = logging.getLogger(__name__)
 
@@ -117,10 +116,9 @@ def _harmless() -> Iterator[None]:
         logger.warning("values are not kept in the store: %s", error)
 
 
-@functools.cache  # a process keeps the packages it began with
 def _versions() -> Mapping[str, str]:
-    others = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
-    return {"dpotool": __version__, **others}  # which may be run from a checkout, not installed
+    installed = collect_versions()  # but dpotool may be run from a checkout
+    return {"dpotool": __version__, **{name: installed[name] for name in ("torch", "transformers")}}
 
 
 def name_model(model: nn.Module, label: str | None) -> str:

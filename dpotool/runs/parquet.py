@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dpotool.errors import refuse_endless
 from dpotool.runs.atomic import atomic_path
 from dpotool.runs.checked import load_json, read_bytes
 
@@ -42,8 +43,9 @@ def read_arrow(path: Path) -> pa.Table:
 
 
 def read_parquet_schema(path: Path) -> pa.Schema:
-    """Returns columns and metadata of a Parquet file."""
-    return pq.read_schema(pa.BufferReader(read_bytes(path)))
+    """Returns columns and metadata of a Parquet file, of which only the end is read."""
+    with refuse_endless(path).open("rb") as file:
+        return pq.read_schema(file)
 
 
 def sidecar(table: Path) -> Path:
